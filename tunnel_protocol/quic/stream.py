@@ -5,6 +5,7 @@ Receiving: credit is granted to the peer only for bytes that were handed to the 
 can send at most the rest of its window (RFC 9000 section 4.1), which bounds the memory of a stream.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from tunnel_protocol.errors import ConnectionClosedError
@@ -54,3 +55,12 @@ class Stream(Protocol):
 
     def unsent_bytes(self) -> int:
         """Bytes written and not yet sent for the first time."""
+
+    def acknowledged(self) -> bool:
+        """True once the peer has acknowledged every byte written including FIN; never after RESET_STREAM was sent."""
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when the sending side is over: acknowledged in full, reset, or stopped by the peer.
+
+        At once if it is over already; not at all if the connection is lost before (`on_connection_lost` tells).
+        """
