@@ -1,0 +1,264 @@
+"""Counters, gauges and histograms that cost a fraction of a microsecond, and their text exposition.
+
+The client library's own metric objects spend several microseconds on locks and label look-ups, and print `1.0` where
+dashboards of the router expect `1`; so the cells live here, in plain dictionaries of one event loop, and the library is
+used for what is not on the path (process figures; its parser is the oracle of the tests). Format: Prometheus text format
+0.0.4; the exact spelling is described in docs/operations.md, "Metrics".
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import NamedTuple, Protocol
+
+Labels = tuple[str, ...]
+"""Label values in the order in which the family declares its label names."""
+
+OVERFLOW = "__overflow__"
+"""Stands for a label value that was refused because the family already has as many as it may."""
+
+MAX_SERIES = 100_000
+"""Series one family may hold; what comes later is added up under `OVERFLOW` labels."""
+
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+class MetricNameError(ValueError):
+    """A metric name (with its prefix) is not legal in the exposition format; `name` is the full name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"'{name}' is not a valid metric name")
+        self.name = name
+
+
+class Description(NamedTuple):
+    """What is known of a family before it has a series."""
+
+    name: str
+    help: str
+    label_names: Labels = ()
+
+
+class LabelGuard(Protocol):
+    """Decides which label values a family may take on; asked once per new series."""
+
+    def admit(self, family: str, label_names: Labels, labels: Labels) -> Labels:
+        """The labels to use in place of `labels`: the same, or some replaced by `OVERFLOW`."""
+
+
+def number(value: float) -> str:
+    """Shortest decimal form, never with an exponent and never with a trailing `.0` (`1`, `0.005`, `67108864`)."""
+    if isinstance(value, int):
+        return str(value)
+    if value != value:
+        return "NaN"
+    if value in (float("inf"), float("-inf")):
+        return "+Inf" if value > 0 else "-Inf"
+    if value.is_integer():
+        return str(int(value))
+    text = repr(value)
+    return format(Decimal(text), "f") if "e" in text else text
+
+
+def label_text(names: Sequence[str], values: Sequence[str]) -> str:
+    """`a="1",b="2"`: escaped and sorted by label name."""
+    pairs = sorted(zip(names, values, strict=True))
+    return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs)
+
+
+class Family:
+    """What counters, gauges and histograms share: description, guarded admission of series, head lines."""
+
+    kind = ""
+
+    def __init__(self, prefix: str, description: Description, guard: LabelGuard | None = None) -> None:
+        """Raises `MetricNameError` if prefix and name do not make a legal metric name."""
+        self.full_name = prefix + description.name
+        if not _NAME.fullmatch(self.full_name):
+            raise MetricNameError(self.full_name)
+        self.description = description
+        self.label_names = description.label_names
+        self._guard = guard
+        self._head = f"# HELP {self.full_name} {description.help}\n# TYPE {self.full_name} {self.kind}\n"
+
+    def series(self) -> int:
+        """How many series the family has right now."""
+        raise NotImplementedError
+
+    def lines(self, out: list[str]) -> None:
+        """Append the family's exposition to `out`; nothing if it has no series."""
+        raise NotImplementedError
+
+    def _admitted(self, labels: Labels) -> Labels:
+        if len(labels) != len(self.label_names):
+            message = f"{self.full_name} takes labels {self.label_names}, not {labels}"
+            raise ValueError(message)
+        if self.series() >= MAX_SERIES:
+            return (OVERFLOW,) * len(labels)
+        return labels if self._guard is None else self._guard.admit(self.full_name, self.label_names, labels)
+
+
+class _Scalar(Family):
+    """One number per series."""
+
+    def __init__(self, prefix: str, description: Description, guard: LabelGuard | None = None) -> None:
+        super().__init__(prefix, description, guard)
+        self._cells: dict[Labels, float] = {}
+        self._order: list[tuple[str, Labels]] = []
+
+    def series(self) -> int:
+        """How many series there are."""
+        return len(self._cells)
+
+    def value(self, labels: Labels = ()) -> float:
+        """The current value; 0 for a series that does not exist."""
+        return self._cells.get(labels, 0)
+
+    def lines(self, out: list[str]) -> None:
+        """One line per series, sorted."""
+        cells = self._cells
+        if not cells:
+            return
+        if len(self._order) != len(cells):
+            self._order = sorted((self._series_name(labels), labels) for labels in cells)
+        out.append(self._head)
+        out.extend([f"{name} {number(cells[labels])}\n" for name, labels in self._order])
+
+    def _series_name(self, labels: Labels) -> str:
+        return f"{self.full_name}{{{label_text(self.label_names, labels)}}}" if labels else self.full_name
+
+    def _add(self, labels: Labels, amount: float) -> None:
+        admitted = self._admitted(labels)
+        self._cells[admitted] = self._cells.get(admitted, 0) + amount
+
+
+class Counter(_Scalar):
+    """A number that only grows."""
+
+    kind = "counter"
+
+    def inc(self, labels: Labels = (), amount: float = 1) -> None:
+        """Add `amount` (not negative) to the series of `labels`."""
+        try:
+            self._cells[labels] += amount
+        except KeyError:
+            self._add(labels, amount)
+
+    def create(self, labels: Labels = ()) -> None:
+        """Make the series appear with value 0 before anything is counted."""
+        self._cells.setdefault(self._admitted(labels), 0)
+
+
+class Gauge(_Scalar):
+    """A number that goes up and down, set by its owner or read from it at each scrape."""
+
+    kind = "gauge"
+
+    def __init__(self, prefix: str, description: Description, guard: LabelGuard | None = None) -> None:
+        super().__init__(prefix, description, guard)
+        self._readers: dict[Labels, Callable[[], float]] = {}
+
+    def set(self, value: float, labels: Labels = ()) -> None:
+        """Set the series of `labels` to `value`."""
+        if labels in self._cells:
+            self._cells[labels] = value
+        else:
+            self._cells[self._admitted(labels)] = value
+
+    def inc(self, labels: Labels = (), amount: float = 1) -> None:
+        """Add `amount`, which may be negative."""
+        try:
+            self._cells[labels] += amount
+        except KeyError:
+            self._add(labels, amount)
+
+    def dec(self, labels: Labels = ()) -> None:
+        """Subtract one."""
+        self.inc(labels, -1)
+
+    def remove(self, labels: Labels = ()) -> None:
+        """Drop the series; harmless if there is none."""
+        self._readers.pop(labels, None)
+        if self._cells.pop(labels, None) is not None:
+            self._order = []
+
+    def track(self, read: Callable[[], float], labels: Labels = ()) -> None:
+        """From now on the series has the value `read()` at the moment of each scrape. `read` must be cheap."""
+        admitted = self._admitted(labels)
+        self._readers[admitted] = read
+        self._cells[admitted] = 0
+
+    def lines(self, out: list[str]) -> None:
+        """One line per series, after asking the readers."""
+        for labels, read in self._readers.items():
+            self._cells[labels] = read()
+        super().lines(out)
+
+
+class _Distribution:
+    """The cell of a histogram: observations per bucket (not cumulative) and their sum."""
+
+    __slots__ = ("counts", "sum", "texts")
+
+    def __init__(self, buckets: int) -> None:
+        self.counts = [0] * buckets
+        self.sum: float = 0
+        self.texts: list[str] = []
+
+
+class Histogram(Family):
+    """A distribution over fixed upper bounds."""
+
+    kind = "histogram"
+
+    def __init__(
+        self, prefix: str, description: Description, bounds: Sequence[float], guard: LabelGuard | None = None
+    ) -> None:
+        super().__init__(prefix, description, guard)
+        self.bounds = tuple(bounds)
+        self._cells: dict[Labels, _Distribution] = {}
+        self._order: list[Labels] = []
+
+    def series(self) -> int:
+        """How many series there are."""
+        return len(self._cells)
+
+    def count(self, labels: Labels = ()) -> int:
+        """How many values were observed."""
+        cell = self._cells.get(labels)
+        return 0 if cell is None else sum(cell.counts)
+
+    def observe(self, value: float, labels: Labels = ()) -> None:
+        """Count `value` into the first bucket whose bound is not below it."""
+        cell = self._cells.get(labels)
+        if cell is None:
+            cell = self._cells.setdefault(self._admitted(labels), _Distribution(len(self.bounds) + 1))
+        cell.counts[bisect_left(self.bounds, value)] += 1
+        cell.sum += value
+
+    def lines(self, out: list[str]) -> None:
+        """Cumulative buckets, sum and count per series."""
+        if not self._cells:
+            return
+        if len(self._order) != len(self._cells):
+            self._order = sorted(self._cells)
+        out.append(self._head)
+        for labels in self._order:
+            cell = self._cells[labels]
+            texts = cell.texts or self._texts(labels, cell)
+            total = 0
+            for text, count in zip(texts, cell.counts, strict=False):
+                total += count
+                out.append(f"{text} {total}\n")
+            out.append(f"{texts[-2]} {number(cell.sum)}\n")
+            out.append(f"{texts[-1]} {total}\n")
+
+    def _texts(self, labels: Labels, cell: _Distribution) -> list[str]:
+        name = self.full_name
+        bounds = [*(number(bound) for bound in self.bounds), "+Inf"]
+        texts = [f"{name}_bucket{{{label_text((*self.label_names, 'le'), (*labels, le))}}}" for le in bounds]
+        braces = f"{{{label_text(self.label_names, labels)}}}" if labels else ""
+        cell.texts = [*texts, f"{name}_sum{braces}", f"{name}_count{braces}"]
+        return cell.texts

@@ -1,0 +1,290 @@
+"""Every metric of the router, in one place: name, meaning, labels.
+
+Two sets. The *contract* set is what dashboards of existing deployments know: names, labels, label values and buckets never
+change. The *additional* set is ours and may grow. `GET /metrics` shows the contract set (and both if so configured),
+`GET /metrics/all` always both. Meaning of each family: docs/operations.md, "Metrics".
+
+Use: `metrics.requests_total.inc((routing_key, model, inference_server_id, status))`; labels are a tuple in the order
+written here; an absent routing key is the empty string. A call costs well under a microsecond and never fails for any label
+value: what clients and workers can invent is bounded by `LabelBounds`, and added up under `__overflow__` beyond that.
+"""
+
+from collections.abc import Hashable
+from typing import TypeVar
+
+from router.telemetry.families import OVERFLOW, Counter, Description, Family, Gauge, Histogram, Labels
+
+F = TypeVar("F", bound=Family)
+
+DURATION_BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+ROUTING_BOUNDS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1)
+REPLAY_BOUNDS_BYTES = (0, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
+WIDE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+MAX_UNREGISTERED_TARGETS = 1_000
+"""Distinct (routing key, model) pairs recorded although no worker ever registered them."""
+
+MAX_REASONS = 100
+"""Distinct values of a `reason` label per family."""
+
+
+class LabelBounds:
+    """Bounds what callers from outside can make of labels: targets nobody registered, and reasons.
+
+    A target becomes known, for good, when it first shows up in `active_inference_servers`.
+    """
+
+    def __init__(self) -> None:
+        self._registered: set[tuple[str, str]] = set()
+        self._unregistered: set[Hashable] = set()
+        self._reasons: dict[str, set[Hashable]] = {}
+
+    def register(self, routing_key: str, model: str) -> None:
+        """From now on this target is always recorded under its own name."""
+        self._registered.add((routing_key, model))
+        self._unregistered.discard((routing_key, model))
+
+    def admit(self, family: str, label_names: Labels, labels: Labels) -> Labels:
+        """See `LabelGuard`."""
+        values = dict(zip(label_names, labels, strict=True))
+        if "model" in values and "routing_key" in values and not self._target(values["routing_key"], values["model"]):
+            values["routing_key"] = values["model"] = OVERFLOW
+        if "reason" in values and not _room(self._reasons.setdefault(family, set()), values["reason"], MAX_REASONS):
+            values["reason"] = OVERFLOW
+        return tuple(values.values())
+
+    def _target(self, routing_key: str, model: str) -> bool:
+        key = (routing_key, model)
+        return key in self._registered or _room(self._unregistered, key, MAX_UNREGISTERED_TARGETS)
+
+
+def _room(known: set[Hashable], value: Hashable, limit: int) -> bool:
+    if value in known:
+        return True
+    if len(known) >= limit:
+        return False
+    known.add(value)
+    return True
+
+
+class Metrics:
+    """All families of one router process."""
+
+    def __init__(self, prefix: str = "stargate_") -> None:
+        """`prefix` is put before every name as it is; raises `MetricNameError` if that makes an illegal name."""
+        self._prefix = prefix
+        self._bounds = LabelBounds()
+        self._contract: list[Family] = []
+        self._additional: list[Family] = []
+        self._add_contract()
+        self._add_additional()
+        self._contract.sort(key=lambda family: family.full_name)
+        self._additional.sort(key=lambda family: family.full_name)
+        for result in ("rejected", "success"):
+            self.tls_reloads_total.create(("server_identity", result))
+
+    def set_active_inference_servers(self, routing_key: str | None, model: str, count: int) -> None:
+        """Report the number of routable inference servers of a target; also makes the target known to label bounds."""
+        self._bounds.register(routing_key or "", model)
+        self.active_inference_servers.set(count, (routing_key or "", model))
+
+    def render(self, *, additional: bool = False) -> bytes:
+        """The exposition of the contract set, with `additional` of all families; those without series are left out."""
+        families = self._contract
+        if additional:
+            families = sorted(families + self._additional, key=lambda family: family.full_name)
+        out: list[str] = []
+        for family in families:
+            family.lines(out)
+        return "".join(out).encode()
+
+    def _counter(self, name: str, text: str, *labels: str, contract: bool = False) -> Counter:
+        return self._kept(Counter(self._prefix, Description(name, text, labels), self._bounds), contract=contract)
+
+    def _gauge(self, name: str, text: str, *labels: str, contract: bool = False) -> Gauge:
+        return self._kept(Gauge(self._prefix, Description(name, text, labels), self._bounds), contract=contract)
+
+    def _histogram(
+        self, name: str, text: str, bounds: tuple[float, ...], *labels: str, contract: bool = False
+    ) -> Histogram:
+        description = Description(name, text, labels)
+        return self._kept(Histogram(self._prefix, description, bounds, self._bounds), contract=contract)
+
+    def _kept(self, family: F, *, contract: bool) -> F:
+        (self._contract if contract else self._additional).append(family)
+        return family
+
+    def _add_contract(self) -> None:
+        self.requests_total = self._counter(
+            "requests_total",
+            "Requests that reached routing, by final status",
+            *("routing_key", "model", "inference_server_id", "status"),
+            contract=True,
+        )
+        self.proxy_attempts_total = self._counter(
+            "proxy_attempts_total",
+            "Upstream attempts by result",
+            *("routing_key", "model", "inference_server_id", "result"),
+            contract=True,
+        )
+        self.proxy_retries_total = self._counter(
+            "proxy_retries_total", "Retries by reason", "routing_key", "model", "reason", contract=True
+        )
+        self.routing_selections_total = self._counter(
+            "routing_selections_total",
+            "Cluster selections used for attempts",
+            *("routing_key", "model", "algorithm", "selection"),
+            contract=True,
+        )
+        self.routing_kv_free_token_fallback_selections_total = self._counter(
+            "routing_kv_free_token_fallback_selections_total",
+            "Selections made after skipping a better candidate for lack of free KV cache tokens",
+            *("routing_key", "model", "algorithm"),
+            contract=True,
+        )
+        self.proxy_retry_exhausted_total = self._counter(
+            "proxy_retry_exhausted_total",
+            "Retryable outcomes that were not retried",
+            *("routing_key", "model", "reason"),
+            contract=True,
+        )
+        self.admission_rejections_total = self._counter(
+            "admission_rejections_total",
+            "Requests refused before routing by input-work admission",
+            *("routing_key", "model", "reason"),
+            contract=True,
+        )
+        self.quic_connection_evictions_total = self._counter(
+            "quic_connection_evictions_total",
+            "Direct tunnels given up before a reconnect",
+            *("inference_server_id", "reason"),
+            contract=True,
+        )
+        self.quic_hot_path_reconnect_total = self._counter(
+            "quic_hot_path_reconnect_total",
+            "Reconnects of direct tunnels on behalf of a request",
+            *("inference_server_id", "result"),
+            contract=True,
+        )
+        self.tls_reloads_total = self._counter(
+            "tls_reloads_total", "Reloads of TLS material by result", "material_type", "result", contract=True
+        )
+        self.proxy_replay_buffer_bytes = self._histogram(
+            "proxy_replay_buffer_bytes",
+            "Request body bytes retained for replay, per attempt",
+            REPLAY_BOUNDS_BYTES,
+            *("model",),
+            contract=True,
+        )
+        self.proxy_duration_seconds = self._histogram(
+            "proxy_duration_seconds",
+            "Time from request arrival to response headers, per attempt that produced headers",
+            DURATION_BOUNDS_S,
+            *("routing_key", "model", "inference_server_id"),
+            contract=True,
+        )
+        self.routing_duration_seconds = self._histogram(
+            "routing_duration_seconds",
+            "Time from request arrival to the first selection",
+            ROUTING_BOUNDS_S,
+            *("routing_key", "model"),
+            contract=True,
+        )
+        self.active_inference_servers = self._gauge(
+            "active_inference_servers", "Routable inference servers of a target", "routing_key", "model", contract=True
+        )
+        self.tls_certificate_expiry_seconds = self._gauge(
+            "tls_certificate_expiry_seconds",
+            "Unix time at which the served certificate chain expires",
+            "material_type",
+            contract=True,
+        )
+
+    def _add_additional(self) -> None:
+        self._add_process()
+        self._add_requests()
+        self._add_workers()
+
+    def _add_process(self) -> None:
+        self.build_info = self._gauge("build_info", "Always 1; the build in its labels", "version", "commit")
+        self.draining = self._gauge("draining", "1 while the process drains")
+        self.event_loop_lag_seconds = self._histogram(
+            "event_loop_lag_seconds", "How late the event loop ran a timer, sampled", WIDE_BOUNDS_S
+        )
+        self.tls_last_reload_success = self._gauge(
+            "tls_last_reload_success", "1 if the last look at the TLS files found a usable identity", "material_type"
+        )
+        self.tls_last_reload_timestamp_seconds = self._gauge(
+            "tls_last_reload_timestamp_seconds", "Unix time of the last change of TLS material", "material_type"
+        )
+        self.lb_config_reloads_total = self._counter(
+            "lb_config_reloads_total", "Changes of the load-balancer file by result (success, rejected)", "result"
+        )
+        self.lb_config_last_reload_success = self._gauge(
+            "lb_config_last_reload_success", "1 if the load-balancer file as it is now was accepted"
+        )
+        self.lb_config_info = self._gauge(
+            "lb_config_info", "Always 1; digest and default algorithm of the active configuration", "hash", "default_lb"
+        )
+        self.discovery_failures_total = self._counter(
+            "discovery_failures_total", "Failed DNS look-ups of peer discovery", "kind"
+        )
+        self.discovery_routers = self._gauge("discovery_routers", "Routers in the published snapshot")
+
+    def _add_requests(self) -> None:
+        target = ("routing_key", "model")
+        self.requests_in_flight = self._gauge("requests_in_flight", "Requests being proxied right now")
+        self.requests_rejected_total = self._counter(
+            "requests_rejected_total", "Requests answered before routing (400, 405, early 413)", "status", "reason"
+        )
+        self.request_duration_seconds = self._histogram(
+            "request_duration_seconds", "Time from request arrival to the end of the body", WIDE_BOUNDS_S, *target
+        )
+        self.request_first_byte_seconds = self._histogram(
+            "request_first_byte_seconds", "Time from request arrival to the response head", WIDE_BOUNDS_S, *target
+        )
+        self.routing_wait_seconds = self._histogram(
+            "routing_wait_seconds", "Time from request arrival to its first selection", WIDE_BOUNDS_S, *target
+        )
+        self.client_aborts_total = self._counter(
+            "client_aborts_total", "Requests whose client left; phase is upload, head or body", *target, "phase"
+        )
+        self.midstream_failures_total = self._counter(
+            "midstream_failures_total",
+            "Responses that broke after their head was forwarded",
+            *(*target, "inference_server_id", "reason"),
+        )
+        self.replay_memory_bytes = self._gauge("replay_memory_bytes", "Request body copies held for retries")
+        self.replay_budget_exhausted_total = self._counter(
+            "replay_budget_exhausted_total", "Requests forwarded without a copy, the global replay budget being used up"
+        )
+        self.spills_total = self._counter(
+            "spills_total", "Requests sent elsewhere because the preferred tunnel had no free stream", *target
+        )
+        self.accepted_not_repeated_total = self._counter(
+            "accepted_not_repeated_total", "Retries forgone because a worker had the whole request already", *target
+        )
+
+    def _add_workers(self) -> None:
+        self.registered_streams = self._gauge("registered_streams", "Open registrations")
+        self.registrations_refused_total = self._counter(
+            "registrations_refused_total", "Registrations refused by reason", "reason"
+        )
+        self.registrations_ended_total = self._counter(
+            "registrations_ended_total", "Registrations that ended, by reason", "reason"
+        )
+        self.worker_auth_total = self._counter("worker_auth_total", "Worker authentications by result", "result")
+        self.worker_auth_duration_seconds = self._histogram(
+            "worker_auth_duration_seconds", "Time one worker authentication took", WIDE_BOUNDS_S, "result"
+        )
+        self.reverse_tunnels_up = self._gauge("reverse_tunnels_up", "Reverse tunnels that are up")
+        self.reverse_handshakes_total = self._counter(
+            "reverse_handshakes_total", "Reverse handshakes by result (accepted, or the reason of refusal)", "result"
+        )
+        self.health_probe_failures_total = self._counter(
+            "health_probe_failures_total", "Failed health probes", "inference_server_id"
+        )
+        self.quic_connections = self._gauge("quic_connections", "Open QUIC connections", "direction")
+        self.stream_credit_waits_total = self._counter(
+            "stream_credit_waits_total", "Streams that had to wait for the peer's stream limit"
+        )
