@@ -1,0 +1,206 @@
+"""The routable workers of one cluster for one target: their aggregate, their turn order, and the work reserved on them.
+
+Source: docs/control-plane.md, "Aggregates" and "Reservations". Totals are kept up to date per change, so that a heartbeat and a
+snapshot cost the same in a cluster of one and of thousands.
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from router.registry.exact_sum import ExactSum
+from router.registry.registration import ClusterGeneration, Registration
+from router.registry.reservations import Reservation, Reservations
+from router.registry.snapshot import Publication, Snapshot
+from router.registry.stats import MAX_U64
+
+if TYPE_CHECKING:
+    from router.registry.target import Target
+
+
+class RoutedCluster:
+    """One cluster of one target, from its first routable worker to its last. A request that chose it keeps it."""
+
+    __slots__ = (
+        "_generation_queries",
+        "_input_tps",
+        "_odd_output_tps",
+        "_output_tps",
+        "_picks",
+        "_processing_queries",
+        "_publications",
+        "_queue_size",
+        "_queued_input_size",
+        "_reservations",
+        "_rtt_ns",
+        "_server_ids",
+        "_source",
+        "_target",
+        "cluster_id",
+        "generation",
+        "stale",
+    )
+
+    def __init__(self, target: "Target", first: Publication) -> None:
+        self._target = target
+        self.cluster_id = first.registration.identity.cluster_id
+        self.generation: ClusterGeneration = first.registration.generation
+        self.stale = True
+        """True from a change until its target has taken a new snapshot."""
+        self._server_ids: list[str] = []
+        self._publications: list[Publication] = []
+        self._source = first
+        self._picks = 0
+        self._reservations = Reservations()
+        self._rtt_ns = 0
+        self._input_tps = ExactSum()
+        self._output_tps = ExactSum()
+        self._odd_output_tps = 0
+        self._queue_size = 0
+        self._queued_input_size = 0
+        self._processing_queries = 0
+        self._generation_queries = 0
+        self.publish(first)
+
+    def __len__(self) -> int:
+        return len(self._publications)
+
+    def publish(self, publication: Publication) -> bool:
+        """Insert or replace the publication of a worker; its reservations are dropped. True if the worker is new here."""
+        server_id = publication.inference_server_id
+        index = bisect_left(self._server_ids, server_id)
+        new = index == len(self._server_ids) or self._server_ids[index] != server_id
+        if new:
+            self._server_ids.insert(index, server_id)
+            self._publications.insert(index, publication)
+        else:
+            self._count(self._publications[index], -1)
+            self._publications[index] = publication
+            self._reservations.drop_server(server_id)
+        self._count(publication, 1)
+        self._source = publication
+        return new
+
+    def withdraw(self, registration: Registration) -> bool:
+        """Remove what exactly this registration published. True if there was something."""
+        publication = self._published_by(registration)
+        if publication is None:
+            return False
+        server_id = registration.identity.inference_server_id
+        index = bisect_left(self._server_ids, server_id)
+        del self._server_ids[index]
+        del self._publications[index]
+        self._count(publication, -1)
+        self._reservations.drop_server(server_id)
+        if publication is self._source and self._publications:
+            self._source = max(self._publications, key=lambda left: (left.received_at, left.inference_server_id))
+        return True
+
+    def clear(self) -> None:
+        """Remove every worker: leftovers of a generation that is over."""
+        self._server_ids.clear()
+        self._publications.clear()
+        self._reservations.drop_all()
+
+    def pick(self, excluded_backend_ids: Collection[str]) -> Publication | None:
+        """The next worker in id order that is not excluded, or None; every pick moves the one turn counter on."""
+        eligible = self._publications
+        if excluded_backend_ids:
+            eligible = [each for each in eligible if each.inference_server_id not in excluded_backend_ids]
+        if not eligible:
+            return None
+        picked = eligible[self._picks % len(eligible)]
+        self._picks += 1
+        return picked
+
+    def reserve(self, publication: Publication, input_tokens: int, priority: int) -> Reservation | None:
+        """Count one attempt's work against the cluster until the worker's next report; None if its registration left."""
+        if self._published_by(publication.registration) is None:
+            return None
+        reservation = Reservation(self, publication.inference_server_id, input_tokens, priority)
+        self._reservations.add(reservation)
+        self._target.touch(self)
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """For `Reservation.release`: take a live reservation out."""
+        self._reservations.remove(reservation)
+        self._target.touch(self)
+
+    def publications(self) -> tuple[Publication, ...]:
+        """All routable workers, by id."""
+        return tuple(self._publications)
+
+    def pending_reservations(self) -> list[Reservation]:
+        """The reservations that count at the moment."""
+        return self._reservations.pending()
+
+    def stats_observed_at_unix_ms(self) -> int:
+        """The latest observation time among the workers, by their own clocks."""
+        return max((each.stats.stats_observed_at_unix_ms for each in self._publications), default=0)
+
+    def stats_capabilities(self) -> tuple[str, ...]:
+        """All workers' capability labels, first seen first."""
+        return tuple(dict.fromkeys(label for each in self._publications for label in each.stats.stats_capabilities))
+
+    def stats_sources(self) -> tuple[str, ...]:
+        """All workers' source labels, first seen first."""
+        return tuple(dict.fromkeys(label for each in self._publications for label in each.stats.stats_sources))
+
+    def snapshot(self) -> Snapshot:
+        """The aggregate now, with pending reservations; at least one worker must be left."""
+        source = self._source.stats
+        pending = self._reservations
+        input_tps = self._input_tps.value()
+        snapshot = Snapshot()
+        snapshot.cluster_id = self.cluster_id
+        snapshot.cluster = self
+        snapshot.active_backend_count = len(self._publications)
+        snapshot.rtt_ns = self._rtt_ns // len(self._publications)
+        snapshot.received_at = self._source.received_at
+        snapshot.last_mean_input_tps = input_tps
+        snapshot.output_tps = self._summed_output_tps()
+        snapshot.max_output_tps = source.max_output_tps
+        snapshot.queue_size = min(self._queue_size + pending.count, MAX_U64)
+        snapshot.queued_input_size = min(self._queued_input_size + pending.tokens, MAX_U64)
+        snapshot.num_running_queries = min(source.num_running_queries + pending.count, MAX_U64)
+        snapshot.max_engine_concurrency = source.max_engine_concurrency
+        snapshot.total_query_input_size = min(source.total_query_input_size + pending.tokens, MAX_U64)
+        snapshot.kv_cache_capacity_tokens = source.kv_cache_capacity_tokens
+        snapshot.kv_cache_used_tokens = source.kv_cache_used_tokens
+        snapshot.kv_cache_free_tokens = source.kv_cache_free_tokens
+        snapshot.input_processing_queries = min(self._processing_queries, MAX_U64)
+        snapshot.output_generation_queries = min(self._generation_queries, MAX_U64)
+        snapshot.queue_time_estimate_ms_by_priority = pending.queue_times(
+            source.queue_time_estimate_ms_by_priority, input_tps
+        )
+        return snapshot
+
+    def _published_by(self, registration: Registration) -> Publication | None:
+        server_id = registration.identity.inference_server_id
+        index = bisect_left(self._server_ids, server_id)
+        if index < len(self._publications) and self._publications[index].registration is registration:
+            return self._publications[index]
+        return None
+
+    def _count(self, publication: Publication, sign: int) -> None:
+        stats = publication.stats
+        self._rtt_ns += sign * publication.rtt_ns
+        self._queue_size += sign * stats.queue_size
+        self._queued_input_size += sign * stats.queued_input_size
+        self._processing_queries += sign * stats.input_processing_queries
+        self._generation_queries += sign * stats.output_generation_queries
+        if stats.last_mean_input_tps > 0 and isfinite(stats.last_mean_input_tps):
+            self._input_tps.add(stats.last_mean_input_tps, sign)
+        if isfinite(stats.output_tps):
+            self._output_tps.add(stats.output_tps, sign)
+        else:
+            self._odd_output_tps += sign
+
+    def _summed_output_tps(self) -> float:
+        if self._odd_output_tps:
+            # Infinity and NaN cannot be taken out of a running sum again, so they are added up anew: only broken workers
+            # report them.
+            return sum(each.stats.output_tps for each in self._publications)
+        return self._output_tps.value()

@@ -1,0 +1,60 @@
+"""One live registration and the cluster generation it belongs to.
+
+Both are compared by object identity: an id may be used again, a generation never is (docs/control-plane.md, "Generations").
+"""
+
+from dataclasses import dataclass
+
+from router.registry.tunnel import TunnelSet
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a worker may not change while it is registered."""
+
+    inference_server_id: str
+    """Unique among the live registrations of this process; byte for byte as sent, never empty."""
+    cluster_id: str
+    """The effective cluster: the id itself if the worker named none."""
+    url: str
+    """As sent: `quic://ip:port` for a worker to be dialled, its engine's http(s) URL for a reverse one."""
+    routing_key: str | None
+    """From authentication, never from the message; None = unscoped."""
+    reverse: bool
+    """True if the worker dials the router."""
+
+
+class ClusterGeneration:
+    """One lifetime of (routing key, cluster id): from its first registration to the end of its last."""
+
+    __slots__ = ("registrations", "retired")
+
+    def __init__(self) -> None:
+        self.registrations = 0
+        """How many live registrations share it."""
+        self.retired = False
+        """True once that number has fallen to 0; nothing of it is ever routed to again."""
+
+
+class Registration:
+    """One admitted registration stream: made by `Registry.begin`, over with `Registry.end`."""
+
+    __slots__ = ("applying", "ended", "generation", "identity", "models", "tunnels")
+
+    def __init__(self, identity: Identity, tunnels: TunnelSet, generation: ClusterGeneration) -> None:
+        self.identity = identity
+        self.tunnels = tunnels
+        """The connections of exactly this generation; nobody else's request travels on them."""
+        self.generation = generation
+        self.models: frozenset[str] = frozenset()
+        """The models it advertises, whatever their status. While an update is being applied: the old ones too."""
+        self.applying = False
+        self.ended = False
+
+
+class AlreadyRegisteredError(Exception):
+    """A live registration holds this id; `existing` is that registration."""
+
+    def __init__(self, existing: Registration) -> None:
+        super().__init__(f"inference_server_id '{existing.identity.inference_server_id}' is already registered")
+        self.existing = existing

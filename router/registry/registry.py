@@ -1,0 +1,183 @@
+"""Who is registered and what they can serve, right now. Pure memory: no I/O, no clock, no suspension point.
+
+Every method runs to its end before anything else of the event loop, so callers see either all of a change or nothing of it.
+Source: docs/control-plane.md, "Registrations" and "What is routable".
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+from router.registry.registration import AlreadyRegisteredError, ClusterGeneration, Identity, Registration
+from router.registry.snapshot import Publication
+from router.registry.stats import ModelUpdate
+from router.registry.target import Target, TargetKey
+from router.registry.tunnel import TunnelSet
+
+
+class Registry:
+    """All live registrations of this process and the targets their workers serve."""
+
+    def __init__(self, on_active_count: Callable[[TargetKey, int], None] | None = None) -> None:
+        """`on_active_count` is told the number of routable workers of a target whenever it changes."""
+        self._on_active_count = on_active_count
+        self._registrations: dict[str, Registration] = {}
+        self._generations: dict[tuple[str | None, str], ClusterGeneration] = {}
+        self._advertisers: dict[TargetKey, int] = {}
+        self._targets: dict[TargetKey, Target] = {}
+        # For listing: the routable models of one routing key without a walk over all of them.
+        self._models: dict[str | None, set[str]] = {}
+
+    # Registrations
+
+    def begin(self, identity: Identity, tunnels: TunnelSet) -> Registration:
+        """Admit a worker; it is routable only after `apply`. Raises `AlreadyRegisteredError` while its id is live."""
+        existing = self._registrations.get(identity.inference_server_id)
+        if existing is not None:
+            raise AlreadyRegisteredError(existing)
+        scope = (identity.routing_key, identity.cluster_id)
+        generation = self._generations.get(scope)
+        if generation is None:
+            generation = self._generations[scope] = ClusterGeneration()
+        generation.registrations += 1
+        registration = Registration(identity, tunnels, generation)
+        self._registrations[identity.inference_server_id] = registration
+        return registration
+
+    def apply(
+        self,
+        registration: Registration,
+        models: Mapping[str, ModelUpdate],
+        *,
+        connected: bool,
+        rtt_ns: int | None,
+        now: float,
+    ) -> None:
+        """Take over one full report: `models` is everything the worker advertises from now on.
+
+        A model becomes (or stays) routable exactly if the worker calls it active, sent figures for it, its tunnel is
+        connected and its round trip is known. `now` is monotonic seconds. Does nothing for a registration that has ended.
+        Raises RuntimeError if called while the same registration's previous report is still being applied.
+        """
+        if registration.ended:
+            return
+        if registration.applying:
+            raise RuntimeError("updates of one registration must not overlap")
+        registration.applying = True
+        try:
+            self._apply(registration, models, rtt_ns if connected else None, now)
+        finally:
+            registration.applying = False
+
+    def withdraw(self, registration: Registration) -> None:
+        """Take a worker out of routing while it stays registered and its models stay advertised: its tunnel is dead."""
+        for model in registration.models:
+            self._withdraw(registration, TargetKey(registration.identity.routing_key, model))
+
+    def end(self, registration: Registration) -> None:
+        """Retire a registration: its id is free and its routes are gone. Harmless when already ended."""
+        if registration.ended:
+            return
+        registration.ended = True
+        identity = registration.identity
+        del self._registrations[identity.inference_server_id]
+        self._count_advertisers(registration, registration.models, -1)
+        generation = registration.generation
+        generation.registrations -= 1
+        if not generation.registrations:
+            generation.retired = True
+            del self._generations[(identity.routing_key, identity.cluster_id)]
+        self.withdraw(registration)
+
+    def live(self, inference_server_id: str) -> Registration | None:
+        """The live registration of this id."""
+        return self._registrations.get(inference_server_id)
+
+    def registrations(self) -> list[Registration]:
+        """All live registrations, the oldest first."""
+        return list(self._registrations.values())
+
+    # Targets
+
+    def target(self, key: TargetKey) -> Target | None:
+        """The target, if at least one worker is routable for it."""
+        return self._targets.get(key)
+
+    def targets(self) -> list[Target]:
+        """All targets with a routable worker."""
+        return list(self._targets.values())
+
+    def is_advertised(self, key: TargetKey) -> bool:
+        """Whether any live registration advertises the model, routable or not."""
+        return key in self._advertisers
+
+    def active_models(self, routing_key: str | None, model_ids: Collection[str] = ()) -> list[str]:
+        """Routable models of exactly this routing key, ascending; only those of `model_ids` unless that is empty."""
+        models = self._models.get(routing_key, set())
+        return sorted(models.intersection(model_ids) if model_ids else models)
+
+    def all_active_models(self) -> list[str]:
+        """Routable models over all routing keys, each once, ascending."""
+        return sorted(set().union(*self._models.values()))
+
+    # Steps
+
+    def _apply(
+        self, registration: Registration, models: Mapping[str, ModelUpdate], rtt_ns: int | None, now: float
+    ) -> None:
+        previous = registration.models
+        advertised = previous
+        if models.keys() != previous:
+            advertised = frozenset(models)
+            self._count_advertisers(registration, previous - advertised, -1)
+            self._count_advertisers(registration, advertised - previous, 1)
+            registration.models = previous | advertised
+        routing_key = registration.identity.routing_key
+        for model in previous - advertised:
+            self._withdraw(registration, TargetKey(routing_key, model))
+        for model, update in models.items():
+            if registration.ended:
+                return
+            key = TargetKey(routing_key, model)
+            if update.active and update.stats is not None and rtt_ns is not None:
+                self._publish(key, Publication(registration, update.stats, rtt_ns, now))
+            else:
+                self._withdraw(registration, key)
+        registration.models = advertised
+
+    def _count_advertisers(self, registration: Registration, models: Collection[str], change: int) -> None:
+        for model in models:
+            key = TargetKey(registration.identity.routing_key, model)
+            count = self._advertisers.get(key, 0) + change
+            if count:
+                self._advertisers[key] = count
+            else:
+                del self._advertisers[key]
+
+    def _publish(self, key: TargetKey, publication: Publication) -> None:
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = Target(key)
+            self._models.setdefault(key.routing_key, set()).add(key.model)
+        before = target.active_count
+        target.publish(publication)
+        if target.active_count != before:
+            self._tell(target)
+
+    def _withdraw(self, registration: Registration, key: TargetKey) -> None:
+        target = self._targets.get(key)
+        if target is None:
+            return
+        before = target.active_count
+        target.withdraw(registration)
+        if not target.active_count:
+            target.retired = True
+            del self._targets[key]
+            models = self._models[key.routing_key]
+            models.remove(key.model)
+            if not models:
+                del self._models[key.routing_key]
+        if target.active_count != before:
+            self._tell(target)
+
+    def _tell(self, target: Target) -> None:
+        if self._on_active_count is not None:
+            self._on_active_count(target.key, target.active_count)

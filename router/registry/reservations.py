@@ -1,0 +1,146 @@
+"""Work sent to a cluster since its workers last reported: counted at once, forgotten with the worker's next report.
+
+Source: docs/control-plane.md, "Reservations". The effect of a reservation on the queue time map is a step: every priority from
+its own on waits `delta` longer. Steps commute, so the map is built from totals instead of by replaying reservations in order.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from router.registry.stats import MAX_U64, NO_ESTIMATES
+
+if TYPE_CHECKING:
+    from router.registry.cluster import RoutedCluster
+
+
+def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:
+    """Whole milliseconds, rounded up, that `input_tokens` take at `input_tps` tokens per second; None if that cannot be said."""
+    if input_tokens == 0:
+        return 0
+    if not (math.isfinite(input_tps) and input_tps > 0):
+        return None
+    delta = input_tokens / input_tps * 1000.0
+    if not delta <= float(MAX_U64):
+        return None
+    return min(math.ceil(delta), MAX_U64)
+
+
+class Reservation:
+    """One attempt's work on one worker of one cluster, from `RoutedCluster.reserve`."""
+
+    __slots__ = ("_cluster", "delta_ms", "inference_server_id", "input_tokens", "live", "priority")
+
+    def __init__(self, cluster: "RoutedCluster", inference_server_id: str, input_tokens: int, priority: int) -> None:
+        self._cluster = cluster
+        self.inference_server_id = inference_server_id
+        self.input_tokens = input_tokens
+        self.priority = priority
+        self.live = True
+        self.delta_ms: int | None = None
+        """What it adds to the queue time from its priority on, as last computed by `Reservations`; None = cannot be said."""
+
+    def release(self) -> None:
+        """Take the work out again before the worker reports. No effect if it is out already."""
+        if self.live:
+            self._cluster.release(self)
+
+
+class Reservations:
+    """All pending reservations of one cluster as running totals."""
+
+    __slots__ = ("_by_server", "_steps", "_tps", "_unknown", "count", "tokens")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.tokens = 0
+        self._by_server: dict[str, list[Reservation]] = {}
+        # Per priority: milliseconds added to it and to all less urgent ones, and by how many reservations. Valid for the
+        # throughput `_tps`; None until somebody reads. A reservation of 0 tokens adds no time but still names its priority.
+        self._steps: dict[int, list[int]] | None = None
+        self._tps = 0.0
+        self._unknown = 0
+
+    def add(self, reservation: Reservation) -> None:
+        """Count `reservation`."""
+        self._by_server.setdefault(reservation.inference_server_id, []).append(reservation)
+        self.count += 1
+        self.tokens += reservation.input_tokens
+        if self._steps is not None:
+            self._step_up(reservation, self._steps)
+
+    def remove(self, reservation: Reservation) -> None:
+        """Forget one live reservation."""
+        of_server = self._by_server[reservation.inference_server_id]
+        of_server.remove(reservation)
+        if not of_server:
+            del self._by_server[reservation.inference_server_id]
+        self._forget(reservation)
+
+    def drop_server(self, inference_server_id: str) -> None:
+        """Forget all reservations on one worker: it reported, or it left."""
+        for reservation in self._by_server.pop(inference_server_id, ()):
+            self._forget(reservation)
+
+    def drop_all(self) -> None:
+        """Forget everything: the cluster is gone."""
+        for inference_server_id in list(self._by_server):
+            self.drop_server(inference_server_id)
+
+    def pending(self) -> list[Reservation]:
+        """The live reservations, in no particular order."""
+        return [reservation for of_server in self._by_server.values() for reservation in of_server]
+
+    def queue_times(self, base: Mapping[int, int], input_tps: float) -> Mapping[int, int]:
+        """`base` with every pending reservation added, at the cluster's summed throughput; empty if it cannot be said."""
+        if not base or not self.count:
+            return base
+        steps = self._steps_at(input_tps)
+        if self._unknown:
+            return NO_ESTIMATES
+        reported = added = 0
+        queue_times: dict[int, int] = {}
+        for priority in sorted(base.keys() | steps.keys()):
+            reported = base.get(priority, reported)
+            if priority in steps:
+                added += steps[priority][0]
+            queue_times[priority] = min(reported + added, MAX_U64)
+        return queue_times
+
+    def _steps_at(self, input_tps: float) -> dict[int, list[int]]:
+        steps = self._steps
+        if steps is None or self._tps != input_tps:
+            self._steps = steps = {}
+            self._tps = input_tps
+            self._unknown = 0
+            for of_server in self._by_server.values():
+                for reservation in of_server:
+                    self._step_up(reservation, steps)
+        return steps
+
+    def _step_up(self, reservation: Reservation, steps: dict[int, list[int]]) -> None:
+        delta_ms = reservation.delta_ms = queue_time_delta_ms(reservation.input_tokens, self._tps)
+        if delta_ms is None:
+            self._unknown += 1
+            return
+        step = steps.get(reservation.priority)
+        if step is None:
+            steps[reservation.priority] = [delta_ms, 1]
+        else:
+            step[0] += delta_ms
+            step[1] += 1
+
+    def _forget(self, reservation: Reservation) -> None:
+        reservation.live = False
+        self.count -= 1
+        self.tokens -= reservation.input_tokens
+        if self._steps is None:
+            return
+        if reservation.delta_ms is None:
+            self._unknown -= 1
+            return
+        step = self._steps[reservation.priority]
+        step[0] -= reservation.delta_ms
+        step[1] -= 1
+        if not step[1]:
+            del self._steps[reservation.priority]

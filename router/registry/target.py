@@ -1,0 +1,134 @@
+"""One routing target: who can serve (routing key, model) at this moment.
+
+Source: docs/control-plane.md, "What is routable". Snapshots are cached per cluster and taken anew only for clusters that changed.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from router.registry.cluster import RoutedCluster
+from router.registry.registration import Registration
+from router.registry.snapshot import Publication, Snapshot
+
+
+class TargetKey(NamedTuple):
+    """What a request asks for."""
+
+    routing_key: str | None
+    """None = unscoped, which matches nothing but None."""
+    model: str
+
+
+class RetiredTargetError(Exception):
+    """Publishing into a target that has been taken out of the registry; a new one of the same key is needed."""
+
+
+class Target:
+    """The routable clusters of one key, from the first routable worker to the last."""
+
+    __slots__ = (
+        "_changed",
+        "_cluster_ids",
+        "_clusters",
+        "_snapshots",
+        "active_count",
+        "balancer_state",
+        "key",
+        "retired",
+        "version",
+    )
+
+    def __init__(self, key: TargetKey) -> None:
+        self.key = key
+        self.active_count = 0
+        """Number of routable workers over all clusters."""
+        self.version = 0
+        """Grows with every change of what `candidates` shows."""
+        self.balancer_state: dict[object, object] = {}
+        """Belongs to the balancing algorithms; dies with the target."""
+        self.retired = False
+        """True once the last worker has left: out of the registry for good."""
+        self._clusters: dict[str, RoutedCluster] = {}
+        self._cluster_ids: list[str] = []
+        self._snapshots: list[Snapshot] = []
+        self._changed: list[RoutedCluster] = []
+
+    def candidates(self) -> Sequence[Snapshot]:
+        """One snapshot per cluster, by cluster id; costs only what has changed since the last call.
+
+        Snapshots are immutable and may be kept. The sequence is the target's own and follows it: use it within one
+        decision, before anything else can run.
+        """
+        if self._changed:
+            for cluster in self._changed:
+                cluster.stale = False
+                self._snapshots[bisect_left(self._cluster_ids, cluster.cluster_id)] = cluster.snapshot()
+            self._changed.clear()
+        return self._snapshots
+
+    def clusters(self) -> list[RoutedCluster]:
+        """The routable clusters, by id."""
+        return [self._clusters[cluster_id] for cluster_id in self._cluster_ids]
+
+    def publish(self, publication: Publication) -> None:
+        """Make a worker routable, or replace what it published. Raises `RetiredTargetError`.
+
+        Leftovers of an earlier, retired generation of its cluster go.
+        """
+        if self.retired:
+            raise RetiredTargetError
+        registration = publication.registration
+        cluster = self._clusters.get(registration.identity.cluster_id)
+        if cluster is not None and cluster.generation is not registration.generation:
+            self._drop(cluster)
+            cluster = None
+        if cluster is None:
+            self._insert(RoutedCluster(self, publication))
+            self.active_count += 1
+        else:
+            if cluster.publish(publication):
+                self.active_count += 1
+            self.touch(cluster)
+
+    def withdraw(self, registration: Registration) -> None:
+        """Take out what exactly this registration published, and leftovers of a retired generation of its cluster."""
+        cluster = self._clusters.get(registration.identity.cluster_id)
+        if cluster is None:
+            return
+        if cluster.generation is not registration.generation:
+            # The caller is stale if the stored generation lives; the stored one is stale if it does not.
+            if cluster.generation.retired:
+                self._drop(cluster)
+        elif cluster.withdraw(registration):
+            self.active_count -= 1
+            if len(cluster):
+                self.touch(cluster)
+            else:
+                self._drop(cluster)
+
+    def touch(self, cluster: RoutedCluster) -> None:
+        """Note that `cluster`, one of this target's, has changed."""
+        self.version += 1
+        if not cluster.stale:
+            cluster.stale = True
+            self._changed.append(cluster)
+
+    def _insert(self, cluster: RoutedCluster) -> None:
+        index = bisect_left(self._cluster_ids, cluster.cluster_id)
+        self._clusters[cluster.cluster_id] = cluster
+        self._cluster_ids.insert(index, cluster.cluster_id)
+        self._snapshots.insert(index, cluster.snapshot())
+        cluster.stale = False
+        self.version += 1
+
+    def _drop(self, cluster: RoutedCluster) -> None:
+        self.active_count -= len(cluster)
+        cluster.clear()
+        index = bisect_left(self._cluster_ids, cluster.cluster_id)
+        del self._clusters[cluster.cluster_id]
+        del self._cluster_ids[index]
+        del self._snapshots[index]
+        if cluster.stale:
+            self._changed.remove(cluster)
+        self.version += 1
