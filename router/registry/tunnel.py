@@ -4,6 +4,7 @@
 introduces them to each other.
 """
 
+from enum import Enum, auto
 from typing import Protocol
 
 from tunnel_protocol.head import RequestHead, ResponseHead
@@ -93,3 +94,14 @@ class TunnelSet(Protocol):
 
         Raises `TunnelError` if any connection of the new set fails; the old set is then kept as it is.
         """
+
+
+class TunnelStep(Enum):
+    """Where a registration's tunnels stand when one of its updates is processed."""
+
+    CONNECTED = auto()
+    """A connection is open, or a dialled worker is within the grace time after losing it."""
+    REVERSE_DISCONNECTED = auto()
+    """The worker has not dialled (again) yet: ack with the dial address, nothing is routable."""
+    UNAVAILABLE = auto()
+    """A worker to be dialled cannot be reached: nothing is routable, and no ack."""
