@@ -4,22 +4,12 @@ Source: docs/control-plane.md, "One update" and "Loss of a worker".
 """
 
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Protocol
 
 from router.registry.registration import Identity
-from router.registry.tunnel import TunnelSet
+from router.registry.tunnel import TunnelSet, TunnelStep
 
-
-class TunnelStep(Enum):
-    """Where a registration's tunnels stand when one of its updates is processed."""
-
-    CONNECTED = auto()
-    """A connection is open, or a dialled worker is within the grace time after losing it."""
-    REVERSE_DISCONNECTED = auto()
-    """The worker has not dialled (again) yet: ack with the dial address, nothing is routable."""
-    UNAVAILABLE = auto()
-    """A worker to be dialled cannot be reached: nothing is routable, and no ack."""
+__all__ = ["MakeTunnels", "TunnelStep", "WorkerTunnels"]
 
 
 class WorkerTunnels(TunnelSet, Protocol):
