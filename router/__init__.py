@@ -1,0 +1,1 @@
+"""The router process: HTTP requests in, QUIC tunnels out. See docs/architecture.md for the rooms and who may import whom."""

@@ -1,0 +1,184 @@
+"""What an option's text may be: each function turns one text into a value or raises `ValueRefusedError` with the reason.
+
+The rules are strict on purpose: a deployment that starts must mean what it says (docs/operations.md, "Command line").
+"""
+
+import re
+from collections.abc import Callable
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Literal, NamedTuple
+
+_DIGITS = re.compile(r"\+?[0-9]+")
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<plain>[^\[\]]+)):(?P<port>[0-9]{1,9})")
+_GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
+_U64 = 2**64 - 1
+
+
+class ValueRefusedError(Exception):
+    """An option's value was refused. `reason` is shown after the value; `choices` lists the legal ones instead."""
+
+    def __init__(self, reason: str, choices: tuple[str, ...] = (), *, needs_value: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.choices = choices
+        self.needs_value = needs_value
+
+
+class SocketAddress(NamedTuple):
+    """A literal IP address and port; `str()` gives `1.2.3.4:5` or `[::1]:5`."""
+
+    host: str
+    port: int
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the host is an IPv6 address."""
+        return ":" in self.host
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.is_ipv6 else f"{self.host}:{self.port}"
+
+
+def parse_socket_address(value: str) -> SocketAddress:
+    """`IPv4:port` or `[IPv6]:port`, never a host name; an IPv6 address without brackets passes if it is unmistakable.
+
+    Raises `ValueRefusedError` with `invalid socket address syntax`.
+    """
+    match = _HOST_AND_PORT.fullmatch(value)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueRefusedError("invalid socket address syntax")
+    host, port = match["v6"] or match["plain"], match["port"]
+    try:
+        IPv6Address(host) if ":" in host else IPv4Address(host)
+    except AddressValueError:
+        raise ValueRefusedError("invalid socket address syntax") from None
+    return SocketAddress(host, int(port))
+
+
+def text(value: str) -> str:
+    """Anything."""
+    return value
+
+
+def url_list(value: str) -> tuple[str, ...]:
+    """Comma-separated; blanks around the parts and empty parts are dropped later, where they are used."""
+    return tuple(value.split(",")) if value else ()
+
+
+def socket_address(value: str) -> SocketAddress:
+    """See `parse_socket_address`."""
+    return parse_socket_address(value)
+
+
+def _integer(value: str, largest: int) -> int:
+    """Digits with an optional plus sign, or an integer as Helm prints large ones (`1e+06`)."""
+    if value == "":
+        raise ValueRefusedError("cannot parse integer from empty string")
+    number = None
+    if _DIGITS.fullmatch(value):
+        number = int(value) if len(value) <= 40 else largest + 1
+    elif match := _GO_EXPONENT.fullmatch(value):
+        lead, fraction, exponent = match[1], match[2] or "", int(match[3])
+        if len(fraction) <= exponent <= 20:
+            number = int(lead + fraction) * 10 ** (exponent - len(fraction))
+    if number is None:
+        raise ValueRefusedError("invalid digit found in string")
+    if number > largest:
+        raise ValueRefusedError("number too large to fit in target type")
+    return number
+
+
+def _plain(largest: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        return _integer(value, largest)
+
+    return parse
+
+
+PLAIN_COUNT_32 = _plain(2**32 - 1)
+PLAIN_COUNT_64 = _plain(_U64)
+milliseconds = PLAIN_COUNT_64
+
+
+def PORT(value: str) -> int:  # noqa: N802 - stands in the option table beside the other value types
+    """0..65535."""
+    number = _integer(value, _U64)
+    if number > 65535:
+        raise ValueRefusedError(f"{number} is not in 0..=65535")
+    return number
+
+
+def milliseconds_above_zero(value: str) -> int:
+    """Milliseconds, at least 1."""
+    return _above_zero(value, "invalid millisecond value")
+
+
+def count_above_zero(value: str) -> int:
+    """A count, at least 1."""
+    return _above_zero(value, "invalid count")
+
+
+def _above_zero(value: str, complaint: str) -> int:
+    try:
+        number = _integer(value, _U64)
+    except ValueRefusedError as error:
+        raise ValueRefusedError(f"{complaint}: {error.reason}") from None
+    if number == 0:
+        raise ValueRefusedError("value must be greater than 0")
+    return number
+
+
+def true_or_false(value: str) -> bool:
+    """Exactly `true` or `false`."""
+    if value not in ("true", "false"):
+        raise ValueRefusedError("", ("true", "false"), needs_value=value == "")
+    return value == "true"
+
+
+def connectivity(value: str) -> Literal["direct", "reverse"]:
+    """Who dials the tunnels."""
+    if value == "direct":
+        return "direct"
+    if value == "reverse":
+        return "reverse"
+    raise ValueRefusedError(f"unsupported backend connectivity '{value}', expected 'direct' or 'reverse'")
+
+
+def tunnel_protocol(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
+    """The framing, by any of its names."""
+    if value == "raw-quic":
+        return "raw-quic"
+    if value in ("http3", "h3"):
+        return "http3"
+    if value in ("webtransport", "web-transport", "wt"):
+        return "webtransport"
+    raise ValueRefusedError(
+        f"unsupported tunnel protocol '{value}', expected 'raw-quic', 'http3', or 'webtransport'",
+    )
+
+
+def quic_engine(value: str) -> Literal["aioquic", "qh3"]:
+    """Which QUIC library."""
+    if value == "aioquic":
+        return "aioquic"
+    if value == "qh3":
+        return "qh3"
+    raise ValueRefusedError(f"unsupported QUIC engine '{value}', expected 'aioquic' or 'qh3'")
+
+
+def log_format(value: str) -> Literal["text", "json"]:
+    """How log lines look."""
+    if value == "text":
+        return "text"
+    if value == "json":
+        return "json"
+    raise ValueRefusedError(f"unsupported log format '{value}', expected 'text' or 'json'")
+
+
+def metric_families(value: str) -> Literal["contract", "all"]:
+    """Which metrics `/metrics` shows."""
+    if value == "contract":
+        return "contract"
+    if value == "all":
+        return "all"
+    raise ValueRefusedError(f"unsupported set of metric families '{value}', expected 'contract' or 'all'")
