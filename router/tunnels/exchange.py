@@ -1,0 +1,256 @@
+"""One request and its response on one QUIC stream: joins a stream, a framing and the owner's sink.
+
+Everything is a synchronous callback: received bytes go from the stream through the framing into the sink within one call, so
+a chunk costs no task, no future and no copy. See docs/protocol.md, "Request streams" and "Failures".
+
+A sink that pauses while a received piece is being taken apart still gets the rest of that piece; it is at most what the
+stream window allows.
+"""
+
+from typing import Protocol
+
+from router.registry.tunnel import ExchangeSink, TunnelError
+from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
+from tunnel_protocol.framing import Framing, RouterExchange
+from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.quic.stream import Stream
+
+ABANDONED = 0
+"""The code of every RESET_STREAM and STOP_SENDING on tunnels; peers attach no meaning to it."""
+
+
+class ExchangeOwner(Protocol):
+    """The tunnel an exchange runs on, as the exchange sees it."""
+
+    inference_server_id: str
+    pieces_received: int
+    """Counts received pieces of response; a sign of life of the worker."""
+
+    def exchange_over(self) -> None:
+        """Called once by every exchange, when both of its directions are over."""
+
+
+class _Nobody:
+    """The sink of an exchange that nobody listens to any more."""
+
+    __slots__ = ()
+
+    def on_head(self, head: ResponseHead) -> None: ...
+
+    def on_body(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_failed(self, error: TunnelError) -> None: ...
+
+    def on_upload_writable(self) -> None: ...
+
+    def on_upload_stopped(self) -> None: ...
+
+
+class _Spent:
+    """The framing of an exchange that is over."""
+
+    __slots__ = ()
+
+    def encode_head(self, head: RequestHead) -> bytes:
+        raise StreamClosedError
+
+    def encode_body(self, data: bytes) -> bytes:
+        raise StreamClosedError
+
+    def encode_end(self) -> bytes:
+        raise StreamClosedError
+
+    def receive(self, data: bytes, fin: bool) -> None:
+        raise StreamClosedError
+
+
+_NOBODY = _Nobody()
+_SPENT = _Spent()
+
+
+class StreamExchange:
+    """Implements the `Exchange` port, and is the handler of its stream and the sink of its framing.
+
+    After the response ended the sink still hears about an upload that is going on (`on_upload_writable`,
+    `on_upload_stopped`); after `on_failed` or `cancel` it hears nothing.
+    """
+
+    __slots__ = (
+        "_failure",
+        "_fin_sent",
+        "_framing",
+        "_over",
+        "_owner",
+        "_response_over",
+        "_sink",
+        "_stream",
+        "_upload_over",
+    )
+
+    def __init__(self, owner: ExchangeOwner, framing: Framing, sink: ExchangeSink) -> None:
+        self._owner = owner
+        self._sink: ExchangeSink = sink
+        self._framing: RouterExchange = framing.router_exchange(self)
+        self._stream: Stream | None = None
+        self._failure: TunnelError | None = None
+        self._fin_sent = False
+        self._upload_over = False
+        self._response_over = False
+        self._over = False
+
+    # --- opening (by the tunnel) -------------------------------------------------------------------------------------
+
+    def encode_head(self, head: RequestHead) -> bytes:
+        """The first bytes of the stream; raises `TunnelError` if the framing cannot express `head`."""
+        try:
+            return self._framing.encode_head(head)
+        except ProtocolError as error:
+            raise TunnelError(f"failed to send request head: {error.reason}") from error
+
+    def begin(self, stream: Stream, first: bytes, *, end: bool) -> None:
+        """Send the head on the stream that was opened for this exchange; raises `TunnelError` if it is gone already."""
+        if self._failure is not None:
+            raise self._failure
+        if end:
+            stream.write(first + self._framing.encode_end(), fin=True)
+            self._fin_sent = self._upload_over = True
+        else:
+            stream.write(first)
+        self._stream = stream
+
+    # --- Exchange (called by the attempt) ----------------------------------------------------------------------------
+
+    def send_body(self, data: bytes) -> bool:
+        """Queue one piece of request body. False: enough is buffered, wait for `on_upload_writable`."""
+        if self._upload_over or self._stream is None or not data:
+            return True
+        return self._stream.write(self._framing.encode_body(data))
+
+    def end_body(self) -> None:
+        """The request body is complete (FIN)."""
+        if self._upload_over or self._stream is None:
+            return
+        self._fin_sent = self._upload_over = True
+        self._stream.write(self._framing.encode_end(), fin=True)
+        self._settle()
+
+    def abort_upload(self) -> None:
+        """Abandon the request body (RESET_STREAM 0); the response goes on. No effect after `end_body`."""
+        if self._upload_over or self._stream is None:
+            return
+        self._upload_over = True
+        self._stream.reset(ABANDONED)
+        self._settle()
+
+    def cancel(self) -> None:
+        """Abandon both directions with code 0; the sink is not called again. Harmless when already over."""
+        self._sink = _NOBODY
+        self._abandon()
+
+    def pause(self) -> None:
+        """Stop delivering the response and granting credit for it."""
+        if self._stream is not None and not self._response_over:
+            self._stream.pause_reading()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self._stream is not None and not self._response_over:
+            self._stream.resume_reading()
+
+    def upload_acknowledged(self) -> bool:
+        """True once the worker has acknowledged every byte of the request including FIN."""
+        return self._fin_sent and self._stream is not None and self._stream.acknowledged()
+
+    # --- StreamHandler (called by the QUIC connection) ---------------------------------------------------------------
+
+    def on_data(self, data: bytes, fin: bool) -> None:
+        """Take received bytes apart; whatever is complete reaches the sink before this returns."""
+        if self._response_over:
+            return
+        self._owner.pieces_received += 1
+        try:
+            self._framing.receive(data, fin)
+        except ProtocolError as error:
+            self._fail(error.reason)
+            return
+        if self._response_over and not self._over:
+            if not fin and self._stream is not None:
+                # The framing saw the end before FIN (trailers): nothing after it is of interest.
+                self._stream.stop(ABANDONED)
+            self._settle()
+
+    def on_reset(self, error_code: int) -> None:
+        """The worker broke the response off."""
+        if not self._response_over:
+            self._fail(f"stream reset by inference server '{self._owner.inference_server_id}' (code {error_code})")
+
+    def on_stop(self, error_code: int) -> None:
+        """The worker does not want the rest of the request body. Not a failure: an answer may follow."""
+        if not self._upload_over:
+            self._upload_over = True
+            self._sink.on_upload_stopped()
+            self._settle()
+
+    def on_writable(self) -> None:
+        """The stream takes request body again."""
+        if not self._upload_over:
+            self._sink.on_upload_writable()
+
+    def on_connection_lost(self, error: ConnectionClosedError) -> None:
+        """The tunnel is gone: a failure of whatever direction was still running."""
+        reason = f"connection to inference server '{self._owner.inference_server_id}' is closed"
+        if error.reason:
+            reason = f"{reason}: {error.reason}"
+        if not self._response_over:
+            self._fail(reason)
+        elif not self._upload_over:
+            self._upload_over = True
+            self._sink.on_upload_stopped()
+            self._settle()
+
+    # --- ResponseSink (called by the framing) ------------------------------------------------------------------------
+
+    def on_head(self, head: ResponseHead) -> None:
+        """Pass the head on."""
+        self._sink.on_head(head)
+
+    def on_body(self, data: bytes) -> None:
+        """Pass a chunk on."""
+        self._sink.on_body(data)
+
+    def on_end(self) -> None:
+        """Pass the end on."""
+        self._response_over = True
+        self._sink.on_end()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _fail(self, reason: str) -> None:
+        error = TunnelError(reason, accepted=self.upload_acknowledged())
+        if self._stream is None:
+            # Opened, but its opener has not resumed yet: `begin` is going to raise this.
+            self._failure = error
+            return
+        sink = self._sink
+        self._sink = _NOBODY
+        self._abandon()
+        sink.on_failed(error)
+
+    def _abandon(self) -> None:
+        if self._over or self._stream is None:
+            return
+        if not self.upload_acknowledged():
+            self._stream.reset(ABANDONED)
+        self._stream.stop(ABANDONED)
+        self._upload_over = self._response_over = True
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._upload_over and self._response_over and not self._over:
+            self._over = True
+            # Cut the reference cycles, so that an exchange is freed when its owner drops it and not by the collector.
+            self._sink = _NOBODY
+            self._framing = _SPENT
+            self._owner.exchange_over()

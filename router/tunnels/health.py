@@ -1,0 +1,223 @@
+"""Health of one registration's tunnels: a probe through the tunnel every second, its round trip, and when a worker is lost.
+
+A probe is an ordinary exchange, `GET /health`, so its round trip includes stream credit, the worker and its engine; and it is
+what keeps an otherwise idle tunnel from timing out. See docs/protocol.md, "Health".
+
+A worker that vanishes without a word (frozen, powered off, cut off) closes nothing. It counts as *lost* when a probe has
+stayed unanswered for `silence_ms` and the worker has given no other sign of life meanwhile. The connection is left open: a
+later answer to that very probe makes the worker *recovered*.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from router.registry.tunnel import TunnelError
+from router.tunnels.connection_set import ConnectionSlot
+from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.head import RequestHead, ResponseHead
+
+_log = structlog.get_logger()
+
+SLOW_FACTOR = 3
+"""A worker may take this many times its last round trip to answer before silence counts."""
+
+
+def probe_head(inference_server_id: str) -> RequestHead:
+    """The head of every health probe."""
+    return RequestHead(
+        b"GET",
+        b"/health",
+        [
+            (b"x-request-id", f"stargate-health-{inference_server_id}".encode()),
+            (b"x-model", b"stargate-health"),
+            (b"x-input-tokens", b"0"),
+        ],
+    )
+
+
+class _Answer:
+    """The sink of one probe: `done` becomes the status once the body has been read to its end."""
+
+    __slots__ = ("_status", "done")
+
+    def __init__(self, done: "asyncio.Future[int]") -> None:
+        self.done = done
+        self._status = 0
+
+    def on_head(self, head: ResponseHead) -> None:
+        self._status = head.status
+
+    def on_body(self, data: bytes) -> None:
+        pass
+
+    def on_end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(self._status)
+
+    def on_failed(self, error: TunnelError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def on_upload_writable(self) -> None:
+        pass
+
+    def on_upload_stopped(self) -> None:
+        pass
+
+
+class HealthMonitor:
+    """The probes of one registration; `on_lost` and `on_recovered` alternate, `on_lost` first."""
+
+    def __init__(
+        self,
+        inference_server_id: str,
+        slot: ConnectionSlot[Tunnel],
+        settings: TunnelSettings,
+        *,
+        grace_ms: int,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """`grace_ms`: how long after its last connection closed a worker becomes lost."""
+        self.rtt_ns: int | None = None
+        """Round trip of the latest probe; None while pending: not probed yet, failed, or no connection."""
+        self._inference_server_id = inference_server_id
+        self._slot = slot
+        self._settings = settings
+        self._grace_ms = grace_ms
+        self._clock_ns = clock_ns
+        self._head = probe_head(inference_server_id)
+        self._usual_ns = 0
+        self._failing = False
+        self._lost = False
+        self._stopped = False
+        self._on_lost: Callable[[], None] = _ignore
+        self._on_recovered: Callable[[], None] = _ignore
+
+    def listen(self, on_lost: Callable[[], None], on_recovered: Callable[[], None]) -> None:
+        """Who is told; nobody is before this is called."""
+        self._on_lost = on_lost
+        self._on_recovered = on_recovered
+
+    def stop(self) -> None:
+        """Nobody is told anything any more."""
+        self._stopped = True
+        self._on_lost = self._on_recovered = _ignore
+
+    async def run(self) -> None:
+        """Probe for ever: one probe, then a pause, then the next."""
+        while True:
+            tunnel = self._slot.next_open()
+            if tunnel is None:
+                self.rtt_ns = None
+            else:
+                await self._measure(tunnel, self._settings.request_timeout_ms)
+            await asyncio.sleep(self._settings.health_interval_ms / 1000)
+
+    async def measure(self) -> int | None:
+        """One probe right now, for a caller who cannot do without a round trip; None if it fails or takes too long."""
+        tunnel = self._slot.next_open()
+        if tunnel is None or tunnel.suspected:
+            return None
+        return await self._measure(tunnel, min(self._settings.silence_ms, self._settings.request_timeout_ms))
+
+    def connection_closed(self) -> None:
+        """A connection of the set closed. If it was the last, the worker becomes lost, now or after the grace time."""
+        if self._stopped or self._slot.healthy():
+            return
+        self.rtt_ns = None
+        if self._grace_ms:
+            asyncio.get_running_loop().call_later(self._grace_ms / 1000, self._grace_over)
+        else:
+            self._lose("tunnel closed")
+
+    def _grace_over(self) -> None:
+        if not self._stopped and not self._slot.healthy():
+            self._lose("tunnel closed")
+
+    async def _measure(self, tunnel: Tunnel, limit_ms: int) -> int | None:
+        try:
+            rtt_ns = await self._probe(tunnel, limit_ms)
+        except TunnelError as error:
+            self.rtt_ns = None
+            if not self._failing and not self._stopped:
+                self._failing = True
+                _log.warning("health check failed", inference_server_id=self._inference_server_id, error=error.reason)
+            return None
+        self._failing = False
+        self.rtt_ns = self._usual_ns = rtt_ns
+        tunnel.suspected = False
+        if self._lost:
+            self._lost = False
+            _log.info("inference server answers again", inference_server_id=self._inference_server_id)
+            self._on_recovered()
+        return rtt_ns
+
+    async def _probe(self, tunnel: Tunnel, limit_ms: int) -> int:
+        started_ns = self._clock_ns()
+        loop = asyncio.get_running_loop()
+        answer = _Answer(loop.create_future())
+        watch = _SilenceWatch(tunnel, self._silence_s(), lambda: self._suspect(tunnel))
+        exchange = None
+        try:
+            async with asyncio.timeout(limit_ms / 1000):
+                exchange = await tunnel.open(self._head, answer, end=True)
+                watch.asked = True
+                status = await answer.done
+        except TimeoutError:
+            raise TunnelError("quic request timed out") from None
+        finally:
+            watch.stop()
+            if exchange is not None:
+                exchange.cancel()
+        if not 200 <= status < 300:
+            raise TunnelError(f"health check answered with status {status}")
+        return self._clock_ns() - started_ns
+
+    def _silence_s(self) -> float:
+        return max(self._settings.silence_ms / 1000, SLOW_FACTOR * self._usual_ns / 1e9)
+
+    def _suspect(self, tunnel: Tunnel) -> None:
+        if tunnel.closed or self._stopped:
+            return
+        tunnel.suspected = True
+        self.rtt_ns = None
+        if self._slot.suspected():
+            self._lose("health probe unanswered")
+
+    def _lose(self, reason: str) -> None:
+        if not self._lost:
+            self._lost = True
+            _log.warning("inference server lost", inference_server_id=self._inference_server_id, reason=reason)
+            self._on_lost()
+
+
+class _SilenceWatch:
+    """Waits for a stretch of silence on a tunnel while a probe is out."""
+
+    def __init__(self, tunnel: Tunnel, silence_s: float, on_silence: Callable[[], None]) -> None:
+        self.asked = False
+        """Whether the probe is on its way; before, it waits for stream credit, which a busy worker may well withhold."""
+        self._tunnel = tunnel
+        self._silence_s = silence_s
+        self._on_silence = on_silence
+        self._heard = tunnel.pieces_received
+        self._timer = asyncio.get_running_loop().call_later(silence_s, self._check)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        heard = self._tunnel.pieces_received
+        if heard == self._heard and self.asked:
+            self._on_silence()
+            return
+        self._heard = heard
+        self._timer = asyncio.get_running_loop().call_later(self._silence_s, self._check)
+
+
+def _ignore() -> None:
+    pass

@@ -1,0 +1,81 @@
+"""The tunnel of an inference server that dials the router; installed by the reverse listener.
+
+See docs/protocol.md, "Reverse handshake", and docs/control-plane.md, "One update".
+"""
+
+import asyncio
+
+import structlog
+
+from router.registry.registration import Identity
+from router.registry.tunnel import TunnelError, TunnelStep
+from router.tunnels.connection_set import Install
+from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel_settings import TunnelSettings
+from router.tunnels.worker_tunnels import RegistrationTunnels
+
+_log = structlog.get_logger()
+
+
+class ReverseTunnels(RegistrationTunnels):
+    """At most one connection, which comes and goes as the worker dials."""
+
+    direct = False
+
+    def __init__(self, identity: Identity, settings: TunnelSettings) -> None:
+        super().__init__(identity, settings, grace_ms=0)
+        self._endpoint_advertised = False
+
+    # --- called by the listener --------------------------------------------------------------------------------------
+
+    def begin_install(self) -> Install | None:
+        """Ask for the right to install a connection; None if the worker has a live one or is installing one already."""
+        return self.slot.begin_install()
+
+    def complete_install(self, install: Install, tunnel: Tunnel) -> bool:
+        """Make `tunnel` this worker's connection. False if that right was lost meanwhile."""
+        displaced = self.slot.complete_install(install, tunnel)
+        if displaced is None:
+            return False
+        for old in displaced:
+            old.release()
+        return True
+
+    def abandon_install(self, install: Install) -> None:
+        """The connection will not come: another one may."""
+        self.slot.abandon_install(install)
+
+    def connection_closed(self, tunnel: Tunnel) -> None:
+        """An installed connection closed; nothing happens unless it is still this worker's."""
+        if self.slot.reverse_closed(tunnel):
+            _log.warning(
+                "reverse tunnel connection closed, removed from pool",
+                inference_server_id=self.identity.inference_server_id,
+            )
+            self.health.connection_closed()
+
+    # --- WorkerTunnels -----------------------------------------------------------------------------------------------
+
+    async def tunnel_step(self) -> TunnelStep:
+        """Whether the worker has dialled. The first call never waits, so that the worker learns at once where to dial."""
+        if not self._endpoint_advertised:
+            self._endpoint_advertised = True
+            return TunnelStep.REVERSE_DISCONNECTED
+        try:
+            async with asyncio.timeout(self.settings.reverse_connect_timeout_ms / 1000):
+                while not self.slot.healthy():
+                    if self.slot.retired:
+                        return TunnelStep.REVERSE_DISCONNECTED
+                    await self._next_change()
+        except TimeoutError:
+            _log.error(  # noqa: TRY400 - nothing failed here, there is no traceback to show
+                "reverse tunnel connection not received within timeout",
+                inference_server_id=self.identity.inference_server_id,
+                timeout_secs=self.settings.reverse_connect_timeout_ms / 1000,
+            )
+            return TunnelStep.REVERSE_DISCONNECTED
+        return TunnelStep.CONNECTED
+
+    async def reconnect(self) -> None:
+        """A reverse worker cannot be dialled: always raises `TunnelError`."""
+        raise TunnelError(f"inference server '{self.identity.inference_server_id}' is not dialled by the router")

@@ -1,0 +1,88 @@
+"""A tunnel: one QUIC connection with one inference server, plus its framing, on which exchanges are opened.
+
+A tunnel that was taken out of its set lives on until the exchanges running on it have ended, then closes its connection.
+See docs/protocol.md, "Connection sets".
+"""
+
+from typing import Protocol
+
+from router.registry.tunnel import ExchangeSink, TunnelError
+from router.tunnels.exchange import StreamExchange
+from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError, StreamCreditError
+from tunnel_protocol.framing import Framing
+from tunnel_protocol.head import RequestHead
+from tunnel_protocol.quic.stream import Stream, StreamHandler
+
+
+class TunnelConnection(Protocol):
+    """What a tunnel asks of a QUIC connection."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+
+    @property
+    def free_streams(self) -> int:
+        """Streams that can be opened without waiting."""
+
+    async def open_stream(self, handler: StreamHandler) -> Stream:
+        """Open a bidirectional stream, waiting in arrival order for credit."""
+
+    def close(self, error_code: int = 0, reason: str = "") -> None:
+        """Close the connection at once."""
+
+
+class Tunnel:
+    """Implements the slot's `Member` and the exchange's `ExchangeOwner`."""
+
+    def __init__(self, connection: TunnelConnection, framing: Framing, inference_server_id: str) -> None:
+        self.connection = connection
+        self.inference_server_id = inference_server_id
+        self.suspected = False
+        self.pieces_received = 0
+        self.running = 0
+        """Exchanges that are open or being opened."""
+        self._framing = framing
+        self._released = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the QUIC connection has ended."""
+        return self.connection.closed
+
+    @property
+    def free_streams(self) -> int:
+        """Streams that can be opened right now without waiting."""
+        return self.connection.free_streams
+
+    async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange:
+        """Open a stream and send the head (and FIN if `end`). Waits for stream credit; raises `TunnelError`."""
+        exchange = StreamExchange(self, self._framing, sink)
+        first = exchange.encode_head(head)
+        self.running += 1
+        try:
+            stream = await self.connection.open_stream(exchange)
+            exchange.begin(stream, first, end=end)
+        except (ConnectionClosedError, StreamClosedError) as error:
+            self.exchange_over()
+            raise TunnelError(f"connection to inference server '{self.inference_server_id}' is closed") from error
+        except StreamCreditError as error:
+            self.exchange_over()
+            raise TunnelError(str(error)) from error
+        except BaseException:  # cancelled while waiting for credit, or lost in the same instant
+            self.exchange_over()
+            raise
+        return exchange
+
+    def exchange_over(self) -> None:
+        """One exchange has ended."""
+        self.running -= 1
+        if self._released and self.running == 0:
+            self.connection.close()
+
+    def release(self) -> None:
+        """No new exchange will be opened: close the connection, now or when the last running exchange ends."""
+        if not self._released:
+            self._released = True
+            if self.running == 0:
+                self.connection.close()

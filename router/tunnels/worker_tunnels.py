@@ -1,0 +1,110 @@
+"""The tunnels of one registration generation, from its admission to its end.
+
+What reverse and direct tunnels have in common; `reverse_tunnels` and `direct_tunnels` say how connections come about. Both
+implement the registry's `TunnelSet` and the control plane's `WorkerTunnels`. See docs/protocol.md, "Connection sets".
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from router.registry.registration import Identity
+from router.registry.tunnel import ExchangeSink, TunnelError
+from router.tunnels.connection_set import ConnectionSlot
+from router.tunnels.exchange import StreamExchange
+from router.tunnels.health import HealthMonitor
+from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.head import RequestHead
+
+_log = structlog.get_logger()
+
+
+class RegistrationTunnels:
+    """One slot, its health, and exchanges on its connections. Never outlives its registration, never serves another."""
+
+    direct: bool
+
+    def __init__(self, identity: Identity, settings: TunnelSettings, *, grace_ms: int) -> None:
+        self.identity = identity
+        self.slot: ConnectionSlot[Tunnel] = ConnectionSlot(self._changed)
+        self.health = HealthMonitor(identity.inference_server_id, self.slot, settings, grace_ms=grace_ms)
+        self.settings = settings
+        self._loop_task: asyncio.Task[None] | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    # --- TunnelSet ---------------------------------------------------------------------------------------------------
+
+    def healthy(self) -> bool:
+        """Whether any connection of the set is open."""
+        return self.slot.healthy()
+
+    def free_streams(self) -> int:
+        """How many streams can be opened right now without waiting, over all open connections."""
+        return self.slot.free_streams()
+
+    async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange:
+        """Open a stream on the next open connection and send the head (and FIN if `end`); raises `TunnelError`."""
+        tunnel = self.slot.pick()
+        if tunnel is None:
+            raise TunnelError(
+                f"no connection for exact inference server registration '{self.identity.inference_server_id}'"
+            )
+        return await tunnel.open(head, sink, end=end)
+
+    # --- WorkerTunnels -----------------------------------------------------------------------------------------------
+
+    def start(self, on_lost: Callable[[], None], on_recovered: Callable[[], None]) -> None:
+        """Begin the health loop."""
+        self.health.listen(on_lost, on_recovered)
+        if not self.slot.retired:
+            self._loop_task = asyncio.get_running_loop().create_task(self.health.run())
+            self._loop_task.add_done_callback(self._health_loop_ended)
+
+    async def rtt_ns(self) -> int | None:
+        """The health loop's latest round trip in nanoseconds, or one probe's; None if that fails."""
+        if self.health.rtt_ns is not None:
+            return self.health.rtt_ns
+        return await self.health.measure()
+
+    def retire(self) -> None:
+        """The registration is over: waiters wake, the health loop is cancelled; running exchanges finish."""
+        self.health.stop()
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+        for tunnel in self.slot.retire():
+            tunnel.release()
+
+    async def wait_retired(self) -> None:
+        """Return once `retire` was called and the health loop has ended."""
+        while not self.slot.retired:
+            await self._next_change()
+        if self._loop_task is not None:
+            await asyncio.wait([self._loop_task])
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    async def _next_change(self) -> None:
+        """Wait for the slot's next transition."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _changed(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _health_loop_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        # Cannot happen short of a defect; without probes this worker would slowly fade from routing, so say why.
+        _log.error(
+            "health loop ended unexpectedly",
+            inference_server_id=self.identity.inference_server_id,
+            exc_info=task.exception(),
+        )
