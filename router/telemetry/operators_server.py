@@ -1,0 +1,78 @@
+"""The HTTP server on the metrics port: what is for operators and not on the path of requests.
+
+`GET /metrics` and `/metrics/all`; other rooms mount pages of their own (`explain`, the live page) as Starlette routes. An
+ordinary framework on the same event loop: scrapes are rare and small (docs/operations.md, "Metrics").
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from router.telemetry.metrics import Metrics
+
+_EXPOSITION = {"content-type": "text/plain; version=0.0.4"}
+
+
+class OperatorsServer:
+    """Serves the metrics, and whatever else is mounted, on a socket that is already bound."""
+
+    def __init__(self, metrics: Metrics, *, all_families: bool, mounts: Sequence[BaseRoute] = ()) -> None:
+        """`all_families` makes `/metrics` show the additional families too; `mounts` are further routes."""
+        self._metrics = metrics
+        self._all_families = all_families
+        routes: list[BaseRoute] = [
+            Route("/metrics", self._contract, methods=["GET"]),
+            Route("/metrics/all", self._everything, methods=["GET"]),
+            *mounts,
+        ]
+        application = Starlette(routes=routes, exception_handlers={404: _empty, 405: _empty})
+        application.router.redirect_slashes = False
+        config = uvicorn.Config(
+            application,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _QuietServer(config)
+
+    async def serve(self, bound: socket.socket) -> None:
+        """Serve until `stop`; returns when all connections are closed."""
+        await self._server.serve([bound])
+
+    async def wait_started(self) -> None:
+        """Returns once connections are answered."""
+        while not self._server.started:  # noqa: ASYNC110 - the library offers no event for it
+            await asyncio.sleep(0.005)
+
+    def stop(self) -> None:
+        """Close the listener and end."""
+        self._server.should_exit = True
+
+    async def _contract(self, _request: Request) -> Response:
+        return Response(self._metrics.render(additional=self._all_families), headers=_EXPOSITION)
+
+    async def _everything(self, _request: Request) -> Response:
+        return Response(self._metrics.render(additional=True), headers=_EXPOSITION)
+
+
+async def _empty(_request: Request, error: Exception) -> Response:
+    headers = getattr(error, "headers", None)
+    return Response(status_code=getattr(error, "status_code", 500), headers=headers)
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves the process's signals alone; they belong to the router's life cycle."""
+
+    def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]  # a context manager that does nothing
+        return nullcontext()
