@@ -1,0 +1,96 @@
+"""Log lines: format, levels, and what never gets into them."""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from router.telemetry.logging import Levels, set_up
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[..., list[str]]]:
+    def log(call: Callable[[Any], None], form: Any = "text", **env: str) -> list[str]:
+        out = io.StringIO()
+        set_up(form, env, out, cache=False)
+        call(structlog.get_logger())
+        return out.getvalue().splitlines()
+
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    yield log
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
+
+
+def test_a_line_is_time_level_message_and_fields(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda log: log.info("load balancer config loaded", default_lb="power-of-n", model_overrides=0))
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z  INFO load balancer config loaded default_lb=power-of-n model_overrides=0",
+        line,
+    )
+
+
+def test_texts_are_quoted_and_absent_values_are_none(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda log: log.warning("x", component="stargate-reverse-listener", key=None, yes=True))
+    assert line.endswith(' WARN x component="stargate-reverse-listener" key=None yes=true')
+
+
+def test_a_peer_can_neither_break_a_line_nor_colour_it(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda log: log.info("x", model='a"\nb\x1b[31m', error="c\r\nd"))
+    assert line.isprintable()
+    assert r"\"\nb\x1b[31m" in line
+
+
+def test_long_values_are_cut(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda log: log.info("x", model="a" * 100_000))
+    assert len(line) < 2_200
+
+
+@pytest.mark.parametrize("name", ["authorization", "token", "auth_token", "client_secret", "prompt", "Cookie"])
+def test_fields_named_like_secrets_are_masked(lines: Callable[..., list[str]], name: str) -> None:
+    (line,) = lines(lambda log: log.info("x", **{name: "hunter2"}))
+    assert "hunter2" not in line
+
+
+def test_no_colour_without_a_terminal(lines: Callable[..., list[str]]) -> None:
+    assert "\x1b" not in lines(lambda log: log.error("x"))[0]
+
+
+def test_json_lines_are_one_object_each(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda log: log.error("it broke", worker="w", count=3), "json")
+    document = json.loads(line)
+    assert document.pop("timestamp").endswith("Z")
+    assert document == {"level": "ERROR", "message": "it broke", "worker": "w", "count": 3}
+
+
+def test_lines_of_libraries_look_like_ours(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda _log: logging.getLogger("asyncio").error("task %s", "failed"))
+    assert line.endswith('ERROR task failed logger="asyncio"')
+
+
+@pytest.mark.parametrize(
+    ("expression", "own"),
+    [
+        (None, logging.INFO),
+        ("", logging.INFO),
+        ("debug", logging.DEBUG),
+        ("TRACE", logging.DEBUG),
+        ("warn", logging.WARNING),
+        ("warn,stargate=debug", logging.DEBUG),
+        ("debug,stargate=error", logging.ERROR),
+        ("h2=debug", logging.INFO),
+        ("nonsense", logging.INFO),
+    ],
+)
+def test_rust_log_names_the_level(expression: str | None, own: int) -> None:
+    assert Levels.of(expression).own == own
+
+
+def test_lines_below_the_level_are_not_written(lines: Callable[..., list[str]]) -> None:
+    assert lines(lambda log: log.info("x"), RUST_LOG="warn") == []

@@ -1,0 +1,165 @@
+"""The metrics page: spelling, bounds of labels, and what is shown where."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.telemetry.families import (
+    MAX_SERIES,
+    OVERFLOW,
+    Counter,
+    Description,
+    Gauge,
+    Histogram,
+    MetricNameError,
+    number,
+)
+from router.telemetry.metrics import MAX_REASONS, MAX_UNREGISTERED_TARGETS, Metrics
+
+
+def page(metrics: Metrics, *, additional: bool = False) -> str:
+    return metrics.render(additional=additional).decode()
+
+
+def test_a_fresh_process_shows_the_two_reload_counters_only() -> None:
+    lines = page(Metrics()).splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [
+        'stargate_tls_reloads_total{material_type="server_identity",result="rejected"} 0',
+        'stargate_tls_reloads_total{material_type="server_identity",result="success"} 0',
+    ]
+    assert [line.split()[1] for line in lines if line.startswith("#")] == ["HELP", "TYPE"]
+
+
+def test_labels_are_sorted_and_whole_numbers_have_no_fraction() -> None:
+    metrics = Metrics()
+    metrics.requests_total.inc(("key", "m", "w-1", "200"))
+    metrics.requests_total.inc(("key", "m", "w-1", "200"))
+    assert 'stargate_requests_total{inference_server_id="w-1",model="m",routing_key="key",status="200"} 2\n' in page(
+        metrics
+    )
+
+
+def test_bucket_bounds_are_in_shortest_decimal_form() -> None:
+    metrics = Metrics()
+    metrics.proxy_replay_buffer_bytes.observe(1024, ("m",))
+    metrics.routing_duration_seconds.observe(0.00005, ("", "m"))
+    shown = page(metrics)
+    for bound in ("0", "1024", "67108864", "+Inf"):
+        assert f'stargate_proxy_replay_buffer_bytes_bucket{{le="{bound}",model="m"}}' in shown
+    assert 'le="0.0001"' in shown
+    assert 'stargate_routing_duration_seconds_sum{model="m",routing_key=""} 0.00005\n' in shown
+
+
+def test_a_value_equal_to_a_bound_belongs_to_its_bucket() -> None:
+    histogram = Histogram("", Description("h", "help"), (1, 2))
+    for value in (1, 1.5, 2, 3):
+        histogram.observe(value)
+    out: list[str] = []
+    histogram.lines(out)
+    assert "".join(out).splitlines()[2:] == [
+        'h_bucket{le="1"} 1',
+        'h_bucket{le="2"} 3',
+        'h_bucket{le="+Inf"} 4',
+        "h_sum 7.5",
+        "h_count 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (0.005, "0.005"),
+        (1e-05, "0.00001"),
+        (1e22, "1" + "0" * 22),
+        (float("inf"), "+Inf"),
+        (-2.5, "-2.5"),
+    ],
+)
+def test_numbers_never_have_an_exponent(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_every_page_is_understood_by_the_reference_parser() -> None:
+    metrics = Metrics("zz_")
+    metrics.set_active_inference_servers("key", 'a "quoted"\nmodel\\', 3)
+    metrics.proxy_duration_seconds.observe(0.3, ("key", "m", "w"))
+    metrics.build_info.set(1, ("1", "abc"))
+    families = {family.name: family for family in text_string_to_metric_families(page(metrics, additional=True))}
+    gauge = families["zz_active_inference_servers"].samples[0]
+    assert gauge.labels == {"model": 'a "quoted"\nmodel\\', "routing_key": "key"}
+    assert gauge.value == 3
+    assert families["zz_proxy_duration_seconds"].type == "histogram"
+    assert not any(name.startswith("stargate_") for name in families)
+
+
+def test_additional_families_stand_on_their_own_page() -> None:
+    metrics = Metrics()
+    metrics.client_aborts_total.inc(("", "m", "body"))
+    assert "client_aborts_total" not in page(metrics)
+    assert "stargate_client_aborts_total{" in page(metrics, additional=True)
+
+
+def test_an_illegal_prefix_is_refused() -> None:
+    with pytest.raises(MetricNameError):
+        Metrics("9-")
+
+
+def test_models_nobody_registered_are_counted_together_beyond_a_bound() -> None:
+    metrics = Metrics()
+    metrics.set_active_inference_servers(None, "known", 1)
+    for i in range(MAX_UNREGISTERED_TARGETS + 50):
+        metrics.requests_total.inc(("", f"typo-{i}", "", "404"))
+    metrics.requests_total.inc(("", "known", "w", "200"))
+    assert metrics.requests_total.value(("", "typo-0", "", "404")) == 1
+    assert metrics.requests_total.value((OVERFLOW, OVERFLOW, "", "404")) == 50
+    assert metrics.requests_total.value(("", "known", "w", "200")) == 1
+
+
+def test_a_target_that_registers_after_the_bound_was_reached_keeps_its_name() -> None:
+    metrics = Metrics()
+    for i in range(MAX_UNREGISTERED_TARGETS + 1):
+        metrics.requests_total.inc(("", f"typo-{i}", "", "404"))
+    metrics.set_active_inference_servers("key", "late", 1)
+    metrics.requests_total.inc(("key", "late", "w", "200"))
+    assert metrics.requests_total.value(("key", "late", "w", "200")) == 1
+
+
+def test_reasons_invented_by_workers_are_bounded() -> None:
+    metrics = Metrics()
+    metrics.set_active_inference_servers(None, "m", 1)
+    for i in range(MAX_REASONS + 7):
+        metrics.proxy_retries_total.inc(("", "m", f"reason-{i}"))
+    assert metrics.proxy_retries_total.value(("", "m", OVERFLOW)) == 7
+
+
+def test_a_family_holds_a_bounded_number_of_series() -> None:
+    counter = Counter("", Description("c", "help", ("id",)))
+    for i in range(MAX_SERIES + 3):
+        counter.inc((str(i),))
+    assert counter.series() == MAX_SERIES + 1
+    assert counter.value((OVERFLOW,)) == 3
+
+
+def test_a_tracked_gauge_is_read_at_each_scrape() -> None:
+    gauge = Gauge("", Description("g", "help"))
+    values = iter([3, 4])
+    gauge.track(lambda: next(values))
+    first: list[str] = []
+    second: list[str] = []
+    gauge.lines(first)
+    gauge.lines(second)
+    assert first[-1] == "g 3\n"
+    assert second[-1] == "g 4\n"
+
+
+def test_a_gauge_without_workers_stays_at_zero() -> None:
+    metrics = Metrics()
+    metrics.set_active_inference_servers(None, "m", 1)
+    metrics.set_active_inference_servers(None, "m", 0)
+    assert 'stargate_active_inference_servers{model="m",routing_key=""} 0\n' in page(metrics)
+
+
+def test_the_wrong_number_of_labels_is_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="takes labels"):
+        Metrics().requests_total.inc(("only one",))
