@@ -10,7 +10,7 @@ stream window allows.
 from typing import Protocol
 
 from router.registry.tunnel import ExchangeSink, TunnelError
-from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
+from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing, RouterExchange
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.stream import Stream
@@ -48,26 +48,7 @@ class _Nobody:
     def on_upload_stopped(self) -> None: ...
 
 
-class _Spent:
-    """The framing of an exchange that is over."""
-
-    __slots__ = ()
-
-    def encode_head(self, head: RequestHead) -> bytes:
-        raise StreamClosedError
-
-    def encode_body(self, data: bytes) -> bytes:
-        raise StreamClosedError
-
-    def encode_end(self) -> bytes:
-        raise StreamClosedError
-
-    def receive(self, data: bytes, fin: bool) -> None:
-        raise StreamClosedError
-
-
 _NOBODY = _Nobody()
-_SPENT = _Spent()
 
 
 class StreamExchange:
@@ -174,19 +155,15 @@ class StreamExchange:
             self._framing.receive(data, fin)
         except ProtocolError as error:
             self._fail(error.reason)
-            return
-        if self._response_over and not self._over:
-            if not fin and self._stream is not None:
-                # The framing saw the end before FIN (trailers): nothing after it is of interest.
-                self._stream.stop(ABANDONED)
-            self._settle()
+        else:
+            self._settle(fin=fin)
 
     def on_reset(self, error_code: int) -> None:
         """The worker broke the response off."""
         if not self._response_over:
             self._fail(f"stream reset by inference server '{self._owner.inference_server_id}' (code {error_code})")
 
-    def on_stop(self, error_code: int) -> None:
+    def on_stop(self, error_code: int) -> None:  # noqa: ARG002 - the code means nothing on tunnels
         """The worker does not want the rest of the request body. Not a failure: an answer may follow."""
         if not self._upload_over:
             self._upload_over = True
@@ -247,10 +224,15 @@ class StreamExchange:
         self._upload_over = self._response_over = True
         self._settle()
 
-    def _settle(self) -> None:
-        if self._upload_over and self._response_over and not self._over:
+    def _settle(self, *, fin: bool = True) -> None:
+        if not self._response_over or self._over:
+            return
+        if not fin and self._stream is not None:
+            # The framing saw the end of the response before FIN (trailers): nothing after it is of interest.
+            self._stream.stop(ABANDONED)
+        if self._upload_over:
             self._over = True
             # Cut the reference cycles, so that an exchange is freed when its owner drops it and not by the collector.
             self._sink = _NOBODY
-            self._framing = _SPENT
+            del self._framing
             self._owner.exchange_over()

@@ -68,10 +68,10 @@ class ReverseTunnels(RegistrationTunnels):
                         return TunnelStep.REVERSE_DISCONNECTED
                     await self._next_change()
         except TimeoutError:
-            _log.error(  # noqa: TRY400 - nothing failed here, there is no traceback to show
+            _log.error(
                 "reverse tunnel connection not received within timeout",
                 inference_server_id=self.identity.inference_server_id,
-                timeout_secs=self.settings.reverse_connect_timeout_ms / 1000,
+                timeout_secs=_seconds(self.settings.reverse_connect_timeout_ms),
             )
             return TunnelStep.REVERSE_DISCONNECTED
         return TunnelStep.CONNECTED
@@ -79,3 +79,8 @@ class ReverseTunnels(RegistrationTunnels):
     async def reconnect(self) -> None:
         """A reverse worker cannot be dialled: always raises `TunnelError`."""
         raise TunnelError(f"inference server '{self.identity.inference_server_id}' is not dialled by the router")
+
+
+def _seconds(milliseconds: int) -> float | int:
+    """Whole seconds as a whole number: that is how the line has always looked."""
+    return milliseconds / 1000 if milliseconds % 1000 else milliseconds // 1000

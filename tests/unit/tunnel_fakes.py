@@ -102,7 +102,7 @@ class FakeConnection:
         self.free_streams = free_streams
         self.streams: list[FakeStream] = []
         self.closes: list[tuple[int, str]] = []
-        self.before_return: Callable[[FakeStream], None] = lambda stream: None
+        self.before_return: Callable[[FakeStream], None] = lambda _: None
 
     async def open_stream(self, handler) -> FakeStream:
         if self.closed:
@@ -122,7 +122,7 @@ class RecordingSink:
 
     def __init__(self) -> None:
         self.events: list[object] = []
-        self.react: Callable[[object], None] = lambda event: None
+        self.react: Callable[[object], None] = lambda _: None
 
     def _note(self, event: object) -> None:
         self.events.append(event)

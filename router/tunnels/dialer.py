@@ -1,0 +1,99 @@
+"""Dials direct inference servers: one UDP socket per address family, a whole set of connections or none.
+
+raw-quic needs no set-up after the QUIC handshake: the connection is usable at once. See docs/protocol.md, "Addresses".
+"""
+
+import socket
+
+import structlog
+
+from router.registry.tunnel import TunnelError
+from router.tunnels.addresses import DialTarget, dial_target
+from router.tunnels.direct_tunnels import DirectTunnels
+from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.framing import Framing
+from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.tls import ClientTls
+
+_log = structlog.get_logger()
+
+SERVER_NAME = "stargate"
+"""The name a direct worker's certificate must carry, whatever its address."""
+
+
+class DirectDialer:
+    """Owns the outgoing sockets; made by `open`."""
+
+    def __init__(
+        self, endpoints: dict[int, Endpoint], tls: ClientTls, framing: Framing, settings: TunnelSettings
+    ) -> None:
+        self._endpoints = endpoints
+        self._tls = tls
+        self._framing = framing
+        self._settings = settings
+
+    @classmethod
+    async def open(
+        cls, tls: ClientTls, framing: Framing, quic: QuicSettings, settings: TunnelSettings, *, engine: str = "aioquic"
+    ) -> "DirectDialer":
+        """Bind a socket for IPv4 (raises OSError) and, where the host has it, one for IPv6."""
+        endpoints = {4: await Endpoint.client(socket.AF_INET, quic, engine=engine)}
+        try:
+            endpoints[6] = await Endpoint.client(socket.AF_INET6, quic, engine=engine)
+        except OSError as error:
+            _log.warning("IPv6 relay endpoint unavailable; continuing with IPv4-only relay endpoint", error=str(error))
+        return cls(endpoints, tls, framing, settings)
+
+    async def dial(self, tunnels: DirectTunnels) -> list[Tunnel]:
+        """A complete set for this registration; raises `TunnelError`, and closes what it had, if any connection fails."""
+        target = dial_target(tunnels.identity.url)
+        dialed: list[Tunnel] = []
+        try:
+            for _ in range(self._settings.direct_connections):
+                dialed.append(await self._connect(target, tunnels))
+        except BaseException:
+            for tunnel in dialed:
+                tunnel.release()
+            raise
+        return dialed
+
+    async def close(self) -> None:
+        """Close all connections and release the sockets."""
+        for endpoint in self._endpoints.values():
+            await endpoint.close()
+
+    async def _connect(self, target: DialTarget, tunnels: DirectTunnels) -> Tunnel:
+        endpoint = self._endpoints.get(target.version)
+        if endpoint is None:
+            raise TunnelError(f"no IPv{target.version} socket to dial {target.ip} from")
+        handler = _OutgoingConnection(tunnels)
+        try:
+            connection = await endpoint.connect(
+                target.ip, target.port, self._tls, handler, self._settings.connect_timeout_ms / 1000
+            )
+        except TimeoutError as error:
+            raise TunnelError("quic connect timed out") from error
+        except ConnectionClosedError as error:
+            raise TunnelError(f"quic connect failed: {error}") from error
+        handler.tunnel = Tunnel(connection, self._framing, tunnels.identity.inference_server_id)
+        return handler.tunnel
+
+
+class _OutgoingConnection:
+    """Handler of a dialled connection: a worker opens no streams on it."""
+
+    def __init__(self, tunnels: DirectTunnels) -> None:
+        self._tunnels = tunnels
+        self.tunnel: Tunnel | None = None
+
+    def on_stream(self, stream: Stream) -> None:
+        """Refuse it."""
+
+    def on_closed(self, error: ConnectionClosedError) -> None:  # noqa: ARG002 - why it closed changes nothing here
+        """Tell the set."""
+        if self.tunnel is not None:
+            self._tunnels.connection_closed(self.tunnel)

@@ -1,0 +1,220 @@
+"""One connection that a worker opened: its tunnel handshake, and afterwards its life as a tunnel.
+
+The conversation is the router's half of docs/protocol.md, "Reverse handshake": the worker's first stream carries who it is,
+the checks run in a fixed order, and the answer is either an installed tunnel or a refusal that is delivered before the
+connection closes. Whatever the peer does wrong costs it this connection and nobody else anything.
+"""
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from router.registry.authentication import AuthenticationError, Authenticator
+from router.registry.registration import Registration
+from router.tunnels.reverse_tunnels import ReverseTunnels
+from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
+from tunnel_protocol.framing import Framing
+from tunnel_protocol.handshake import RouterHandshake, WorkerHello
+from tunnel_protocol.quic.endpoint import Connection
+from tunnel_protocol.quic.stream import Stream, StreamHandler
+
+_log = structlog.get_logger()
+
+EMPTY_ID = "empty inference_server_id"
+NOT_AUTHENTICATED = "authentication failed"
+UNAUTHORIZED_ID = "unauthorized inference_server_id"
+OTHER_ROUTING_KEY = "routing key mismatch"
+DUPLICATE = "duplicate connection"
+
+
+class Registrations(Protocol):
+    """Who is registered."""
+
+    def live(self, inference_server_id: str) -> Registration | None:
+        """The live registration of this id."""
+
+
+class Desk(Protocol):
+    """What a conversation needs of the listener."""
+
+    registrations: Registrations
+    authenticator: Authenticator
+    framing: Framing
+    settings: TunnelSettings
+
+    def decided(self, incoming: "IncomingConnection") -> None:
+        """The connection is a tunnel now, or closed: it is no longer pending."""
+
+
+class IncomingConnection:
+    """Handler of one incoming connection and of its handshake stream."""
+
+    def __init__(self, connection: Connection, desk: Desk) -> None:
+        self.connection = connection
+        self._desk = desk
+        self._handshake = RouterHandshake(desk.settings.max_handshake_bytes)
+        self._stream: Stream | None = None
+        self._decision: asyncio.Task[None] | None = None
+        self._tunnels: ReverseTunnels | None = None
+        self._tunnel: Tunnel | None = None
+        self._over = False
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(desk.settings.handshake_timeout_ms / 1000, self._too_slow)
+
+    # --- ConnectionHandler -------------------------------------------------------------------------------------------
+
+    def on_stream(self, stream: Stream) -> StreamHandler | None:
+        """Take the first stream; a worker opens no other one, before or after."""
+        if self._stream is not None or self._over:
+            return None
+        self._stream = stream
+        return self
+
+    def on_closed(self, error: ConnectionClosedError) -> None:  # noqa: ARG002 - why it closed changes nothing here
+        """The connection is gone, whoever closed it."""
+        self._end()
+        if self._tunnels is not None and self._tunnel is not None:
+            self._tunnels.connection_closed(self._tunnel)
+
+    # --- StreamHandler -----------------------------------------------------------------------------------------------
+
+    def on_data(self, data: bytes, fin: bool) -> None:
+        """Collect the one message of the worker."""
+        if self._decision is not None or self._over or self._stream is None:
+            return
+        try:
+            hello = self._handshake.receive(data, fin)
+        except ProtocolError as error:
+            self._fail(error.reason)
+            return
+        if hello is None:
+            return
+        if not fin:
+            # One message is all there is to say; do not grant credit for more.
+            self._stream.stop()
+        self._decision = asyncio.get_running_loop().create_task(self._decide(hello))
+        self._decision.add_done_callback(self._decided)
+
+    def on_reset(self, error_code: int) -> None:
+        """The worker abandoned its handshake."""
+        if self._decision is None:
+            self._fail(f"handshake stream reset (code {error_code})")
+
+    def on_stop(self, error_code: int) -> None:
+        """The worker does not wait for the answer; if it was a refusal, `when_sent` tells that it is done."""
+
+    def on_writable(self) -> None:
+        """The answer is far below the high-water mark."""
+
+    def on_connection_lost(self, error: ConnectionClosedError) -> None:
+        """`on_closed` does what is to be done."""
+
+    # --- the checks --------------------------------------------------------------------------------------------------
+
+    async def _decide(self, hello: WorkerHello) -> None:
+        worker_id = hello.inference_server_id
+        if not worker_id:
+            self._refuse(EMPTY_ID)
+            return
+        try:
+            routing_key = await self._desk.authenticator.routing_key(hello.token)
+        except AuthenticationError as error:
+            _log.warning(
+                "reverse handshake authentication failed",
+                inference_server_id=worker_id,
+                error=error.cause_text,
+                peer=_address(self.connection),
+            )
+            self._refuse(NOT_AUTHENTICATED)
+            return
+        if self._over:
+            return
+        _log.info("reverse handshake authenticated", inference_server_id=worker_id, routing_key=routing_key)
+        # From here to the installation nothing suspends: the registration cannot end or change in between.
+        registration = self._desk.registrations.live(worker_id)
+        if registration is None or not isinstance(registration.tunnels, ReverseTunnels):
+            _log.warning(f"reverse handshake NACK: {UNAUTHORIZED_ID}", inference_server_id=worker_id)
+            self._refuse(UNAUTHORIZED_ID)
+        elif registration.identity.routing_key != routing_key:
+            _log.warning(
+                f"reverse handshake NACK: {OTHER_ROUTING_KEY}",
+                inference_server_id=worker_id,
+                quic_routing_key=routing_key,
+                stored_routing_key=registration.identity.routing_key,
+            )
+            self._refuse(OTHER_ROUTING_KEY)
+        elif not self._install(registration.tunnels, worker_id):
+            _log.warning(f"reverse handshake NACK: {DUPLICATE}", inference_server_id=worker_id)
+            self._refuse(DUPLICATE)
+
+    def _install(self, tunnels: ReverseTunnels, worker_id: str) -> bool:
+        install = tunnels.begin_install()
+        if install is None:
+            return False
+        tunnel = Tunnel(self.connection, self._desk.framing, worker_id)
+        if not tunnels.complete_install(install, tunnel):
+            return False
+        self._tunnels = tunnels
+        self._tunnel = tunnel
+        self._end()
+        if self._stream is not None:
+            self._stream.write(self._handshake.accept(), fin=True)
+        _log.info(
+            "reverse tunnel connection established", inference_server_id=worker_id, peer=_address(self.connection)
+        )
+        return True
+
+    def _refuse(self, reason: str) -> None:
+        """Answer, and close only when the reason has arrived: a close overtakes what is still on its way."""
+        if self._over or self._stream is None:
+            return
+        self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(
+            self._desk.settings.connect_timeout_ms / 1000, self._refusal_unread
+        )
+        self._stream.write(self._handshake.refuse(reason), fin=True)
+        self._stream.when_sent(self._close)
+
+    # --- the ways it ends --------------------------------------------------------------------------------------------
+
+    def _decided(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        _log.error("reverse tunnel handshake broke off", peer=_address(self.connection), exc_info=task.exception())
+        self._close()
+
+    def _too_slow(self) -> None:
+        self._fail("handshake timed out")
+
+    def _refusal_unread(self) -> None:
+        _log.warning(
+            "timed out waiting for reverse handshake NACK delivery", timeout_ms=self._desk.settings.connect_timeout_ms
+        )
+        self._close()
+
+    def _fail(self, reason: str) -> None:
+        if not self._over:
+            _log.warning("reverse tunnel connection failed", error=reason, peer=_address(self.connection))
+            self._close()
+
+    def _close(self) -> None:
+        self._end()
+        self.connection.close()
+
+    def _end(self) -> None:
+        """The handshake is over, one way or the other."""
+        if self._over:
+            return
+        self._over = True
+        self._deadline.cancel()
+        if self._decision is not None and self._tunnel is None:
+            self._decision.cancel()
+        self._desk.decided(self)
+
+
+def _address(connection: Connection) -> str:
+    host, port = connection.peer_address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,87 @@
+"""The reverse listener: the UDP port workers dial, and the desk where their handshakes are decided.
+
+See docs/protocol.md, "Reverse handshake".
+"""
+
+import structlog
+
+from router.registry.authentication import Authenticator
+from router.tunnels.incoming import IncomingConnection, Registrations
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.framing import Framing
+from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.tls import ServerTls
+
+_log = structlog.get_logger()
+
+SHUTDOWN = "shutdown"
+"""The reason in CONNECTION_CLOSE when the listener goes away."""
+
+
+class ReverseListener:
+    """Accepts workers' connections until told otherwise; made by `listen`."""
+
+    def __init__(
+        self, registrations: Registrations, authenticator: Authenticator, framing: Framing, settings: TunnelSettings
+    ) -> None:
+        self.registrations = registrations
+        self.authenticator = authenticator
+        self.framing = framing
+        self.settings = settings
+        self._pending: set[IncomingConnection] = set()
+        self._endpoint: Endpoint | None = None
+
+    async def listen(
+        self, host: str, port: int, tls: ServerTls, quic: QuicSettings, *, engine: str = "aioquic"
+    ) -> tuple[str, int]:
+        """Bind the UDP socket; returns the address it is bound to. Raises OSError."""
+        self._endpoint = await Endpoint.listen(host, port, tls, quic, self._on_connection, engine=engine)
+        address = self._endpoint.local_address
+        _log.info("reverse tunnel listener started", addr=f"{address[0]}:{address[1]}")
+        return address[0], address[1]
+
+    @property
+    def pending(self) -> int:
+        """Connections that are not tunnels (yet)."""
+        return len(self._pending)
+
+    def replace_tls(self, tls: ServerTls) -> None:
+        """Serve another identity from the next handshake on; running connections keep theirs."""
+        if self._endpoint is not None:
+            self._endpoint.replace_tls(tls)
+
+    def stop_accepting(self) -> None:
+        """Drain: refuse new connections, keep every tunnel."""
+        if self._endpoint is not None:
+            self._endpoint.stop_accepting()
+
+    async def close(self) -> None:
+        """Close all connections, tunnels included, with the reason `shutdown` and release the socket."""
+        if self._endpoint is not None:
+            await self._endpoint.close(0, SHUTDOWN)
+
+    def decided(self, incoming: IncomingConnection) -> None:
+        """A connection is a tunnel now, or closed."""
+        self._pending.discard(incoming)
+
+    def _on_connection(self, connection: Connection) -> ConnectionHandler:
+        if len(self._pending) >= self.settings.max_pending_handshakes:
+            _log.warning("too many reverse handshakes under way; connection closed", pending=len(self._pending))
+            connection.close()
+            return _Turned()
+        incoming = IncomingConnection(connection, self)
+        self._pending.add(incoming)
+        return incoming
+
+
+class _Turned:
+    """Handler of a connection that was turned away."""
+
+    def on_stream(self, stream: Stream) -> None:
+        """Refuse it."""
+
+    def on_closed(self, error: ConnectionClosedError) -> None:
+        """Nothing hangs on it."""
