@@ -1,0 +1,177 @@
+"""The unmodified worker of the reference registers with our router, dials it, serves through it, and comes back to it."""
+
+import http.client
+import signal
+import socket
+
+import pytest
+from processes import OURS, Engine, Process, Router, Stack, free_ports, wait_until, worker_arguments
+from relay import TcpRelay, UdpRelay
+
+pytestmark = pytest.mark.interop
+
+OUT_OF_ROUTING_S = 3.0
+
+
+def start_pylon(
+    stack: Stack, pylon: str, engine: Engine, port: int, *, worker_id: str = "w1", name: str = ""
+) -> Process:
+    return stack.start(name or f"pylon-{worker_id}", [pylon, *worker_arguments(engine, port, worker_id=worker_id)])
+
+
+def served(router: Router, within_s: float = 20) -> float:
+    return wait_until(router.serves, within_s, "a request is served")
+
+
+def test_a_chat_request_streams_through_and_names_the_worker_that_served_it(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    answer = router.chat(tokens=5)
+    assert answer.status == 200
+    assert answer.tokens == ["t0 ", "t1 ", "t2 ", "t3 ", "t4 ", "[DONE]"]
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-inference-server-id"] == "w1"
+    assert answer.headers["x-stargate-cluster-id"] == "w1"
+    assert "x-inference-server-url" in answer.headers
+    assert "reverse tunnel connection established" in router.process.log()
+
+
+def test_tokens_arrive_one_by_one_and_not_at_the_end(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    answer = router.begin_chat(tokens=20, delay_ms=200, timeout_s=3)
+    assert answer.read_line().startswith(b"data: ")
+    answer.close()
+
+
+def test_many_concurrent_requests_beyond_the_workers_stream_limit_are_all_served(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    answers = [router.begin_chat(tokens=1) for _ in range(3)]
+    for answer in answers:
+        answer.read_rest()
+    assert [answer.status for answer in answers] == [200] * 3
+
+
+def test_two_workers_of_one_model_are_both_used(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    for worker_id in ("w1", "w2"):
+        start_pylon(stack, pylon, engine, router.grpc, worker_id=worker_id)
+    wait_until(lambda: router.routable() == 2, 20, "both workers are routable")
+    used: set[str] = set()
+
+    def both_used() -> bool:
+        used.add(router.chat().headers["x-inference-server-id"])
+        return used == {"w1", "w2"}
+
+    wait_until(both_used, 15, "both workers have served")
+
+
+def test_a_restarted_worker_serves_again_under_its_id(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    worker = start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    worker.stop()
+    wait_until(lambda: router.routable() == 0, OUT_OF_ROUTING_S, "the stopped worker is out of routing")
+    start_pylon(stack, pylon, engine, router.grpc, name="pylon-again")
+    served(router)
+
+
+def test_a_killed_worker_is_out_of_routing_at_once_and_its_id_is_free(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    worker = start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    worker.signal(signal.SIGKILL)
+    wait_until(lambda: router.routable() == 0, OUT_OF_ROUTING_S, "the killed worker is out of routing")
+    start_pylon(stack, pylon, engine, router.grpc, name="pylon-again")
+    served(router)
+
+
+def test_a_response_cut_by_the_death_of_its_worker_ends_abnormally(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    worker = start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    answer = router.begin_chat(tokens=1_000, delay_ms=50, timeout_s=40)
+    assert answer.status == 200
+    answer.read_line()
+    worker.signal(signal.SIGTERM)
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        answer.read_rest()
+
+
+def test_a_frozen_worker_leaves_routing_within_three_seconds_and_returns_when_it_thaws(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    worker = start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    worker.signal(signal.SIGSTOP)
+    wait_until(lambda: router.routable() == 0, OUT_OF_ROUTING_S + 0.2, "the frozen worker is out of routing")
+    worker.signal(signal.SIGCONT)
+    wait_until(lambda: router.routable() == 1, 5, "the thawed worker is routable")
+    served(router, 2)
+
+
+def test_a_worker_cut_off_in_udp_only_leaves_routing_and_returns_when_packets_flow_again(stack, pylon):
+    engine = stack.engine()
+    (quic_port,) = free_ports(1, socket.SOCK_DGRAM)
+    with UdpRelay(quic_port) as relay:
+        router = stack.router(OURS, quic_port=quic_port, dial_port=relay.port)
+        start_pylon(stack, pylon, engine, router.grpc)
+        served(router)
+        relay.cut = True
+        wait_until(lambda: router.routable() == 0, OUT_OF_ROUTING_S + 0.2, "the cut-off worker is out of routing")
+        relay.cut = False
+        wait_until(lambda: router.routable() == 1, 10, "the worker is routable again")
+        served(router, 2)
+
+
+def test_a_worker_cut_off_in_tcp_only_keeps_serving_and_registers_anew_when_the_connection_breaks(stack, pylon):
+    engine = stack.engine()
+    (grpc_port,) = free_ports(1)
+    with TcpRelay(grpc_port) as relay:
+        router = stack.router(OURS, grpc_port=grpc_port, advertise_port=relay.port)
+        start_pylon(stack, pylon, engine, relay.port)
+        served(router)
+        relay.cut = True
+        for _ in range(3):
+            assert router.chat().status == 200
+        relay.cut = False
+        relay.sever()
+        wait_until(lambda: router.routable() == 1, 15, "the worker is routable again")
+        served(router, 5)
+
+
+def test_of_two_workers_with_one_id_the_first_keeps_it_until_it_goes(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    first = start_pylon(stack, pylon, engine, router.grpc, name="pylon-first")
+    served(router)
+    second = start_pylon(stack, pylon, engine, router.grpc, name="pylon-second")
+    wait_until(lambda: "already registered" in second.log() + router.process.log(), 15, "the second one is refused")
+    for _ in range(3):
+        assert router.chat().status == 200
+    assert router.process.log().count("reverse tunnel connection established") == 1
+    first.stop()
+    served(router)
+    assert second.running
+
+
+def test_a_restarted_router_gets_its_workers_back(stack, pylon):
+    engine = stack.engine()
+    grpc_port, (quic_port,) = free_ports(1)[0], free_ports(1, socket.SOCK_DGRAM)
+    router = stack.router(OURS, grpc_port=grpc_port, quic_port=quic_port)
+    start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    router.process.stop()
+    router = stack.router(OURS, grpc_port=grpc_port, quic_port=quic_port)
+    served(router, 40)
