@@ -178,7 +178,7 @@ class Router:
 
     def routable(self) -> int:
         """The number of routable workers of the model, as the metrics page tells it."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as page:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as page:
             for line in page.read().decode().splitlines():
                 if line.startswith("stargate_active_inference_servers{") and f'model="{MODEL}"' in line:
                     return int(float(line.rsplit(" ", 1)[1]))
@@ -235,7 +235,7 @@ def worker_arguments(
 
 def _status(port: int, path: str) -> int | None:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as response:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
