@@ -1,0 +1,25 @@
+# The router alone: no shell wrapper, any user, read-only root file system, nothing writable.
+FROM python:3.12-slim AS build
+WORKDIR /build
+COPY requirements/run.txt requirements/run.txt
+RUN python -m venv /opt/router \
+    && /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-compile -r requirements/run.txt
+COPY pyproject.toml README.md ./
+COPY certs certs
+COPY tunnel_protocol tunnel_protocol
+COPY router router
+COPY stargate_client stargate_client
+COPY benchmarks/__init__.py benchmarks/__init__.py
+RUN /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps . \
+    && /opt/router/bin/python -m compileall -q /opt/router/lib \
+    && rm -rf /opt/router/lib/python*/site-packages/benchmarks
+
+FROM python:3.12-slim
+ARG COMMIT=unknown
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TMPDIR=/dev/shm STARGATE_COMMIT=$COMMIT PATH=/opt/router/bin:$PATH
+COPY --from=build /opt/router /opt/router
+RUN ln -s /opt/router/bin/stargate /usr/local/bin/stargate
+USER 1000:1000
+EXPOSE 8000 50071 50072/udp 50073 9090
+ENTRYPOINT ["/usr/local/bin/stargate"]
+CMD []
