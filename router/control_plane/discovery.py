@@ -1,0 +1,149 @@
+"""Who the routers of this installation are: rounds of discovery that remember the last good answer.
+
+Source: docs/control-plane.md, "Discovery".
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from router.control_plane.replicas import (
+    Replica,
+    from_addresses,
+    from_pods,
+    pod_of,
+    pod_replica,
+    split_port,
+)
+from router.control_plane.resolver import LookupFailedError, Resolver
+
+_log = structlog.get_logger()
+
+
+class Lookup(Protocol):
+    """One way of finding the routers."""
+
+    own: Replica
+    """This router as this way lists it."""
+
+    async def replicas(self) -> list[Replica]:
+        """All routers, this one included, sorted. Raises `LookupFailedError`."""
+
+
+class SelfOnly:
+    """Discovery is off: there is only this router."""
+
+    def __init__(self, own: Replica) -> None:
+        self.own = own
+
+    async def replicas(self) -> list[Replica]:
+        """Only this router."""
+        return [self.own]
+
+
+class HeadlessService:
+    """SRV records of a headless Kubernetes service: one per pod."""
+
+    failure_text = "headless service SRV lookup failed"
+
+    def __init__(
+        self, resolver: Resolver, *, dns_name: str, template: str, pod_name: str, namespace: str, advertise_addr: str
+    ) -> None:
+        self.dns_name = dns_name
+        self.own = pod_replica(template, pod_name, namespace, split_port(advertise_addr)[1])
+        self._resolver = resolver
+        self._template = template
+        self._namespace = namespace
+        self._foreign: frozenset[str] = frozenset()
+        self._collapsed = False
+
+    async def replicas(self) -> list[Replica]:
+        """The pods of the service. Raises `LookupFailedError`."""
+        pods = []
+        foreign = set()
+        for record in await self._resolver.srv(f"_grpc._tcp.{self.dns_name}"):
+            pod_name = pod_of(record.target, self.dns_name)
+            if pod_name is None:
+                foreign.add(record.target)
+            else:
+                pods.append(pod_replica(self._template, pod_name, self._namespace, record.port))
+        self._tell_foreign(frozenset(foreign))
+        replicas = from_pods(pods, self.own)
+        self._tell_collapsed(replicas)
+        return replicas
+
+    def _tell_foreign(self, foreign: frozenset[str]) -> None:
+        for target in sorted(foreign - self._foreign):
+            _log.warning(
+                "ignoring SRV target outside headless service domain", dns_name=self.dns_name, srv_target=target
+            )
+        self._foreign = foreign
+
+    def _tell_collapsed(self, replicas: list[Replica]) -> None:
+        addresses = Counter(replica.advertise_addr for replica in replicas)
+        address, times = addresses.most_common(1)[0]
+        if times > 1 and not self._collapsed:
+            _log.warning(
+                "several pods render to one address; workers will register with only one of them",
+                advertise_addr=address,
+                pods=times,
+                template=self._template,
+            )
+        self._collapsed = times > 1
+
+
+class PlainDns:
+    """A and AAAA records: one router per address, all on this router's port."""
+
+    failure_text = "dns lookup failed"
+
+    def __init__(self, resolver: Resolver, *, dns_name: str, own: Replica) -> None:
+        self.dns_name = dns_name
+        self.own = own
+        self._resolver = resolver
+
+    async def replicas(self) -> list[Replica]:
+        """The addresses of the name. Raises `LookupFailedError`."""
+        return from_addresses(await self._resolver.addresses(self.dns_name), self.own)
+
+
+class Discovery:
+    """Rounds of one lookup. A failing round repeats the last good answer for a grace time, then lists only this router."""
+
+    def __init__(self, lookup: Lookup, *, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lookup = lookup
+        self._grace_s = grace_s
+        self._clock = clock
+        self._last_good: list[Replica] = []
+        self._last_good_at = float("-inf")
+        self._failing = False
+        self._alone = False
+
+    async def round(self) -> list[Replica]:
+        """The routers to publish now; never fails, never empty."""
+        try:
+            replicas = await self._lookup.replicas()
+        except LookupFailedError as error:
+            return self._without_answer(error)
+        if self._failing:
+            _log.info("discovery works again", **self._fields())
+        self._failing = self._alone = False
+        self._last_good, self._last_good_at = replicas, self._clock()
+        return replicas
+
+    def _without_answer(self, error: LookupFailedError) -> list[Replica]:
+        if not self._failing:
+            self._failing = True
+            _log.warning(getattr(self._lookup, "failure_text", "discovery failed"), error=str(error), **self._fields())
+        if self._clock() - self._last_good_at <= self._grace_s:
+            return self._last_good
+        if self._last_good and not self._alone:
+            self._alone = True
+            _log.warning("no discovery answer for too long; publishing only this router", **self._fields())
+        return [self._lookup.own]
+
+    def _fields(self) -> dict[str, str]:
+        return {"dns_name": getattr(self._lookup, "dns_name", "")}

@@ -1,0 +1,199 @@
+"""The credential this router shows when it asks the gateway about a worker: nothing, a secret from a file, or a minted token.
+
+Source: docs/control-plane.md, "Worker authentication"; client credentials grant: RFC 6749 section 4.4, Basic: section 2.3.1.
+"""
+
+import asyncio
+import json
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote_plus
+
+import aiohttp
+import structlog
+
+_log = structlog.get_logger()
+
+_SCOPE = "llm:check_worker"
+_DEFAULT_LIFE_S = 300
+_MAX_LIFE_S = 86_400
+_RENEW_BEFORE_S = 60
+_MAX_REPLY_BYTES = 1 << 20
+_MAX_SECRETS_BYTES = 1 << 20
+
+
+class CredentialError(Exception):
+    """No credential can be had right now. The text names what is wrong, never a secret."""
+
+
+class CredentialSource(Protocol):
+    """Where the bearer token for calls to the gateway comes from."""
+
+    async def token(self) -> str:
+        """The token to use now. Raises `CredentialError`."""
+
+    async def close(self) -> None:
+        """Release what the source holds."""
+
+
+class StaticCredential:
+    """One token for as long as the process lives."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __repr__(self) -> str:
+        return "StaticCredential(<redacted>)"
+
+    async def token(self) -> str:
+        """The token."""
+        return self._token
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class SecretsFile:
+    """A JSON file that a sidecar may replace at any time; read anew for every use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def text_at(self, key_path: str) -> str | None:
+        """The string at a dot-separated path; None if there is nothing. Raises `CredentialError`."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(_MAX_SECRETS_BYTES + 1)
+        except OSError as error:
+            raise CredentialError(f"failed to read secrets file '{self.path}'") from error
+        if len(content) > _MAX_SECRETS_BYTES:
+            raise CredentialError(f"secrets file '{self.path}' is larger than {_MAX_SECRETS_BYTES} bytes")
+        try:
+            value = json.loads(content.decode())
+        except (ValueError, RecursionError) as error:
+            raise CredentialError(f"secrets file '{self.path}' is not valid JSON") from error
+        for key in key_path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        if not isinstance(value, str):
+            raise CredentialError(f"secrets file value at {key_path} is not a string")
+        return value
+
+
+class FileCredential:
+    """The token in a secrets file, untrimmed."""
+
+    def __init__(self, secrets: SecretsFile, key_path: str = "authToken") -> None:
+        self._secrets = secrets
+        self._key_path = key_path
+
+    async def token(self) -> str:
+        """Read the file and take the token out of it. Raises `CredentialError`."""
+        token = self._secrets.text_at(self._key_path)
+        if token is None:
+            raise CredentialError(f"failed to extract key from secrets file: no {self._key_path}")
+        return token
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class ClientCredentials:
+    """Tokens minted by an OAuth2 provider for `id` and `secret` of a secrets file, kept until shortly before they expire."""
+
+    def __init__(
+        self,
+        provider: str,
+        secrets: SecretsFile,
+        *,
+        timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`provider` is its base URL; `timeout_s` bounds one exchange with it, answer included."""
+        self._url = provider.rstrip("/") + "/token"
+        self._secrets = secrets
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._refreshing = asyncio.Lock()
+        self._token = ""
+        self._renew_at = float("-inf")
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"ClientCredentials({self._url!r})"
+
+    async def token(self) -> str:
+        """The cached token, or a new one; concurrent callers share one refresh. Raises `CredentialError`."""
+        async with self._refreshing:
+            if self._clock() >= self._renew_at:
+                asked_at = self._clock()
+                token, life_s = await self._mint()
+                self._token = token
+                self._renew_at = asked_at + life_s - _RENEW_BEFORE_S
+                _log.debug("minted worker-auth client-credentials token", expires_in_s=life_s)
+            return self._token
+
+    async def close(self) -> None:
+        """Close the connections to the provider."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _mint(self) -> tuple[str, float]:
+        user, password = (self._required(key) for key in ("id", "secret"))
+        basic = b64encode(f"{_form_encoded(user)}:{_form_encoded(password)}".encode()).decode()
+        if self._session is None:
+            self._session = aiohttp.ClientSession(trust_env=False)
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._session.post(
+                    self._url,
+                    data={"grant_type": "client_credentials", "scope": _SCOPE},
+                    headers={"authorization": f"Basic {basic}"},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                if not 200 <= response.status < 300:
+                    raise CredentialError(f"oauth2 token endpoint returned status {response.status}")
+                return _minted(await _bounded_body(response))
+        except TimeoutError as error:
+            raise CredentialError("oauth2 token request failed: timed out") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise CredentialError(f"oauth2 token request failed: {type(error).__name__}") from error
+
+    def _required(self, key: str) -> str:
+        value = self._secrets.text_at(key)
+        if value is None:
+            raise CredentialError(f"secrets file missing {key}")
+        return value
+
+
+def _form_encoded(part: str) -> str:
+    return quote_plus(part, safe="-_.~")
+
+
+async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_REPLY_BYTES:
+            raise CredentialError("oauth2 token request failed: the answer is too large")
+    return bytes(body)
+
+
+def _minted(body: bytes) -> tuple[str, float]:
+    reply = json.loads(body)
+    if not isinstance(reply, dict) or "access_token" not in reply:
+        raise CredentialError("oauth2 token response missing access_token")
+    token = reply["access_token"]
+    if not isinstance(token, str):
+        raise CredentialError("oauth2 access_token is not a string")
+    life_s = reply.get("expires_in", _DEFAULT_LIFE_S)
+    if isinstance(life_s, bool) or not isinstance(life_s, int | float) or not life_s >= 0:
+        life_s = _DEFAULT_LIFE_S
+    return token, min(life_s, _MAX_LIFE_S)

@@ -1,0 +1,148 @@
+"""One gRPC listener: exclusive port, bounds on what peers may send, health service, optional TLS, drain.
+
+Source: docs/control-plane.md, "Listeners".
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_STATUS = health_pb2.HealthCheckResponse
+_MAX_MESSAGE_BYTES = 4 << 20
+
+
+class GrpcBindError(Exception):
+    """The address of a gRPC listener can not be bound."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"cannot listen on {address}")
+        self.address = address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcTls:
+    """A server identity as PEM."""
+
+    cert_pem: bytes
+    key_pem: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcKeepalive:
+    """Pings that find dead peers. A peer that answers within the timeout is never cut, however idle it is."""
+
+    interval_ms: int = 10_000
+    timeout_ms: int = 20_000
+
+
+class GrpcServer:
+    """Bind, add services, start, stop; each once."""
+
+    def __init__(self, *, tls: GrpcTls | None = None, keepalive: GrpcKeepalive | None = None) -> None:
+        """`tls`: None = cleartext HTTP/2; `keepalive`: None = no pings, as on a listener of short calls."""
+        self._tls = tls
+        self._health = Health()
+        self._server = grpc.aio.server(options=_options(keepalive))
+        self._add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
+        self.port = 0
+
+    def bind(self, address: str) -> int:
+        """Take `address` (`host:port`, port 0 = any) for this process alone; the port. Raises `GrpcBindError`."""
+        try:
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                current = self._tls
+                credentials = grpc.dynamic_ssl_server_credentials(
+                    _certificate(current), lambda: _certificate(self._tls or current)
+                )
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise GrpcBindError(address) from error
+        return self.port
+
+    def add_service(self, name: str, add: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
+        """Offer `servicer` under its full name `name`; `add` is the generated function."""
+        self._add(add, servicer)
+        self._health.serve(name)
+
+    def replace_tls(self, tls: GrpcTls) -> None:
+        """Use another identity for handshakes from now on; only if there was one from the start."""
+        self._tls = tls
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> bool:
+        """Take no new calls; True if all running ones ended within `grace_s`, after which they are cancelled."""
+        self._health.stop()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._server.stop(grace_s)
+        return loop.time() - began < grace_s
+
+    def _add(self, add: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
+        add(servicer, self._server)
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
+    """`grpc.health.v1`, whose watchers end when the listener drains (the library's own hold it open)."""
+
+    def __init__(self) -> None:
+        self._services = {""}
+        self._stopped = asyncio.Event()
+
+    def serve(self, name: str) -> None:
+        """Tell that service `name` is there."""
+        self._services.add(name)
+
+    def stop(self) -> None:
+        """Tell that nothing is served any more, and end all watches."""
+        self._stopped.set()
+
+    async def Check(  # noqa: N802 (name of the RPC)
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        """The state of one service; "" is the listener as a whole."""
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return _STATUS(status=self._state(request.service))
+
+    async def Watch(  # noqa: N802 (name of the RPC)
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """The state of one service, and once more when the listener drains."""
+        await context.write(_STATUS(status=self._state(request.service)))
+        await self._stopped.wait()
+        await context.write(_STATUS(status=self._state(request.service)))
+
+    def _state(self, service: str) -> Any:
+        if service not in self._services:
+            return _STATUS.SERVICE_UNKNOWN
+        return _STATUS.NOT_SERVING if self._stopped.is_set() else _STATUS.SERVING
+
+
+def _options(keepalive: GrpcKeepalive | None) -> list[tuple[str, int]]:
+    options = [
+        # The library's default lets a second process bind the same port and take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        # Peers may ping as often as they like; cutting them off would deregister workers.
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+    if keepalive is not None:
+        options += [
+            ("grpc.keepalive_time_ms", keepalive.interval_ms),
+            ("grpc.keepalive_timeout_ms", keepalive.timeout_ms),
+        ]
+    return options
+
+
+def _certificate(tls: GrpcTls) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(tls.key_pem, tls.cert_pem)])

@@ -1,0 +1,355 @@
+"""One `RegisterInferenceServer` stream from its first message to its end.
+
+Source: docs/control-plane.md, "Life of a registration". Routing follows the worker's reports and, between two of them, its tunnel:
+a lost tunnel takes it out of routing at once, a working one puts the last report into effect again.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import structlog
+
+from router.control_plane.admission import RefusedError, admit, already_registered, check_unchanged
+from router.control_plane.heartbeat import idle_timeout_ms
+from router.control_plane.inbox import Inbox, Signal
+from router.control_plane.messages import model_updates
+from router.control_plane.settings import ControlPlaneSettings
+from router.control_plane.worker_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
+from router.registry.registration import AlreadyRegisteredError, Identity, Registration
+from router.registry.registry import Registry
+from router.registry.stats import ModelUpdate
+from router.telemetry.metrics import Metrics
+from tunnel_protocol.control.stargate_pb2 import InferenceServerAck, InferenceServerRegistration
+
+_log = structlog.get_logger()
+
+# Missing from the type stubs.
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Streams:
+    """The registration streams of this process: what they share, and who holds which id."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        make_tunnels: MakeTunnels,
+        settings: ControlPlaneSettings,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self.registry = registry
+        self.make_tunnels = make_tunnels
+        self.settings = settings
+        self.clock = clock
+        self.open: set[RegistrationStream] = set()
+        self.holders: dict[str, RegistrationStream] = {}
+        dial_addr = settings.reverse_tunnel_dial_addr.strip() or settings.reverse_tunnel_target
+        self.ack = InferenceServerAck(
+            reverse_tunnel_target=settings.reverse_tunnel_target,
+            reverse_tunnel_pylon_dial_addr=dial_addr if settings.reverse_tunnel_target else "",
+        )
+        self._metrics = metrics
+
+    def took(self, inference_server_id: str, stream: "RegistrationStream") -> None:
+        """From now on `stream` holds the id."""
+        self.holders[inference_server_id] = stream
+        self._metrics.registered_streams.set(len(self.holders), ())
+
+    def gave_back(self, inference_server_id: str) -> None:
+        """Nobody holds the id any more."""
+        del self.holders[inference_server_id]
+        self._metrics.registered_streams.set(len(self.holders), ())
+
+
+class RegistrationStream:
+    """What one worker says on one stream, and what follows from it."""
+
+    def __init__(
+        self, streams: Streams, context: Context, *, routing_key: str | None, heartbeat_ms: int | None, peer: str
+    ) -> None:
+        self.routing_key = routing_key
+        self.registration: Registration | None = None
+        self.end_reason = "cancelled"
+        """Why the stream ended, as metrics call it; "cancelled" = its call was, by the worker or by a broken connection."""
+        self.refused = False
+        """Whether it ended before it was admitted, by refusal."""
+        self._streams = streams
+        self._context = context
+        self._peer = peer
+        settings = streams.settings
+        idle_ms = idle_timeout_ms(heartbeat_ms, settings.idle_timeout_ms, settings.max_idle_timeout_ms)
+        self._idle_s = None if idle_ms is None else idle_ms / 1000
+        assumed_ms = settings.unknown_heartbeat_ms if heartbeat_ms is None else heartbeat_ms
+        self._silence_s = max(3 * assumed_ms, settings.min_silence_ms) / 1000
+        self._inbox = Inbox()
+        self._tunnels: WorkerTunnels | None = None
+        self._models: dict[str, ModelUpdate] = {}
+        self._without_rtt: frozenset[str] = frozenset()
+        self._lost = False
+        self._heard_at = streams.clock()
+        self._life = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Serve the stream until it ends; returning means status OK. Raises `RefusedError` with the status to end with.
+
+        Everything in the registry is gone when this returns or raises, whatever the reason, cancellation included.
+        """
+        self._task = asyncio.current_task()
+        self._streams.open.add(self)
+        reader = asyncio.create_task(self._read())
+        try:
+            if not self._stopped:
+                await self._serve()
+        except asyncio.CancelledError:
+            # `stop` interrupts whatever is being waited for; any other cancellation is the call's own.
+            if not self._stopped or self._task is None or self._task.uncancel() > 0:
+                raise
+        except RefusedError as refusal:
+            self.end_reason = refusal.label
+            self.refused = self.registration is None
+            raise
+        finally:
+            # No suspension point until routes, id and tunnel slot are given back: a second cancellation must find
+            # nothing left to do.
+            self._close()
+            self._streams.open.discard(self)
+            reader.cancel()
+            await self._wait_closed(reader)
+
+    def stop(self, reason: str) -> None:
+        """End the stream with OK: its routes and id are free when this returns."""
+        if not self._stopped:
+            self._stopped = True
+            self.end_reason = reason
+            self._close()
+            if self._task is not None:
+                self._task.cancel()
+
+    # A second stream claims the id
+
+    async def yields(self) -> bool:
+        """Wait until this holder of an id has shown life (False), or has proven dead or left (True).
+
+        Dead is who lost its tunnel (one that never had one has lost nothing) and then sends no message for three heartbeats.
+        """
+        asked_at = self._streams.clock()
+        while self._holds_id():
+            if not self._lost or self._heard_at > asked_at:
+                return False
+            left_s = self._heard_at + self._silence_s - self._streams.clock()
+            if left_s <= 0:
+                return True
+            self._life.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._life.wait()
+        return True
+
+    def _holds_id(self) -> bool:
+        return self.registration is not None and not self.registration.ended
+
+    # The stream's own course
+
+    async def _serve(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    item = await self._inbox.get()
+            except TimeoutError:
+                self.end_reason = "idle_timeout"
+                _log.warning(
+                    "registration stream idle timeout; closing registration",
+                    idle_timeout_ms=round((self._idle_s or 0) * 1000),
+                    inference_server_id=self.inference_server_id,
+                )
+                return
+            if isinstance(item, InferenceServerRegistration):
+                await self._update(item)
+            elif item is Signal.RECOVERED:
+                await self._reapply()
+            else:
+                self.end_reason = "closed" if item is Signal.CLOSED else "read_failed"
+                if self.registration is None:
+                    _log.debug("register inference servers stream exited before admission", peer=self._peer)
+                return
+
+    async def _read(self) -> None:
+        signal = Signal.FAILED
+        try:
+            while (message := await self._context.read()) is not _EOF:
+                self._heard_at = self._streams.clock()
+                self._life.set()
+                self._inbox.put(message)
+            signal = Signal.CLOSED
+        except (grpc.aio.BaseError, grpc.RpcError, ValueError) as error:
+            _log.warning(
+                "inference servers stream read failed or closed",
+                error=str(error) or type(error).__name__,
+                inference_server_id=self.inference_server_id,
+                peer=self._peer,
+            )
+        finally:
+            self._inbox.end(signal)
+
+    async def _update(self, message: InferenceServerRegistration) -> None:
+        _log.debug(
+            "received inference servers update",
+            inference_server_id=message.inference_server_id,
+            models=sorted(message.models),
+        )
+        if self.registration is None:
+            await self._begin(message)
+        else:
+            self._check_unchanged(message, self.registration.identity)
+        registration, tunnels = self._live()
+        self._models = model_updates(message)
+        step = await tunnels.tunnel_step()
+        if step is TunnelStep.UNAVAILABLE:
+            self._apply(registration, connected=False, rtt_ns=None)
+            return
+        connected = step is TunnelStep.CONNECTED
+        rtt_ns = await tunnels.rtt_ns() if connected else None
+        # The tunnel may have gone while its round trip was measured.
+        self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
+        self._tell_without_rtt(without=connected and rtt_ns is None)
+        await self._context.write(self._streams.ack)
+
+    async def _begin(self, message: InferenceServerRegistration) -> None:
+        streams = self._streams
+        try:
+            identity = admit(message, self.routing_key, reverse_listener=bool(streams.settings.reverse_tunnel_target))
+        except RefusedError as refusal:
+            _log.warning(
+                refusal.log_text,
+                inference_server_id=message.inference_server_id,
+                inference_server_url=message.inference_server_url,
+                reverse_tunnel=message.reverse_tunnel,
+                error=refusal.message,
+                peer=self._peer,
+            )
+            raise
+        await self._settle_claim(identity)
+        tunnels = streams.make_tunnels(identity)
+        self.registration = streams.registry.begin(identity, tunnels)
+        streams.took(identity.inference_server_id, self)
+        self._tunnels = tunnels
+        tunnels.start(self._on_lost, self._on_recovered)
+
+    async def _settle_claim(self, identity: Identity) -> None:
+        """Return once the id is free; raise `RefusedError` if its holder is alive or not to be judged by this worker."""
+        streams = self._streams
+        existing = streams.registry.live(identity.inference_server_id)
+        if existing is None:
+            return
+        holder = streams.holders.get(identity.inference_server_id)
+        if holder is not None and holder.routing_key == self.routing_key and await holder.yields():
+            if not existing.ended:
+                _log.warning(
+                    "taking over the id of a worker that shows no life",
+                    inference_server_id=identity.inference_server_id,
+                    silent_s=round(streams.clock() - holder._heard_at, 1),  # noqa: SLF001 (another one of this class)
+                    old_peer=holder._peer,  # noqa: SLF001
+                    new_peer=self._peer,
+                )
+                holder.stop("superseded")
+            if streams.registry.live(identity.inference_server_id) is None:
+                return
+        existing = streams.registry.live(identity.inference_server_id) or existing
+        refusal = already_registered(str(AlreadyRegisteredError(existing)))
+        _log.warning(
+            refusal.log_text,
+            inference_server_id=identity.inference_server_id,
+            existing_url=existing.identity.url,
+            existing_reverse_tunnel=existing.identity.reverse,
+            peer=self._peer,
+        )
+        await asyncio.sleep(streams.settings.duplicate_delay_ms / 1000)
+        raise refusal
+
+    def _check_unchanged(self, message: InferenceServerRegistration, identity: Identity) -> None:
+        try:
+            check_unchanged(message, identity)
+        except RefusedError as refusal:
+            _log.warning(
+                refusal.log_text,
+                inference_server_id=message.inference_server_id,
+                inference_server_url=message.inference_server_url,
+                reverse_tunnel=message.reverse_tunnel,
+                cluster_id=message.cluster_id,
+                registered_id=identity.inference_server_id,
+            )
+            raise
+
+    async def _reapply(self) -> None:
+        registration, tunnels = self._live()
+        rtt_ns = await tunnels.rtt_ns()
+        self._apply(registration, connected=tunnels.healthy(), rtt_ns=rtt_ns)
+
+    def _apply(self, registration: Registration, *, connected: bool, rtt_ns: int | None) -> None:
+        self._streams.registry.apply(
+            registration, self._models, connected=connected, rtt_ns=rtt_ns, now=self._streams.clock()
+        )
+
+    def _live(self) -> tuple[Registration, WorkerTunnels]:
+        if self.registration is None or self._tunnels is None:
+            raise RuntimeError("not admitted yet")
+        return self.registration, self._tunnels
+
+    # Its tunnel
+
+    def _on_lost(self) -> None:
+        self._lost = True
+        registration, _ = self._live()
+        if not registration.ended:
+            self._streams.registry.withdraw(registration)
+
+    def _on_recovered(self) -> None:
+        self._lost = False
+        self._life.set()
+        self._inbox.recovered()
+
+    # Its end
+
+    def _close(self) -> None:
+        if self.registration is not None and self._tunnels is not None and not self.registration.ended:
+            self._streams.registry.end(self.registration)
+            self._streams.gave_back(self.registration.identity.inference_server_id)
+            self._tunnels.retire()
+            self._life.set()
+
+    async def _wait_closed(self, reader: asyncio.Task[None]) -> None:
+        await asyncio.wait([reader])
+        if self._tunnels is not None:
+            try:
+                async with asyncio.timeout(self._streams.settings.teardown_ms / 1000):
+                    await self._tunnels.wait_retired()
+            except TimeoutError:
+                _log.warning("health loop did not stop in time", inference_server_id=self.inference_server_id)
+
+    # What the log is told
+
+    @property
+    def inference_server_id(self) -> str | None:
+        """The worker's id; None until it is admitted."""
+        return None if self.registration is None else self.registration.identity.inference_server_id
+
+    def _tell_without_rtt(self, *, without: bool) -> None:
+        """One line per model when it begins to lack something that keeps an active worker out of routing."""
+        active = {model: update for model, update in self._models.items() if update.active}
+        lacking = frozenset(active) if without else frozenset(m for m, update in active.items() if update.stats is None)
+        for model in sorted(lacking - self._without_rtt):
+            if active[model].stats is None:
+                text = "missing model stats in registration; setting model status to inactive"
+            else:
+                text = "active model registration missing connection RTT; skipping routing update"
+            _log.warning(text, inference_server_id=self.inference_server_id, model_id=model)
+        self._without_rtt = lacking

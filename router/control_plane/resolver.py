@@ -1,0 +1,74 @@
+"""DNS lookups for discovery through dnspython: one short try, a positive answer kept no longer than a cap allows."""
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+import dns.asyncresolver
+import dns.exception
+import dns.rdatatype
+import dns.resolver
+from dns.rdtypes.IN.SRV import SRV
+
+from router.control_plane.replicas import SrvRecord
+
+
+class LookupFailedError(Exception):
+    """The name could not be resolved; the text says why in a few words."""
+
+
+class Resolver:
+    """The system's resolver configuration, with bounded time and memory."""
+
+    def __init__(
+        self,
+        *,
+        ttl_cap_s: float,
+        timeout_s: float = 1.0,
+        resolver: dns.asyncresolver.Resolver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises `LookupFailedError` if the system has no usable resolver configuration."""
+        if resolver is None:
+            try:
+                resolver = dns.asyncresolver.Resolver()
+            except dns.exception.DNSException as error:
+                raise LookupFailedError("failed to read system resolver config") from error
+        self._resolver = resolver
+        self._ttl_cap_s = ttl_cap_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        # One entry per record type asked for; the names are this router's own and fixed.
+        self._answers: dict[tuple[str, str], tuple[dns.resolver.Answer, float]] = {}
+
+    async def srv(self, name: str) -> list[SrvRecord]:
+        """The SRV records of `name`. Raises `LookupFailedError`."""
+        answer = await self._resolve(name, "SRV")
+        return [SrvRecord(str(cast("SRV", record).target), cast("SRV", record).port) for record in answer]
+
+    async def addresses(self, name: str) -> list[str]:
+        """The IPv4 and IPv6 addresses of `name`. Raises `LookupFailedError` if it has neither."""
+        found: list[str] = []
+        failure: LookupFailedError | None = None
+        for record_type in ("A", "AAAA"):
+            try:
+                found += [record.to_text() for record in await self._resolve(name, record_type)]
+            except LookupFailedError as error:
+                failure = failure or error
+        if not found and failure is not None:
+            raise failure
+        return found
+
+    async def _resolve(self, name: str, record_type: str) -> dns.resolver.Answer:
+        known = self._answers.get((name, record_type))
+        if known is not None and self._clock() < known[1]:
+            return known[0]
+        try:
+            answer = await self._resolver.resolve(name, record_type, lifetime=self._timeout_s, search=True)
+        except dns.exception.DNSException as error:
+            raise LookupFailedError(f"{type(error).__name__}: {error}") from error
+        except OSError as error:
+            raise LookupFailedError(f"{record_type} lookup: {error.strerror or type(error).__name__}") from error
+        ttl_s = answer.rrset.ttl if answer.rrset is not None else 0
+        self._answers[(name, record_type)] = (answer, self._clock() + min(ttl_s, self._ttl_cap_s))
+        return answer

@@ -1,0 +1,159 @@
+"""The gRPC service workers talk to: `RegisterInferenceServer` and `WatchStargates`.
+
+Source: docs/control-plane.md. Response headers go out before anything is read: workers wait for them before their first message.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from router.control_plane.admission import RefusedError
+from router.control_plane.heartbeat import HEARTBEAT_METADATA, BadHeartbeat, parse_heartbeat_ms
+from router.control_plane.registration_stream import Context, RegistrationStream, Streams
+from router.control_plane.settings import ControlPlaneSettings
+from router.control_plane.watch import WatchCell
+from router.control_plane.worker_auth import bearer_token
+from router.control_plane.worker_tunnels import MakeTunnels
+from router.registry.authentication import AuthenticationError, Authenticator
+from router.registry.registry import Registry
+from router.telemetry.metrics import Metrics
+from tunnel_protocol.control.stargate_pb2_grpc import StargateControlPlaneServicer
+
+_log = structlog.get_logger()
+
+_MAX_KNOWN_FAILURES = 1_000
+
+
+class AuthenticationLog:
+    """One line when authentication of an address begins to fail, fails for another reason, or works again."""
+
+    def __init__(self) -> None:
+        self._failing: OrderedDict[str, str] = OrderedDict()
+
+    def failed(self, peer: str, cause: str) -> None:
+        """Authentication of a worker at `peer` failed."""
+        host = _host(peer)
+        if self._failing.get(host) != cause:
+            _log.warning("gRPC registration authentication failed", error=cause, peer=peer)
+        self._failing[host] = cause
+        self._failing.move_to_end(host)
+        if len(self._failing) > _MAX_KNOWN_FAILURES:
+            self._failing.popitem(last=False)
+
+    def succeeded(self, peer: str) -> None:
+        """A worker at `peer` was accepted."""
+        if self._failing.pop(_host(peer), None) is not None:
+            _log.info("gRPC registration authentication works again", peer=peer)
+
+
+class ControlPlane(StargateControlPlaneServicer):
+    """The servicer; `stop` ends all its streams."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        authenticator: Authenticator,
+        make_tunnels: MakeTunnels,
+        watch: WatchCell,
+        settings: ControlPlaneSettings,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._authenticator = authenticator
+        self._watch = watch
+        self._settings = settings
+        self._metrics = metrics
+        self._streams = Streams(registry, make_tunnels, settings, metrics, clock=clock)
+        self._authentication_log = AuthenticationLog()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Drain: every stream ends with OK, all routes are gone when this returns, later calls end at once."""
+        self._stopping = True
+        self._watch.close()
+        for stream in list(self._streams.open):
+            stream.stop("shutdown")
+
+    async def RegisterInferenceServer(self, _requests: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
+        """One worker's registration for as long as the stream lives."""
+        peer = context.peer()
+        metadata: dict[str, str | bytes] = {}
+        for key, value in context.invocation_metadata() or ():
+            metadata.setdefault(key, value)
+        routing_key = await self._authenticate(metadata.get("authorization"), context, peer)
+        await context.send_initial_metadata(())
+        if self._stopping:
+            return
+        _log.info("register inference servers stream opened", stargate_id=self._settings.stargate_id, peer=peer)
+        stream = RegistrationStream(
+            self._streams,
+            context,
+            routing_key=routing_key,
+            heartbeat_ms=_heartbeat_ms(metadata.get(HEARTBEAT_METADATA)),
+            peer=peer,
+        )
+        try:
+            await stream.run()
+        except RefusedError as refusal:
+            await context.abort(refusal.code, refusal.message)
+        finally:
+            self._tell_ended(stream, peer)
+
+    async def WatchStargates(self, _request: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
+        """The routers to register with, now and whenever that is published anew."""
+        await context.send_initial_metadata(())
+        _log.info(
+            "watch stargates stream opened",
+            stargate_id=self._settings.stargate_id,
+            advertise_addr=self._settings.advertise_addr,
+            dns_name=self._settings.dns_name,
+            peer=context.peer(),
+        )
+        seen = 0
+        while (newer := await self._watch.newer(seen)) is not None:
+            seen, response = newer
+            await context.write(response)
+
+    async def _authenticate(self, authorization: str | bytes | None, context: Context, peer: str) -> str | None:
+        try:
+            routing_key = await self._authenticator.routing_key(bearer_token(authorization))
+        except AuthenticationError as error:
+            self._authentication_log.failed(peer, error.cause_text)
+            self._metrics.registrations_refused_total.inc(("authentication",))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "authentication failed")
+        self._authentication_log.succeeded(peer)
+        _log.debug("worker authenticated", peer=peer, routing_key=routing_key)
+        return routing_key
+
+    def _tell_ended(self, stream: RegistrationStream, peer: str) -> None:
+        if stream.refused:
+            self._metrics.registrations_refused_total.inc((stream.end_reason,))
+        elif stream.registration is not None:
+            self._metrics.registrations_ended_total.inc((stream.end_reason,))
+        _log.info(
+            "register inference servers stream closed",
+            inference_server_id=stream.inference_server_id,
+            reason=stream.end_reason,
+            peer=peer,
+        )
+
+
+def _heartbeat_ms(value: str | bytes | None) -> int | None:
+    heartbeat = parse_heartbeat_ms(value)
+    if isinstance(heartbeat, BadHeartbeat):
+        wanted = "ascii" if heartbeat is BadHeartbeat.NOT_ASCII else "integer"
+        _log.warning(
+            f"{HEARTBEAT_METADATA} must be {wanted} milliseconds; using configured registration max idle timeout"
+        )
+        return None
+    return heartbeat
+
+
+def _host(peer: str) -> str:
+    """`ipv4:10.0.0.1:1234` without its port."""
+    return peer.rpartition(":")[0]
