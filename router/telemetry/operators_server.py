@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import uvicorn
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +28,8 @@ class OperatorsServer:
         """`all_families` makes `/metrics` show the additional families too; `mounts` are further routes."""
         self._metrics = metrics
         self._all_families = all_families
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
         routes: list[BaseRoute] = [
             Route("/metrics", self._contract, methods=["GET"]),
             Route("/metrics/all", self._everything, methods=["GET"]),
@@ -59,11 +62,14 @@ class OperatorsServer:
         """Close the listener and end."""
         self._server.should_exit = True
 
-    async def _contract(self, _request: Request) -> Response:
-        return Response(self._metrics.render(additional=self._all_families), headers=_EXPOSITION)
+    async def _contract(self, request: Request) -> Response:
+        if self._all_families:
+            return await self._everything(request)
+        return Response(self._metrics.render(), headers=_EXPOSITION)
 
     async def _everything(self, _request: Request) -> Response:
-        return Response(self._metrics.render(additional=True), headers=_EXPOSITION)
+        page = self._metrics.render(additional=True) + generate_latest(self._process)
+        return Response(page, headers=_EXPOSITION)
 
 
 async def _empty(_request: Request, error: Exception) -> Response:

@@ -1,0 +1,30 @@
+"""Which build this is: version and commit, for the first log line and a metric."""
+
+import os
+from pathlib import Path
+
+VERSION = "0.1.0"
+"""As in pyproject.toml; a test compares them."""
+
+_SHORT = 12
+
+
+def commit() -> str:
+    """The short commit: what the image was built with, else that of the checkout it runs from, else `unknown`."""
+    told = os.environ.get("STARGATE_COMMIT", "").strip()
+    return told[:_SHORT] or _checked_out(Path(__file__).resolve().parents[1] / ".git") or "unknown"
+
+
+def _checked_out(git: Path) -> str | None:
+    try:
+        head = (git / "HEAD").read_text(encoding="ascii").strip()
+        if not head.startswith("ref: "):
+            return head[:_SHORT]
+        name = head.removeprefix("ref: ")
+        loose = git / name
+        if loose.exists():
+            return loose.read_text(encoding="ascii").strip()[:_SHORT]
+        packed = (git / "packed-refs").read_text(encoding="ascii").splitlines()
+        return next((line.split()[0][:_SHORT] for line in packed if line.endswith(f" {name}")), None)
+    except (OSError, ValueError):
+        return None
