@@ -6,6 +6,9 @@ raw-quic needs no set-up after the QUIC handshake: the connection is usable at o
 import socket
 
 import structlog
+from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls
 
 from router.registry.tunnel import TunnelError
 from router.tunnels.addresses import DialTarget, dial_target
@@ -14,10 +17,7 @@ from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
-from tunnel_protocol.quic.endpoint import Endpoint
-from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
-from tunnel_protocol.quic.tls import ClientTls
 
 _log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class DirectDialer:
         target = dial_target(tunnels.identity.url)
         dialed: list[Tunnel] = []
         try:
-            for _ in range(self._settings.direct_connections):
+            while len(dialed) < self._settings.direct_connections:
                 dialed.append(await self._connect(target, tunnels))
         except BaseException:
             for tunnel in dialed:

@@ -13,12 +13,11 @@ import structlog
 from router.registry.authentication import AuthenticationError, Authenticator
 from router.registry.registration import Registration
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel import Tunnel, TunnelConnection
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.handshake import RouterHandshake, WorkerHello
-from tunnel_protocol.quic.endpoint import Connection
 from tunnel_protocol.quic.stream import Stream, StreamHandler
 
 _log = structlog.get_logger()
@@ -52,7 +51,7 @@ class Desk(Protocol):
 class IncomingConnection:
     """Handler of one incoming connection and of its handshake stream."""
 
-    def __init__(self, connection: Connection, desk: Desk) -> None:
+    def __init__(self, connection: TunnelConnection, desk: Desk) -> None:
         self.connection = connection
         self._desk = desk
         self._handshake = RouterHandshake(desk.settings.max_handshake_bytes)
@@ -215,6 +214,6 @@ class IncomingConnection:
         self._desk.decided(self)
 
 
-def _address(connection: Connection) -> str:
+def _address(connection: TunnelConnection) -> str:
     host, port = connection.peer_address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -18,6 +18,10 @@ class TunnelConnection(Protocol):
     """What a tunnel asks of a QUIC connection."""
 
     @property
+    def peer_address(self) -> tuple[str, int]:
+        """Where the peer's packets come from."""
+
+    @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
 

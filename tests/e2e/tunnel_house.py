@@ -1,0 +1,146 @@
+"""What the tunnel tests share: a reverse listener with a registry, a caller, and small waits with deadlines."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+from scripted_worker import ScriptedWorker
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ServerTls
+from tunnel_protocol.raw_quic import RAW_QUIC
+
+import certs
+from router.registry.authentication import AuthenticationError
+from router.registry.registration import Identity
+from router.registry.registry import Registry
+from router.tunnels.direct_tunnels import DirectTunnels
+from router.tunnels.listener import ReverseListener
+from router.tunnels.reverse_tunnels import ReverseTunnels
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.head import RequestHead
+
+HEAD = RequestHead(b"POST", b"/v1/chat/completions?x=1", [(b"x-model", b"m"), (b"x-a", b"1"), (b"x-a", b"2")])
+SETTINGS = TunnelSettings(handshake_timeout_ms=3_000)
+CERTIFICATE = certs.make_self_signed(["localhost", "stargate"])
+
+
+class Tokens:
+    """Accepts any token and no token; `keys` gives some a routing key, `bad` is refused; `gate` holds everyone up."""
+
+    def __init__(self, keys=None):
+        self.keys = keys or {}
+        self.seen = []
+        self.waiting = 0
+        self.gate = None
+
+    async def routing_key(self, token):
+        self.seen.append(token)
+        if self.gate is not None:
+            self.waiting += 1
+            await self.gate.wait()
+        if token == "bad":  # noqa: S105 - a token of this test
+            raise AuthenticationError("unknown worker token")
+        return self.keys.get(token)
+
+
+class House:
+    def __init__(self, tokens, settings):
+        self.registry = Registry()
+        self.tokens = tokens
+        self.settings = settings
+        self.listener = ReverseListener(self.registry, tokens, RAW_QUIC, settings)
+        self.port = 0
+        self.workers = []
+
+    def register(self, worker_id="w1", *, routing_key=None, reverse=True):
+        identity = Identity(worker_id, worker_id, "http://engine.example", routing_key, reverse)
+        tunnels = ReverseTunnels(identity, self.settings) if reverse else DirectTunnels(identity, self.settings, None)
+        return self.registry.begin(identity, tunnels)
+
+    def end(self, registration):
+        self.registry.end(registration)
+        registration.tunnels.retire()
+
+    async def dial(self, **options):
+        worker = await ScriptedWorker.dial(self.port, **options)
+        self.workers.append(worker)
+        return worker
+
+    async def tunnel(self, worker_id="w1", token=None, **options):
+        """A worker whose handshake was accepted."""
+        worker = await self.dial(**options)
+        assert await worker.handshake(worker_id, token) == (True, "")
+        return worker
+
+
+@asynccontextmanager
+async def a_house(tokens=None, settings=SETTINGS, identity=CERTIFICATE):
+    house = House(tokens or Tokens(), settings)
+    tls = ServerTls(identity.cert_pem, identity.key_pem)
+    _, house.port = await house.listener.listen("127.0.0.1", 0, tls, QuicSettings())
+    try:
+        yield house
+    finally:
+        for worker in house.workers:
+            await worker.close()
+        await house.listener.close()
+
+
+def scenario(test):
+    """Run an async test function of a house, with a deadline."""
+
+    def run():
+        async def with_deadline():
+            async with asyncio.timeout(20):
+                await test()
+
+        asyncio.run(with_deadline())
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def eventually(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - conditions of several objects, none of which tells
+            await asyncio.sleep(0.005)
+
+
+class Caller:
+    """The sink of a request of ours."""
+
+    def __init__(self):
+        self.status = None
+        self.body = b""
+        self.error = None
+        self.over = asyncio.Event()
+
+    def on_head(self, head):
+        self.status = head.status
+
+    def on_body(self, data):
+        self.body += data
+
+    def on_end(self):
+        self.over.set()
+
+    def on_failed(self, error):
+        self.error = error
+        self.over.set()
+
+    def on_upload_writable(self): ...
+
+    def on_upload_stopped(self): ...
+
+    async def done(self):
+        await asyncio.wait_for(self.over.wait(), 5)
+        return self.status, self.body, self.error
+
+
+async def serves(registration, worker):
+    """Whether a request of this registration reaches exactly this worker and its answer comes back."""
+    caller = Caller()
+    await registration.tunnels.open(HEAD, caller, end=True)
+    request = await worker.next_request()
+    request.answer(200, b"hello")
+    assert await caller.done() == (200, b"hello", None)
+    return True

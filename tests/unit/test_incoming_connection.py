@@ -1,0 +1,141 @@
+"""The handshake conversation with a scripted peer that acknowledges nothing, where real QUIC would be too obliging."""
+
+import asyncio
+
+from structlog.testing import capture_logs
+from tunnel_fakes import FakeConnection, FakeStream, LineFraming
+from virtual_time import run_virtual
+
+from router.registry.registration import Identity
+from router.registry.registry import Registry
+from router.tunnels.incoming import IncomingConnection
+from router.tunnels.reverse_tunnels import ReverseTunnels
+from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol import capnp
+from tunnel_protocol.errors import ConnectionClosedError
+
+
+class Anyone:
+    async def routing_key(self, token):
+        return None
+
+
+class Desk:
+    def __init__(self):
+        self.registrations = Registry()
+        self.authenticator = Anyone()
+        self.framing = LineFraming()
+        self.settings = TunnelSettings()
+        self.over = []
+
+    def decided(self, incoming):
+        self.over.append(incoming)
+
+
+class PeerConnection(FakeConnection):
+    peer_address = ("192.0.2.1", 40000)
+
+
+def arrive(desk):
+    connection = PeerConnection()
+    incoming = IncomingConnection(connection, desk)
+    stream = FakeStream(None, 0)
+    stream.handler = incoming.on_stream(stream)
+    return connection, incoming, stream
+
+
+async def settle():
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_the_connection_closes_as_soon_as_the_refusal_was_acknowledged():
+    async def test():
+        connection, _, stream = arrive(Desk())
+        stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
+        await settle()
+        assert capnp.decode_handshake_ack(stream.sent) == (False, "unauthorized inference_server_id")
+        assert stream.fin
+        assert connection.closes == []
+        stream.sent_callbacks[0]()
+        assert connection.closes == [(0, "")]
+
+    run_virtual(test())
+
+
+def test_a_refusal_that_is_never_acknowledged_is_given_up_after_the_connect_timeout():
+    async def test():
+        connection, _, stream = arrive(Desk())
+        stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
+        await asyncio.sleep(1.9)
+        assert connection.closes == []
+        with capture_logs() as logs:
+            await asyncio.sleep(0.2)
+        assert connection.closes == [(0, "")]
+        assert logs == [
+            {
+                "event": "timed out waiting for reverse handshake NACK delivery",
+                "log_level": "warning",
+                "timeout_ms": 2000,
+            }
+        ]
+
+    run_virtual(test())
+
+
+def test_a_tunnel_is_installed_before_the_answer_is_written():
+    async def test():
+        desk = Desk()
+        tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), desk.settings)
+        desk.registrations.begin(tunnels.identity, tunnels)
+        _, incoming, stream = arrive(desk)
+        write, healthy_at_write = stream.write, []
+
+        def spy(data, fin=False):
+            healthy_at_write.append(tunnels.healthy())
+            return write(data, fin)
+
+        stream.write = spy
+        stream.handler.on_data(capnp.encode_handshake("w1", None), True)
+        await settle()
+        assert healthy_at_write == [True]
+        assert capnp.decode_handshake_ack(stream.sent) == (True, "")
+        assert desk.over == [incoming]
+        incoming.on_closed(ConnectionClosedError(0, "", by_peer=True))
+        assert not tunnels.slot.members
+
+    run_virtual(test())
+
+
+def test_a_handshake_without_fin_is_enough_and_nothing_more_is_read():
+    async def test():
+        _, _, stream = arrive(Desk())
+        stream.handler.on_data(capnp.encode_handshake("nobody", None), False)
+        assert stream.calls == ["stop 0"]
+        stream.handler.on_data(b"more", True)
+        await settle()
+        assert stream.fin
+
+    run_virtual(test())
+
+
+def test_only_the_first_stream_is_taken():
+    async def test():
+        _, incoming, _ = arrive(Desk())
+        assert incoming.on_stream(FakeStream(None, 4)) is None
+        incoming.on_closed(ConnectionClosedError(None, "", by_peer=False))
+
+    run_virtual(test())
+
+
+def test_a_peer_that_never_speaks_is_closed_at_the_deadline_and_not_before():
+    async def test():
+        desk = Desk()
+        connection, _, _ = arrive(desk)
+        await asyncio.sleep(9.9)
+        assert connection.closes == []
+        await asyncio.sleep(0.2)
+        assert connection.closes == [(0, "")]
+        assert len(desk.over) == 1
+
+    run_virtual(test())
