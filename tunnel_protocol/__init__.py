@@ -1,0 +1,1 @@
+"""The wire between router and worker, both roles: codec, framings, handshake, control-plane messages, QUIC."""

@@ -23,3 +23,78 @@ class ResponseHead(NamedTuple):
 
     status: int
     headers: HeaderList
+
+
+HOP_BY_HOP = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade")
+)
+"""Names that describe one connection and never cross a hop (RFC 9110 section 7.6.1); a `Connection` list is not consulted."""
+
+EXPECTED_QUEUE_MS = b"x-stargate-expected-queue-ms"
+RETRYABLE = b"x-stargate-retryable"
+RETRY_REASON = b"x-stargate-retry-reason"
+RETRY_AFTER_MS = b"x-stargate-retry-after-ms"
+UPSTREAM_RETRYABLE = b"x-stargate-upstream-retryable"
+ERROR_CODE = b"x-stargate-error-code"
+METHOD = b"x-method"
+PATH = b"x-path"
+STATUS = b"x-status"
+
+_ROUTER_INTERNAL = frozenset(
+    (b"host", b"x-routing-method", RETRYABLE, RETRY_REASON, RETRY_AFTER_MS, EXPECTED_QUEUE_MS, ERROR_CODE)
+)
+NOT_TO_WORKER = HOP_BY_HOP | _ROUTER_INTERNAL
+"""What the router removes from a caller's request before it enters a tunnel."""
+
+NOT_TO_CALLER = HOP_BY_HOP | _ROUTER_INTERNAL | {METHOD, PATH, STATUS}
+"""What the router removes from a worker's response, so that a caller can trust who wrote what is left."""
+
+NOT_TO_ENGINE = HOP_BY_HOP | {
+    b"host",
+    METHOD,
+    PATH,
+    EXPECTED_QUEUE_MS,
+    UPSTREAM_RETRYABLE,
+    RETRYABLE,
+    RETRY_REASON,
+    RETRY_AFTER_MS,
+    b"x-dynamo-request-priority",
+    b"x-dynamo-request-strict-priority",
+}
+"""What a worker removes from a tunnelled request before it calls its engine (beside its configured retry header)."""
+
+NOT_TO_ROUTER = HOP_BY_HOP | {
+    b"content-length",
+    UPSTREAM_RETRYABLE,
+    RETRYABLE,
+    RETRY_REASON,
+    RETRY_AFTER_MS,
+    METHOD,
+    PATH,
+    STATUS,
+}
+"""What a worker removes from its engine's response: an engine cannot speak for the tunnel."""
+
+
+def request_headers_to_worker(headers: HeaderList) -> HeaderList:
+    """A caller's headers as they enter a tunnel: originals in order, without `NOT_TO_WORKER`."""
+    drop = NOT_TO_WORKER
+    return [entry for entry in headers if entry[0] not in drop]
+
+
+def response_headers_to_caller(headers: HeaderList) -> HeaderList:
+    """A worker's response headers as the caller gets them: in order, without `NOT_TO_CALLER`."""
+    drop = NOT_TO_CALLER
+    return [entry for entry in headers if entry[0] not in drop]
+
+
+def request_headers_to_engine(headers: HeaderList, retry_header: bytes = UPSTREAM_RETRYABLE) -> HeaderList:
+    """A tunnelled request's headers as the engine gets them, without `NOT_TO_ENGINE` and the configured retry header."""
+    drop = NOT_TO_ENGINE
+    return [entry for entry in headers if entry[0] not in drop and entry[0] != retry_header]
+
+
+def response_headers_to_router(headers: HeaderList, retry_header: bytes = UPSTREAM_RETRYABLE) -> HeaderList:
+    """An engine's response headers as they enter the tunnel, without `NOT_TO_ROUTER` and the configured retry header."""
+    drop = NOT_TO_ROUTER
+    return [entry for entry in headers if entry[0] not in drop and entry[0] != retry_header]

@@ -42,7 +42,9 @@ def stale_files() -> list[str]:
         target = pathlib.Path(folder)
         generate(target)
         fresh = {path.name: path.read_bytes() for path in (target / "tunnel_protocol" / "control").iterdir()}
-    return sorted(name for name, text in fresh.items() if not (here / name).is_file() or (here / name).read_bytes() != text)
+    return sorted(
+        name for name, text in fresh.items() if not (here / name).is_file() or (here / name).read_bytes() != text
+    )
 
 
 def main() -> int:

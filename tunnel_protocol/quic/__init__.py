@@ -1,0 +1,1 @@
+"""QUIC made fit for thousands of streams on one connection: engine, endpoint, streams."""
