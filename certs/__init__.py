@@ -1,0 +1,30 @@
+"""TLS identities of QUIC listeners: make, load, check and watch them. Imports nothing of ours."""
+
+from certs.identity import (
+    FileTooLargeError,
+    Identity,
+    IdentityError,
+    load_identity,
+    load_trust_bundle,
+    not_after,
+    parse_trust_bundle,
+    validate,
+)
+from certs.self_signed import make_self_signed
+from certs.watcher import Rejected, Reloaded, Unchanged, Watcher
+
+__all__ = [
+    "FileTooLargeError",
+    "Identity",
+    "IdentityError",
+    "Rejected",
+    "Reloaded",
+    "Unchanged",
+    "Watcher",
+    "load_identity",
+    "load_trust_bundle",
+    "make_self_signed",
+    "not_after",
+    "parse_trust_bundle",
+    "validate",
+]

@@ -1,0 +1,130 @@
+"""Load and check a certificate chain with its key, and trust bundles.
+
+The checks are those that protect a running listener from a bad or half-written pair: sizes, PEM, key match, chain, validity
+window. Served bytes and checked bytes are the same bytes: files are read once. See docs/operations.md, "TLS".
+"""
+
+import datetime as dt
+import pathlib
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+
+MAX_PEM_BYTES = 1_048_576
+
+
+class IdentityError(Exception):
+    """A pair or bundle cannot be used. `reason` says what is wrong, `detail` the cause below it (may be empty)."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class FileTooLargeError(IdentityError):
+    """A PEM file is larger than 1 MiB."""
+
+
+class Identity(NamedTuple):
+    """A served chain (leaf first) and its private key, both PEM."""
+
+    cert_pem: bytes
+    key_pem: bytes
+
+
+def load_identity(cert_path: str, key_path: str, now: dt.datetime) -> Identity:
+    """Read both files once and `validate` them. Raises `IdentityError`."""
+    identity = Identity(_read(cert_path, "TLS certificate"), _read(key_path, "TLS private key"))
+    validate(identity, now)
+    return identity
+
+
+def load_trust_bundle(path: str) -> bytes:
+    """The PEM of a trust bundle with at least one certificate. Raises `OSError` or `IdentityError`."""
+    pem = pathlib.Path(path).read_bytes()
+    parse_trust_bundle(pem)
+    return pem
+
+
+def parse_trust_bundle(pem: bytes) -> list[x509.Certificate]:
+    """Every certificate of a bundle; each one is an anchor. Raises `IdentityError`."""
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise IdentityError("TLS trust bundle contains no certificates")
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise IdentityError("failed to parse cert PEM", str(error)) from error
+
+
+def validate(identity: Identity, now: dt.datetime) -> None:
+    """Check a pair as a listener needs it at time `now` (aware, UTC). Raises `IdentityError`."""
+    chain = _chain(identity.cert_pem)
+    _check_key(identity.key_pem, chain[0])
+    if len(chain) > 1:
+        _check_chain(chain, now)
+    start = max(certificate.not_valid_before_utc for certificate in chain)
+    end = min(certificate.not_valid_after_utc for certificate in chain)
+    if now < start:
+        raise IdentityError("TLS server certificate chain is not yet valid", f"valid from {start.isoformat()}")
+    if now > end:
+        raise IdentityError("TLS server certificate chain is expired", f"expired at {end.isoformat()}")
+
+
+def not_after(identity: Identity) -> dt.datetime:
+    """The earliest end of validity in the chain, aware, UTC. Raises `IdentityError`."""
+    return min(certificate.not_valid_after_utc for certificate in _chain(identity.cert_pem))
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        with pathlib.Path(path).open("rb") as file:
+            pem = file.read(MAX_PEM_BYTES + 1)
+    except IsADirectoryError as error:
+        raise IdentityError(f"failed to read {what} file {path}", error.strerror or "") from error
+    except OSError as error:
+        raise IdentityError(f"failed to open {what} file {path}", error.strerror or "") from error
+    if len(pem) > MAX_PEM_BYTES:
+        raise FileTooLargeError(f"{what} exceeds {MAX_PEM_BYTES} bytes")
+    return pem
+
+
+def _chain(pem: bytes) -> list[x509.Certificate]:
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise IdentityError("invalid TLS server identity", "no certificate found in TLS PEM")
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise IdentityError("invalid TLS server identity", f"failed to parse TLS certificate PEM: {error}") from error
+
+
+def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
+    if b"PRIVATE KEY-----" not in pem:
+        raise IdentityError("invalid TLS server identity", "no private key found in TLS PEM")
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise IdentityError("invalid TLS server identity", f"failed to parse TLS private key PEM: {error}") from error
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
+        raise IdentityError("invalid TLS server identity", "private key does not match the certificate")
+
+
+def _check_chain(chain: list[x509.Certificate], now: dt.datetime) -> None:
+    # The last certificate of the file is the anchor; names are not checked, so the leaf's own first name is asked for.
+    try:
+        names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        subjects: list[x509.DNSName | x509.IPAddress] = [
+            x509.DNSName(name) for name in names.get_values_for_type(x509.DNSName)
+        ]
+        subjects += [x509.IPAddress(address) for address in names.get_values_for_type(x509.IPAddress)]
+        policy = ExtensionPolicy.permit_all()
+        builder = (
+            PolicyBuilder().store(Store([chain[-1]])).time(now).extension_policies(ca_policy=policy, ee_policy=policy)
+        )
+        builder.build_server_verifier(subjects[0]).verify(chain[0], chain[1:-1])
+    except (VerificationError, x509.ExtensionNotFound, IndexError, ValueError) as error:
+        raise IdentityError("TLS server certificate chain validation failed", str(error)) from error

@@ -1,0 +1,51 @@
+"""Notice that a mounted pair was replaced: by content, through the configured paths, with the last good pair kept.
+
+No timer and no task in here: the owner calls `poll` as often as it likes (the router: every 30 s). Opening by path each time
+follows the atomic symlink swaps of mounted secrets.
+"""
+
+import datetime as dt
+from typing import NamedTuple
+
+from certs.identity import Identity, IdentityError, load_identity
+
+
+class Unchanged(NamedTuple):
+    """Nothing to do: same bytes as the active pair, or the same rejection as before."""
+
+
+class Reloaded(NamedTuple):
+    """A valid, different pair: use it for new handshakes."""
+
+    identity: Identity
+
+
+class Rejected(NamedTuple):
+    """What is on disk now is not usable; reported once per error text."""
+
+    error: IdentityError
+
+
+class Watcher:
+    """Follows one certificate and key file; starts from the pair that is already served."""
+
+    def __init__(self, cert_path: str, key_path: str, active: Identity) -> None:
+        self._cert_path = cert_path
+        self._key_path = key_path
+        self._active = active
+        self._rejected: str | None = None
+
+    def poll(self, now: dt.datetime) -> Unchanged | Reloaded | Rejected:
+        """Read both files and compare. Never raises for what the files hold."""
+        try:
+            found = load_identity(self._cert_path, self._key_path, now)
+        except IdentityError as error:
+            if str(error) == self._rejected:
+                return Unchanged()
+            self._rejected = str(error)
+            return Rejected(error)
+        self._rejected = None
+        if found == self._active:
+            return Unchanged()
+        self._active = found
+        return Reloaded(found)
