@@ -35,6 +35,11 @@ class Watcher:
         self._active = active
         self._rejected: str | None = None
 
+    @property
+    def rejecting(self) -> bool:
+        """Whether what the last poll found was not usable."""
+        return self._rejected is not None
+
     def poll(self, now: dt.datetime) -> Unchanged | Reloaded | Rejected:
         """Read both files and compare. Never raises for what the files hold."""
         try:
