@@ -7,6 +7,7 @@ Each check raises `StartupError` with the text that runbooks search for; `__main
 import re
 from pathlib import Path
 
+from certs import IdentityError, parse_trust_bundle
 from router.option_values import SocketAddress, ValueRefusedError, parse_socket_address
 from router.settings import Settings
 
@@ -136,21 +137,26 @@ def listen_address(text: str) -> SocketAddress:
         raise StartupError(error.reason) from None
 
 
-def check_outbound_trust(settings: Settings) -> bytes | None:
+def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
     """The PEM bundle that dialled workers are checked against; None if they are not checked.
 
-    Applies in reverse mode too, so that a deployment that turned verification on but forgot the files does not start.
+    `pem` is what the certificate option named: the bundle in direct mode, the served chain in reverse mode. Applies in reverse
+    mode too, so that a deployment that turned verification on but forgot the files does not start.
     """
-    if settings.tls_cert_path is None:
-        if settings.quic_insecure:
-            return None
+    if settings.quic_insecure:
+        return None
+    if pem is None:
         raise StartupError("failed to initialize quic proxy", "TLS cert required when --quic-insecure is not set")
-    pem = read_outbound_trust(settings.tls_cert_path)
-    return None if settings.quic_insecure else pem
+    try:
+        parse_trust_bundle(pem)
+    except IdentityError as error:
+        causes = (error.reason, error.detail) if error.detail else (error.reason,)
+        raise StartupError("failed to initialize quic proxy", *causes) from None
+    return pem
 
 
-def read_outbound_trust(path: str) -> bytes:
-    """Read a trust bundle without judging it; what is in it is judged where the QUIC client is made."""
+def read_trust_bundle(path: str) -> bytes:
+    """Read a trust bundle without judging it; that is done later, by `outbound_trust`."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

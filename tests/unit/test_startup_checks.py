@@ -8,9 +8,9 @@ from router.startup_checks import (
     StartupError,
     causes_of,
     check_options,
-    check_outbound_trust,
     check_worker_auth,
     listen_address,
+    outbound_trust,
     retry_budget_header,
 )
 
@@ -91,7 +91,7 @@ def test_client_credentials_without_the_secrets_file_are_refused() -> None:
 def test_verification_without_certificates_stops_the_start_in_both_modes() -> None:
     for arguments in ([], REVERSE):
         with pytest.raises(StartupError) as caught:
-            check_outbound_trust(settings(*arguments))
+            outbound_trust(settings(*arguments), None)
         assert caught.value.told() == (
             "Error: failed to initialize quic proxy\n\nCaused by:\n    TLS cert required when --quic-insecure is not set"
         )
@@ -123,3 +123,10 @@ def test_causes_follow_the_exception_chain() -> None:
     error = ValueError("config")
     error.__cause__ = OSError("disk")
     assert causes_of(error) == ("config", "disk")
+
+
+def test_a_bundle_without_certificates_stops_the_start_unless_nothing_is_verified() -> None:
+    with pytest.raises(StartupError) as caught:
+        outbound_trust(settings("--tls-cert-path=x"), b"")
+    assert caught.value.causes == ("TLS trust bundle contains no certificates",)
+    assert outbound_trust(settings("--tls-cert-path=x", "--quic-insecure"), b"") is None

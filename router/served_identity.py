@@ -1,0 +1,103 @@
+"""The TLS identity workers see on the reverse listener: loaded or made at start, replaced when the files change.
+
+See docs/operations.md, "TLS". Loading happens once, so that what is served and what later versions are compared with are the
+same bytes.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+
+from certs import Identity, IdentityError, Rejected, Reloaded, Watcher, load_identity, make_self_signed, not_after
+from router.settings import Settings
+from router.startup_checks import StartupError
+from router.telemetry.metrics import Metrics
+
+_log = structlog.get_logger()
+
+_MATERIAL = ("server_identity",)
+_COMPONENT = {"component": "stargate-reverse-listener", "material_type": "server_identity"}
+_WARN_BEFORE_S = (7 * 86_400, 86_400, 3_600)
+
+
+class ServedIdentity:
+    """What is served now, when it expires, and whether there is something new."""
+
+    def __init__(self, identity: Identity, watcher: Watcher | None, metrics: Metrics) -> None:
+        self.identity = identity
+        self._watcher = watcher
+        self._metrics = metrics
+        self._expires_at = float("inf")
+        self._warned_s = float("inf")
+        self._told_expired = False
+        if watcher is not None:
+            self._activated()
+
+    @classmethod
+    def load(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity":
+        """The mounted pair, or a fresh self-signed one if none is configured. Raises `StartupError`."""
+        cert_path, key_path = settings.tls_cert_path, settings.tls_key_path
+        if cert_path is None or key_path is None:
+            _log.info("no TLS cert/key provided, generating self-signed certificate")
+            return cls(make_self_signed(), None, metrics)
+        try:
+            identity = load_identity(cert_path, key_path, datetime.now(UTC))
+        except IdentityError as error:
+            causes = (error.reason, error.detail) if error.detail else (error.reason,)
+            raise StartupError("load initial reverse listener TLS server identity", *causes) from None
+        return cls(identity, Watcher(cert_path, key_path, identity), metrics)
+
+    @property
+    def mounted(self) -> bool:
+        """Whether the identity came from files, which may change."""
+        return self._watcher is not None
+
+    def expired(self) -> bool:
+        """Whether the served chain is past its end; never for a generated one."""
+        return time.time() > self._expires_at
+
+    async def look(self, activate: Callable[[Identity], None]) -> None:
+        """Read the files once more; a valid new pair goes to `activate` and is served from then on."""
+        if self._watcher is None:
+            return
+        found = await asyncio.to_thread(self._watcher.poll, datetime.now(UTC))
+        if isinstance(found, Reloaded):
+            activate(found.identity)
+            self.identity = found.identity
+            self._activated()
+            self._metrics.tls_reloads_total.inc(("server_identity", "success"))
+            self._metrics.tls_last_reload_timestamp_seconds.set(int(time.time()), _MATERIAL)
+            _log.info("TLS material reloaded", **_COMPONENT, result="success")
+        elif isinstance(found, Rejected):
+            self._metrics.tls_reloads_total.inc(("server_identity", "rejected"))
+            _log.warning(
+                "TLS material reload rejected; retaining last-known-good configuration",
+                **_COMPONENT,
+                error=str(found.error),
+                result="rejected",
+            )
+        self._metrics.tls_last_reload_success.set(0 if self._watcher.rejecting else 1, _MATERIAL)
+        self._tell_expiry()
+
+    def _activated(self) -> None:
+        end = not_after(self.identity)
+        self._expires_at = end.timestamp()
+        self._warned_s = float("inf")
+        self._told_expired = False
+        self._metrics.tls_certificate_expiry_seconds.set(int(self._expires_at), _MATERIAL)
+        self._metrics.tls_last_reload_success.set(1, _MATERIAL)
+
+    def _tell_expiry(self) -> None:
+        left_s = self._expires_at - time.time()
+        if left_s <= 0:
+            if not self._told_expired:
+                self._told_expired = True
+                _log.warning("the served TLS certificate has expired; not ready", **_COMPONENT)
+            return
+        due = [limit for limit in _WARN_BEFORE_S if left_s <= limit < self._warned_s]
+        if due:
+            self._warned_s = min(due)
+            _log.warning("the served TLS certificate expires soon", **_COMPONENT, seconds_left=int(left_s))
