@@ -258,7 +258,9 @@ class Histogram(Family):
     def _texts(self, labels: Labels, cell: _Distribution) -> list[str]:
         name = self.full_name
         bounds = [*(number(bound) for bound in self.bounds), "+Inf"]
-        texts = [f"{name}_bucket{{{label_text((*self.label_names, 'le'), (*labels, le))}}}" for le in bounds]
-        braces = f"{{{label_text(self.label_names, labels)}}}" if labels else ""
+        own = label_text(self.label_names, labels)
+        before = f"{own}," if own else ""
+        texts = [f'{name}_bucket{{{before}le="{le}"}}' for le in bounds]
+        braces = f"{{{own}}}" if own else ""
         cell.texts = [*texts, f"{name}_sum{braces}", f"{name}_count{braces}"]
         return cell.texts

@@ -73,7 +73,9 @@ class OperatorsServer:
 
 
 async def _empty(_request: Request, error: Exception) -> Response:
-    headers = getattr(error, "headers", None)
+    headers = dict(getattr(error, "headers", None) or {})
+    if "Allow" in headers:
+        headers["Allow"] = ",".join(sorted(method.strip() for method in headers["Allow"].split(",")))
     return Response(status_code=getattr(error, "status_code", 500), headers=headers)
 
 

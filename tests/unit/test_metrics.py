@@ -38,13 +38,13 @@ def test_labels_are_sorted_and_whole_numbers_have_no_fraction() -> None:
     )
 
 
-def test_bucket_bounds_are_in_shortest_decimal_form() -> None:
+def test_bucket_bounds_stand_last_and_in_shortest_decimal_form() -> None:
     metrics = Metrics()
     metrics.proxy_replay_buffer_bytes.observe(1024, ("m",))
     metrics.routing_duration_seconds.observe(0.00005, ("", "m"))
     shown = page(metrics)
     for bound in ("0", "1024", "67108864", "+Inf"):
-        assert f'stargate_proxy_replay_buffer_bytes_bucket{{le="{bound}",model="m"}}' in shown
+        assert f'stargate_proxy_replay_buffer_bytes_bucket{{model="m",le="{bound}"}}' in shown
     assert 'le="0.0001"' in shown
     assert 'stargate_routing_duration_seconds_sum{model="m",routing_key=""} 0.00005\n' in shown
 
