@@ -30,4 +30,4 @@ class ExactSum:
         try:
             return self._numerator / (1 << self._shift)
         except OverflowError:
-            return math.copysign(math.inf, self._numerator)
+            return math.inf if self._numerator > 0 else -math.inf
