@@ -78,6 +78,10 @@ class GrpcServer:
         """Begin to answer."""
         await self._server.start()
 
+    async def wait(self) -> None:
+        """Returns when the server has stopped, for whatever reason."""
+        await self._server.wait_for_termination()
+
     async def stop(self, grace_s: float) -> bool:
         """Take no new calls; True if all running ones ended within `grace_s`, after which they are cancelled."""
         self._health.stop()
