@@ -1,0 +1,438 @@
+"""Worker authentication: the gateway's answer, its failures, the router's own credential."""
+
+import asyncio
+import json
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import grpc
+import pytest
+from aiohttp import web
+
+from router.control_plane.gateway_credentials import (
+    ClientCredentials,
+    CredentialError,
+    CredentialSource,
+    FileCredential,
+    SecretsFile,
+    StaticCredential,
+)
+from router.control_plane.worker_auth import (
+    GatewayAuthenticator,
+    GatewayAuthSettings,
+    OpenAuthenticator,
+    StaticAuthenticator,
+    WorkerAuthConnectError,
+)
+from router.registry.authentication import AuthenticationError
+from router.telemetry.metrics import Metrics
+from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
+
+
+class FakeGateway(llm_gateway_pb2_grpc.LlmGatewayServicer):
+    """Maps worker tokens to routing keys; may fail or hang first."""
+
+    def __init__(self) -> None:
+        self.routing_keys: dict[str, str] = {}
+        self.seen: list[tuple[str, str | None]] = []
+        self.failures: list[grpc.StatusCode] = []
+        self.hangs = 0
+
+    async def AuthLlmWorker(  # noqa: N802 (name of the RPC)
+        self, request: Any, context: Any
+    ) -> llm_gateway_pb2.AuthLlmWorkerResponse:
+        self.seen.append((request.workerToken, dict(context.invocation_metadata()).get("authorization")))
+        if self.hangs:
+            self.hangs -= 1
+            await asyncio.Event().wait()
+        if self.failures:
+            await context.abort(self.failures.pop(0), "planned")
+        if request.workerToken not in self.routing_keys:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown worker token")
+        return llm_gateway_pb2.AuthLlmWorkerResponse(routingKey=self.routing_keys[request.workerToken])
+
+
+class Rig:
+    def __init__(self, gateway: FakeGateway, authenticator: GatewayAuthenticator, metrics: Metrics) -> None:
+        self.gateway = gateway
+        self.authenticator = authenticator
+        self.metrics = metrics
+
+    async def refusal(self, token: str | None = "w") -> str:  # noqa: S107 (no secret)
+        with pytest.raises(AuthenticationError) as refused:
+            await self.authenticator.routing_key(token)
+        return refused.value.cause_text
+
+    def count(self, result: str) -> int:
+        wanted = f'stargate_worker_auth_total{{result="{result}"}} '
+        lines = self.metrics.render(additional=True).decode().splitlines()
+        return next((int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(wanted)), 0)
+
+
+@asynccontextmanager
+async def gateway(
+    credential: CredentialSource | None = None, clock: Callable[[], float] | None = None, **settings: Any
+) -> AsyncIterator[Rig]:
+    service = FakeGateway()
+    server = grpc.aio.server()
+    llm_gateway_pb2_grpc.add_LlmGatewayServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    metrics = Metrics()
+    asked = GatewayAuthSettings(**{"endpoint": f"http://127.0.0.1:{port}", **settings})
+    more = {} if clock is None else {"clock": clock}
+    authenticator = GatewayAuthenticator(asked, credential, metrics, **more)
+    try:
+        await authenticator.connect(5.0)
+        yield Rig(service, authenticator, metrics)
+    finally:
+        await authenticator.close()
+        await server.stop(None)
+
+
+def test_gateway_sees_both_tokens_and_its_key_is_adopted() -> None:
+    async def run() -> None:
+        async with gateway(StaticCredential("router-token")) as rig:
+            rig.gateway.routing_keys = {"w": "tenant"}
+            assert await rig.authenticator.routing_key("w") == "tenant"
+            assert rig.gateway.seen == [("w", "Bearer router-token")]
+
+    asyncio.run(run())
+
+
+def test_blank_key_is_unscoped_and_missing_tokens_are_asked_about_as_empty() -> None:
+    async def run() -> None:
+        async with gateway() as rig:
+            rig.gateway.routing_keys = {"": "  ", "padded": " tenant "}
+            assert await rig.authenticator.routing_key(None) is None
+            assert await rig.authenticator.routing_key("padded") == "tenant"
+            assert rig.gateway.seen[0] == ("", None)
+
+    asyncio.run(run())
+
+
+def test_refusal_is_final_and_never_remembered() -> None:
+    async def run() -> None:
+        async with gateway() as rig:
+            assert await rig.refusal() == "UNAUTHENTICATED: unknown worker token"
+            assert len(rig.gateway.seen) == 1
+            rig.gateway.routing_keys = {"w": "tenant"}
+            assert await rig.authenticator.routing_key("w") == "tenant"
+            assert (rig.count("refused"), rig.count("accepted")) == (1, 1)
+
+    asyncio.run(run())
+
+
+def test_transient_failure_is_retried_once() -> None:
+    async def run() -> None:
+        async with gateway() as rig:
+            rig.gateway.routing_keys = {"w": "tenant"}
+            rig.gateway.failures = [grpc.StatusCode.UNAVAILABLE]
+            assert await rig.authenticator.routing_key("w") == "tenant"
+            rig.gateway.failures = [grpc.StatusCode.UNAVAILABLE] * 3
+            assert await rig.refusal("v") == "UNAVAILABLE: planned"
+            assert len(rig.gateway.failures) == 1
+            assert rig.count("failed") == 1
+
+    asyncio.run(run())
+
+
+def test_hanging_gateway_is_asked_again_and_given_up_at_the_deadline() -> None:
+    async def run() -> None:
+        async with gateway(deadline_s=0.3) as rig:
+            rig.gateway.routing_keys = {"w": "tenant"}
+            rig.gateway.hangs = 1
+            assert await rig.authenticator.routing_key("w") == "tenant"
+            rig.gateway.hangs = 2
+            assert await rig.refusal("v") in {"no answer within 0.3 s", "DEADLINE_EXCEEDED: Deadline Exceeded"}
+
+    asyncio.run(run())
+
+
+def test_acceptance_is_remembered_for_a_short_while_per_token() -> None:
+    async def run() -> None:
+        now = 0.0
+        async with gateway(clock=lambda: now, cache_s=10, cache_entries=2) as rig:
+            rig.gateway.routing_keys = {"w": "tenant", "v": "other", "u": "third"}
+            for now, asked in ((0.0, 1), (9.9, 1), (10.0, 2)):  # noqa: B007 (the clock)
+                assert await rig.authenticator.routing_key("w") == "tenant"
+                assert len(rig.gateway.seen) == asked
+            assert await rig.authenticator.routing_key("v") == "other"
+            assert await rig.authenticator.routing_key("u") == "third"
+            assert await rig.authenticator.routing_key("w") == "tenant"  # pushed out by the two others
+            assert len(rig.gateway.seen) == 5
+            assert rig.count("cached") == 1
+            assert b"w" not in rig.authenticator._accepted
+
+    asyncio.run(run())
+
+
+def test_memory_can_be_switched_off() -> None:
+    async def run() -> None:
+        async with gateway(cache_s=0) as rig:
+            rig.gateway.routing_keys = {"w": "tenant"}
+            await rig.authenticator.routing_key("w")
+            await rig.authenticator.routing_key("w")
+            assert len(rig.gateway.seen) == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("secret", ["with\nbreak", "ünicode"])
+def test_credential_that_fits_no_header_fails_the_call(secret: str) -> None:
+    async def run() -> None:
+        async with gateway(StaticCredential(secret)) as rig:
+            text = await rig.refusal()
+            assert text.startswith("invalid auth token")
+            assert secret not in text
+
+    asyncio.run(run())
+
+
+def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
+    async def run() -> None:
+        settings = GatewayAuthSettings(endpoint="http://127.0.0.1:9")
+        authenticator = GatewayAuthenticator(settings, None, Metrics())
+        with pytest.raises(WorkerAuthConnectError, match="failed to connect to worker auth endpoint"):
+            await authenticator.connect(0.05)
+        await authenticator.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("endpoint", ["gateway:50051", "ftp://gateway", "http://", ""])
+def test_endpoint_must_be_an_url(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="http or https"):
+        GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics())
+
+
+def test_https_endpoint_and_ipv6_host_are_understood() -> None:
+    async def run() -> None:
+        for endpoint in ("https://gateway.example", "http://[::1]:5"):
+            await GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics()).close()
+
+    asyncio.run(run())
+
+
+def test_open_authenticator_takes_anybody_and_a_table_only_its_tokens() -> None:
+    async def run() -> None:
+        assert await OpenAuthenticator().routing_key("anything") is None
+        table = StaticAuthenticator({"a": " key ", "b": " ", "c": None})
+        assert [await table.routing_key(token) for token in "abc"] == ["key", None, None]
+        for token in (None, "d"):
+            with pytest.raises(AuthenticationError):
+                await table.routing_key(token)
+
+    asyncio.run(run())
+
+
+# The router's own credential
+
+
+def test_static_credential_is_the_literal_and_prints_redacted() -> None:
+    credential = StaticCredential("literal")
+    assert asyncio.run(credential.token()) == "literal"
+    assert "literal" not in repr(credential)
+
+
+def secrets(tmp_path: Path, content: Any) -> SecretsFile:
+    path = tmp_path / "secrets.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return SecretsFile(path)
+
+
+def test_file_credential_is_read_anew_each_time_and_not_trimmed(tmp_path: Path) -> None:
+    file = secrets(tmp_path, {"authToken": " one ", "a": {"b": "nested"}})
+    assert asyncio.run(FileCredential(file).token()) == " one "
+    assert asyncio.run(FileCredential(file, "a.b").token()) == "nested"
+    secrets(tmp_path, {"authToken": "two"})
+    assert asyncio.run(FileCredential(file).token()) == "two"
+    asyncio.run(FileCredential(file).close())
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "text"),
+    [
+        ({}, "authToken", "failed to extract key from secrets file"),
+        ({"a": "x"}, "a.b", "failed to extract key from secrets file"),
+        ([], "a", "failed to extract key from secrets file"),
+        ({"authToken": 5}, "authToken", "is not a string"),
+        (b"{", "authToken", "is not valid JSON"),
+        (b"\xff", "authToken", "is not valid JSON"),
+        (b"[" * 100_000, "authToken", "is not valid JSON"),
+        (b" " * ((1 << 20) + 1), "authToken", "is larger than"),
+    ],
+)
+def test_unusable_secrets_file_is_an_error_that_says_what_is_wrong(
+    tmp_path: Path, content: Any, key: str, text: str
+) -> None:
+    with pytest.raises(CredentialError, match=text):
+        asyncio.run(FileCredential(secrets(tmp_path, content), key).token())
+
+
+def test_missing_secrets_file_is_an_error_that_keeps_its_cause(tmp_path: Path) -> None:
+    with pytest.raises(CredentialError, match="failed to read secrets file") as failed:
+        asyncio.run(FileCredential(SecretsFile(tmp_path / "none")).token())
+    assert isinstance(failed.value.__cause__, FileNotFoundError)
+
+
+class Provider:
+    """An OAuth2 token endpoint."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.reply: Any = {"access_token": "minted", "expires_in": 300}
+        self.status = 200
+        self.stall: str | None = None
+        self.url = ""
+        self.released = asyncio.Event()
+
+    async def token(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.headers["authorization"], await request.text()))
+        if self.stall == "before":
+            await self.released.wait()
+        body = self.reply if isinstance(self.reply, bytes) else json.dumps(self.reply).encode()
+        if self.stall == "inside":
+            response = web.StreamResponse(status=self.status)
+            await response.prepare(request)
+            await response.write(body[:5])
+            await self.released.wait()
+            return response
+        return web.Response(status=self.status, body=body)
+
+
+@asynccontextmanager
+async def provider() -> AsyncIterator[Provider]:
+    service = Provider()
+    application = web.Application()
+    application.router.add_post("/token", service.token)
+    runner = web.AppRunner(application, shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    service.url = f"http://127.0.0.1:{runner.addresses[0][1]}//"
+    try:
+        yield service
+    finally:
+        service.released.set()
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def minting(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[Provider, ClientCredentials]]:
+    async with provider() as service:
+        file = secrets(tmp_path, {"id": "id /:ä~", "secret": "s+&%"})
+        credentials = ClientCredentials(service.url, file, **options)
+        try:
+            yield service, credentials
+        finally:
+            await credentials.close()
+
+
+def test_token_is_minted_with_form_encoded_basic_authentication(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            assert await credentials.token() == "minted"
+            [(authorization, body)] = service.requests
+            scheme, _, encoded = authorization.partition(" ")
+            assert scheme == "Basic"
+            assert b64decode(encoded).decode() == "id+%2F%3A%C3%A4~:s%2B%26%25"
+            assert parse_qs(body) == {"grant_type": ["client_credentials"], "scope": ["llm:check_worker"]}
+            assert "s+&%" not in repr(credentials)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("life_s", "later_s", "requests"),
+    [
+        (300, 239, 1),
+        (300, 240, 2),
+        (60, 0, 2),
+        (10**12, 86_339, 1),
+        (10**12, 86_340, 2),
+        ("odd", 239, 1),
+        (None, 239, 1),
+    ],
+)
+def test_minted_token_is_kept_until_a_minute_before_it_expires(
+    tmp_path: Path, life_s: Any, later_s: float, requests: int
+) -> None:
+    async def run() -> None:
+        now = 0.0
+        async with minting(tmp_path, clock=lambda: now) as (service, credentials):
+            service.reply = {"access_token": "minted"} | ({} if life_s is None else {"expires_in": life_s})
+            await credentials.token()
+            now = float(later_s)
+            await credentials.token()
+            assert len(service.requests) == requests
+
+    asyncio.run(run())
+
+
+def test_concurrent_callers_share_one_mint(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            assert await asyncio.gather(*(credentials.token() for _ in range(5))) == ["minted"] * 5
+            assert len(service.requests) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "text"),
+    [
+        (401, {}, "oauth2 token endpoint returned status 401"),
+        (302, {}, "oauth2 token endpoint returned status 302"),
+        (200, {}, "oauth2 token response missing access_token"),
+        (200, [], "oauth2 token response missing access_token"),
+        (200, {"access_token": 5}, "oauth2 access_token is not a string"),
+        (200, b"{", "oauth2 token request failed"),
+        (200, b" " * ((1 << 20) + 1), "oauth2 token request failed: the answer is too large"),
+    ],
+)
+def test_unusable_answer_of_the_provider_is_an_error(tmp_path: Path, status: int, reply: Any, text: str) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            service.status, service.reply = status, reply
+            with pytest.raises(CredentialError, match=text):
+                await credentials.token()
+            service.status, service.reply = 200, {"access_token": "minted"}
+            assert await credentials.token() == "minted"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stall", ["before", "inside"])
+def test_stalling_provider_times_out_and_the_next_caller_may_try(tmp_path: Path, stall: str) -> None:
+    async def run() -> None:
+        async with minting(tmp_path, timeout_s=0.1) as (service, credentials):
+            service.stall = stall
+            with pytest.raises(CredentialError, match="timed out"):
+                await credentials.token()
+            service.stall = None
+            assert await credentials.token() == "minted"
+
+    asyncio.run(run())
+
+
+def test_unreachable_provider_is_an_error(tmp_path: Path) -> None:
+    async def run() -> None:
+        file = secrets(tmp_path, {"id": "i", "secret": "s"})
+        credentials = ClientCredentials("http://127.0.0.1:9", file)
+        with pytest.raises(CredentialError, match="oauth2 token request failed"):
+            await credentials.token()
+        await credentials.close()
+        await credentials.close()
+
+    asyncio.run(run())
+
+
+def test_secrets_without_id_are_named(tmp_path: Path) -> None:
+    credentials = ClientCredentials("http://127.0.0.1:9", secrets(tmp_path, {"secret": "s"}))
+    with pytest.raises(CredentialError, match="secrets file missing id"):
+        asyncio.run(credentials.token())
