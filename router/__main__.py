@@ -1,0 +1,34 @@
+"""The process: `python -m router`, installed as `stargate`.
+
+Signals are handled from the first moment on: as process 1 of a container an unhandled SIGTERM would be ignored, and the pod
+would hang until it is killed. That is why the imports of everything else stand inside functions.
+"""
+
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the router with the words of the command line; ends the process with the documented exit codes."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop_before_start)
+    from router.cli import settings_or_exit
+
+    settings = settings_or_exit(sys.argv[1:], os.environ)
+    from router.lifecycle import run_process
+
+    code = run_process(settings, os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is left to clean up; a stuck thread of a library must not hold the process back.
+    os._exit(code)
+
+
+def _stop_before_start(_number: int, _frame: object) -> None:
+    """Nothing runs yet: ending is a clean end."""
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Assembly and lifecycle: builds the rooms, introduces them to each other, supervises and drains them. Nothing else.
+
+Start and end follow docs/operations.md, "Start and end"; the checks and their order are in `startup_checks.py`.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+from certs import Identity as TlsIdentity
+from router import assembly, build
+from router.control_plane.discovery import Discovery
+from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer
+from router.control_plane.model_discovery import ModelDiscovery
+from router.control_plane.service import ControlPlane
+from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
+from router.control_plane.worker_auth import GatewayAuthenticator, WorkerAuthConnectError
+from router.control_plane.worker_tunnels import WorkerTunnels
+from router.critical_tasks import CriticalTasks
+from router.option_values import SocketAddress
+from router.polling import every
+from router.ports_file import write_ports_file
+from router.registry import Identity, Registry, TargetKey
+from router.served_identity import ServedIdentity
+from router.settings import Settings
+from router.sockets import bind_tcp, bound_address
+from router.startup_checks import (
+    StartupError,
+    causes_of,
+    check_options,
+    check_worker_auth,
+    listen_address,
+    outbound_trust,
+    read_trust_bundle,
+)
+from router.telemetry.families import MetricNameError
+from router.telemetry.loop_lag import LoopLag
+from router.telemetry.metrics import Metrics
+from router.telemetry.operators_server import OperatorsServer
+from router.tunnels.dialer import SERVER_NAME, DirectDialer
+from router.tunnels.direct_tunnels import DirectTunnels
+from router.tunnels.listener import ReverseListener
+from router.tunnels.reverse_tunnels import ReverseTunnels
+from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+from tunnel_protocol.raw_quic import RAW_QUIC
+
+_log = structlog.get_logger()
+
+_LAST_STEP_S = 2.0
+"""What the last steps of a drain may take beyond the time of running requests; they wait for nothing but the event loop."""
+
+_PUBLISHER = "WatchStargates publisher"
+_TLS_RELOAD = "reverse tunnel TLS reload"
+_LB_RELOAD = "load balancer config reload"
+
+
+class App:
+    """One router process. `start` raises `StartupError`; after it `tasks.failed` tells if a critical part ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is opened yet."""
+        self.settings = settings
+        self.tasks = CriticalTasks()
+        self.bound: dict[str, SocketAddress | None] = {}
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._grpc: dict[str, GrpcServer] = {}
+        self._listener: ReverseListener | None = None
+        self._dialer: DirectDialer | None = None
+
+    @staticmethod
+    def build() -> dict[str, str]:
+        """Version and commit, for the first line of the log."""
+        return {"version": build.VERSION, "commit_short_sha": build.commit()}
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Check, bind, connect, serve: returns when everything answers. Raises `StartupError`."""
+        settings = self.settings
+        check_options(settings)
+        self._warn_about_options()
+        self.metrics = self._make_metrics()
+        trust = self._read_tls()
+        self._tunnel_settings = assembly.tunnel_settings(settings)
+        self.registry = Registry(self._on_active_count)
+        self._authenticator = assembly.authenticator(settings, self.metrics)
+        if isinstance(self._authenticator, GatewayAuthenticator):
+            self._closers.append(self._authenticator.close)
+        await self._bind_reverse()
+        check_worker_auth(settings)
+        http_socket, metrics_socket = self._bind_tcp()
+        lookup = assembly.lookup(settings, self._advertise, self._port("http"))
+        await self._connect_worker_auth()
+        await self._open_dialer(outbound_trust(settings, trust))
+        discovery = Discovery(lookup, grace_s=settings.discovery_grace_ms / 1000)
+        await self._serve(discovery, http_socket, metrics_socket)
+        if settings.ports_file is not None:
+            write_ports_file(Path(settings.ports_file), self.bound)
+
+    def _warn_about_options(self) -> None:
+        settings = self.settings
+        floor, cap = settings.registration_update_idle_timeout_ms, settings.registration_update_max_idle_timeout_ms
+        if 0 < cap < floor:
+            _log.warning(
+                "registration update max idle timeout is below the idle-timeout floor; max cap wins",
+                registration_update_idle_timeout_ms=floor,
+                registration_update_max_idle_timeout_ms=cap,
+            )
+        if settings.quic_insecure and not settings.reverse:
+            _log.warning("workers are dialled without verification of their certificates (--quic-insecure)")
+
+    def _make_metrics(self) -> Metrics:
+        try:
+            metrics = Metrics(self.settings.metrics_prefix)
+        except MetricNameError as error:
+            raise StartupError("failed to create prometheus metrics registry", str(error)) from None
+        metrics.build_info.set(1, tuple(self.build().values()))
+        metrics.draining.set(0)
+        return metrics
+
+    def _on_active_count(self, key: TargetKey, count: int) -> None:
+        self.metrics.set_active_inference_servers(key.routing_key, key.model, count)
+
+    def _read_tls(self) -> bytes | None:
+        """What outgoing connections would trust; in reverse mode also loads what is served."""
+        settings = self.settings
+        self._identity: ServedIdentity | None = None
+        if settings.reverse:
+            self._identity = ServedIdentity.load(settings, self.metrics)
+            return self._identity.identity.cert_pem if self._identity.mounted else None
+        return None if settings.tls_cert_path is None else read_trust_bundle(settings.tls_cert_path)
+
+    async def _bind_reverse(self) -> None:
+        settings = self.settings
+        self.bound["reverse_tunnel"] = None
+        if self._identity is None or settings.reverse_tunnel_listen_addr is None:
+            return
+        address = listen_address(settings.reverse_tunnel_listen_addr)
+        self._listener = ReverseListener(self.registry, self._authenticator, RAW_QUIC, self._tunnel_settings)
+        try:
+            host, port = await self._listener.listen(
+                address.host,
+                address.port,
+                _server_tls(self._identity.identity),
+                assembly.quic_settings(settings),
+                engine=settings.quic_engine,
+            )
+        except OSError as error:
+            raise StartupError("failed to bind reverse tunnel listener", *causes_of(error)) from None
+        self._closers.append(self._listener.close)
+        self.bound["reverse_tunnel"] = SocketAddress(host, port)
+
+    def _bind_tcp(self) -> tuple[socket.socket, socket.socket]:
+        """Control plane, model discovery, HTTP, metrics, in this order; all addresses are parsed first."""
+        settings = self.settings
+        grpc, models, http = (
+            listen_address(text)
+            for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
+        )
+        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings), keepalive=GrpcKeepalive()))
+        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=assembly.grpc_tls(settings)))
+        http_socket = bind_tcp(http, "HTTP")
+        metrics_socket = bind_tcp(SocketAddress("0.0.0.0", settings.metrics_port), "metrics")
+        self.bound["http"], self.bound["metrics"] = bound_address(http_socket), bound_address(metrics_socket)
+        self._advertise = assembly.advertised(settings, grpc, self._port("grpc"))
+        return http_socket, metrics_socket
+
+    def _bind_grpc(self, name: str, address: SocketAddress, listener: str, server: GrpcServer) -> None:
+        try:
+            port = server.bind(str(address))
+        except GrpcBindError as error:
+            raise StartupError(f"failed to bind {listener} listener", *causes_of(error)) from None
+        self._grpc[name] = server
+        self.bound[name] = SocketAddress(address.host, port)
+
+    def _port(self, name: str) -> int:
+        address = self.bound[name]
+        return 0 if address is None else address.port
+
+    async def _connect_worker_auth(self) -> None:
+        if not isinstance(self._authenticator, GatewayAuthenticator):
+            return
+        try:
+            await self._authenticator.connect(self.settings.worker_auth_connect_timeout_ms / 1000)
+        except WorkerAuthConnectError as error:
+            raise StartupError(str(error), f"no answer from {self.settings.worker_auth_endpoint}") from None
+
+    async def _open_dialer(self, trust: bytes | None) -> None:
+        settings = self.settings
+        if settings.reverse:
+            return
+        tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
+        quic = assembly.quic_settings(settings)
+        try:
+            self._dialer = await DirectDialer.open(
+                tls, RAW_QUIC, quic, self._tunnel_settings, engine=settings.quic_engine
+            )
+        except OSError as error:
+            raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        self._closers.append(self._dialer.close)
+
+    def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
+        if self._dialer is None or identity.reverse:
+            return ReverseTunnels(identity, self._tunnel_settings)
+        return DirectTunnels(identity, self._tunnel_settings, self._dialer.dial)
+
+    # --- serve -------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, discovery: Discovery, http_socket: socket.socket, metrics_socket: socket.socket) -> None:
+        settings = self.settings
+        watch = WatchCell()
+        self._make_services(watch)
+        publisher = WatchPublisher(
+            discovery,
+            watch,
+            poll_ms=settings.dns_poll_ms,
+            heartbeat_ms=settings.watch_heartbeat_ms,
+            remote_urls=remote_watch_urls(
+                settings.remote_stargate_url,
+                advertise_addr=str(self._advertise),
+                dns_name=settings.stargate_discovery_dns_name,
+            ),
+            pylon_dial_addr=settings.grpc_pylon_dial_addr,
+        )
+        self.operators = OperatorsServer(self.metrics, all_families=settings.metrics_families == "all")
+        self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
+        self._loop_lag.start()
+        if self._identity is not None and self._identity.mounted:
+            self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
+        self.tasks.start(_PUBLISHER, publisher.run())
+        self.tasks.start("metrics server", self.operators.serve(metrics_socket))
+        await self.operators.wait_started()
+        _log.info("metrics server listening", addr=str(self.bound["metrics"]))
+        for name, task in (("grpc", "control-plane gRPC server"), ("model_discovery", "model-discovery gRPC server")):
+            await self._grpc[name].start()
+            self.tasks.start(task, self._grpc[name].wait())
+        await self._serve_http(http_socket)
+
+    def _make_services(self, watch: WatchCell) -> None:
+        settings = self.settings
+        self.control_plane = ControlPlane(
+            self.registry,
+            self._authenticator,
+            self._make_tunnels,
+            watch,
+            assembly.control_plane_settings(settings, self._advertise, self.bound["reverse_tunnel"]),
+            self.metrics,
+        )
+        self._grpc["grpc"].add_service(
+            "stargate.StargateControlPlane",
+            stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server,
+            self.control_plane,
+        )
+        self._grpc["model_discovery"].add_service(
+            "stargate.StargateModelDiscovery",
+            stargate_pb2_grpc.add_StargateModelDiscoveryServicer_to_server,
+            ModelDiscovery(self.registry),
+        )
+
+    async def _look_at_tls(self) -> None:
+        if self._identity is not None:
+            await self._identity.look(self._activate_tls)
+
+    def _activate_tls(self, identity: TlsIdentity) -> None:
+        if self._listener is not None:
+            self._listener.replace_tls(_server_tls(identity))
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+
+    async def drain(self, budget_s: float) -> bool:
+        """Let what runs finish within `budget_s`, then end everything. False: something was still running."""
+        self.tasks.begin_stopping()
+        self.metrics.draining.set(1)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + budget_s
+        if self._listener is not None:
+            self._listener.stop_accepting()
+        ending = [asyncio.create_task(server.stop(budget_s + _LAST_STEP_S)) for server in self._grpc.values()]
+        lame_duck_s = min(self.settings.lame_duck_ms / 1000, budget_s)
+        if not lame_duck_s:
+            self.operators.stop()
+        if not await self.http.drain(budget_s, lame_duck_s):
+            return False
+        # Workers drop their tunnels soon after their registration or watch stream ends, so these end last.
+        self.control_plane.stop()
+        for name in (_PUBLISHER, _TLS_RELOAD, _LB_RELOAD):
+            self.tasks.cancel(name)
+        self.operators.stop()
+        async with asyncio.timeout_at(deadline + _LAST_STEP_S):
+            await asyncio.gather(*ending)
+            await self.close()
+            await self.tasks.wait()
+        return True
+
+    def unfinished(self) -> list[str]:
+        """What still runs, for the log of a drain that took too long."""
+        return [*self.tasks.unfinished(), f"{self.http.in_flight} requests"]
+
+    async def close(self) -> None:
+        """Release what was opened, last first; also after a start that failed half-way."""
+        while self._closers:
+            await self._closers.pop()()
+
+
+def _server_tls(identity: TlsIdentity) -> ServerTls:
+    return ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)

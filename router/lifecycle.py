@@ -1,0 +1,116 @@
+"""From settings to exit code: start, wait for a signal or a failed part, drain within the budget, end.
+
+The order is in docs/operations.md, "Start and end". Signals are handled before anything else is touched; a second one ends
+the process at once. Of the drain time nine tenths are for what runs, the rest for the end itself, so that the platform's own
+deadline is not met first.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+import uvloop
+
+from router.app import App
+from router.critical_tasks import CriticalTaskError
+from router.settings import Settings
+from router.startup_checks import StartupError
+from router.telemetry import logging as log_lines
+
+_log = structlog.get_logger()
+
+DRAIN_SHARE = 0.9
+"""Share of the drain time that running requests may use."""
+
+
+def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
+    """Run the router until it ends; returns the exit code. Errors go to stderr as `Error: ...`."""
+    log_lines.set_up(settings.log_format, environment)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(_run(settings))
+        except StartupError as error:
+            sys.stdout.flush()
+            print(error.told(), file=sys.stderr)  # noqa: T201 - not a log line: the contract with operators
+            return 1
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.received: asyncio.Future[str] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number.name)
+
+    def _on_signal(self, name: str) -> None:
+        if not self.received.done():
+            self.received.set_result(name)
+            return
+        _log.info("received second termination signal; forcing immediate exit", signal=name)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+async def _run(settings: Settings) -> int:
+    signals = Signals()
+    _log.info("starting stargate", **App.build(), config=settings.told())
+    app = App(settings)
+    starting = asyncio.create_task(app.start())
+    await _first(starting, signals.received)
+    if not starting.done():
+        _told_to_stop(signals)
+        starting.cancel()
+        await asyncio.wait([starting], timeout=settings.shutdown_drain_timeout_ms / 1000)
+        await app.close()
+        _log.info("stargate stopped cleanly")
+        return 0
+    try:
+        starting.result()
+    except StartupError:
+        await app.close()
+        raise
+    failed = app.tasks.failed
+    await _first(signals.received, failed)
+    failure = failed.result() if failed.done() else None
+    if failure is None:
+        _told_to_stop(signals)
+    else:
+        _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
+    return await _end(app, settings, failure)
+
+
+async def _first(*futures: "asyncio.Future[Any]") -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _told_to_stop(signals: Signals) -> None:
+    _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
+    _log.info("Entering draining mode")
+
+
+async def _end(app: App, settings: Settings, failure: CriticalTaskError | None) -> int:
+    timeout_s = settings.shutdown_drain_timeout_ms / 1000
+    try:
+        async with asyncio.timeout(timeout_s):
+            in_time = await app.drain(timeout_s * DRAIN_SHARE)
+    except TimeoutError:
+        in_time = False
+    if not in_time:
+        _log.info(
+            "graceful shutdown timed out; forcing exit",
+            timeout_ms=settings.shutdown_drain_timeout_ms,
+            unfinished=", ".join(app.unfinished()),
+        )
+        return 1
+    if failure is None:
+        _log.info("graceful shutdown complete")
+        _log.info("stargate stopped cleanly")
+        return 0
+    _log.info("stargate shutdown complete after process failure")
+    raise StartupError(str(failure))

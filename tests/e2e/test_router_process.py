@@ -1,0 +1,192 @@
+"""The router as operators meet it: a process with a command line, ports, logs, signals and an exit code."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from router.testing import Process, ProcessEndedError, System
+
+REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:0", "--stargate-discovery-dns-name=localhost"]
+LOCAL = [
+    *REQUIRED,
+    "--listen-addr=127.0.0.1:0",
+    "--model-discovery-listen-addr=127.0.0.1:0",
+    "--http-listen-addr=127.0.0.1:0",
+    "--metrics-port=0",
+    "--disable-dns-discovery",
+]
+REVERSE = ["--backend-connectivity=reverse", "--reverse-tunnel-listen-addr=127.0.0.1:0"]
+
+
+def run(*arguments: str, timeout_s: float = 20, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "router", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "NO_COLOR": "1", **environment},
+        cwd=Path(__file__).resolve().parents[2],
+    )
+
+
+def test_usage_errors_end_with_two_and_say_nothing_on_stdout() -> None:
+    ended = run("--nope")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: unexpected argument '--nope' found")
+
+
+def test_help_ends_with_zero() -> None:
+    ended = run("--help")
+    assert ended.returncode == 0
+    assert "--reverse-tunnel-listen-addr" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ([*REVERSE[:1]], ["Error: --backend-connectivity=reverse requires --reverse-tunnel-listen-addr"]),
+        (
+            [],
+            [
+                "Error: failed to initialize quic proxy",
+                "Caused by:\n    TLS cert required when --quic-insecure is not set",
+            ],
+        ),
+        (
+            [*REVERSE],
+            [
+                "Error: failed to initialize quic proxy",
+                "Caused by:\n    TLS cert required when --quic-insecure is not set",
+            ],
+        ),
+        (["--quic-insecure", "--metrics-prefix=9-"], ["Error: failed to create prometheus metrics registry"]),
+        (
+            [*REVERSE, "--tls-cert-path=/none/c", "--tls-key-path=/none/k"],
+            ["Error: load initial reverse listener TLS server identity", "Caused by:", "/none/c"],
+        ),
+        (["--tls-cert-path=/none/c"], ["Error: No such file or directory (os error 2)"]),
+        (
+            ["--quic-insecure", "--lb-config-path=/none/lb.json"],
+            ["Error: failed to read lb config file: /none/lb.json"],
+        ),
+        (
+            ["--quic-insecure", "--backend-connectivity=reverse", "--reverse-tunnel-listen-addr=nope"],
+            ["Error: invalid socket address syntax"],
+        ),
+        (
+            [
+                "--quic-insecure",
+                "--worker-auth-endpoint=http://127.0.0.1:9",
+                "--worker-auth-connect-timeout-ms=100",
+            ],
+            ["Error: failed to connect to worker auth endpoint"],
+        ),
+    ],
+)
+def test_a_failed_start_ends_with_one_and_says_why(arguments: list[str], texts: list[str]) -> None:
+    ended = run(*LOCAL, *arguments)
+    assert ended.returncode == 1
+    for text in texts:
+        assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "text"),
+    [
+        ("--listen-addr", socket.SOCK_STREAM, "failed to bind gRPC listener"),
+        ("--model-discovery-listen-addr", socket.SOCK_STREAM, "failed to bind model-discovery listener"),
+        ("--http-listen-addr", socket.SOCK_STREAM, "failed to bind HTTP listener"),
+        ("--metrics-port", socket.SOCK_STREAM, "failed to bind metrics listener"),
+        ("--reverse-tunnel-listen-addr", socket.SOCK_DGRAM, "failed to bind reverse tunnel listener"),
+    ],
+)
+def test_a_port_in_use_fails_the_start_with_the_listeners_name(option: str, kind: socket.SocketKind, text: str) -> None:
+    with socket.socket(socket.AF_INET, kind) as busy:
+        busy.bind(("0.0.0.0" if option == "--metrics-port" else "127.0.0.1", 0))
+        if kind is socket.SOCK_STREAM:
+            busy.listen()
+        port = busy.getsockname()[1]
+        given = f"{option}={port}" if option == "--metrics-port" else f"{option}=127.0.0.1:{port}"
+        others = [word for word in [*LOCAL, *REVERSE] if not word.startswith(f"{option}=")]
+        ended = run(*others, "--quic-insecure", given)
+    assert ended.returncode == 1
+    assert f"Error: {text}" in ended.stderr
+
+
+def test_the_ports_file_tells_where_everything_listens(llm_router: System) -> None:
+    document = json.loads((llm_router.directory / "router.ports.json").read_text())
+    assert document["pid"] == llm_router.router.pid
+    assert llm_router.request("GET", "/readyz").status == 200
+    assert llm_router.request("GET", "/healthz").status == 200
+    config = json.loads(llm_router.request("GET", "/debug/state").body)["config"]
+    assert config["http_listen_addr"] == document["http"]
+    assert config["grpc_listen_addr"] == document["grpc"] == config["advertise_addr"]
+    assert config["model_discovery_listen_addr"] == document["model_discovery"]
+    assert config["metrics_listen_addr"] == document["metrics"]
+
+
+def test_the_first_log_line_tells_version_and_all_settings(llm_router: System) -> None:
+    first = llm_router.router.log().splitlines()[0]
+    assert " INFO starting stargate version=" in first
+    assert "commit_short_sha=" in first
+    assert "quic_request_timeout_ms: 30000" in first
+
+
+def test_the_policy_is_told_bare_so_that_pods_can_be_compared(llm_router: System) -> None:
+    assert "load balancer config loaded default_lb=power-of-n model_overrides=0" in llm_router.router.log()
+
+
+def test_a_fresh_metrics_page_has_the_reload_counters_only(llm_router: System) -> None:
+    assert set(llm_router.metrics(additional=False)) == {
+        'stargate_tls_reloads_total{material_type="server_identity",result="rejected"}',
+        'stargate_tls_reloads_total{material_type="server_identity",result="success"}',
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_router_ends_with_zero_at_once(llm_router: System, number: signal.Signals) -> None:
+    idle = http.client.HTTPConnection(llm_router.ports.http, timeout=5)
+    idle.request("GET", "/healthz")
+    idle.getresponse().read()
+    began = time.monotonic()
+    llm_router.router.send(number)
+    assert llm_router.router.wait() == 0
+    assert time.monotonic() - began < 3
+    assert idle.sock is not None
+    assert idle.sock.recv(1) == b""
+    idle.close()
+    log = llm_router.router.log()
+    for text in (
+        f'received termination signal, beginning graceful shutdown signal="{number.name}"',
+        "Entering draining mode",
+        "graceful shutdown complete",
+        "stargate stopped cleanly",
+    ):
+        assert text in log
+    assert "ERROR" not in log
+
+
+def test_a_signal_during_a_slow_start_is_a_clean_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "router", *LOCAL, "--quic-insecure", "--worker-auth-endpoint=http://127.0.0.1:9"]
+    process = Process("router", command, tmp_path, {})
+    try:
+        process.until_logged("starting stargate")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.kill()
+
+
+def test_a_router_that_does_not_start_is_told_with_its_log() -> None:
+    with pytest.raises(ProcessEndedError, match="invalid proxy retry budget header"):
+        System.start("--proxy-retry-budget-header=a b")
