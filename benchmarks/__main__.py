@@ -1,0 +1,21 @@
+"""`python -m benchmarks NAME [options]`: runs the benchmark in `benchmarks/NAME.py`; without a name it lists them."""
+
+import importlib
+import pkgutil
+import sys
+
+import benchmarks
+
+
+def main(arguments: list[str]) -> int:
+    """Run one benchmark module's `run(args)`; exit status 2 if there is none of that name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
+    if not arguments or arguments[0] not in names:
+        print("benchmarks: " + ", ".join(names))
+        return 2
+    importlib.import_module(f"benchmarks.{arguments[0]}").run(arguments[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
