@@ -8,10 +8,6 @@ from dataclasses import replace
 import pytest
 from scripted_worker import Request
 from tunnel_house import CERTIFICATE, HEAD, Caller, eventually, scenario
-from tunnel_protocol.quic.endpoint import Endpoint
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ClientTls, ServerTls
-from tunnel_protocol.raw_quic import RAW_QUIC
 
 import certs
 from router.registry.registration import Identity
@@ -19,6 +15,10 @@ from router.registry.tunnel import TunnelError, TunnelStep
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+from tunnel_protocol.raw_quic import RAW_QUIC
 
 SETTINGS = TunnelSettings()
 
@@ -92,12 +92,20 @@ async def ask(tunnels):
 
 @scenario
 async def test_a_direct_worker_is_dialled_verified_and_serves():
-    async with dialling() as (worker, _, tunnels):
+    async with dialling() as (_, _, tunnels):
         direct = tunnels()
         assert await direct.tunnel_step() is TunnelStep.CONNECTED
         assert await direct.rtt_ns() > 0
         assert await ask(direct) == (200, b"ok", None)
-        assert worker.connections[0].server_name == "stargate"
+
+
+@scenario
+async def test_a_direct_worker_must_have_a_certificate_for_the_common_server_name():
+    other = certs.make_self_signed(["worker.example"], ["127.0.0.1"])
+    async with dialling(trust_pem=other.cert_pem) as (worker, _, tunnels):
+        worker.endpoint.replace_tls(ServerTls(other.cert_pem, other.key_pem))
+        with pytest.raises(TunnelError, match="quic connect failed"):
+            await tunnels().reconnect()
 
 
 @scenario

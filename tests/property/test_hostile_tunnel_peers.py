@@ -4,7 +4,6 @@ import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tunnel_protocol.raw_quic import RAW_QUIC
 
 from router.registry.registry import Registry
 from router.registry.tunnel import TunnelError
@@ -13,6 +12,7 @@ from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol import capnp
 from tunnel_protocol.head import RequestHead
+from tunnel_protocol.raw_quic import RAW_QUIC
 
 HEADERS = capnp.encode_headers([(b"x-status", b"200"), (b"content-type", b"text/plain")])
 BODY = capnp.encode_body(b"hello")
