@@ -7,6 +7,7 @@ import grpc
 import pytest
 from control_plane_rig import INACTIVE, control_plane, report
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_loop import run_grpc
 
 from certs import make_self_signed
 from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
@@ -45,7 +46,7 @@ def test_watcher_gets_the_current_value_and_every_publication_until_the_drain() 
                 assert await call.read() is grpc.aio.EOF
                 assert await call.code() is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_watcher_that_leaves_disturbs_no_other() -> None:
@@ -58,7 +59,7 @@ def test_watcher_that_leaves_disturbs_no_other() -> None:
             client.router.watch.publish(watched("a"))
             assert await calls[1].read() == watched("a")
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 # ListModels
@@ -82,7 +83,7 @@ def test_models_are_listed_as_they_come_and_go() -> None:
             await worker.update(report("a", "zeta", status=INACTIVE))
             assert await listed(client) == ["alpha"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_models_are_listed_per_routing_key() -> None:
@@ -97,7 +98,7 @@ def test_models_are_listed_per_routing_key() -> None:
             assert await listed(client, routing_key="unknown") == []
             assert client.router.registry.all_active_models() == ["x", "y"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_blank_filter_value_is_refused() -> None:
@@ -107,7 +108,7 @@ def test_blank_filter_value_is_refused() -> None:
             assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert await call.details() == "model_ids must not contain empty values"
 
-    asyncio.run(run())
+    run_grpc(run())
     with pytest.raises(BlankModelError):
         list_models(Registry(), None, [""])
 
@@ -120,7 +121,7 @@ def test_each_service_is_known_only_on_its_own_listener() -> None:
             watch = client.models_channel.unary_stream("/stargate.StargateControlPlane/WatchStargates")(b"")
             assert await watch.code() is grpc.StatusCode.UNIMPLEMENTED
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 # Listeners
@@ -143,7 +144,7 @@ def test_port_in_use_is_an_error_and_never_shared(bound_twice_by: str) -> None:
                 await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", port)
         await first.stop(0)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_health_service_knows_its_services_and_ends_watches_at_the_drain() -> None:
@@ -168,7 +169,7 @@ def test_health_service_knows_its_services_and_ends_watches_at_the_drain() -> No
                 assert await watch.code() is grpc.StatusCode.OK
             assert await stopped is True
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_drain_that_takes_too_long_is_told() -> None:
@@ -178,7 +179,7 @@ def test_drain_that_takes_too_long_is_told() -> None:
             await call.initial_metadata()
             assert await client.router.server.stop(0.05) is False
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_tls_identity_can_be_replaced_while_running() -> None:
@@ -205,4 +206,4 @@ def test_tls_identity_can_be_replaced_while_running() -> None:
         assert await healthy(second.cert_pem)
         await server.stop(0)
 
-    asyncio.run(run())
+    run_grpc(run())

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import pytest
 from control_plane_rig import ACTIVE, INACTIVE, FakeTunnels, Router, control_plane, eventually, report
+from grpc_loop import run_grpc
 
 from router.control_plane.worker_auth import StaticAuthenticator
 from router.registry import TargetKey
@@ -21,7 +22,7 @@ def test_headers_come_before_the_first_message_is_read() -> None:
             worker = await client.open()  # waits for response headers without having written anything
             await worker.update(report("w", "m"))
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_live_id_is_refused_to_a_second_stream_and_keeps_serving() -> None:
@@ -36,7 +37,7 @@ def test_live_id_is_refused_to_a_second_stream_and_keeps_serving() -> None:
             )
             assert client.router.routable("m") == ["w"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_bad_first_message_ends_the_stream_with_its_reason(message: Any, text: s
             assert await worker.status() == (grpc.StatusCode.INVALID_ARGUMENT, text)
             assert client.router.registry.registrations() == []
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_reverse_worker_is_refused_without_a_reverse_listener() -> None:
@@ -78,7 +79,7 @@ def test_reverse_worker_is_refused_without_a_reverse_listener() -> None:
                 "reverse tunnel flag set but no reverse tunnel config",
             )
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_direct_worker_is_admitted_by_a_router_in_reverse_mode() -> None:
@@ -87,7 +88,7 @@ def test_direct_worker_is_admitted_by_a_router_in_reverse_mode() -> None:
             await client.register("w")
             assert client.router.routable("m") == ["w"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_changed_identity_ends_the_registration(change: dict[str, Any], text: st
             assert client.router.routable("m") == []
             assert client.router.registry.live("w") is None
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_empty_cluster_and_own_id_are_the_same_cluster() -> None:
@@ -120,7 +121,7 @@ def test_empty_cluster_and_own_id_are_the_same_cluster() -> None:
             await worker.update(report("w", "m", cluster_id="w"))
             await worker.update(report("w", "m", cluster_id=""))
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_routing_key_comes_from_authentication_trimmed() -> None:
@@ -133,7 +134,7 @@ def test_routing_key_comes_from_authentication_trimmed() -> None:
             assert client.router.routable("m", "tenant-b") == ["b"]
             assert client.router.routable("m") == ["c"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize("authorization", ["Bearer nonsense", "bearer token-a", "Basic token-a", None])
@@ -146,7 +147,7 @@ def test_refused_token_fails_the_call_before_any_headers(authorization: str | No
             assert await call.details() == "authentication failed"
             assert b'registrations_refused_total{reason="authentication"} 1' in client.router.shown_metrics()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_status_and_model_changes_take_effect_with_their_update() -> None:
@@ -167,7 +168,7 @@ def test_status_and_model_changes_take_effect_with_their_update() -> None:
             await worker.update(report("w"))
             assert client.router.registry.all_active_models() == []
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_model_without_stats_is_inactive_but_advertised() -> None:
@@ -180,7 +181,7 @@ def test_model_without_stats_is_inactive_but_advertised() -> None:
             assert client.router.routable("m") == []
             assert client.router.registry.is_advertised(TargetKey(None, "m"))
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_active_gauge_follows_and_stays_at_zero() -> None:
@@ -193,7 +194,7 @@ def test_active_gauge_follows_and_stays_at_zero() -> None:
             await worker.update(report("w", "other", status=INACTIVE))
             assert client.router.gauge("other") is None
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_acks_carry_the_same_two_addresses_for_every_worker() -> None:
@@ -209,7 +210,7 @@ def test_acks_carry_the_same_two_addresses_for_every_worker() -> None:
                 assert await direct.update(report("d", "m")) == expected
                 assert await reverse.update(report("r", "m", reverse=True)) == expected
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_ack_without_listener_is_empty_and_without_override_names_the_target(
             ack = await worker.update(report("w", "m"))
             assert (ack.reverse_tunnel_target, ack.reverse_tunnel_pylon_dial_addr) == (target, dial)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_reverse_worker_is_routable_only_once_its_tunnel_is_connected() -> None:
@@ -244,7 +245,7 @@ def test_reverse_worker_is_routable_only_once_its_tunnel_is_connected() -> None:
             await worker.update(report("w", "m", reverse=True))
             assert client.router.routable("m") == ["w"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_active_worker_without_round_trip_is_withdrawn_but_acknowledged() -> None:
@@ -258,7 +259,7 @@ def test_active_worker_without_round_trip_is_withdrawn_but_acknowledged() -> Non
             await worker.update(report("w", "m"))
             assert client.router.routable("m") == ["w"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_unreachable_direct_worker_gets_no_ack_and_loses_its_routes() -> None:
@@ -275,7 +276,7 @@ def test_unreachable_direct_worker_gets_no_ack_and_loses_its_routes() -> None:
             await worker.call.done_writing()
             assert (await worker.status())[0] is grpc.StatusCode.OK  # and no second ack came in between
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_tunnel_lost_while_its_round_trip_was_measured_is_not_published() -> None:
@@ -293,7 +294,7 @@ def test_tunnel_lost_while_its_round_trip_was_measured_is_not_published() -> Non
             await worker.update(report("w", "m"))
             assert client.router.routable("m") == []
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_half_close_ends_the_registration_with_ok() -> None:
@@ -306,7 +307,7 @@ def test_half_close_ends_the_registration_with_ok() -> None:
             assert tunnels.retired.is_set()
             await client.register("w")
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_half_close_before_any_message_ends_with_ok() -> None:
@@ -316,7 +317,7 @@ def test_half_close_before_any_message_ends_with_ok() -> None:
             await worker.call.done_writing()
             assert (await worker.status())[0] is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_cancelled_stream_gives_back_everything() -> None:
@@ -335,7 +336,7 @@ def test_cancelled_stream_gives_back_everything() -> None:
             )
             await eventually(lambda: any(reason in client.router.shown_metrics() for reason in reasons))
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_cancelled_stream_that_waits_for_its_tunnel_gives_back_everything() -> None:
@@ -349,7 +350,7 @@ def test_cancelled_stream_that_waits_for_its_tunnel_gives_back_everything() -> N
             worker.call.cancel()
             await eventually(lambda: client.router.registry.live("w") is None)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_undecodable_message_ends_the_registration_with_ok() -> None:
@@ -364,7 +365,7 @@ def test_undecodable_message_ends_the_registration_with_ok() -> None:
             assert await call.code() is grpc.StatusCode.OK
             assert client.router.registry.live("w") is None
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_message_beyond_four_mebibytes_ends_the_registration() -> None:
@@ -376,7 +377,7 @@ def test_message_beyond_four_mebibytes_ends_the_registration() -> None:
             assert code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
             await eventually(lambda: client.router.registry.live("w") is None)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_silent_registration_ends_with_ok_after_its_idle_timeout() -> None:
@@ -387,7 +388,7 @@ def test_silent_registration_ends_with_ok_after_its_idle_timeout() -> None:
             assert client.router.registry.live("w") is None
             assert client.router.routable("m") == []
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_silence_before_the_first_message_ends_the_stream_too() -> None:
@@ -396,7 +397,7 @@ def test_silence_before_the_first_message_ends_the_stream_too() -> None:
             worker = await client.open()
             assert (await worker.status())[0] is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_shutdown_ends_streams_with_ok_and_frees_ids_at_once() -> None:
@@ -416,7 +417,7 @@ def test_shutdown_ends_streams_with_ok_and_frees_ids_at_once() -> None:
             late = await client.open()
             assert (await late.status())[0] is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_shutdown_interrupts_an_update_that_waits_for_its_tunnel() -> None:
@@ -430,7 +431,7 @@ def test_shutdown_interrupts_an_update_that_waits_for_its_tunnel() -> None:
             client.router.service.stop()
             assert (await worker.status())[0] is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_teardown_does_not_wait_for_a_stuck_health_loop() -> None:
@@ -441,7 +442,7 @@ def test_teardown_does_not_wait_for_a_stuck_health_loop() -> None:
             await worker.call.done_writing()
             assert (await worker.status())[0] is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_health_loop_starts_at_admission() -> None:
@@ -454,7 +455,7 @@ def test_health_loop_starts_at_admission() -> None:
             client.router.tunnels["w"].step_gate.set()
             await worker.ack()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_lost_worker_leaves_routing_at_once_and_returns_with_its_last_report() -> None:
@@ -471,7 +472,7 @@ def test_lost_worker_leaves_routing_at_once_and_returns_with_its_last_report() -
             assert target is not None
             assert target.candidates()[0].rtt_ns == 9
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_lost_worker_that_reported_inactive_stays_out_when_it_recovers() -> None:
@@ -484,7 +485,7 @@ def test_lost_worker_that_reported_inactive_stays_out_when_it_recovers() -> None
             await worker.update(report("w", "n", status=ACTIVE))
             assert (client.router.routable("m"), client.router.routable("n")) == ([], ["w"])
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_id_of_a_lost_and_silent_worker_passes_to_its_successor() -> None:
@@ -500,7 +501,7 @@ def test_id_of_a_lost_and_silent_worker_passes_to_its_successor() -> None:
             await successor.update(report("w", "m"))
             assert b'registrations_ended_total{reason="superseded"} 1' in client.router.shown_metrics()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_lost_worker_that_still_reports_keeps_its_id() -> None:
@@ -514,7 +515,7 @@ def test_lost_worker_that_still_reports_keeps_its_id() -> None:
             assert (await second.status())[0] is grpc.StatusCode.ALREADY_EXISTS
             reports.cancel()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_lost_worker_that_reports_while_its_update_waits_for_the_tunnel_keeps_its_id() -> None:
@@ -529,7 +530,7 @@ def test_lost_worker_that_reports_while_its_update_waits_for_the_tunnel_keeps_it
             assert (await second.status())[0] is grpc.StatusCode.ALREADY_EXISTS
             reports.cancel()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 async def _send_for_ever(worker: Any) -> None:
@@ -551,7 +552,7 @@ def test_lost_worker_that_recovers_while_its_id_is_claimed_keeps_it() -> None:
             assert (await second.status())[0] is grpc.StatusCode.ALREADY_EXISTS
             await eventually(lambda: client.router.routable("m") == ["w"])
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_claim_succeeds_at_once_when_the_lost_holder_leaves_by_itself() -> None:
@@ -567,7 +568,7 @@ def test_claim_succeeds_at_once_when_the_lost_holder_leaves_by_itself() -> None:
             await second.ack()
             assert client.router.routable("m") == ["w"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_only_one_of_two_claimants_gets_the_id() -> None:
@@ -583,7 +584,7 @@ def test_only_one_of_two_claimants_gets_the_id() -> None:
             refused = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
             assert [error.code() for error in refused] == [grpc.StatusCode.ALREADY_EXISTS]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_differently_keyed_worker_never_takes_over_a_lost_id() -> None:
@@ -597,7 +598,7 @@ def test_differently_keyed_worker_never_takes_over_a_lost_id() -> None:
                 assert (await stranger.status())[0] is grpc.StatusCode.ALREADY_EXISTS
             assert client.router.registry.live("w") is not None
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_worker_that_never_had_a_tunnel_keeps_its_id() -> None:
@@ -609,7 +610,7 @@ def test_worker_that_never_had_a_tunnel_keeps_its_id() -> None:
             await second.send(report("w", "m", reverse=True))
             assert (await second.status())[0] is grpc.StatusCode.ALREADY_EXISTS
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_unusable_heartbeat_means_the_longest_timeout() -> None:
@@ -618,7 +619,7 @@ def test_unusable_heartbeat_means_the_longest_timeout() -> None:
             worker = await client.open(heartbeat_ms="soon")
             assert (await worker.status())[0] is grpc.StatusCode.OK
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_reading_goes_on_while_an_update_waits_and_nothing_is_skipped() -> None:
@@ -633,7 +634,7 @@ def test_reading_goes_on_while_an_update_waits_and_nothing_is_skipped() -> None:
                 await worker.ack()
             assert client.router.registry.all_active_models() == ["m29"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_registered_streams_are_counted() -> None:
@@ -646,7 +647,7 @@ def test_registered_streams_are_counted() -> None:
             await worker.status()
             await eventually(lambda: b"registered_streams 1" in client.router.shown_metrics())
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_two_workers_of_one_cluster_share_one_candidate() -> None:
@@ -671,7 +672,7 @@ def test_two_workers_of_one_cluster_share_one_candidate() -> None:
             assert _figures(client.router, "s") == [(23, 7, 1)]
             assert _figures(client.router, "beta") == [(31, 11, 1)]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def _figures(router: Router, model: str) -> list[tuple[float, int, int]]:
@@ -690,7 +691,7 @@ def test_tenants_do_not_share_a_cluster_of_the_same_name() -> None:
             assert client.router.routable("m", "tenant-a") == []
             assert client.router.routable("m", "tenant-b") == ["b"]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_worker_that_reads_no_acks_blocks_only_itself() -> None:
@@ -702,4 +703,4 @@ def test_worker_that_reads_no_acks_blocks_only_itself() -> None:
             other, _ = await client.register("other")
             await other.update(report("other", "m"))
 
-    asyncio.run(run())
+    run_grpc(run())

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 import grpc
 import pytest
 from aiohttp import web
+from grpc_loop import run_grpc
 
 from router.control_plane.gateway_credentials import (
     ClientCredentials,
@@ -101,7 +102,7 @@ def test_gateway_sees_both_tokens_and_its_key_is_adopted() -> None:
             assert await rig.authenticator.routing_key("w") == "tenant"
             assert rig.gateway.seen == [("w", "Bearer router-token")]
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_blank_key_is_unscoped_and_missing_tokens_are_asked_about_as_empty() -> None:
@@ -112,7 +113,7 @@ def test_blank_key_is_unscoped_and_missing_tokens_are_asked_about_as_empty() -> 
             assert await rig.authenticator.routing_key("padded") == "tenant"
             assert rig.gateway.seen[0] == ("", None)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_refusal_is_final_and_never_remembered() -> None:
@@ -124,7 +125,7 @@ def test_refusal_is_final_and_never_remembered() -> None:
             assert await rig.authenticator.routing_key("w") == "tenant"
             assert (rig.count("refused"), rig.count("accepted")) == (1, 1)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_transient_failure_is_retried_once() -> None:
@@ -138,7 +139,7 @@ def test_transient_failure_is_retried_once() -> None:
             assert len(rig.gateway.failures) == 1
             assert rig.count("failed") == 1
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_hanging_gateway_is_asked_again_and_given_up_at_the_deadline() -> None:
@@ -150,7 +151,7 @@ def test_hanging_gateway_is_asked_again_and_given_up_at_the_deadline() -> None:
             rig.gateway.hangs = 2
             assert await rig.refusal("v") in {"no answer within 0.3 s", "DEADLINE_EXCEEDED: Deadline Exceeded"}
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_acceptance_is_remembered_for_a_short_while_per_token() -> None:
@@ -168,7 +169,7 @@ def test_acceptance_is_remembered_for_a_short_while_per_token() -> None:
             assert rig.count("cached") == 1
             assert b"w" not in rig.authenticator._accepted
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_memory_can_be_switched_off() -> None:
@@ -179,7 +180,7 @@ def test_memory_can_be_switched_off() -> None:
             await rig.authenticator.routing_key("w")
             assert len(rig.gateway.seen) == 2
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize("secret", ["with\nbreak", "ünicode"])
@@ -190,7 +191,7 @@ def test_credential_that_fits_no_header_fails_the_call(secret: str) -> None:
             assert text.startswith("invalid auth token")
             assert secret not in text
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
@@ -201,7 +202,7 @@ def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
             await authenticator.connect(0.05)
         await authenticator.close()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize("endpoint", ["gateway:50051", "ftp://gateway", "http://", ""])
@@ -215,7 +216,7 @@ def test_https_endpoint_and_ipv6_host_are_understood() -> None:
         for endpoint in ("https://gateway.example", "http://[::1]:5"):
             await GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics()).close()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_open_authenticator_takes_anybody_and_a_table_only_its_tokens() -> None:
@@ -227,7 +228,7 @@ def test_open_authenticator_takes_anybody_and_a_table_only_its_tokens() -> None:
             with pytest.raises(AuthenticationError):
                 await table.routing_key(token)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 # The router's own credential
@@ -235,7 +236,7 @@ def test_open_authenticator_takes_anybody_and_a_table_only_its_tokens() -> None:
 
 def test_static_credential_is_the_literal_and_prints_redacted() -> None:
     credential = StaticCredential("literal")
-    assert asyncio.run(credential.token()) == "literal"
+    assert run_grpc(credential.token()) == "literal"
     assert "literal" not in repr(credential)
 
 
@@ -247,11 +248,11 @@ def secrets(tmp_path: Path, content: Any) -> SecretsFile:
 
 def test_file_credential_is_read_anew_each_time_and_not_trimmed(tmp_path: Path) -> None:
     file = secrets(tmp_path, {"authToken": " one ", "a": {"b": "nested"}})
-    assert asyncio.run(FileCredential(file).token()) == " one "
-    assert asyncio.run(FileCredential(file, "a.b").token()) == "nested"
+    assert run_grpc(FileCredential(file).token()) == " one "
+    assert run_grpc(FileCredential(file, "a.b").token()) == "nested"
     secrets(tmp_path, {"authToken": "two"})
-    assert asyncio.run(FileCredential(file).token()) == "two"
-    asyncio.run(FileCredential(file).close())
+    assert run_grpc(FileCredential(file).token()) == "two"
+    run_grpc(FileCredential(file).close())
 
 
 @pytest.mark.parametrize(
@@ -271,12 +272,12 @@ def test_unusable_secrets_file_is_an_error_that_says_what_is_wrong(
     tmp_path: Path, content: Any, key: str, text: str
 ) -> None:
     with pytest.raises(CredentialError, match=text):
-        asyncio.run(FileCredential(secrets(tmp_path, content), key).token())
+        run_grpc(FileCredential(secrets(tmp_path, content), key).token())
 
 
 def test_missing_secrets_file_is_an_error_that_keeps_its_cause(tmp_path: Path) -> None:
     with pytest.raises(CredentialError, match="failed to read secrets file") as failed:
-        asyncio.run(FileCredential(SecretsFile(tmp_path / "none")).token())
+        run_grpc(FileCredential(SecretsFile(tmp_path / "none")).token())
     assert isinstance(failed.value.__cause__, FileNotFoundError)
 
 
@@ -344,7 +345,7 @@ def test_token_is_minted_with_form_encoded_basic_authentication(tmp_path: Path) 
             assert parse_qs(body) == {"grant_type": ["client_credentials"], "scope": ["llm:check_worker"]}
             assert "s+&%" not in repr(credentials)
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize(
@@ -371,7 +372,7 @@ def test_minted_token_is_kept_until_a_minute_before_it_expires(
             await credentials.token()
             assert len(service.requests) == requests
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_concurrent_callers_share_one_mint(tmp_path: Path) -> None:
@@ -380,7 +381,7 @@ def test_concurrent_callers_share_one_mint(tmp_path: Path) -> None:
             assert await asyncio.gather(*(credentials.token() for _ in range(5))) == ["minted"] * 5
             assert len(service.requests) == 1
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize(
@@ -404,7 +405,7 @@ def test_unusable_answer_of_the_provider_is_an_error(tmp_path: Path, status: int
             service.status, service.reply = 200, {"access_token": "minted"}
             assert await credentials.token() == "minted"
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 @pytest.mark.parametrize("stall", ["before", "inside"])
@@ -417,7 +418,7 @@ def test_stalling_provider_times_out_and_the_next_caller_may_try(tmp_path: Path,
             service.stall = None
             assert await credentials.token() == "minted"
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_unreachable_provider_is_an_error(tmp_path: Path) -> None:
@@ -429,10 +430,10 @@ def test_unreachable_provider_is_an_error(tmp_path: Path) -> None:
         await credentials.close()
         await credentials.close()
 
-    asyncio.run(run())
+    run_grpc(run())
 
 
 def test_secrets_without_id_are_named(tmp_path: Path) -> None:
     credentials = ClientCredentials("http://127.0.0.1:9", secrets(tmp_path, {"secret": "s"}))
     with pytest.raises(CredentialError, match="secrets file missing id"):
-        asyncio.run(credentials.token())
+        run_grpc(credentials.token())
