@@ -22,7 +22,8 @@ check: setup ## Format, lint, types, import directions, generated code
 	@$(PYTHON_IN_VENV) -m ruff format --check .
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m mypy
-	@$(PYTHON_IN_VENV) -m pytest -q tests/unit/test_import_directions.py tests/unit/test_generated_code.py
+	@$(PYTHON_IN_VENV) -m pytest -q tests/unit/test_import_directions.py
+	@$(PYTHON_IN_VENV) -m tunnel_protocol.control.generate --check
 
 bench: setup ## Benchmarks; ARGS names some of them
 	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)

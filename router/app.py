@@ -227,8 +227,7 @@ class App:
             pylon_dial_addr=settings.grpc_pylon_dial_addr,
         )
         self.operators = OperatorsServer(self.metrics, all_families=settings.metrics_families == "all")
-        self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
-        self._loop_lag.start()
+        self._track_gauges()
         if self._identity is not None and self._identity.mounted:
             self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
         self.tasks.start(_PUBLISHER, publisher.run())
@@ -239,6 +238,16 @@ class App:
             await self._grpc[name].start()
             self.tasks.start(task, self._grpc[name].wait())
         await self._serve_http(http_socket)
+
+    def _track_gauges(self) -> None:
+        """What the rooms know anyway is read at each scrape."""
+
+        def reverse_tunnels_up() -> int:
+            return sum(one.identity.reverse and one.tunnels.healthy() for one in self.registry.registrations())
+
+        self.metrics.reverse_tunnels_up.track(reverse_tunnels_up)
+        self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
+        self._loop_lag.start()
 
     def _make_services(self, watch: WatchCell) -> None:
         settings = self.settings
