@@ -30,7 +30,7 @@ def quic_settings(settings: Settings) -> QuicSettings:
         idle_timeout_ms=settings.quic_idle_timeout_ms,
         keepalive_ms=settings.quic_keepalive_ms,
         max_streams_bidi=settings.quic_max_streams,
-        qlog_dir=settings.quic_qlog_dir,
+        qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
     )
 
 
