@@ -71,6 +71,8 @@ class Connection:
         self._wanted_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.half_open = True
+        self.heard_at = self._loop.time()
+        """Loop time of the last datagram from the peer."""
 
     # --- for the owner ---------------------------------------------------------------------------------------------
 
@@ -142,6 +144,10 @@ class Connection:
         if self._error is not None:
             raise self._error
         return self._engine.open_stream(handler)
+
+    def ping(self) -> None:
+        """Make the peer acknowledge something; `heard_at` tells whether it did."""
+        self._engine.ping()
 
     def close(self, error_code: int = 0, reason: str = "") -> None:
         """Close now; handlers are told soon after. Harmless when already over."""
@@ -479,6 +485,7 @@ class Endpoint:
             connection.engine.receive_datagram(data, address, now)
             touched[connection] = None
         for connection in touched:
+            connection.heard_at = now
             connection.settle(now)
 
     def _flush(self) -> None:
