@@ -11,6 +11,7 @@ later answer to that very probe makes the worker *recovered*.
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -160,12 +161,12 @@ class HealthMonitor:
         started_ns = self._clock_ns()
         loop = asyncio.get_running_loop()
         answer = _Answer(loop.create_future())
-        watch = _SilenceWatch(tunnel, self._silence_s(), lambda: self._suspect(tunnel))
+        watch = _SilenceWatch(tunnel, self._silence_s(), partial(self._suspect, tunnel))
         exchange = None
         try:
             async with asyncio.timeout(limit_ms / 1000):
                 exchange = await tunnel.open(self._head, answer, end=True)
-                watch.asked = True
+                watch.sent()
                 status = await answer.done
         except TimeoutError:
             raise TunnelError("quic request timed out") from None
@@ -196,27 +197,44 @@ class HealthMonitor:
 
 
 class _SilenceWatch:
-    """Waits for a stretch of silence on a tunnel while a probe is out."""
+    """Waits for a stretch of silence on a tunnel while a probe is out.
+
+    A probe that still waits for stream credit says nothing about a worker, whose streams may all be busy; it is then asked
+    for an acknowledgement instead, which its QUIC stack gives however busy it is.
+    """
 
     def __init__(self, tunnel: Tunnel, silence_s: float, on_silence: Callable[[], None]) -> None:
-        self.asked = False
-        """Whether the probe is on its way; before, it waits for stream credit, which a busy worker may well withhold."""
+        self._asked = False
         self._tunnel = tunnel
         self._silence_s = silence_s
         self._on_silence = on_silence
-        self._heard = tunnel.pieces_received
-        self._timer = asyncio.get_running_loop().call_later(silence_s, self._check)
+        self._wait()
+
+    def sent(self) -> None:
+        """The probe is on its way: from now on silence is an answer not given."""
+        self._asked = True
+        self.stop()
+        self._wait()
 
     def stop(self) -> None:
         self._timer.cancel()
 
+    def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._pieces = self._tunnel.pieces_received
+        self._since = loop.time()
+        if not self._tunnel.free_streams and not self._asked:
+            self._tunnel.connection.ping()
+        self._timer = loop.call_later(self._silence_s, self._check)
+
     def _check(self) -> None:
-        heard = self._tunnel.pieces_received
-        if heard == self._heard and self.asked:
+        if self._asked:
+            silent = self._tunnel.pieces_received == self._pieces
+        else:
+            silent = self._tunnel.connection.heard_at < self._since
+        if silent:
             self._on_silence()
-            return
-        self._heard = heard
-        self._timer = asyncio.get_running_loop().call_later(self._silence_s, self._check)
+        self._wait()
 
 
 def _ignore() -> None:

@@ -134,7 +134,8 @@ class IncomingConnection:
         _log.info("reverse handshake authenticated", inference_server_id=worker_id, routing_key=routing_key)
         # From here to the installation nothing suspends: the registration cannot end or change in between.
         registration = self._desk.registrations.live(worker_id)
-        if registration is None or not isinstance(registration.tunnels, ReverseTunnels):
+        tunnels = None if registration is None or not registration.identity.reverse else registration.tunnels
+        if registration is None or not isinstance(tunnels, ReverseTunnels):
             _log.warning(f"reverse handshake NACK: {UNAUTHORIZED_ID}", inference_server_id=worker_id)
             self._refuse(UNAUTHORIZED_ID)
         elif registration.identity.routing_key != routing_key:
@@ -145,7 +146,7 @@ class IncomingConnection:
                 stored_routing_key=registration.identity.routing_key,
             )
             self._refuse(OTHER_ROUTING_KEY)
-        elif not self._install(registration.tunnels, worker_id):
+        elif not self._install(tunnels, worker_id):
             _log.warning(f"reverse handshake NACK: {DUPLICATE}", inference_server_id=worker_id)
             self._refuse(DUPLICATE)
 

@@ -29,6 +29,13 @@ class TunnelConnection(Protocol):
     def free_streams(self) -> int:
         """Streams that can be opened without waiting."""
 
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last datagram from the peer."""
+
+    def ping(self) -> None:
+        """Make the peer acknowledge something."""
+
     async def open_stream(self, handler: StreamHandler) -> Stream:
         """Open a bidirectional stream, waiting in arrival order for credit."""
 

@@ -96,7 +96,9 @@ class TcpRelay(_Relay):
             self._drop(source)
 
     def _drop(self, source: socket.socket) -> None:
-        other = self._pairs.pop(source)
+        other = self._pairs.pop(source, None)
+        if other is None:
+            return  # both ends went in the same turn
         self._pairs.pop(other, None)
         for sock in (source, other):
             self._selector.unregister(sock)

@@ -301,26 +301,55 @@ def test_a_worker_whose_responses_flow_is_alive_however_long_its_health_check_ta
     run_virtual(test())
 
 
-def test_a_worker_with_all_streams_in_use_is_not_taken_for_dead():
+def all_streams_in_use(connection):
+    """From now on streams are opened only when the returned event is set."""
+    credit = asyncio.Event()
+    open_stream = connection.open_stream
+    connection.free_streams = 0
+
+    async def wait_for_credit(handler):
+        await credit.wait()
+        return await open_stream(handler)
+
+    connection.open_stream = wait_for_credit
+    return credit
+
+
+def test_a_worker_with_all_streams_in_use_is_alive_as_long_as_it_acknowledges():
     async def test():
         connection = Worker()
         tunnels, _ = reverse_with(connection)
         story = Story()
         story.start(tunnels)
         await asyncio.sleep(0.5)
-        credit = asyncio.Event()
-        open_stream = connection.open_stream
+        credit = all_streams_in_use(connection)
 
-        async def wait_for_credit(handler):
-            await credit.wait()
-            return await open_stream(handler)
+        def acknowledge():
+            connection.heard_at = now()
 
-        connection.open_stream = wait_for_credit
+        connection.ping = lambda: asyncio.get_running_loop().call_later(0.01, acknowledge)
         await asyncio.sleep(20)
         assert story.events == []
         credit.set()
         await asyncio.sleep(2)
         assert tunnels.health.rtt_ns is not None
+        await finish(tunnels)
+
+    run_virtual(test())
+
+
+def test_a_worker_that_vanishes_with_all_streams_in_use_is_lost_within_three_seconds():
+    async def test():
+        connection = Worker()
+        tunnels, _ = reverse_with(connection)
+        story = Story()
+        story.start(tunnels)
+        await asyncio.sleep(0.5)
+        all_streams_in_use(connection)
+        connection.heard_at = now()
+        await asyncio.sleep(3)
+        assert story.names == ["lost"]
+        assert connection.pings
         await finish(tunnels)
 
     run_virtual(test())

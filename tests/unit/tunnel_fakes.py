@@ -102,6 +102,8 @@ class FakeConnection:
         self.free_streams = free_streams
         self.streams: list[FakeStream] = []
         self.closes: list[tuple[int, str]] = []
+        self.heard_at = 0.0
+        self.pings = 0
         self.before_return: Callable[[FakeStream], None] = lambda _: None
 
     async def open_stream(self, handler) -> FakeStream:
@@ -111,6 +113,9 @@ class FakeConnection:
         self.streams.append(stream)
         self.before_return(stream)
         return stream
+
+    def ping(self) -> None:
+        self.pings += 1
 
     def close(self, error_code: int = 0, reason: str = "") -> None:
         self.closed = True
