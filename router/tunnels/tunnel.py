@@ -4,7 +4,10 @@ A tunnel that was taken out of its set lives on until the exchanges running on i
 See docs/protocol.md, "Connection sets".
 """
 
+import asyncio
 from typing import Protocol
+
+import structlog
 
 from router.registry.tunnel import ExchangeSink, TunnelError
 from router.tunnels.exchange import StreamExchange
@@ -12,6 +15,14 @@ from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError, Str
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.quic.stream import Stream, StreamHandler
+
+_log = structlog.get_logger()
+
+PING_S = 1.0
+"""How often the peer of a released tunnel is asked for a sign of life."""
+
+SILENT_S = 5.0
+"""Without any for this long it is dead, and what still runs is broken off."""
 
 
 class TunnelConnection(Protocol):
@@ -93,7 +104,26 @@ class Tunnel:
 
     def release(self) -> None:
         """No new exchange will be opened: close the connection, now or when the last running exchange ends."""
-        if not self._released:
-            self._released = True
-            if self.running == 0:
-                self.connection.close()
+        if self._released:
+            return
+        self._released = True
+        if self.running == 0:
+            self.connection.close()
+        else:
+            self._linger(asyncio.get_running_loop().time())
+
+    def _linger(self, released_at: float) -> None:
+        """Nobody probes a released tunnel: keep a quiet response from idling out, and do not wait for a dead worker."""
+        if self.closed or self.running == 0:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - max(self.connection.heard_at, released_at) > SILENT_S:
+            _log.warning(
+                "worker of an ended registration is silent, breaking its responses off",
+                inference_server_id=self.inference_server_id,
+                running=self.running,
+            )
+            self.connection.close(reason="silent")
+            return
+        self.connection.ping()
+        loop.call_later(PING_S, self._linger, released_at)

@@ -117,6 +117,7 @@ class Router:
         dial_port: int | None = None,
         grpc_port: int | None = None,
         quic_port: int | None = None,
+        direct: bool = False,
         extra: Sequence[str] = (),
     ) -> None:
         self.http, grpc, models, self.metrics = free_ports(4)
@@ -133,13 +134,14 @@ class Router:
             "--stargate-discovery-dns-name=localhost",
             "--disable-dns-discovery",
             f"--metrics-port={self.metrics}",
-            "--backend-connectivity=reverse",
-            f"--reverse-tunnel-listen-addr={host}:{self.quic}",
+            f"--backend-connectivity={'direct' if direct else 'reverse'}",
             f"--advertised-hostname-template={host}",
             "--tunnel-protocol=raw-quic",
             "--quic-insecure",
             *extra,
         ]
+        if not direct:
+            command.append(f"--reverse-tunnel-listen-addr={host}:{self.quic}")
         if dial_port is not None:
             command.append(f"--reverse-tunnel-pylon-dial-addr={host}:{dial_port}")
         self.process = stack.start("router", command)
@@ -213,14 +215,14 @@ class Answer:
 
 
 def worker_arguments(
-    engine: Engine, stargate_port: int, *, worker_id: str = "w1", extra: Sequence[str] = ()
+    engine: Engine, stargate_port: int, *, worker_id: str = "w1", direct: bool = False, extra: Sequence[str] = ()
 ) -> list[str]:
     return [
         f"--upstream-http-base-url=http://127.0.0.1:{engine.port}",
         f"--model-name={MODEL}",
         f"--stargate-address=127.0.0.1:{stargate_port}",
         f"--inference-server-id={worker_id}",
-        "--backend-connectivity=reverse",
+        f"--backend-connectivity={'direct' if direct else 'reverse'}",
         "--quic-insecure",
         "--tunnel-protocol=raw-quic",
         "--min-update-interval-ms=200",

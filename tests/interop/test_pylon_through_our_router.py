@@ -3,6 +3,8 @@
 import http.client
 import signal
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import OURS, Engine, Process, Router, Stack, free_ports, wait_until, worker_arguments
@@ -11,6 +13,7 @@ from relay import TcpRelay, UdpRelay
 pytestmark = pytest.mark.interop
 
 OUT_OF_ROUTING_S = 3.0
+UPDATE_INTERVAL_S = 0.2
 
 
 def start_pylon(
@@ -48,15 +51,27 @@ def test_tokens_arrive_one_by_one_and_not_at_the_end(stack, pylon):
     answer.close()
 
 
-def test_many_concurrent_requests_beyond_the_workers_stream_limit_are_all_served(stack, pylon):
+def test_concurrent_requests_beyond_the_workers_stream_limit_are_all_served(stack, pylon):
     engine = stack.engine()
     router = stack.router(OURS)
     start_pylon(stack, pylon, engine, router.grpc)
     served(router)
-    answers = [router.begin_chat(tokens=1) for _ in range(3)]
-    for answer in answers:
-        answer.read_rest()
-    assert [answer.status for answer in answers] == [200] * 3
+    with ThreadPoolExecutor(120) as callers:
+        answers = list(callers.map(lambda _: router.chat(tokens=20, delay_ms=50, timeout_s=30), range(120)))
+    assert [answer.status for answer in answers] == [200] * 120
+    assert all(len(answer.tokens) == 21 for answer in answers)
+
+
+def test_heartbeats_do_not_make_a_worker_dial_again(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    deadline = time.monotonic() + 30 * UPDATE_INTERVAL_S
+    while time.monotonic() < deadline:
+        assert router.chat().status == 200
+        time.sleep(UPDATE_INTERVAL_S)
+    assert router.process.log().count("reverse tunnel connection established") == 1
 
 
 def test_two_workers_of_one_model_are_both_used(stack, pylon):
@@ -96,15 +111,15 @@ def test_a_killed_worker_is_out_of_routing_at_once_and_its_id_is_free(stack, pyl
     served(router)
 
 
-def test_a_response_cut_by_the_death_of_its_worker_ends_abnormally(stack, pylon):
+def test_a_response_cut_by_the_death_of_its_worker_ends_abnormally_and_soon(stack, pylon):
     engine = stack.engine()
     router = stack.router(OURS)
     worker = start_pylon(stack, pylon, engine, router.grpc)
     served(router)
-    answer = router.begin_chat(tokens=1_000, delay_ms=50, timeout_s=40)
+    answer = router.begin_chat(tokens=1_000, delay_ms=50, timeout_s=12)
     assert answer.status == 200
     answer.read_line()
-    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGKILL)
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         answer.read_rest()
 
@@ -164,6 +179,37 @@ def test_of_two_workers_with_one_id_the_first_keeps_it_until_it_goes(stack, pylo
     first.stop()
     served(router)
     assert second.running
+
+
+def test_a_worker_that_is_dialled_serves_and_comes_back_after_a_restart(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS, direct=True)
+    arguments = [pylon, *worker_arguments(engine, router.grpc, direct=True)]
+    worker = stack.start("pylon", arguments)
+    served(router)
+    answer = router.chat(tokens=5)
+    assert answer.tokens == ["t0 ", "t1 ", "t2 ", "t3 ", "t4 ", "[DONE]"]
+    assert answer.headers["x-inference-server-url"].startswith("quic://")
+    worker.stop()
+    wait_until(lambda: router.routable() == 0, OUT_OF_ROUTING_S, "the stopped worker is out of routing")
+    stack.start("pylon-again", arguments)
+    served(router)
+
+
+def test_a_worker_frozen_for_ten_seconds_comes_back_on_the_same_tunnel(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    worker = start_pylon(stack, pylon, engine, router.grpc)
+    served(router)
+    answer = router.begin_chat(tokens=100, delay_ms=20, timeout_s=30)
+    answer.read_line()
+    worker.signal(signal.SIGSTOP)
+    time.sleep(10)
+    worker.signal(signal.SIGCONT)
+    wait_until(lambda: router.routable() == 1, 5, "the thawed worker is routable")
+    answer.read_rest()
+    assert len(answer.tokens) == 101
+    assert router.process.log().count("reverse tunnel connection established") == 1
 
 
 def test_a_restarted_router_gets_its_workers_back(stack, pylon):

@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 from tunnel_fakes import HEAD, FakeConnection, LineFraming, RecordingSink
+from virtual_time import run_virtual
 
 from router.registry.tunnel import TunnelError
 from router.tunnels.tunnel import Tunnel
@@ -233,12 +234,39 @@ def test_a_connection_lost_before_the_opener_resumes_fails_the_opening_and_not_t
 
 
 def test_a_released_tunnel_closes_when_its_last_exchange_ends():
-    _, stream, sink, tunnel = opened(end=True)
-    tunnel.release()
-    assert not tunnel.closed
-    stream.handler.on_data(b"H200\nBx\n", True)
-    assert sink.events == [200, b"x", "end"]
-    assert tunnel.connection.closes == [(0, "")]
+    async def test():
+        connection, sink = FakeConnection(), RecordingSink()
+        tunnel = Tunnel(connection, LineFraming(), "w1")
+        await tunnel.open(HEAD, sink, end=True)
+        tunnel.release()
+        assert not tunnel.closed
+        connection.streams[0].handler.on_data(b"H200\nBx\n", True)
+        assert sink.events == [200, b"x", "end"]
+        assert connection.closes == [(0, "")]
+        await asyncio.sleep(10)
+        assert connection.pings == 1
+
+    run_virtual(test())
+
+
+def test_a_quiet_response_on_a_released_tunnel_lives_as_long_as_its_worker():
+    async def test():
+        connection = FakeConnection()
+        tunnel = Tunnel(connection, LineFraming(), "w1")
+        await tunnel.open(HEAD, RecordingSink(), end=True)
+
+        def acknowledge():
+            connection.heard_at = asyncio.get_running_loop().time()
+
+        connection.ping = acknowledge
+        tunnel.release()
+        await asyncio.sleep(120)
+        assert connection.closes == []
+        connection.ping = lambda: None
+        await asyncio.sleep(7)
+        assert connection.closes == [(0, "silent")]
+
+    run_virtual(test())
 
 
 def test_an_idle_tunnel_closes_as_soon_as_it_is_released():
