@@ -6,7 +6,7 @@ from virtual_time import run_virtual
 
 from router.registry.tunnel import TunnelError
 from router.tunnels.tunnel import Tunnel
-from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
 from tunnel_protocol.head import RequestHead
 
 
@@ -282,3 +282,16 @@ def test_an_exchange_that_is_over_forgets_its_sink():
     stream.handler.on_data(b"B?\n", False)
     exchange.cancel()
     assert sink.events == [200, "end"]
+
+
+def test_a_full_queue_for_stream_credit_refuses_at_once():
+    connection = FakeConnection()
+
+    async def full(_):
+        raise StreamCreditError(1024)
+
+    connection.open_stream = full
+    tunnel = Tunnel(connection, LineFraming(), "w1")
+    with pytest.raises(TunnelError, match="1024 requests already wait"):
+        asyncio.run(tunnel.open(HEAD, RecordingSink(), end=True))
+    assert tunnel.running == 0
