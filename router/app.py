@@ -190,9 +190,8 @@ class App:
             raise StartupError(str(error), f"no answer from {self.settings.worker_auth_endpoint}") from None
 
     async def _open_dialer(self, trust: bytes | None) -> None:
+        # In reverse mode too: a worker may register to be dialled whatever the mode of the router.
         settings = self.settings
-        if settings.reverse:
-            return
         tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
         quic = assembly.quic_settings(settings)
         try:
