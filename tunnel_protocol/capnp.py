@@ -6,8 +6,7 @@ docs/protocol.md, "Messages".
 """
 
 import re
-import struct
-from struct import Struct, pack
+from struct import Struct, pack, unpack_from
 from typing import NamedTuple
 
 from tunnel_protocol.capnp_reader import Message, StructView
@@ -17,20 +16,25 @@ from tunnel_protocol.head import HeaderList
 MAX_ENTRIES = 4096
 MAX_NAME_BYTES = 65535
 MAX_FIELD_BYTES = (1 << 29) - 2
+MAX_TEXT_OFFSET_WORDS = (1 << 29) - 1
 MAX_BODY_BYTES = (1 << 29) - 1
 BODY_PREFIX_BYTES = 40
+BODY_WORDS = bytes.fromhex("00000000010001000100000000000000 0000000000000100")
+"""Root pointer, discriminant and payload pointer of a body message, as they stand behind its segment table."""
+BODY_PREFIX = Struct("<II24sII")
+"""The fixed prefix of a body message: segment count less one, words, `BODY_WORDS`, and the two halves of the list pointer."""
 
-_TABLE_AND_ROOT = Struct("<II8sQ8sII").pack
 _ROOT = bytes.fromhex("0000000001000100")
 _PAYLOAD = bytes.fromhex("0000000000000100")
-_BODY_WORDS_1_TO_2 = _ROOT + (1).to_bytes(8, "little") + _PAYLOAD
 _HEADERS_WORDS = _ROOT + bytes(8) + _PAYLOAD
+_ENTRIES_AT = 48  # byte position of the first entry's pointers
 _TEXT_PADDING = tuple(bytes(8 - (n & 7)) for n in range(8))
 _DATA_PADDING = tuple(bytes(-n & 7) for n in range(8))
-_u32x2 = Struct("<II").unpack_from
+_headers_prefix = Struct("<II24sIIII").unpack_from
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
-_NOT_IN_VALUES = bytes(range(0x20, 0x7F)) + b"\t"
+_IN_LOWER_CASE_NAMES = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+_IN_VALUES = bytes(range(0x20, 0x7F)) + b"\t"
 _DISCRIMINANT_HEADERS, _DISCRIMINANT_BODY, _DISCRIMINANT_TRAILERS = 0, 1, 2
 
 
@@ -81,7 +85,7 @@ def encode_body(content: bytes) -> bytes:
     size = len(content)
     if size > MAX_BODY_BYTES:
         raise ProtocolError(f"raw QUIC tunnel body too large: {size} bytes")
-    prefix = _TABLE_AND_ROOT(0, 4 + ((size + 7) >> 3), _ROOT, _DISCRIMINANT_BODY, _PAYLOAD, 1, size << 3 | 2)
+    prefix = BODY_PREFIX.pack(0, 4 + ((size + 7) >> 3), BODY_WORDS, 1, size << 3 | 2)
     return b"".join((prefix, content, _DATA_PADDING[size & 7]))
 
 
@@ -89,37 +93,45 @@ def _encode_map(discriminant: int, entries: HeaderList) -> bytes:
     count = len(entries)
     if count > MAX_ENTRIES:
         raise ProtocolError(f"too many raw QUIC tunnel headers: {count}")
+    texts = [text for entry in entries for text in entry]
+    if b"".join(texts[1::2]).translate(None, _IN_VALUES):
+        _refuse_value(entries)
     pointers: list[int] = []
-    texts: list[bytes] = []
-    # A pointer's offset counts from the word behind it; both move by one with each pointer and by a text's words with each text.
+    parts = [b""]
+    # A pointer's offset counts from the word behind it: one less with each pointer, and more by each text's words, which are
+    # one more than `size >> 3`.
     offset = 2 * count - 1
-    for name, value in entries:
-        if value.translate(None, _NOT_IN_VALUES):
-            raise ProtocolError(f"non-ASCII header value for '{_printable(name)}'")
-        for text in (name, value):
-            size = len(text)
-            if size > MAX_FIELD_BYTES:
-                raise ProtocolError(f"raw QUIC tunnel header field too large: {size} bytes")
-            pointers.append(offset << 2 | 1)
-            pointers.append((size + 1) << 3 | 2)
-            offset += size >> 3
-            texts.append(text)
-            texts.append(_TEXT_PADDING[size & 7])
-    words = 6 + 2 * count + offset  # `offset` is now one less than the words of all texts
-    head = pack(
-        f"<II8sQ8sIIII{4 * count}I",
-        0,
-        words,
+    for text in texts:
+        size = len(text)
+        pointers.append((size + 1) << 35 | 2 << 32 | offset << 2 | 1)
+        offset += size >> 3
+        parts.append(text)
+        parts.append(_TEXT_PADDING[size & 7])
+    words = 6 + 2 * count + offset  # all texts together are `offset + 1` words
+    if offset > MAX_FIELD_BYTES >> 3:
+        _check_sizes(texts)
+    parts[0] = pack(
+        f"<Q8sQ8sQQ{2 * count}Q",
+        words << 32,
         _ROOT,
         discriminant,
         _PAYLOAD,
-        1,
-        2 * count << 3 | 7,
-        count << 2,
-        2 << 16,
+        count << 36 | 7 << 32 | 1,
+        2 << 48 | count << 2,
         *pointers,
     )
-    return b"".join((head, *texts))
+    return b"".join(parts)
+
+
+def _check_sizes(texts: list[bytes]) -> None:
+    """Raises `ProtocolError` if a text, or where it would lie, does not fit the bits of a pointer."""
+    offset = len(texts) - 1
+    for text in texts:
+        if len(text) > MAX_FIELD_BYTES:
+            raise ProtocolError(f"raw QUIC tunnel header field too large: {len(text)} bytes")
+        if offset > MAX_TEXT_OFFSET_WORDS:
+            raise ProtocolError("raw QUIC tunnel header text offset too large")
+        offset += len(text) >> 3
 
 
 def encode_handshake(inference_server_id: str, auth_token: str | None) -> bytes:
@@ -146,26 +158,22 @@ def encode_handshake_ack(accepted: bool, reason: str = "") -> bytes:
 
 def decode_message(data: bytes) -> Headers | Body | Trailers:
     """The message of a request stream that fills `data`. Raises `ProtocolError`."""
-    kind = data[16:32] if data[:4] == b"\0\0\0\0" and data[8:16] == _ROOT else b""
-    if kind == _BODY_WORDS_1_TO_2[8:]:
-        content = _canonical_body(data)
-        if content is not None:
-            return Body(content)
-    elif kind == _HEADERS_WORDS[8:]:
-        entries = _canonical_entries(data)
-        if entries is not None:
-            return Headers(entries)
+    if len(data) >= BODY_PREFIX_BYTES:
+        size = canonical_body_size(data, 0)
+        if size >= 0 and len(data) - BODY_PREFIX_BYTES >= (size + 7) & ~7:
+            return Body(data[BODY_PREFIX_BYTES : BODY_PREFIX_BYTES + size])
+        if data[8:32] == _HEADERS_WORDS:
+            entries = _canonical_entries(data)
+            if entries is not None:
+                return Headers(entries)
     return _decode_any(data)
 
 
-def canonical_body_size(buffer: bytes | bytearray, offset: int) -> int:
+def canonical_body_size(buffer: bytes, offset: int) -> int:
     """Content length if a canonical body message starts at `offset` (40 bytes must be there), else -1."""
-    if buffer[offset + 8 : offset + 32] != _BODY_WORDS_1_TO_2:
-        return -1
-    segments, words = _u32x2(buffer, offset)
-    low, high = _u32x2(buffer, offset + 32)
+    segments, words, middle, low, high = BODY_PREFIX.unpack_from(buffer, offset)
     size: int = high >> 3
-    if segments or low != 1 or high & 7 != 2 or words != 4 + ((size + 7) >> 3):
+    if middle != BODY_WORDS or segments or low != 1 or high & 7 != 2 or words != 4 + ((size + 7) >> 3):
         return -1
     return size
 
@@ -186,47 +194,39 @@ def decode_handshake_ack(data: bytes) -> HandshakeAck:
     return HandshakeAck(bool(message.uint16(root) & 1), _utf8(message.text(root, 0) or b"", "reason"))
 
 
-def _canonical_body(data: bytes) -> bytes | None:
-    if len(data) < BODY_PREFIX_BYTES:
-        return None
-    size = canonical_body_size(data, 0)
-    if size < 0 or len(data) < BODY_PREFIX_BYTES + ((size + 7) & ~7):
-        return None
-    return data[BODY_PREFIX_BYTES : BODY_PREFIX_BYTES + size]
-
-
 def _canonical_entries(data: bytes) -> HeaderList | None:
-    """Entries of a canonical headers message, or None if anything is unusual (the general reader decides then)."""
-    try:
-        low, high, tag_low, tag_high = Struct("<IIII").unpack_from(data, 32)
-        count = tag_low >> 2
-        if low != 1 or tag_low & 3 or tag_high != 2 << 16 or high != (2 * count << 3 | 7) or count > MAX_ENTRIES:
-            return None
-        pointers = Struct(f"<{4 * count}I").unpack_from(data, 48)
-    except struct.error:
+    """Entries of a canonical headers message; None if its layout is unusual (the general reader decides then)."""
+    size = len(data)
+    if size < _ENTRIES_AT:
         return None
-    end = 8 + int.from_bytes(data[4:8], "little") * 8
-    position = 48  # byte position of the next text: texts follow each other without gaps
-    expected = 2 * count - 1
-    position += 16 * count
-    entries: HeaderList = []
-    name = b""
-    for index in range(0, 4 * count, 2):
-        pointer, kind = pointers[index], pointers[index + 1]
-        size = kind >> 3
-        if pointer != (expected << 2 | 1) or kind & 7 != 2 or size == 0 or position + size > end:
-            return None
-        last = position + size - 1
-        if data[last]:
-            return None
-        text = data[position:last]
-        words = (size + 7) >> 3
-        position += words << 3
-        expected += words - 1
-        if index & 2:
-            entries.append((name, checked_value(name, text)))
-        else:
-            name = checked_name(text)
+    segments, words, _, low, high, tag_low, tag_high = _headers_prefix(data, 0)
+    count = tag_low >> 2
+    position = _ENTRIES_AT + 16 * count  # of the next text: they follow each other without gaps
+    if segments or size != 8 + 8 * words or position > size or count > MAX_ENTRIES:
+        return None
+    if low != 1 or high != (count << 4 | 7) or tag_low & 3 or tag_high != 2 << 16:
+        return None
+    pointers = unpack_from(f"<{4 * count}I", data, _ENTRIES_AT)
+    expected = 8 * count - 3  # the low half of a list pointer: offset << 2 | 1
+    texts: list[bytes] = []
+    try:
+        for pointer, kind in zip(pointers[::2], pointers[1::2], strict=True):
+            last = position + (kind >> 3) - 1
+            if pointer != expected or kind & 7 != 2 or kind < 8 or data[last]:
+                return None
+            texts.append(data[position:last])
+            words = (kind - 8) >> 6
+            expected += words << 2
+            position += (words << 3) + 8
+    except IndexError:
+        return None
+    names, values = texts[::2], texts[1::2]
+    joined = b"".join(names)
+    if joined.translate(None, _IN_LOWER_CASE_NAMES) or len(joined) > MAX_NAME_BYTES or b"" in names:
+        names = [checked_name(name) for name in names]
+    entries = list(zip(names, values, strict=True))
+    if b"".join(values).translate(None, _IN_VALUES):
+        _refuse_value(entries)
     return entries
 
 
@@ -248,7 +248,8 @@ def _entries(message: Message, payload: StructView | None) -> HeaderList:
     entries: HeaderList = []
     for entry in message.structs(payload, 0, MAX_ENTRIES, "too many raw QUIC tunnel headers"):
         name = checked_name(message.text(entry, 0) or b"")
-        entries.append((name, checked_value(name, message.text(entry, 1) or b"")))
+        entries.append((name, message.text(entry, 1) or b""))
+    _refuse_value(entries)
     return entries
 
 
@@ -259,11 +260,11 @@ def checked_name(name: bytes) -> bytes:
     return name.lower()
 
 
-def checked_value(name: bytes, value: bytes) -> bytes:
-    """`value` as it is. Raises `ProtocolError` unless it holds only printable ASCII and tabs."""
-    if value.translate(None, _NOT_IN_VALUES):
-        raise ProtocolError(f"non-ASCII header value for '{_printable(name)}'")
-    return value
+def _refuse_value(entries: HeaderList) -> None:
+    """Raises `ProtocolError` for the first value that holds anything but printable ASCII and tabs."""
+    for name, value in entries:
+        if value.translate(None, _IN_VALUES):
+            raise ProtocolError(f"non-ASCII header value for '{_printable(name)}'")
 
 
 def _printable(name: bytes) -> str:

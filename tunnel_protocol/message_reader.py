@@ -1,12 +1,23 @@
 """Cuts a stream of concatenated messages into messages, whatever pieces the bytes arrive in. Sans-I/O.
 
-What is held back is bounded: a message that is not complete yet is buffered only up to `max_message_bytes`; the content of
-a larger canonical body message is handed on in pieces as it arrives. See docs/protocol.md, "Messages".
+What is held back is bounded: a message that is not complete yet is kept only up to `max_message_bytes`, and nothing is set
+aside for bytes that were merely announced; the content of a larger canonical body message is handed on in pieces as it
+arrives. See docs/protocol.md, "Messages".
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from tunnel_protocol.capnp import BODY_PREFIX_BYTES, Body, Headers, Trailers, canonical_body_size, decode_message
+from tunnel_protocol.capnp import (
+    BODY_PREFIX,
+    BODY_PREFIX_BYTES,
+    BODY_WORDS,
+    Body,
+    Headers,
+    Trailers,
+    canonical_body_size,
+    decode_message,
+)
 from tunnel_protocol.capnp_reader import WORD_BYTES, body_words, table_bytes
 from tunnel_protocol.errors import ProtocolError
 
@@ -14,106 +25,123 @@ MAX_WORDS = 134_217_728
 WHOLE_BODY_BYTES = 64 * 1024
 """Body messages up to this size are delivered whole, so that their boundaries survive."""
 MAX_MESSAGE_BYTES = 1024 * 1024
-"""The largest message that is buffered whole: heads, and bodies in an unusual encoding."""
+"""The largest message that is kept until it is complete: heads, and bodies in an unusual encoding."""
+
+_body_prefix = BODY_PREFIX.unpack_from
 
 
-class MessageReader:
-    """Reads one direction of a request stream; calls `on_message` for each message, in order."""
+class MessageReader(ABC):
+    """Reads one direction of a request stream; `on_message` is called for each message, in order."""
 
-    __slots__ = ("_body_left", "_buffer", "_max", "_needed", "_on_message", "_padding_left")
+    __slots__ = ("_closed", "_held", "_large_left", "_max", "_needed", "_padding_left", "on_body")
 
-    def __init__(
-        self, on_message: Callable[[Headers | Body | Trailers], None], max_message_bytes: int = MAX_MESSAGE_BYTES
-    ) -> None:
-        self._on_message = on_message
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._max = max_message_bytes
-        self._buffer = bytearray()
-        self._needed = WORD_BYTES
-        self._body_left = 0
+        self._held = bytearray()
+        self._needed = 0
+        self._large_left = 0
         self._padding_left = 0
+        self._closed = False
+        self.on_body: Callable[[bytes], None] | None = None
+        """A short cut for the content of body messages that is not empty; without it everything goes to `on_message`."""
 
-    def buffered_bytes(self) -> int:
+    @abstractmethod
+    def on_message(self, message: Headers | Body | Trailers) -> None:
+        """One message, or one piece of a large body message. May call `close`, may raise `ProtocolError`."""
+
+    def held_bytes(self) -> int:
         """Bytes of an incomplete message that are held back."""
-        return len(self._buffer)
+        return len(self._held)
+
+    def close(self) -> None:
+        """Nothing more is of interest: ignore whatever follows."""
+        self._closed = True
+        self._held.clear()
+        self.on_body = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises `ProtocolError`; messages before the fault have been reported."""
-        if self._body_left or self._padding_left:
+        if self._large_left or self._padding_left:
             data = self._continue_large_body(data)
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < self._needed:
+        if self._held:
+            self._held += data
+            if len(self._held) < self._needed:
                 return
-            data = bytes(self._buffer)
-            self._buffer.clear()
+            data = bytes(self._held)
+            self._held.clear()
         offset = 0
         size = len(data)
-        while offset < size:
-            end = self._message_end(data, offset, size)
-            if end > size:
-                self._needed = end - offset
-                self._buffer += data[offset:]
-                return
-            if end > 0:
-                message = data if offset == 0 and end == size else data[offset:end]
-                offset = end
-                self._on_message(decode_message(message))
-            else:
-                offset = self._start_large_body(data, offset)
+        while offset < size and not self._closed:
+            # The path of a chunk: a complete, canonical, non-empty body.
+            if self.on_body is not None and size - offset > BODY_PREFIX_BYTES:
+                segments, words, middle, low, high = _body_prefix(data, offset)
+                length = high >> 3
+                end = offset + WORD_BYTES + words * WORD_BYTES
+                if (
+                    middle == BODY_WORDS
+                    and end <= size
+                    and words == 4 + ((length + 7) >> 3)
+                    and high & 7 == 2
+                    and length
+                    and low == 1
+                    and not segments
+                ):
+                    offset += BODY_PREFIX_BYTES
+                    self.on_body(data[offset : offset + length])
+                    offset = end
+                    continue
+            offset = self._next(data, offset, size)
 
     def finish(self) -> None:
         """The stream ended. Raises `ProtocolError` unless it ended between two messages."""
-        if self._buffer or self._body_left or self._padding_left:
+        if self._held or self._large_left or self._padding_left:
             raise ProtocolError("end of stream inside a message")
 
-    def _message_end(self, data: bytes, offset: int, size: int) -> int:
-        """Offset behind the message at `offset`, beyond `size` if more bytes are needed, 0 for a large body."""
+    def _next(self, data: bytes, offset: int, size: int) -> int:
+        """Report or hold back what starts at `offset`; returns the offset behind it."""
         have = size - offset
+        length = self._length(data, offset, have)
+        if length <= have:
+            self.on_message(decode_message(data[offset : offset + length]))
+            return offset + length
+        if have >= BODY_PREFIX_BYTES:
+            content = canonical_body_size(data, offset)
+            if content > min(WHOLE_BODY_BYTES, self._max):
+                self._large_left = content
+                self._padding_left = -content & (WORD_BYTES - 1)
+                self._continue_large_body(data[offset + BODY_PREFIX_BYTES :])
+                return size
+        self._held += data[offset:]
+        self._needed = length
+        return size
+
+    def _length(self, data: bytes, offset: int, have: int) -> int:
+        """Bytes of the message at `offset`, or, if `have` do not tell yet, the bytes that tell more."""
         if have < WORD_BYTES:
-            return offset + WORD_BYTES
-        if data[offset : offset + 4] == b"\0\0\0\0":
-            words = int.from_bytes(data[offset + 4 : offset + 8], "little")
-            table = WORD_BYTES
-        else:
-            table = table_bytes(data, offset)
-            if have < table:
-                return offset + table
-            words = body_words(data, offset)
+            return WORD_BYTES
+        table = table_bytes(data, offset)
+        if have < table:
+            return table
+        words = body_words(data, offset)
         if words > MAX_WORDS:
             raise ProtocolError(f"Message has {words} words, which is too large")
         length = table + words * WORD_BYTES
-        if length <= have and length <= self._max:
-            return offset + length
-        if length > WHOLE_BODY_BYTES:
+        if length > self._max:
             if have < BODY_PREFIX_BYTES:
-                return offset + BODY_PREFIX_BYTES
-            if canonical_body_size(data, offset) > WHOLE_BODY_BYTES:
-                return 0
-            if length > self._max:
+                return BODY_PREFIX_BYTES
+            if canonical_body_size(data, offset) < 0:
                 raise ProtocolError(f"message of {length} bytes exceeds the limit of {self._max}")
-        return offset + length
-
-    def _start_large_body(self, data: bytes, offset: int) -> int:
-        content = canonical_body_size(data, offset)
-        start = offset + BODY_PREFIX_BYTES
-        piece = data[start : start + content]
-        self._body_left = content - len(piece)
-        self._padding_left = -content & (WORD_BYTES - 1)
-        if piece:
-            self._on_message(Body(piece))
-        if self._body_left:
-            return len(data)
-        skipped = min(self._padding_left, len(data) - start - len(piece))
-        self._padding_left -= skipped
-        return start + len(piece) + skipped
+        return length
 
     def _continue_large_body(self, data: bytes) -> bytes:
-        piece = data[: self._body_left]
-        self._body_left -= len(piece)
+        """Take from `data` what belongs to a large body; returns the rest."""
+        piece = data[: self._large_left]
+        self._large_left -= len(piece)
+        rest = data[len(piece) :]
         if piece:
-            self._on_message(Body(piece))
-        if self._body_left:
+            self.on_message(Body(piece))
+        if self._large_left:
             return b""
-        skipped = min(self._padding_left, len(data) - len(piece))
-        self._padding_left -= skipped
-        return data[len(piece) + skipped :]
+        padding = min(self._padding_left, len(rest))
+        self._padding_left -= padding
+        return rest[padding:]

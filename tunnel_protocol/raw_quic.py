@@ -4,6 +4,9 @@ Method and path travel as the first two header entries (`x-method`, `x-path`), t
 end a body and are dropped. See docs/protocol.md, "Request streams".
 """
 
+import re
+from abc import abstractmethod
+
 from tunnel_protocol import head as names
 from tunnel_protocol.capnp import Body, Headers, Trailers, encode_body, encode_headers
 from tunnel_protocol.errors import ProtocolError
@@ -12,30 +15,31 @@ from tunnel_protocol.head import HeaderList, RequestHead, ResponseHead
 from tunnel_protocol.message_reader import MessageReader
 
 _BAD_GATEWAY = 502
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
+_PATH = re.compile(rb"[!-~]+\Z").match
 
 
-class _Half:
+class _Half(MessageReader):
     """What both roles share: message order, and the end of the body by FIN or trailers."""
 
-    __slots__ = ("_ended", "_reader", "_started")
+    __slots__ = ("_sink", "_started")
 
-    def __init__(self) -> None:
-        self._reader = MessageReader(self._on_message)
+    def __init__(self, sink: RequestSink | ResponseSink) -> None:
+        super().__init__()
+        self._sink = sink
         self._started = False
-        self._ended = False
 
     def receive(self, data: bytes, fin: bool) -> None:
         """Feed received stream bytes. Raises `ProtocolError`; what was complete before the fault has reached the sink."""
-        if self._ended:
+        if self._closed:
             return
-        if data:
-            self._reader.feed(data)
-        if fin and not self._ended:
-            self._reader.finish()
-            if not self._started:
-                raise ProtocolError("expected header message, got none")
-            self._ended = True
-            self._on_end()
+        try:
+            self.feed(data)
+            if fin:
+                self._end_of_stream()
+        except ProtocolError:
+            self.close()
+            raise
 
     def encode_body(self, data: bytes) -> bytes:
         """One body message; nothing for an empty piece."""
@@ -45,69 +49,69 @@ class _Half:
         """FIN alone ends a body."""
         return b""
 
-    def _on_message(self, message: Headers | Body | Trailers) -> None:
-        if self._ended:
-            return  # whatever follows trailers is nobody's business
-        if type(message) is Body:
-            if not self._started:
-                raise ProtocolError("expected header message, got body")
-            if message.content:
-                self._on_body(message.content)
-        elif type(message) is Headers:
+    def on_message(self, message: Headers | Body | Trailers) -> None:
+        """One message of the peer, in its place or out of it."""
+        if type(message) is Headers:
             if self._started:
                 raise ProtocolError("expected body message, got header")
             self._started = True
-            self._on_headers(message.entries)
+            self.on_body = self._sink.on_body
+            self._on_entries(message.entries)
+        elif not self._started:
+            raise ProtocolError(f"expected header message, got {'body' if type(message) is Body else 'trailer'}")
+        elif type(message) is Body:
+            if message.content:
+                self._sink.on_body(message.content)
         else:
-            if not self._started:
-                raise ProtocolError("expected header message, got trailer")
-            self._ended = True
-            self._on_end()
+            self._end()  # whatever follows trailers is nobody's business
 
-    def _on_headers(self, entries: HeaderList) -> None:
-        raise NotImplementedError
+    def _end_of_stream(self) -> None:
+        if self._closed:
+            return
+        self.finish()
+        if not self._started:
+            raise ProtocolError("expected header message, got none")
+        self._end()
 
-    def _on_body(self, data: bytes) -> None:
-        raise NotImplementedError
+    def _end(self) -> None:
+        self.close()
+        self._sink.on_end()
 
-    def _on_end(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_entries(self, entries: HeaderList) -> None:
+        """The entries of the head. Raises `ProtocolError` if they do not make one."""
 
 
 class RawQuicRouterExchange(_Half):
     """The router's half of one request stream."""
 
-    __slots__ = ("_on_body", "_on_end", "_sink")
+    __slots__ = ("_on_head",)
 
     def __init__(self, sink: ResponseSink) -> None:
-        super().__init__()
-        self._sink = sink
-        self._on_body = sink.on_body  # type: ignore[method-assign]  # no call in between on the path of a chunk
-        self._on_end = sink.on_end  # type: ignore[method-assign]
+        super().__init__(sink)
+        self._on_head = sink.on_head
 
     def encode_head(self, head: RequestHead) -> bytes:
         """Method and path first, so that a caller's entries of these names come second and lose."""
         return encode_headers([(names.METHOD, head.method), (names.PATH, head.path), *head.headers])
 
-    def _on_headers(self, entries: HeaderList) -> None:
+    def _on_entries(self, entries: HeaderList) -> None:
         status = _BAD_GATEWAY
         for name, value in entries:
             if name == names.STATUS:
                 status = _status(value)
                 break
-        self._sink.on_head(ResponseHead(status, [entry for entry in entries if entry[0] != names.STATUS]))
+        self._on_head(ResponseHead(status, [entry for entry in entries if entry[0] != names.STATUS]))
 
 
 class RawQuicWorkerExchange(_Half):
     """The worker's half of one request stream."""
 
-    __slots__ = ("_on_body", "_on_end", "_sink")
+    __slots__ = ("_on_head",)
 
     def __init__(self, sink: RequestSink) -> None:
-        super().__init__()
-        self._sink = sink
-        self._on_body = sink.on_body  # type: ignore[method-assign]
-        self._on_end = sink.on_end  # type: ignore[method-assign]
+        super().__init__(sink)
+        self._on_head = sink.on_head
 
     def encode_head(self, head: ResponseHead) -> bytes:
         """The headers with exactly one `x-status`, last."""
@@ -115,7 +119,7 @@ class RawQuicWorkerExchange(_Half):
         entries.append((names.STATUS, b"%d" % head.status))
         return encode_headers(entries)
 
-    def _on_headers(self, entries: HeaderList) -> None:
+    def _on_entries(self, entries: HeaderList) -> None:
         method = path = None
         headers: HeaderList = []
         for entry in entries:
@@ -125,9 +129,9 @@ class RawQuicWorkerExchange(_Half):
                 path = entry[1] if path is None else path
             else:
                 headers.append(entry)
-        if not method or not path:
-            raise ProtocolError("request head without x-method or x-path")
-        self._sink.on_head(RequestHead(method, path, headers))
+        if method is None or path is None or not _METHOD(method) or not _PATH(path):
+            raise ProtocolError("request head without a usable x-method and x-path")
+        self._on_head(RequestHead(method, path, headers))
 
 
 class RawQuicFraming:
