@@ -1,317 +1,267 @@
-"""UDP sockets and connections: datagrams in and out in batches, timers, accepting and dialling.
+"""UDP socket and connections on an asyncio event loop; the only asyncio of the package.
 
-The only asyncio file of the package. Per readiness event the socket is drained (bounded), datagrams are grouped by
-connection, and every connection touched processes its events and transmits once. Calls from outside a tick mark their
-connection and share one flush at the end of the loop's turn.
+One tick: take the datagrams that are there, hand each to its connection's engine, let the engines call their handlers,
+then let every connection that has something to say send once. What handlers and others write between ticks is sent in one
+go at the end of the loop's turn.
 """
 
 import asyncio
-import contextlib
-import socket
-import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol, TextIO
+from collections.abc import Callable
+from typing import Protocol
 
-from aioquic.buffer import Buffer, BufferReadError
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.packet import (
-    QuicPacketType,
-    QuicProtocolVersion,
-    encode_quic_version_negotiation,
-    pull_quic_header,
-)
+import structlog
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
-from tunnel_protocol.quic.aioquic_connection import CONNECTION_ID_BYTES
-from tunnel_protocol.quic.aioquic_streams import AioquicEngine, client_configuration, server_configuration
-from tunnel_protocol.quic.engine import Address
+from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.engine import Address, Engine, EngineFactory, MakeEngineFactory, destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
+from tunnel_protocol.quic.udp import UdpSocket
 
-_DATAGRAM_BYTES = 2048
-_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
-_UNSENT_LIMIT = 1024
-_MIN_INITIAL_BYTES = 1200
-_UDP_SEGMENT = 103
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
-_MAX_SEGMENTED_BYTES = 60_000
-_segment_size = struct.Struct("=H").pack
-_TIMER_SLACK_S = 0.0005
+_log = structlog.get_logger()
+
+ENGINES: dict[str, MakeEngineFactory] = {"aioquic": AioquicFactory}
+"""QUIC engines by the name settings use."""
+
+_TIMER_GRAIN_S = 0.001
+_FAREWELL_S = 0.2
+"""How long `Endpoint.close` waits for a full socket to take the last packets."""
 
 
 class ConnectionHandler(Protocol):
-    """The owner of a connection."""
+    """What the owner of a connection is told. Called synchronously from the endpoint's tick."""
 
     def on_stream(self, stream: Stream) -> StreamHandler | None:
-        """The peer opened a bidirectional stream; None refuses it (STOP_SENDING and RESET_STREAM with code 0)."""
+        """The peer opened a bidirectional stream; None refuses it (stop and reset with code 0)."""
 
     def on_closed(self, error: ConnectionClosedError) -> None:
-        """The connection is over, whoever ended it; the handlers of its streams have been told before."""
+        """The connection has ended and its streams have been told; the last call."""
 
 
 class Connection:
-    """One established QUIC connection."""
+    """One QUIC connection. The `on_*` methods are for its engine."""
 
-    def __init__(self, endpoint: "Endpoint", settings: QuicSettings) -> None:
+    def __init__(self, endpoint: "Endpoint", handler: ConnectionHandler | None) -> None:
         self._endpoint = endpoint
-        self._settings = settings
-        self._loop = asyncio.get_running_loop()
-        self._handler: ConnectionHandler | None = None
-        self._engine: AioquicEngine
-        self._error: ConnectionClosedError | None = None
-        self._closed = self._loop.create_future()
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self._promised = 0
-        self._established: Callable[[], None] | None = None
-        self.connection_ids: set[bytes] = set()
+        self.handler = handler
+        """Who is told; the endpoint asks for it when an incoming handshake completes."""
+        self.engine: Engine
+        self.error: ConnectionClosedError | None = None
+        """Why the connection has ended."""
+        self.opening: asyncio.Future[None] | None = None
+        self._ended: asyncio.Event | None = None
+        self._waiting: deque[tuple[asyncio.Future[Stream], StreamHandler]] = deque()
+        self.cids: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._wanted_at: float | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self.half_open = True
-        self.heard_at = self._loop.time()
+        self._deadline: float | None = None
+        self.too_slow: asyncio.TimerHandle | None = None
+        self.heard_at = endpoint.loop.time()
         """Loop time of the last datagram from the peer."""
-
-    # --- for the owner ---------------------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection is over."""
-        return self._error is not None
 
     @property
     def peer_address(self) -> tuple[str, int]:
-        """Host and port of the peer, as of now."""
-        address = self._engine.peer_address
+        """Host and port the peer's packets come from; changes when the peer migrates."""
+        address = self.engine.peer_address
         return address[0], address[1]
 
     @property
     def server_name(self) -> str | None:
-        """The SNI a client sent, where the engine reports it."""
-        return self._engine.server_name
+        """The server name the client asked for, if it did."""
+        return self.engine.server_name
+
+    @property
+    def closed(self) -> bool:
+        """The connection has ended or is being closed; no stream can be opened."""
+        return self.error is not None or self.engine.closed
 
     @property
     def free_streams(self) -> int:
-        """Streams that `open_stream` would open without waiting."""
-        return 0 if self._waiters else max(0, self._engine.free_streams - self._promised)
+        """Streams that can be opened right now without waiting."""
+        return 0 if self._waiting else self.engine.free_streams
 
     @property
     def open_streams(self) -> int:
-        """Streams of both sides whose state is not released."""
-        return self._engine.open_streams
+        """Streams of both directions that have not ended on both sides."""
+        return self.engine.open_streams
 
     @property
     def waiting_openers(self) -> int:
-        """Callers of `open_stream` that wait for the peer's credit."""
-        return len(self._waiters)
+        """How many wait for stream credit."""
+        return len(self._waiting)
 
     @property
     def smoothed_rtt_ms(self) -> float:
-        """Smoothed round trip of the path."""
-        return self._engine.smoothed_rtt_ms
+        """The path's round-trip time; 0 before the first measurement."""
+        return self.engine.smoothed_rtt_ms
 
     def try_open_stream(self, handler: StreamHandler) -> Stream | None:
-        """Open a stream if that is possible right now. Raises `ConnectionClosedError`."""
-        if self._error is not None:
-            raise self._error
-        return self._engine.open_stream(handler) if self.free_streams else None
+        """Open a bidirectional stream if there is credit and nobody waits for it; else None.
+
+        Raises `ConnectionClosedError`.
+        """
+        if self.closed:
+            raise self._closed_error()
+        return None if self._waiting else self.engine.open_stream(handler)
 
     async def open_stream(self, handler: StreamHandler) -> Stream:
-        """Open a stream, after those who already wait for the peer's credit. Does not suspend if credit is free.
+        """Open a bidirectional stream, waiting for stream credit in order of arrival.
 
-        Raises `StreamCreditError` if too many wait, `ConnectionClosedError` if the connection ends meanwhile.
+        Raises `ConnectionClosedError`, and `StreamCreditError` if too many wait already. A cancelled opener loses nothing:
+        its place goes to the next, a stream that was opened for it in the same instant is given back.
         """
         stream = self.try_open_stream(handler)
         if stream is not None:
             return stream
-        if len(self._waiters) >= self._settings.credit_queue_limit:
-            raise StreamCreditError(len(self._waiters))
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
+        if len(self._waiting) >= self._endpoint.settings.credit_queue_limit:
+            raise StreamCreditError(len(self._waiting))
+        future: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+        place = (future, handler)
+        self._waiting.append(place)
         try:
-            await waiter
+            return await future
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._promised -= 1
-                self.on_stream_credit()  # our turn is somebody else's
-            else:
-                with contextlib.suppress(ValueError):
-                    self._waiters.remove(waiter)
+            if future.done() and not future.cancelled() and future.exception() is None:
+                opened = future.result()
+                opened.reset()
+                opened.stop()
+            elif place in self._waiting:
+                self._waiting.remove(place)
             raise
-        self._promised -= 1
-        if self._error is not None:
-            raise self._error
-        return self._engine.open_stream(handler)
+
+    def close(self, error_code: int = 0, reason: str = "") -> None:
+        """Close with an application code; handlers are told soon after. No effect on a connection that has ended."""
+        self.engine.shutdown(error_code, reason)
 
     def ping(self) -> None:
         """Make the peer acknowledge something; `heard_at` tells whether it did."""
-        self._engine.ping()
-
-    def close(self, error_code: int = 0, reason: str = "") -> None:
-        """Close now; handlers are told soon after. Harmless when already over."""
-        self._engine.close(error_code, reason)
+        if not self.closed:
+            self.engine.ping()
 
     async def wait_closed(self) -> ConnectionClosedError:
-        """Wait until the connection is over, and tell why."""
-        return await asyncio.shield(self._closed)
+        """Wait until the connection has ended and everybody was told; tells why."""
+        while self.error is None:
+            if self._ended is None:
+                self._ended = asyncio.Event()
+            await self._ended.wait()
+        return self.error
 
-    # --- EngineObserver --------------------------------------------------------------------------------------------
+    # --- EngineOwner -------------------------------------------------------------------------------------------------
 
-    def on_handshake_completed(self) -> None:
-        """TLS is done."""
-        self.half_open = False
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        if self._established is not None:
-            self._established()
+    def on_work(self) -> None:
+        """The engine has something to deliver or to send."""
+        self._endpoint.touch(self)
+
+    def on_established(self) -> None:
+        """The handshake is complete."""
+        self._endpoint.established(self)
+        if self.opening is not None and not self.opening.done():
+            self.opening.set_result(None)
 
     def on_peer_stream(self, stream: Stream) -> StreamHandler | None:
         """The peer opened a stream."""
-        return None if self._handler is None else self._handler.on_stream(stream)
+        return None if self.handler is None else self.handler.on_stream(stream)
 
     def on_stream_credit(self) -> None:
-        """Promise free streams to those who wait, in their order."""
-        while self._waiters and self._engine.free_streams > self._promised:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._promised += 1
-                waiter.set_result(None)
+        """There is stream credit for those who wait."""
+        waiting = self._waiting
+        while waiting:
+            future, handler = waiting[0]
+            if not future.done():
+                stream = self.engine.open_stream(handler)
+                if stream is None:
+                    return
+                future.set_result(stream)
+            waiting.popleft()
 
-    def on_connection_id(self, connection_id: bytes, *, added: bool) -> None:
-        """Keep the endpoint's routing in step."""
-        self._endpoint.route(self, connection_id, added=added)
+    def on_connection_id(self, connection_id: bytes) -> None:
+        """Datagrams with this id are ours."""
+        self.cids.add(connection_id)
+        self._endpoint.route(connection_id, self)
 
-    def on_terminated(self, error: ConnectionClosedError) -> None:
-        """Tell everyone who waits."""
-        self._error = error
-        self.half_open = False
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        waiters, self._waiters = self._waiters, deque()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
-        if not self._closed.done():
-            self._closed.set_result(error)
-        if self._established is not None:
-            self._established()
-        if self._handler is not None:
-            self._handler.on_closed(error)
+    def on_connection_id_retired(self, connection_id: bytes) -> None:
+        """No datagram will bear this id any more."""
+        self.cids.discard(connection_id)
+        self._endpoint.unroute(connection_id)
 
-    def wants_transmit(self) -> None:
-        """Something is to be sent at the end of this turn."""
-        self._endpoint.mark(self)
+    def on_closed(self, error: ConnectionClosedError) -> None:
+        """The connection has ended."""
+        self.error = error
+        waiting, self._waiting = self._waiting, deque()
+        for future, _ in waiting:
+            if not future.done():
+                future.set_exception(error)
+        established = self.opening is None or self.opening.done()
+        if not established and self.opening is not None:
+            self.opening.set_exception(error)
+        self._endpoint.ended(self)
+        if self.handler is not None and established:
+            self.handler.on_closed(error)
+        if self._ended is not None:
+            self._ended.set()
 
-    # --- for the endpoint ------------------------------------------------------------------------------------------
+    # --- for the endpoint --------------------------------------------------------------------------------------------
 
-    def start(
-        self,
-        engine: AioquicEngine,
-        established: Callable[[], None],
-        handshake_timeout_s: float,
-    ) -> None:
-        """Connect the parts; `established` is called once, when the handshake is complete or has failed."""
-        self._engine = engine
+    def _closed_error(self) -> ConnectionClosedError:
+        return self.error or ConnectionClosedError(None, "connection is closing", by_peer=False)
 
-        def once() -> None:
-            self._established = None
-            established()
-
-        self._established = once
-        self._deadline = self._loop.call_later(handshake_timeout_s, self._handshake_too_slow)
-
-    def own(self, handler: ConnectionHandler) -> None:
-        """From now on `handler` is told."""
-        self._handler = handler
-
-    @property
-    def engine(self) -> AioquicEngine:
-        """The state machine."""
-        return self._engine
-
-    def settle(self, now: float) -> None:
-        """Process what came in and send what is to be sent; then look when to come back."""
-        while True:
-            try:
-                self._engine.process_events()
-            except Exception as error:  # noqa: BLE001 - a handler's fault must not stop the other streams
-                context = {"message": "a stream handler failed", "exception": error}
-                self._loop.call_exception_handler(context)
-            else:
-                break
-        self._endpoint.unmark(self)
-        datagrams = self._engine.datagrams_to_send(now)
-        if datagrams:
-            self._endpoint.send(datagrams)
-        self._wanted_at = at = self._engine.next_timer()
+    def arm(self, now: float) -> None:
+        """Have `handle_timer` called when the engine wants it; a timer that fires early is cheaper than one re-armed."""
+        self._deadline = at = self.engine.deadline()
         if at is None:
-            if self._error is not None:
-                self._endpoint.forget(self)
             return
-        if self._timer is None:
-            self._arm(at)
-        elif at < self._timer_at - _TIMER_SLACK_S:
-            self._timer.cancel()
-            self._arm(at)
-
-    def abandon(self) -> None:
-        """The endpoint is gone."""
         if self._timer is not None:
+            if at >= self._timer_at - _TIMER_GRAIN_S:
+                return
             self._timer.cancel()
-            self._timer = None
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._timer_at = max(at, now + _TIMER_GRAIN_S)
+        self._timer = self._endpoint.loop.call_at(self._timer_at, self._fire)
 
-    def _arm(self, at: float) -> None:
-        self._timer_at = at
-        self._timer = self._loop.call_at(at, self._on_timer)
-
-    def _on_timer(self) -> None:
+    def _fire(self) -> None:
         self._timer = None
-        now = self._loop.time()
-        at = self._wanted_at
-        if at is None:
+        now = self._endpoint.loop.time()
+        if self._deadline is None:
             return
-        if at > now + _TIMER_SLACK_S:
-            # The deadline has moved later since; timers are not re-armed for that.
-            self._arm(at)
+        if self._deadline > now + _TIMER_GRAIN_S / 2:
+            self.arm(now)
             return
-        self._engine.handle_timer(max(now, at))
-        self.settle(now)
+        self._endpoint.timer_fired(self, max(now, self._deadline))
 
-    def _handshake_too_slow(self) -> None:
+    def disarm(self) -> None:
+        """The connection is forgotten."""
+        for timer in (self._timer, self.too_slow):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self.too_slow = None
         self._deadline = None
-        if self.half_open:
-            self._engine.quic.give_up("handshake timed out")
-            self.settle(self._loop.time())
 
 
 class Endpoint:
-    """One UDP socket with any number of connections on it."""
+    """A UDP socket with its connections; made by `listen` or `client`."""
 
-    def __init__(self, sock: socket.socket, settings: QuicSettings) -> None:
-        self._socket = sock
-        self._settings = settings
-        self._loop = asyncio.get_running_loop()
-        self._by_id: dict[bytes, Connection] = {}
+    def __init__(
+        self,
+        udp: UdpSocket,
+        settings: QuicSettings,
+        factory: EngineFactory,
+        on_connection: Callable[[Connection], ConnectionHandler] | None,
+    ) -> None:
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self._udp = udp
+        self._factory = factory
+        self._on_connection = on_connection
+        self._accepting = on_connection is not None
+        self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
-        self._dirty: dict[Connection, None] = {}
-        self._flush_scheduled = False
-        self._unsent: deque[tuple[bytes, Address]] = deque()
-        self._on_connection: Callable[[Connection], ConnectionHandler] | None = None
-        self._server: QuicConfiguration | None = None
-        self._accepting = False
+        self._half_open: dict[Connection, None] = {}
+        self._touched: dict[Connection, None] = {}
+        self._flush_planned = False
+        self._watching_writable = False
         self._closed = False
-        self._segmenting = True
-        self._keylog: TextIO | None = None
-        if settings.keylog_path is not None:
-            self._keylog = settings.keylog_path.open("a")
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self.loop.add_reader(udp.fileno(), self._readable)
 
     @classmethod
     async def listen(
@@ -323,266 +273,238 @@ class Endpoint:
         on_connection: Callable[[Connection], ConnectionHandler],
         engine: str = "aioquic",
     ) -> "Endpoint":
-        """Bind `host` (an IP address) and accept connections; `on_connection` is called after each QUIC handshake.
+        """Bind and accept; `on_connection` is called for every completed QUIC handshake.
 
-        Raises `OSError` if the address is taken, `ValueError` for TLS material or an engine that cannot be used.
+        Raises OSError if the address cannot be had, ValueError if the identity cannot be used.
         """
-        _check_engine(engine)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        endpoint = cls(_bound_socket(family, host, port, settings), settings)
-        try:
-            endpoint.replace_tls(tls)
-        except BaseException:
-            await endpoint.close()
-            raise
-        endpoint._on_connection = on_connection
-        endpoint._accepting = True
-        return endpoint
+        factory = ENGINES[engine](settings, tls)
+        return cls(UdpSocket.bind(host, port, settings.max_datagram_bytes), settings, factory, on_connection)
 
     @classmethod
-    async def client(cls, family: socket.AddressFamily, settings: QuicSettings, engine: str = "aioquic") -> "Endpoint":
-        """A socket of this family on an ephemeral port, to dial from. Raises `OSError`."""
-        _check_engine(engine)
-        host = "::" if family == socket.AF_INET6 else "0.0.0.0"
-        return cls(_bound_socket(family, host, 0, settings), settings)
-
-    @property
-    def local_address(self) -> tuple[str, int]:
-        """Host and port that are really bound."""
-        name = self._socket.getsockname()
-        return name[0], name[1]
-
-    @property
-    def connections(self) -> Sequence[Connection]:
-        """Connections whose handshake is complete and that are not over."""
-        return [c for c in self._connections if not c.half_open and not c.closed]
-
-    def replace_tls(self, tls: ServerTls) -> None:
-        """Serve this identity in new handshakes; established connections keep theirs. Raises `ValueError`."""
-        self._server = server_configuration(tls, self._settings, self._keylog)
-
-    def stop_accepting(self) -> None:
-        """Ignore new connections; those that exist go on."""
-        self._accepting = False
+    async def client(cls, family: int, settings: QuicSettings, engine: str = "aioquic") -> "Endpoint":
+        """An endpoint that only dials, for addresses of one family. Raises OSError."""
+        factory = ENGINES[engine](settings, None)
+        return cls(UdpSocket.unbound(family, settings.max_datagram_bytes), settings, factory, None)
 
     async def connect(
         self, host_ip: str, port: int, tls: ClientTls, handler: ConnectionHandler, timeout_s: float
     ) -> Connection:
-        """Dial an IP address and wait for the handshake. Raises `TimeoutError` or `ConnectionClosedError`."""
-        connection = Connection(self, self._settings)
-        done: asyncio.Future[None] = self._loop.create_future()
-        configuration = client_configuration(tls, self._settings, self._keylog)
-        engine = AioquicEngine(configuration, self._settings, connection)
-        connection.start(engine, lambda: None if done.done() else done.set_result(None), timeout_s + 1)
-        connection.own(handler)
+        """Dial and complete the handshake.
+
+        Raises TimeoutError, `ConnectionClosedError` (the peer or TLS refused), ValueError (`tls` cannot be used) or
+        OSError (not an address of this endpoint's family). `handler` hears nothing of a connection that was never made.
+        """
+        if self._closed:
+            raise ConnectionClosedError(None, "endpoint is closed", by_peer=False)
+        connection = Connection(self, handler)
+        address = self._udp.resolve(host_ip, port)
+        opening = connection.opening = self.loop.create_future()
+        connection.engine = self._factory.connect(address, tls, connection, self.loop.time())
         self._connections[connection] = None
-        self.route(connection, engine.connection_id, added=True)
-        now = self._loop.time()
-        engine.connect((host_ip, port), now)
-        connection.settle(now)
+        self.touch(connection)
         try:
             async with asyncio.timeout(timeout_s):
-                await done
-        except BaseException:
+                await opening
+        except (TimeoutError, asyncio.CancelledError):
             connection.close()
             raise
-        if connection.closed:
-            raise await connection.wait_closed()
+        if connection.error is not None:
+            raise connection.error
         return connection
 
+    @property
+    def local_address(self) -> tuple[str, int]:
+        """Host and port the socket is bound to."""
+        return self._udp.address
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Connections whose handshake is complete and that have not ended."""
+        return [c for c in self._connections if c.engine.established and not c.closed]
+
+    def replace_tls(self, tls: ServerTls) -> None:
+        """Serve another identity from the next handshake on. Raises ValueError, and keeps the old one, if it is unfit."""
+        self._factory.replace_tls(tls)
+
+    def stop_accepting(self) -> None:
+        """Refuse new connections; existing ones live on."""
+        self._accepting = False
+
     async def close(self, error_code: int = 0, reason: str = "") -> None:
-        """Close all connections at once and release the socket."""
+        """Close all connections with this code and reason, and release the socket."""
         if self._closed:
             return
         self._accepting = False
-        now = self._loop.time()
         for connection in list(self._connections):
             connection.close(error_code, reason)
-            connection.settle(now)
-            connection.abandon()
+        self._flush()
+        if self._udp.blocked:
+            await asyncio.sleep(_FAREWELL_S)
         self._closed = True
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
-        self._socket.close()
-        self._connections.clear()
-        self._by_id.clear()
-        self._dirty.clear()
-        if self._keylog is not None:
-            self._keylog.close()
+        self.loop.remove_reader(self._udp.fileno())
+        if self._watching_writable:
+            self.loop.remove_writer(self._udp.fileno())
+        for connection in list(self._connections):
+            connection.engine.abandon(ConnectionClosedError(error_code, reason, by_peer=False))
+            connection.engine.deliver()
+            self._forget(connection)
+        self._udp.close()
+        self._factory.close()
 
-    # --- for connections -------------------------------------------------------------------------------------------
+    # --- for connections ---------------------------------------------------------------------------------------------
 
-    def route(self, connection: Connection, connection_id: bytes, *, added: bool) -> None:
-        """Datagrams for this id are (no longer) for `connection`."""
-        if added:
-            self._by_id[connection_id] = connection
-            connection.connection_ids.add(connection_id)
-        else:
-            self._by_id.pop(connection_id, None)
-            connection.connection_ids.discard(connection_id)
+    def touch(self, connection: Connection) -> None:
+        """A connection has something to deliver or to send, in this tick or at the end of the loop's turn."""
+        self._touched[connection] = None
+        if not self._flush_planned:
+            self._flush_planned = True
+            self.loop.call_soon(self._flush)
 
-    def mark(self, connection: Connection) -> None:
-        """Settle `connection` at the end of this turn."""
-        if not self._flush_scheduled and not self._closed:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
-        self._dirty[connection] = None
+    def established(self, connection: Connection) -> None:
+        """A handshake is complete; if it was incoming, somebody wants to know."""
+        self._half_open.pop(connection, None)
+        if connection.too_slow is not None:
+            connection.too_slow.cancel()
+            connection.too_slow = None
+        if connection.handler is None and self._on_connection is not None:
+            connection.handler = self._on_connection(connection)
 
-    def unmark(self, connection: Connection) -> None:
-        """`connection` is being settled now."""
-        self._dirty.pop(connection, None)
+    def ended(self, connection: Connection) -> None:
+        """The connection has ended; its last packets may still be on their way."""
+        self._half_open.pop(connection, None)
 
-    def forget(self, connection: Connection) -> None:
-        """`connection` is over, its closing period included."""
-        connection.abandon()
-        for connection_id in connection.connection_ids:
-            self._by_id.pop(connection_id, None)
-        self._connections.pop(connection, None)
+    def route(self, connection_id: bytes, connection: Connection) -> None:
+        """Datagrams with this destination id belong to this connection."""
+        self._routes[connection_id] = connection
 
-    def send(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
-        """Hand datagrams to the kernel, several at once where it can cut them apart itself."""
-        if self._unsent:
-            self._unsent.extend(datagrams[: _UNSENT_LIMIT - len(self._unsent)])
-            return
-        if self._segmenting and len(datagrams) > 1:
-            datagrams = self._send_segmented(datagrams)
-        sendto = self._socket.sendto
-        for index, (data, address) in enumerate(datagrams):
-            try:
-                sendto(data, address)
-            except (BlockingIOError, InterruptedError):
-                self._unsent.extend(datagrams[index : index + _UNSENT_LIMIT])
-                self._loop.add_writer(self._socket.fileno(), self._writable)
-                return
-            except OSError:
-                continue  # unreachable, or too large for the path: for QUIC both are loss
+    def unroute(self, connection_id: bytes) -> None:
+        """They no longer do."""
+        self._routes.pop(connection_id, None)
 
-    # --- socket events ---------------------------------------------------------------------------------------------
+    def timer_fired(self, connection: Connection, now: float) -> None:
+        """The deadline of this connection has passed."""
+        connection.engine.handle_timer(now)
+        self._touched[connection] = None
+        self._flush()
+
+    # --- the tick ----------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        now = self._loop.time()
-        touched: dict[Connection, None] = {}
-        by_id = self._by_id
-        receive = self._socket.recvfrom
-        for _ in range(self._settings.receive_batch):
-            try:
-                data, address = receive(_DATAGRAM_BYTES)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:
-                continue  # an ICMP error of some earlier datagram
-            if not data:
-                continue
-            if data[0] & 0x80:
-                size = data[5] if len(data) > 5 else 0
-                connection = by_id.get(data[6 : 6 + size])
-            else:
-                connection = by_id.get(data[1 : 1 + CONNECTION_ID_BYTES])
+        now = self.loop.time()
+        routes, touched = self._routes, self._touched
+        # Whatever the engines ask for until `_flush` is part of this tick.
+        planned, self._flush_planned = self._flush_planned, True
+        for data, address in self._udp.receive(self.settings.receive_batch):
+            connection = routes.get(data[1:9] if data and data[0] < 0x80 else destination_cid(data))
             if connection is None:
-                connection = self._accept(data, address)
+                connection = self._accept(data, address, now)
                 if connection is None:
                     continue
-            connection.engine.receive_datagram(data, address, now)
+            else:
+                try:
+                    connection.engine.receive(data, address, now)
+                except Exception:  # noqa: BLE001 - logged there
+                    self._fault(connection)
+                connection.heard_at = now
             touched[connection] = None
-        for connection in touched:
-            connection.heard_at = now
-            connection.settle(now)
+        self._flush()
+        self._flush_planned = self._flush_planned or planned
 
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        now = self._loop.time()
-        dirty, self._dirty = self._dirty, {}
-        for connection in dirty:
-            connection.settle(now)
-
-    def _writable(self) -> None:
-        unsent, self._unsent = self._unsent, deque()
-        self._loop.remove_writer(self._socket.fileno())
-        self.send(list(unsent))
-
-    def _send_segmented(self, datagrams: Sequence[tuple[bytes, Address]]) -> Sequence[tuple[bytes, Address]]:
-        """Send a leading run of equally long datagrams in one call; what is left is returned."""
-        size, address = len(datagrams[0][0]), datagrams[0][1]
-        run = 1
-        limit = min(len(datagrams), _MAX_SEGMENTED_BYTES // size)
-        while run < limit and len(datagrams[run][0]) <= size and datagrams[run][1] == address:
-            run += 1
-            if len(datagrams[run - 1][0]) < size:
-                break  # a shorter one can only be the last of a run
-        if run == 1:
-            return datagrams
-        ancillary = [(socket.SOL_UDP, _UDP_SEGMENT, _segment_size(size))]
+    def _accept(self, data: bytes, address: Address, now: float) -> Connection | None:
+        """A datagram of no known connection: a client's first, perhaps."""
+        if self._on_connection is None or not data:
+            return None
+        factory = self._factory
+        if not factory.starts_connection(data):
+            answer = factory.answer_version(data)
+            if answer is not None:
+                self._udp.send([(answer, address)])
+            return None
+        if not self._accepting or len(self._connections) >= self.settings.max_connections:
+            refusal = factory.refuse(data)
+            if refusal is not None:
+                self._udp.send([(refusal, address)])
+            return None
+        if len(self._half_open) >= self.settings.max_half_open:
+            # Silence: honest clients try again, and a flood is not worth answers.
+            return None
+        connection = Connection(self, None)
         try:
-            self._socket.sendmsg([data for data, _ in datagrams[:run]], ancillary, 0, address)
-        except (BlockingIOError, InterruptedError):
-            return datagrams
-        except OSError:
-            self._segmenting = False
-            return datagrams
-        return datagrams[run:]
-
-    def _accept(self, data: bytes, address: Address) -> Connection | None:
-        """A datagram for no known connection: the first of a new one, or nothing."""
-        if not self._accepting or self._server is None or not data[0] & 0x80 or len(data) < _MIN_INITIAL_BYTES:
+            engine = factory.accept(data, address, connection, now)
+        except Exception:  # noqa: BLE001 - a fault of ours costs this datagram
+            _log.exception("first datagram of a connection could not be taken")
             return None
-        try:
-            header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
-        except (ValueError, BufferReadError):
+        if engine is None:
             return None
-        if header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
-            return None
-        if header.version not in self._server.supported_versions:
-            reply = encode_quic_version_negotiation(
-                source_cid=header.destination_cid,
-                destination_cid=header.source_cid,
-                supported_versions=[QuicProtocolVersion.VERSION_1],
-            )
-            self.send([(reply, address)])
-            return None
-        if header.packet_type is not QuicPacketType.INITIAL or len(header.destination_cid) < CONNECTION_ID_BYTES:
-            return None
-        if (
-            len(self._connections) >= self._settings.max_connections
-            or self._half_open() >= self._settings.max_half_open
-        ):
-            return None
-        connection = Connection(self, self._settings)
-        engine = AioquicEngine(self._server, self._settings, connection, original_destination=header.destination_cid)
-        connection.start(engine, lambda: self._established(connection), self._settings.handshake_timeout_ms / 1000)
-        self._connections[connection] = None
-        self.route(connection, header.destination_cid, added=True)
-        self.route(connection, engine.connection_id, added=True)
+        connection.engine = engine
+        connection.too_slow = self.loop.call_later(
+            self.settings.handshake_timeout_ms / 1000, self._handshake_too_slow, connection
+        )
+        self._connections[connection] = self._half_open[connection] = None
         return connection
 
-    def _half_open(self) -> int:
-        return sum(1 for connection in self._connections if connection.half_open)
+    def _handshake_too_slow(self, connection: Connection) -> None:
+        connection.engine.abandon(ConnectionClosedError(None, "handshake timed out", by_peer=False))
+        self.touch(connection)
 
-    def _established(self, connection: Connection) -> None:
-        if not connection.closed and self._on_connection is not None:
-            connection.own(self._on_connection(connection))
+    def _flush(self) -> None:
+        self._flush_planned = True
+        if self._closed:
+            return
+        polled: dict[Connection, None] = {}
+        while self._touched:
+            batch, self._touched = self._touched, {}
+            for connection in batch:
+                try:
+                    connection.engine.deliver()
+                except Exception:  # noqa: BLE001 - logged there
+                    self._fault(connection)
+            polled.update(batch)
+        now = self.loop.time()
+        udp = self._udp
+        for connection in polled:
+            if udp.blocked:
+                self._touched[connection] = None
+                continue
+            try:
+                datagrams = connection.engine.poll(now)
+            except Exception:  # noqa: BLE001 - logged there
+                self._fault(connection)
+                continue
+            if datagrams:
+                udp.send(datagrams)
+            connection.arm(now)
+            if connection.engine.finished:
+                self._forget(connection)
+        self._flush_planned = False
+        if udp.blocked:
+            self._await_writable()
+        elif self._touched:
+            self._flush_planned = True
+            self.loop.call_soon(self._flush)
 
+    def _await_writable(self) -> None:
+        if not self._watching_writable:
+            self._watching_writable = True
+            self.loop.add_writer(self._udp.fileno(), self._writable)
 
-def _check_engine(engine: str) -> None:
-    if engine != "aioquic":
-        message = f"unknown QUIC engine '{engine}', expected 'aioquic'"
-        raise ValueError(message)
+    def _writable(self) -> None:
+        self._udp.send_backlog()
+        if not self._udp.blocked:
+            self._watching_writable = False
+            self.loop.remove_writer(self._udp.fileno())
+            self._flush()
 
+    def _fault(self, connection: Connection) -> None:
+        """A fault of ours while serving one connection costs that connection."""
+        _log.exception("connection failed")
+        connection.engine.abandon(ConnectionClosedError(None, "internal error", by_peer=False))
+        self._touched[connection] = None
 
-def _bound_socket(family: socket.AddressFamily, host: str, port: int, settings: QuicSettings) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, _RECEIVE_BUFFER_BYTES)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host != "::" or port == 0 else 0)
-        with contextlib.suppress(OSError):  # not on every kernel; without it the path fragments instead of dropping
-            if family == socket.AF_INET:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-            else:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-        sock.bind((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    def _forget(self, connection: Connection) -> None:
+        connection.disarm()
+        self._connections.pop(connection, None)
+        self._half_open.pop(connection, None)
+        for connection_id in connection.cids:
+            self._routes.pop(connection_id, None)
+        connection.cids.clear()

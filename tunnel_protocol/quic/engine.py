@@ -23,10 +23,10 @@ MIN_INITIAL_BYTES = 1_200
 
 
 class EngineOwner(Protocol):
-    """What the engine of one connection tells. All but `on_work` are called from `deliver` or `receive` only."""
+    """What the engine of one connection tells. The first may be called from anywhere, the ids from `poll` too, the rest from `deliver` only."""
 
     def on_work(self) -> None:
-        """There is something to deliver or to send: call `deliver`, then `poll`, soon. May be called from anywhere."""
+        """There is something to deliver or to send: call `deliver`, then `poll`, soon."""
 
     def on_established(self) -> None:
         """The handshake is complete; streams may be opened."""
@@ -41,7 +41,7 @@ class EngineOwner(Protocol):
         """Datagrams with this destination id belong to this connection."""
 
     def on_connection_id_retired(self, connection_id: bytes) -> None:
-        """This id is not used any more."""
+        """No datagram will bear this id any more."""
 
     def on_closed(self, error: ConnectionClosedError) -> None:
         """The connection has ended; its streams have been told. Called once."""
@@ -64,7 +64,7 @@ class Engine(Protocol):
 
     @property
     def closed(self) -> bool:
-        """`close` was called, or the connection ended otherwise."""
+        """`shutdown` was called, or the connection ended otherwise."""
 
     @property
     def finished(self) -> bool:
@@ -103,7 +103,7 @@ class Engine(Protocol):
     def ping(self) -> None:
         """Send a PING with the next packet."""
 
-    def close(self, error_code: int, reason: str) -> None:
+    def shutdown(self, error_code: int, reason: str) -> None:
         """Close with an application code; `on_closed` follows with the next `deliver`. No effect when closed."""
 
     def abandon(self, error: ConnectionClosedError) -> None:
@@ -130,6 +130,9 @@ class EngineFactory(Protocol):
 
     def refuse(self, data: bytes) -> bytes | None:
         """A packet that tells the sender of a first datagram CONNECTION_REFUSED."""
+
+    def close(self) -> None:
+        """Release what the factory holds (files); its engines must be finished."""
 
 
 class MakeEngineFactory(Protocol):

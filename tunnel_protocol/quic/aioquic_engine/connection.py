@@ -1,0 +1,300 @@
+# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
+"""One connection as the port `quic/engine.py` wants it: when to call back, how it ends, what its timers are."""
+
+import structlog
+from aioquic import tls
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import END_STATES, QuicConnectionState
+from aioquic.quic.packet import QuicErrorCode
+
+from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.aioquic_engine.fast import FastConnection
+from tunnel_protocol.quic.engine import Address, EngineOwner
+from tunnel_protocol.quic.engine_stream import EngineStream
+from tunnel_protocol.quic.path_mtu import BASE_BYTES
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import StreamHandler
+
+_log = structlog.get_logger()
+
+_PTOS_BEFORE_SMALL_DATAGRAMS = 3
+"""After so many unanswered probes large datagrams are suspected (RFC 8899 section 4.3)."""
+
+_TIMED_OUT = (QuicErrorCode.INTERNAL_ERROR, "Idle timeout")
+
+
+class AioquicEngine(FastConnection):
+    """Implements `Engine`."""
+
+    def __init__(
+        self,
+        owner: EngineOwner,
+        settings: QuicSettings,
+        configuration: QuicConfiguration,
+        original_destination_connection_id: bytes | None = None,
+    ) -> None:
+        super().__init__(settings, configuration, original_destination_connection_id)
+        self._owner = owner
+        self.server_name: str | None = configuration.server_name
+        self._established_told = False
+        self._closed_told = False
+        self._error: ConnectionClosedError | None = None
+        self._keepalive_at: float | None = None
+        self._farewell: list[tuple[bytes, Address]] = []
+        """The packets that carried our CONNECTION_CLOSE, for a peer that keeps sending."""
+        self._late_packets = 0
+        self._repeat_farewell = False
+
+    # --- what it looks like ------------------------------------------------------------------------------------------
+
+    @property
+    def peer_address(self) -> Address:
+        """See `Engine`."""
+        return self._network_paths[0].addr  # type: ignore[no-any-return]
+
+    @property
+    def established(self) -> bool:
+        """See `Engine`."""
+        return self._handshake_complete
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether a packet of the peer could be decrypted."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def closed(self) -> bool:
+        """See `Engine`."""
+        return self._close_event is not None or self._state in END_STATES
+
+    @property
+    def finished(self) -> bool:
+        """See `Engine`."""
+        return self._state is QuicConnectionState.TERMINATED and self._closed_told
+
+    @property
+    def open_streams(self) -> int:
+        """See `Engine`."""
+        return len(self.streams)
+
+    @property
+    def smoothed_rtt_ms(self) -> float:
+        """See `Engine`."""
+        return self._loss._rtt_smoothed * 1000
+
+    # --- datagrams and time ------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, address: Address, now: float) -> None:
+        """See `Engine`."""
+        self._now = now
+        self.awake = True
+        if data and data[0] & 0xC0 == 0x40 and self._receive_fast(data, address, now):
+            return
+        if self._state is QuicConnectionState.CLOSING:
+            # RFC 9000 section 10.2.1: say it again, ever more rarely.
+            self._late_packets += 1
+            self._repeat_farewell = self._late_packets & (self._late_packets - 1) == 0
+            return
+        self.receive_datagram(data, address, now)
+
+    def poll(self, now: float) -> list[tuple[bytes, Address]]:
+        """See `Engine`."""
+        self._now = now
+        self.awake = False
+        if self._state in END_STATES:
+            if self._repeat_farewell:
+                self._repeat_farewell = False
+                return self._farewell
+            return []
+        if self._ordinary():
+            datagrams = self._poll_fast(now)
+            if self.path_mtu.probe_at is not None and self.path_mtu.probe_at <= now:
+                datagrams.append(self._probe_path(now))
+        else:
+            closing = self._close_pending
+            datagrams = self.datagrams_to_send(now)
+            if closing:
+                self._farewell = datagrams
+        if self._events:
+            self._take_events()
+        if self.ready:
+            self._wake_again()
+        return datagrams
+
+    def deadline(self) -> float | None:
+        """See `Engine`."""
+        at = self.get_timer()
+        if self._state not in END_STATES and at is not None and self._handshake_confirmed:
+            if self._keepalive_at is not None and self._keepalive_at < at:
+                at = self._keepalive_at
+            if self.path_mtu.probe_at is not None and self.path_mtu.probe_at < at:
+                at = self.path_mtu.probe_at
+        return at
+
+    def handle_timer(self, now: float) -> None:
+        """See `Engine`."""
+        self._now = now
+        self.awake = True
+        if self._close_at is None:
+            return
+        super().handle_timer(now)
+        if self._state in END_STATES:
+            return
+        unanswered = self._loss._pto_count
+        if unanswered >= _PTOS_BEFORE_SMALL_DATAGRAMS and self._max_datagram_size > BASE_BYTES:
+            self.path_mtu.black_hole(now)
+            self._use_datagram_size(BASE_BYTES)
+        limit = self.settings.max_consecutive_ptos
+        if limit and unanswered > limit and self._handshake_confirmed:
+            self.abandon(ConnectionClosedError(None, "peer does not answer", by_peer=False))
+        elif self._keepalive_at is not None and now >= self._keepalive_at:
+            self.ping()
+            self._plan_keepalive(now)
+
+    def ping(self) -> None:
+        """See `Engine`."""
+        self._ping_pending.append(0)
+        if not self.awake:
+            self.wake()
+
+    # --- calling back ------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Called by streams, once until the next `poll`."""
+        self.awake = True
+        self._owner.on_work()
+
+    def open_stream(self, handler: StreamHandler) -> EngineStream | None:
+        """See `Engine`."""
+        if self.closed:
+            return None
+        stream = super().open_stream(handler)
+        if stream is None and not self.awake:
+            self.wake()
+        return stream
+
+    def deliver(self) -> None:
+        """See `Engine`."""
+        self.awake = True
+        if self._events:
+            self._take_events()
+        if self._handshake_complete and not self._established_told and not self.closed:
+            self._established_told = True
+            self._owner.on_established()
+        if self._arrived:
+            self._introduce()
+        ready = self.ready
+        while ready:
+            batch = list(ready)
+            ready.clear()
+            for stream in batch:
+                try:
+                    stream.deliver()
+                except Exception:  # noqa: BLE001 - a handler's fault costs its stream, not its neighbours'
+                    _log.exception("stream handler failed", stream_id=stream.stream_id)
+                    stream.refuse()
+        if self._credit_raised and self._established_told:
+            self._credit_raised = False
+            self._owner.on_stream_credit()
+        if not self._closed_told and self.closed:
+            self._tell_closed()
+
+    def _introduce(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for stream in arrived:
+            handler = self._owner.on_peer_stream(stream)
+            if handler is None:
+                stream.refuse()
+            else:
+                stream.attach(handler)
+
+    def _take_events(self) -> None:
+        """Aioquic's own events: only connection ids are of interest, the rest is known from the state."""
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, events.ConnectionIdIssued):
+                self._owner.on_connection_id(event.connection_id)
+            elif isinstance(event, events.ConnectionIdRetired):
+                self._owner.on_connection_id_retired(event.connection_id)
+            elif isinstance(event, events.HandshakeCompleted):
+                self.path_mtu.start(self._now, self._peer_max_udp_payload)
+                self._plan_keepalive(self._now)
+
+    def _wake_again(self) -> None:
+        """Sending has made room for a writer."""
+        if not self.awake:
+            self.wake()
+
+    def _plan_keepalive(self, now: float) -> None:
+        if self.settings.keepalive_ms:
+            self._keepalive_at = now + self.settings.keepalive_ms / 1000
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def shutdown(self, error_code: int, reason: str) -> None:
+        """See `Engine`."""
+        if self.closed:
+            return
+        self._error = ConnectionClosedError(error_code, reason, by_peer=False)
+        self.close(error_code=error_code, reason_phrase=reason)
+        if not self.awake:
+            self.wake()
+
+    def abandon(self, error: ConnectionClosedError) -> None:
+        """See `Engine`."""
+        if self._state is QuicConnectionState.TERMINATED:
+            return
+        if self._error is None:
+            self._error = error
+        if self._close_event is None:
+            self._close_event = events.ConnectionTerminated(
+                error_code=QuicErrorCode.NO_ERROR, frame_type=None, reason_phrase=error.reason
+            )
+        self._close_pending = False
+        self._close_end()
+
+    def _tell_closed(self) -> None:
+        self._closed_told = True
+        error = self._error or self._why_closed()
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for registry in (self.sending, self.control, self.ready, self._starved):
+            registry.clear()
+        self._arrived.clear()
+        for stream in streams:
+            try:
+                stream.connection_lost(error)
+            except Exception:  # noqa: BLE001 - the other streams are told all the same
+                _log.exception("stream handler failed", stream_id=stream.stream_id)
+        self._owner.on_closed(error)
+
+    def _why_closed(self) -> ConnectionClosedError:
+        event = self._close_event
+        if event is None:
+            return ConnectionClosedError(None, "connection closed", by_peer=False)
+        code, reason = event.error_code, event.reason_phrase
+        by_peer = self._state is QuicConnectionState.DRAINING
+        if (code, reason) == _TIMED_OUT:
+            return ConnectionClosedError(None, "idle timeout", by_peer=False)
+        if code == QuicErrorCode.NO_VIABLE_PATH and not by_peer:
+            return ConnectionClosedError(None, "no validated network path", by_peer=False)
+        return ConnectionClosedError(int(code), reason, by_peer=by_peer)
+
+    # --- TLS ---------------------------------------------------------------------------------------------------------
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if not self._is_client:
+            handle_hello = self.tls._server_handle_hello
+
+            def look_at_hello(input_buf: Buffer, initial_buf: Buffer, handshake_buf: Buffer) -> None:
+                hello = tls.pull_client_hello(Buffer(data=input_buf.data_slice(0, input_buf.capacity)))
+                self.server_name = hello.server_name
+                if hello.alpn_protocols and not self._configuration.alpn_protocols:
+                    # Without ALPN of our own we speak raw-quic, and the client something else.
+                    raise tls.AlertNoApplicationProtocol("No common ALPN protocols")
+                handle_hello(input_buf, initial_buf, handshake_buf)
+
+            self.tls._server_handle_hello = look_at_hello  # type: ignore[method-assign]

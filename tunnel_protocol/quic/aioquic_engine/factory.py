@@ -1,0 +1,166 @@
+"""Makes aioquic connections from our settings and TLS identities, and answers datagrams that belong to no connection."""
+
+import ssl
+from pathlib import Path
+from typing import TextIO
+
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import TRANSPORT_CLOSE_FRAME_CAPACITY
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.logger import QuicFileLogger
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    QuicPacketType,
+    QuicProtocolVersion,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from tunnel_protocol.quic.aioquic_engine.connection import AioquicEngine
+from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineOwner
+from tunnel_protocol.quic.path_mtu import BASE_BYTES
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+
+_VERSIONS = [int(QuicProtocolVersion.VERSION_1)]
+_UNLIMITED = (1 << 62) - 1
+"""Connection-level credit, as the reference peers grant it: streams are bounded one by one, so that a paused stream never
+takes credit from its neighbours."""
+
+
+class AioquicFactory:
+    """Implements `EngineFactory`."""
+
+    def __init__(self, settings: QuicSettings, server_tls: ServerTls | None) -> None:
+        self._settings = settings
+        self._keylog: TextIO | None = None
+        if settings.keylog_path is not None:
+            self._keylog = Path(settings.keylog_path).open("a", encoding="ascii")  # noqa: SIM115 - lives as long as we
+        if settings.qlog_dir is not None:
+            Path(settings.qlog_dir).mkdir(parents=True, exist_ok=True)
+        self._server = self._server_configuration(server_tls) if server_tls is not None else None
+
+    def replace_tls(self, tls: ServerTls) -> None:
+        """See `EngineFactory`."""
+        self._server = self._server_configuration(tls)
+
+    def close(self) -> None:
+        """Close the key log."""
+        if self._keylog is not None:
+            self._keylog.close()
+
+    def connect(self, address: Address, tls: ClientTls, owner: EngineOwner, now: float) -> AioquicEngine:
+        """See `EngineFactory`."""
+        configuration = self._configuration(is_client=True, alpn=tls.alpn)
+        configuration.server_name = tls.server_name
+        if tls.insecure:
+            configuration.verify_mode = ssl.CERT_NONE
+        else:
+            configuration.cadata = _clean_bundle(tls.trust_pem or b"")
+        engine = AioquicEngine(owner, self._settings, configuration)
+        owner.on_connection_id(engine.host_cid)
+        engine.connect(address, now)
+        return engine
+
+    def accept(self, data: bytes, address: Address, owner: EngineOwner, now: float) -> AioquicEngine | None:
+        """See `EngineFactory`."""
+        header = _header(data)
+        if self._server is None or header is None:
+            return None
+        engine = AioquicEngine(
+            owner, self._settings, self._server, original_destination_connection_id=header.destination_cid
+        )
+        engine.receive(data, address, now)
+        if not engine.authenticated:
+            return None
+        owner.on_connection_id(header.destination_cid)
+        owner.on_connection_id(engine.host_cid)
+        return engine
+
+    def starts_connection(self, data: bytes) -> bool:
+        """See `EngineFactory`."""
+        # Long header, fixed bit, type Initial, version 1 (RFC 9000 section 17.2.2).
+        return len(data) >= MIN_INITIAL_BYTES and data[0] & 0xF0 == 0xC0 and data[1:5] == b"\x00\x00\x00\x01"
+
+    def answer_version(self, data: bytes) -> bytes | None:
+        """See `EngineFactory`."""
+        if len(data) < MIN_INITIAL_BYTES or not data[0] & 0x80:
+            return None
+        if int.from_bytes(data[1:5], "big") in (0, *_VERSIONS):
+            return None
+        source_at = 6 + data[5]
+        if data[5] > 20 or len(data) <= source_at or data[source_at] > 20:
+            return None
+        return encode_quic_version_negotiation(
+            source_cid=data[6:source_at],
+            destination_cid=data[source_at + 1 : source_at + 1 + data[source_at]],
+            supported_versions=_VERSIONS,
+        )
+
+    def refuse(self, data: bytes) -> bytes | None:
+        """See `EngineFactory`."""
+        header = _header(data)
+        if header is None or header.version is None:
+            return None
+        crypto = CryptoPair()
+        crypto.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
+        builder = QuicPacketBuilder(
+            host_cid=header.destination_cid,
+            is_client=False,
+            max_datagram_size=BASE_BYTES,
+            peer_cid=header.source_cid,
+            version=header.version,
+        )
+        builder.start_packet(QuicPacketType.INITIAL, crypto)
+        buf = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY)
+        buf.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
+        buf.push_uint_var(QuicFrameType.PADDING)
+        buf.push_uint_var(0)
+        datagrams, _ = builder.flush()
+        return datagrams[0]
+
+    def _configuration(self, *, is_client: bool, alpn: tuple[str, ...]) -> QuicConfiguration:
+        settings = self._settings
+        return QuicConfiguration(
+            alpn_protocols=list(alpn) or None,
+            connection_id_length=CID_BYTES,
+            idle_timeout=settings.idle_timeout_ms / 1000,
+            is_client=is_client,
+            max_data=_UNLIMITED,
+            max_datagram_size=BASE_BYTES,
+            max_stream_data=settings.stream_window_bytes,
+            quic_logger=None if settings.qlog_dir is None else QuicFileLogger(str(settings.qlog_dir)),
+            secrets_log_file=self._keylog,
+            supported_versions=_VERSIONS,
+        )
+
+    def _server_configuration(self, tls: ServerTls) -> QuicConfiguration:
+        chain = x509.load_pem_x509_certificates(tls.cert_pem)
+        key = load_pem_private_key(tls.key_pem, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
+            raise ValueError("TLS key is neither ECDSA, Ed25519 nor RSA")  # noqa: TRY004 - the file is wrong, not the call
+        configuration = self._configuration(is_client=False, alpn=tls.alpn)
+        configuration.certificate = chain[0]
+        configuration.certificate_chain = chain[1:]
+        configuration.private_key = key
+        return configuration
+
+
+def _clean_bundle(pem: bytes) -> bytes:
+    """Only the certificates of a bundle, each once; raises ValueError."""
+    certificates = dict.fromkeys(x509.load_pem_x509_certificates(pem))
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def _header(data: bytes) -> QuicHeader | None:
+    try:
+        return pull_quic_header(Buffer(data=data), host_cid_length=CID_BYTES)
+    except ValueError:
+        return None

@@ -1,0 +1,522 @@
+# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
+"""Short ways for the ordinary packet: 1-RTT, on the one validated path, with streams and acknowledgements.
+
+Everything else takes aioquic's own way through the same state, so that handshakes, migration, path validation, key
+updates, qlog and closing stay as they are there. Loss detection and congestion control are aioquic's (RFC 9002).
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from typing import Any
+
+from aioquic import tls
+from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.connection import (
+    QuicConnectionError,
+    QuicConnectionState,
+    QuicNetworkPath,
+    QuicReceiveContext,
+)
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    NON_ACK_ELICITING_FRAME_TYPES,
+    QuicErrorCode,
+    QuicPacketType,
+    QuicTransportParameters,
+    decode_packet_number,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState
+from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from cryptography.exceptions import InvalidTag
+
+from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, varint
+from tunnel_protocol.quic.engine import CID_BYTES, Address
+from tunnel_protocol.quic.engine_stream import StreamError
+from tunnel_protocol.quic.path_mtu import BASE_BYTES, PathMtu
+
+_ONE_RTT = tls.Epoch.ONE_RTT
+_CONNECTED = QuicConnectionState.CONNECTED
+_SHORT_HEADER_BYTES = 1 + CID_BYTES
+_OVERHEAD_BYTES = 1 + 2 + 16
+"""First byte, packet number and AEAD tag; the peer's connection id comes on top."""
+
+_KEY_UPDATE_PACKETS = 1 << 22
+"""Half of what AES-GCM allows under one key (RFC 9001 section 6.6)."""
+
+_BURST_PACKETS = 32
+"""Packets that may leave at once without regard to the pacing rate."""
+
+_PACING_GRAIN_S = 0.002
+"""Timers of event loops are no finer than this: what the rate allows in this time may leave at once."""
+
+
+class SentPacket:
+    """What loss recovery keeps of a packet; the fields of aioquic's class, without its cost."""
+
+    __slots__ = (
+        "delivery_handlers",
+        "epoch",
+        "in_flight",
+        "is_ack_eliciting",
+        "is_crypto_packet",
+        "packet_number",
+        "packet_type",
+        "sent_bytes",
+        "sent_time",
+    )
+
+    def __init__(
+        self, packet_number: int, now: float, size: int, handlers: list[tuple[Any, tuple[Any, ...]]], *, in_flight: bool
+    ) -> None:
+        self.epoch = _ONE_RTT
+        self.in_flight = in_flight
+        self.is_ack_eliciting = True
+        self.is_crypto_packet = False
+        self.packet_number = packet_number
+        self.packet_type = QuicPacketType.ONE_RTT
+        self.sent_time = now
+        self.sent_bytes = size
+        self.delivery_handlers = handlers
+
+
+class FastConnection(StreamConnection):
+    """A connection that knows when it can take the short way."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.path_mtu = PathMtu(self.settings.max_datagram_bytes)
+        self._peer_max_udp_payload = 65_527
+        self._unacknowledged = 0
+        """Ack-eliciting packets received since we last sent an ACK."""
+        self._packets_under_key = 0
+        self._pace_tokens = 0.0
+        self._pace_time = 0.0
+        self._now = 0.0
+        """The caller's clock at the last call."""
+        self._app_space: QuicPacketSpace
+        self._app_crypto: CryptoPair
+        self._app_crypto_stream: QuicStream
+        self._loss_by_aioquic = self._loss._on_packets_lost
+        self._loss._on_packets_lost = self._on_packets_lost  # type: ignore[method-assign]
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self._app_space = self._spaces[_ONE_RTT]
+        self._app_crypto = self._cryptos[_ONE_RTT]
+        self._app_crypto_stream = self._crypto_streams[_ONE_RTT]
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    def _receive_fast(self, data: bytes, address: Address, now: float) -> bool:
+        """Take an ordinary packet; False if it needs aioquic's way (or none at all)."""
+        if (
+            not self._handshake_confirmed
+            or self._state is not _CONNECTED
+            or self._close_pending
+            or self._quic_logger is not None
+            or data[1:_SHORT_HEADER_BYTES] != self.host_cid
+            or len(data) < _SHORT_HEADER_BYTES + 20
+        ):
+            return False
+        path = self._network_paths[0]
+        if path.addr != address or not path.is_validated:
+            return False
+        crypto = self._app_crypto.recv
+        if crypto.hp is None or crypto.aead is None:
+            return False
+        # Header protection, RFC 9001 section 5.4.
+        mask = crypto.hp._mask(data[_SHORT_HEADER_BYTES + 4 : _SHORT_HEADER_BYTES + 20])
+        first = data[0] ^ (mask[0] & 0x1F)
+        if first & 0x18 or (first >> 2) & 1 != crypto.key_phase:
+            return False
+        number_size = (first & 3) + 1
+        payload_at = _SHORT_HEADER_BYTES + number_size
+        truncated = int.from_bytes(data[_SHORT_HEADER_BYTES:payload_at], "big") ^ int.from_bytes(
+            mask[1 : 1 + number_size], "big"
+        )
+        space = self._app_space
+        number = decode_packet_number(truncated, number_size * 8, space.expected_packet_number)
+        aead = crypto.aead
+        try:
+            payload = aead._aead.decrypt(
+                aead._nonce(number),
+                data[payload_at:],
+                first.to_bytes(1, "big") + data[1:_SHORT_HEADER_BYTES] + truncated.to_bytes(number_size, "big"),
+            )
+        except InvalidTag:
+            return True
+        if number in space.received_packets:
+            return True
+        if number > space.expected_packet_number:
+            space.expected_packet_number = number + 1
+        try:
+            eliciting = self._read_frames(payload, path, now)
+        except QuicConnectionError as error:
+            self._logger.warning(error)
+            self.close(error_code=error.error_code, frame_type=error.frame_type, reason_phrase=error.reason_phrase)
+            return True
+        if self._state is not _CONNECTED or self._close_pending:
+            return True
+        self._close_at = now + self._idle_timeout()
+        self._ack_eliciting_sent_since_receipt = False
+        self._note_received(space, number, now, eliciting=eliciting)
+        return True
+
+    def _note_received(self, space: QuicPacketSpace, number: int, now: float, *, eliciting: bool) -> None:
+        """Record a packet for acknowledgement, and decide when that is due (RFC 9000 section 13.2)."""
+        expected = space.largest_received_packet + 1
+        if number >= expected:
+            space.largest_received_packet = number
+            space.largest_received_time = now
+        space.ack_queue.add(number)
+        space.received_packets.add(number)
+        if len(space.ack_queue) > MAX_ACK_RANGES:
+            space.ack_queue.shift()
+        if eliciting:
+            self._unacknowledged += 1
+            if number != expected or self._unacknowledged >= self.settings.ack_every:
+                space.ack_at = now
+            elif space.ack_at is None:
+                space.ack_at = now + self._ack_delay
+
+    def _read_frames(self, payload: bytes, path: QuicNetworkPath, now: float) -> bool:
+        """Handle the frames of a 1-RTT packet; True if it asks for an acknowledgement."""
+        buf = Buffer(data=payload)
+        pull = buf.pull_uint_var
+        size = len(payload)
+        if not size:
+            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "Packet contains no frames")
+        eliciting = False
+        frame_type = 0
+        try:
+            while buf.tell() < size:
+                frame_type = pull()
+                if 0x08 <= frame_type <= 0x0F:
+                    eliciting = True
+                    stream_id = pull()
+                    offset = pull() if frame_type & 4 else 0
+                    data = buf.pull_bytes(pull() if frame_type & 2 else size - buf.tell())
+                    stream = self.streams.get(stream_id) or self._find_stream(frame_type, stream_id)
+                    if stream is not None:
+                        stream.frame_data(offset, data, frame_type & 1 == 1)
+                elif frame_type == 0x02:
+                    self._read_ack(buf, now)
+                else:
+                    self._read_other_frame(frame_type, buf, path, now)
+                    eliciting = eliciting or frame_type not in NON_ACK_ELICITING_FRAME_TYPES
+        except BufferReadError as error:
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "Failed to parse frame"
+            ) from error
+        except StreamError as error:
+            raise QuicConnectionError(error.error_code, frame_type, error.reason) from error
+        return eliciting
+
+    def _read_other_frame(self, frame_type: int, buf: Buffer, path: QuicNetworkPath, now: float) -> None:
+        try:
+            handler, epochs = self._QuicConnection__frame_handlers[frame_type]  # type: ignore[attr-defined]
+        except KeyError:
+            raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "Unknown frame type") from None
+        if _ONE_RTT not in epochs:
+            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "Unexpected frame type")
+        context = QuicReceiveContext(
+            epoch=_ONE_RTT,
+            host_cid=self.host_cid,
+            network_path=path,
+            quic_logger_frames=None,
+            time=now,
+            version=None,
+        )
+        handler(context, frame_type, buf)
+
+    # --- acknowledgements received -----------------------------------------------------------------------------------
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        if context.epoch is not _ONE_RTT or self._quic_logger is not None or not self._handshake_confirmed:
+            super()._handle_ack_frame(context, frame_type, buf)
+            return
+        self._read_ack(buf, context.time)
+        if frame_type & 1:
+            for _ in range(3):
+                buf.pull_uint_var()
+
+    def _read_ack(self, buf: Buffer, now: float) -> None:
+        """An ACK frame of the application space (RFC 9000 section 19.3), up to the ECN counts."""
+        pull = buf.pull_uint_var
+        largest = high = pull()
+        delay_s = (pull() << self._remote_ack_delay_exponent) / 1_000_000
+        more = pull()
+        low = high - pull()
+        if largest >= self._packet_number:
+            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 2, "Acknowledgement of a packet never sent")
+        space = self._app_space
+        sent = space.sent_packets
+        acked: list[int] = []
+        numbers = list(sent) if more else []
+        while True:
+            if low < 0:
+                raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, 2, "Negative packet number")
+            if numbers:
+                acked += numbers[bisect_left(numbers, low) : bisect_right(numbers, high)]
+            elif sent:
+                acked = _within(sent, low, high)
+            if not more:
+                break
+            more -= 1
+            high = low - pull() - 2
+            low = high - pull()
+        if largest > space.largest_acked_packet:
+            space.largest_acked_packet = largest
+        if acked:
+            self._on_acked(space, acked, largest, delay_s, now)
+
+    def _on_acked(self, space: QuicPacketSpace, acked: list[int], largest: int, delay_s: float, now: float) -> None:
+        """Aioquic's `on_ack_received` without its walk over everything in flight (RFC 9002 appendix A.7)."""
+        loss = self._loss
+        congestion = loss._cc
+        sent = space.sent_packets
+        latest_sent_at: float | None = None
+        for number in acked:
+            packet = sent.pop(number)
+            if packet.is_ack_eliciting:
+                space.ack_eliciting_in_flight -= 1
+                if number == largest:
+                    latest_sent_at = packet.sent_time
+            if packet.in_flight:
+                congestion.on_packet_acked(packet=packet, now=now)
+                if packet.sent_bytes > BASE_BYTES:
+                    self.path_mtu.large_acked()
+            for handler, args in packet.delivery_handlers:
+                handler(ACKED, *args)
+        if latest_sent_at is not None:
+            self._measure_rtt(now - latest_sent_at, delay_s, now)
+        loss._pto_count = 0
+        oldest = next(iter(sent), None)
+        if oldest is not None and oldest < space.largest_acked_packet:
+            loss._detect_loss(now=now, space=space)
+        else:
+            space.loss_time = None
+
+    def _measure_rtt(self, latest: float, delay_s: float, now: float) -> None:
+        """RFC 9002 section 5.3, with aioquic's floor of one millisecond."""
+        loss = self._loss
+        loss._rtt_latest = max(latest, 0.001)
+        if loss._rtt_latest < loss._rtt_min:
+            loss._rtt_min = loss._rtt_latest
+        delay_s = min(delay_s, loss.max_ack_delay)
+        if loss._rtt_latest > loss._rtt_min + delay_s:
+            loss._rtt_latest -= delay_s
+        if not loss._rtt_initialized:
+            loss._rtt_first_sample_time = now
+            loss._rtt_initialized = True
+            loss._rtt_variance = latest / 2
+            loss._rtt_smoothed = latest
+        else:
+            loss._rtt_variance += (abs(loss._rtt_smoothed - loss._rtt_latest) - loss._rtt_variance) / 4
+            loss._rtt_smoothed += (loss._rtt_latest - loss._rtt_smoothed) / 8
+        loss._cc.on_rtt_measurement(now=now, rtt=latest)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def _ordinary(self) -> bool:
+        """Only streams and acknowledgements are to be sent, on the one validated path."""
+        return (
+            self._handshake_confirmed
+            and self._state is _CONNECTED
+            and self._quic_logger is None
+            and len(self._network_paths) == 1
+            and self._network_paths[0].is_validated
+            and not (
+                self._close_pending
+                or self._probe_pending
+                or self._ping_pending
+                or self._cids_to_send
+                or self._retire_connection_ids
+                or self._handshake_done_pending
+                or self._network_paths[0].remote_challenges
+                or self._remote_preferred_address is not None
+                or self._app_crypto._update_key_requested
+            )
+            and self._app_crypto_stream.sender.buffer_is_empty
+        )
+
+    def _poll_fast(self, now: float) -> list[tuple[bytes, Address]]:
+        """Packets for what streams have to say and for the acknowledgement that is due."""
+        space = self._app_space
+        self._pacing_at = None
+        ack_due = space.ack_at is not None and space.ack_at <= now
+        has_frames = self._has_frames()
+        datagrams: list[tuple[bytes, Address]] = []
+        if not (ack_due or has_frames):
+            return datagrams
+        address = self._network_paths[0].addr
+        congestion = self._loss._cc
+        limit = self._max_datagram_size
+        overhead = _OVERHEAD_BYTES + len(self._peer_cid.cid)
+        while True:
+            ack = self._ack_frame(space, now, limit - overhead) if space.ack_at is not None else b""
+            frames: list[Frame] = []
+            if has_frames:
+                window = congestion.congestion_window - congestion.bytes_in_flight
+                if window >= limit >> 1 and self._may_send(now):
+                    self._take_frames(min(limit, window) - overhead - len(ack), frames)
+            if frames:
+                datagram = self._seal_frames(space, ack, frames, now)
+                datagrams.append((datagram, address))
+                if ack:
+                    self._ack_sent(space)
+                    ack_due = False
+                has_frames = self._has_frames()
+                if has_frames:
+                    continue
+            elif ack_due:
+                datagrams.append((self._seal(ack), address))
+                self._ack_sent(space)
+            return datagrams
+
+    def _seal_frames(self, space: QuicPacketSpace, ack: bytes, frames: list[Frame], now: float) -> bytes:
+        handlers: list[tuple[Any, tuple[Any, ...]]] = [(frame[2], frame[3]) for frame in frames]
+        if ack:
+            handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
+        number = self._packet_number
+        datagram = self._seal(ack + b"".join([frame[1] for frame in frames]))
+        self._track(space, SentPacket(number, now, len(datagram), handlers, in_flight=True), now)
+        self._pace_tokens -= len(datagram)
+        return datagram
+
+    def _track(self, space: QuicPacketSpace, packet: SentPacket, now: float) -> None:
+        """Aioquic's `on_packet_sent` for an ack-eliciting 1-RTT packet; pure acknowledgements are not tracked."""
+        space.sent_packets[packet.packet_number] = packet  # type: ignore[assignment]  # same fields, see SentPacket
+        space.ack_eliciting_in_flight += 1
+        self._loss._time_of_last_sent_ack_eliciting_packet = now
+        if packet.in_flight:
+            self._loss._cc.on_packet_sent(packet=packet)  # type: ignore[arg-type]
+        if not self._ack_eliciting_sent_since_receipt:
+            # RFC 9000 section 10.1.
+            self._close_at = now + self._idle_timeout()
+            self._ack_eliciting_sent_since_receipt = True
+
+    def _seal(self, payload: bytes) -> bytes:
+        """A protected 1-RTT packet (RFC 9001 section 5)."""
+        pair = self._app_crypto
+        send = pair.send
+        number = self._packet_number
+        self._packet_number = number + 1
+        self._packets_under_key += 1
+        if self._packets_under_key >= _KEY_UPDATE_PACKETS:
+            self._packets_under_key = 0
+            self.request_key_update()
+        cid = self._peer_cid.cid
+        first = 0x41 | (self._spin_bit << 5) | (pair.recv.key_phase << 2)
+        truncated = number & 0xFFFF
+        aead, protection = send.aead, send.hp
+        assert aead is not None  # noqa: S101 - `_ordinary` looked: the handshake is confirmed
+        assert protection is not None  # noqa: S101
+        sealed = aead._aead.encrypt(
+            aead._nonce(number), payload, first.to_bytes(1, "big") + cid + truncated.to_bytes(2, "big")
+        )
+        mask = protection._mask(sealed[2:18])
+        return b"".join(
+            (
+                (first ^ (mask[0] & 0x1F)).to_bytes(1, "big"),
+                cid,
+                (truncated ^ (mask[1] << 8 | mask[2])).to_bytes(2, "big"),
+                sealed,
+            )
+        )
+
+    def _ack_frame(self, space: QuicPacketSpace, now: float, room: int) -> bytes:
+        """An ACK of everything received, newest ranges first (RFC 9000 section 19.3)."""
+        ranges = space.ack_queue
+        newest = ranges[-1]
+        received_at = space.largest_received_time
+        delay = 0 if received_at is None else int((now - received_at) * 1_000_000) >> self._local_ack_delay_exponent
+        count = min(len(ranges), max(1, room // 32))
+        parts = [
+            b"\x02",
+            varint(newest.stop - 1),
+            varint(max(0, delay)),
+            varint(count - 1),
+            varint(newest.stop - newest.start - 1),
+        ]
+        smallest = newest.start
+        for index in range(2, count + 1):
+            older = ranges[-index]
+            parts.append(varint(smallest - older.stop - 1))
+            parts.append(varint(older.stop - older.start - 1))
+            smallest = older.start
+        if count > 1 and self._packet_number % 8 == 0 and not self._ping_pending:
+            # Have the peer acknowledge this, so that old ranges can be forgotten.
+            self._ping_pending.append(0)
+        return b"".join(parts)
+
+    def _ack_sent(self, space: QuicPacketSpace) -> None:
+        space.ack_at = None
+        self._unacknowledged = 0
+
+    def _write_ack_frame(self, *args: Any, **kwargs: Any) -> None:
+        super()._write_ack_frame(*args, **kwargs)
+        self._unacknowledged = 0
+
+    def _may_send(self, now: float) -> bool:
+        """Pacing (RFC 9002 section 7.7), no finer than timers are; sets when to try again."""
+        loss = self._loss
+        rate = 1.25 * loss._cc.congestion_window / max(loss._rtt_smoothed, 0.001)
+        burst = max(_BURST_PACKETS * self._max_datagram_size, rate * _PACING_GRAIN_S)
+        self._pace_tokens = min(burst, self._pace_tokens + (now - self._pace_time) * rate)
+        self._pace_time = now
+        if self._pace_tokens > 0:
+            return True
+        self._pacing_at = now + max(0.001, -self._pace_tokens / rate)
+        return False
+
+    # --- datagram size -----------------------------------------------------------------------------------------------
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        parameters: QuicTransportParameters = pull_quic_transport_parameters(Buffer(data=data))
+        if parameters.max_udp_payload_size is not None:
+            self._peer_max_udp_payload = parameters.max_udp_payload_size
+
+    def _probe_path(self, now: float) -> tuple[bytes, Address]:
+        """A PING padded to the size in question; its loss says nothing about congestion (RFC 9000 section 14.4)."""
+        size = self.path_mtu.next_probe()
+        number = self._packet_number
+        payload = b"\x01" + bytes(size - _OVERHEAD_BYTES - len(self._peer_cid.cid) - 1)
+        datagram = self._seal(payload)
+        packet = SentPacket(number, now, len(datagram), [(self._on_probe_delivery, (size,))], in_flight=False)
+        self._track(self._app_space, packet, now)
+        return datagram, self._network_paths[0].addr
+
+    def _on_probe_delivery(self, delivery: QuicDeliveryState, size: int) -> None:
+        if delivery is ACKED:
+            self.path_mtu.probe_acked(size, self._now)
+            self._use_datagram_size(self.path_mtu.current)
+        else:
+            self.path_mtu.probe_lost(size, self._now)
+
+    def _on_packets_lost(self, *, packets: Iterable[Any], **kwargs: Any) -> None:
+        """Every loss passes here, to notice a path that no longer carries large datagrams."""
+        lost = list(packets)
+        self._loss_by_aioquic(packets=lost, **kwargs)
+        for packet in lost:
+            if packet.in_flight and packet.sent_bytes > BASE_BYTES and self.path_mtu.large_lost(self._now):
+                self._use_datagram_size(BASE_BYTES)
+
+    def _use_datagram_size(self, size: int) -> None:
+        self._max_datagram_size = size
+        self._loss._pacer._max_datagram_size = size
+        self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+
+
+def _within(sent: dict[int, Any], low: int, high: int) -> list[int]:
+    """The numbers of `sent` (ascending) between `low` and `high`."""
+    found = []
+    for number in sent:
+        if number > high:
+            break
+        if number >= low:
+            found.append(number)
+    return found

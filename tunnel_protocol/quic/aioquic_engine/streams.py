@@ -1,0 +1,423 @@
+# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
+"""aioquic's connection with our own streams in it: packets visit only streams that have something to do.
+
+Replaced are the parts that walk over all streams, buffer without bound or grant credit on arrival. Kept are TLS, packet
+protection, loss recovery, connection ids, paths and closing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from aioquic import tls
+from aioquic.buffer import UINT_VAR_MAX, Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    QuicConnection,
+    QuicConnectionError,
+    QuicConnectionId,
+    QuicNetworkPath,
+    QuicReceiveContext,
+)
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, QuicStreamFrame
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+
+from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import StreamHandler
+
+Frame = tuple[int, bytes, Callable[..., None], tuple[Any, ...]]
+"""Frame type, the whole encoded frame, and whom to tell (with which arguments) when it was acknowledged or lost."""
+
+ACKED = QuicDeliveryState.ACKED
+
+_ONE_RTT = tls.Epoch.ONE_RTT
+_SMALLEST_STREAM_FRAME = 24
+"""Room below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
+_STREAM_TYPES = tuple(bytes((0x0A | flags,)) for flags in range(6))
+"""STREAM with a length, by flags: 1 FIN, 4 offset (RFC 9000 section 19.8)."""
+
+
+def varint(value: int) -> bytes:
+    """A variable-length integer (RFC 9000 section 16)."""
+    if value < 0x40:
+        return value.to_bytes(1, "big")
+    if value < 0x4000:
+        return (value | 0x4000).to_bytes(2, "big")
+    if value < 0x40000000:
+        return (value | 0x80000000).to_bytes(4, "big")
+    return (value | 0xC000000000000000).to_bytes(8, "big")
+
+
+def data_delivery(delivery: QuicDeliveryState, stream: EngineStream, start: int, stop: int, fin: bool) -> None:
+    """A packet with a STREAM frame was acknowledged or lost."""
+    if delivery is ACKED:
+        stream.on_data_acked(start, stop, fin)
+    else:
+        stream.on_data_lost(start, stop, fin)
+
+
+def reset_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
+    """A packet with RESET_STREAM was acknowledged or lost."""
+    if delivery is ACKED:
+        stream.on_reset_acked()
+    else:
+        stream.on_control_lost(reset=True)
+
+
+def stop_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
+    """A packet with STOP_SENDING was acknowledged or lost."""
+    if delivery is not ACKED:
+        stream.on_control_lost(stop=True)
+
+
+def limit_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
+    """A packet with MAX_STREAM_DATA was acknowledged or lost."""
+    if delivery is not ACKED:
+        stream.on_control_lost(limit=True)
+
+
+def ignore_delivery(delivery: QuicDeliveryState) -> None:
+    """Neither fate matters."""
+
+
+class StreamConnection(QuicConnection):
+    """Implements `StreamOwner`; stream frames in and out."""
+
+    def __init__(
+        self,
+        settings: QuicSettings,
+        configuration: QuicConfiguration,
+        original_destination_connection_id: bytes | None = None,
+    ) -> None:
+        super().__init__(
+            configuration=configuration, original_destination_connection_id=original_destination_connection_id
+        )
+        self.settings = settings
+        self.streams: dict[int, EngineStream] = {}
+        self.sending: dict[EngineStream, None] = {}
+        self.control: dict[EngineStream, None] = {}
+        self.ready: dict[EngineStream, None] = {}
+        self.awake = False
+        self._starved: dict[EngineStream, None] = {}
+        """Streams that only wait for connection-level credit."""
+        self._arrived: list[EngineStream] = []
+        """Streams the peer opened and nobody was told of yet."""
+        self._credit_raised = False
+        self._blocked_at: int | None = None
+        """The stream limit at which somebody found us blocked and the peer has not been told yet."""
+        self._cids_to_send = False
+        self._ack_delay = settings.ack_delay_ms / 1000
+        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = settings.max_streams_bidi
+        # Tunnels use no unidirectional streams in raw-quic: grant none.
+        self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
+
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    @property
+    def free_streams(self) -> int:
+        """Streams that can be opened without further credit."""
+        return max(0, self._remote_max_streams_bidi - (self._local_next_stream_id_bidi >> 2))
+
+    def open_stream(self, handler: StreamHandler) -> EngineStream | None:
+        """Open a bidirectional stream; None without credit."""
+        stream_id = self._local_next_stream_id_bidi
+        if stream_id >> 2 >= self._remote_max_streams_bidi:
+            self._blocked_at = self._remote_max_streams_bidi
+            return None
+        self._local_next_stream_id_bidi = stream_id + 4
+        return self._create_stream(stream_id, handler, self._remote_max_stream_data_bidi_remote)
+
+    def release(self, stream: EngineStream) -> None:
+        """Forget a stream; if it was the peer's, it may open another one (RFC 9000 section 4.6)."""
+        if self.streams.pop(stream.stream_id, None) is None:
+            return
+        self.sending.pop(stream, None)
+        self.control.pop(stream, None)
+        self._starved.pop(stream, None)
+        if (stream.stream_id & 1) == self._is_client:
+            self._local_max_streams_bidi.value += 1
+
+    def wake(self) -> None:
+        """See `StreamOwner`; the engine knows whom to wake."""
+        raise NotImplementedError
+
+    def _create_stream(self, stream_id: int, handler: StreamHandler, send_limit: int) -> EngineStream:
+        settings = self.settings
+        stream = self.streams[stream_id] = EngineStream(
+            self,
+            stream_id,
+            varint(stream_id),
+            handler,
+            window=settings.stream_window_bytes,
+            send_limit=send_limit,
+            high_water=settings.send_buffer_bytes,
+        )
+        return stream
+
+    def _find_stream(self, frame_type: int, stream_id: int) -> EngineStream | None:
+        """The stream a frame speaks of, created if the peer may open it; None if it is over and forgotten."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            return stream
+        if (stream_id & 1) != self._is_client:  # ours
+            if not stream_id & 2 and stream_id < self._local_next_stream_id_bidi:
+                return None
+            raise QuicConnectionError(QuicErrorCode.STREAM_STATE_ERROR, frame_type, "Stream was never opened")
+        limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
+        count = (stream_id >> 2) + 1
+        if count <= limit.used:
+            return None
+        if count > limit.value:
+            raise QuicConnectionError(QuicErrorCode.STREAM_LIMIT_ERROR, frame_type, "Too many streams open")
+        # A stream opens all lower-numbered ones of its kind (RFC 9000 section 2.1).
+        for new_id in range(limit.used * 4 + (stream_id & 3), stream_id + 4, 4):
+            stream = self._create_stream(new_id, NOBODY, self._remote_max_stream_data_bidi_local)
+            self._arrived.append(stream)
+        limit.used = count
+        return stream
+
+    # --- frames in ---------------------------------------------------------------------------------------------------
+
+    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        stream_id = buf.pull_uint_var()
+        offset = buf.pull_uint_var() if frame_type & 4 else 0
+        length = buf.pull_uint_var() if frame_type & 2 else buf.capacity - buf.tell()
+        if offset + length > UINT_VAR_MAX:
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "offset + length cannot exceed 2^62 - 1"
+            )
+        data = buf.pull_bytes(length)
+        if context.quic_logger_frames is not None and self._quic_logger is not None:
+            context.quic_logger_frames.append(
+                self._quic_logger.encode_stream_frame(
+                    QuicStreamFrame(data=data, fin=bool(frame_type & 1), offset=offset), stream_id=stream_id
+                )
+            )
+        stream = self._find_stream(frame_type, stream_id)
+        if stream is not None:
+            try:
+                stream.frame_data(offset, data, bool(frame_type & 1))
+            except StreamError as error:
+                raise QuicConnectionError(error.error_code, frame_type, error.reason) from error
+
+    def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        stream_id = buf.pull_uint_var()
+        error_code = buf.pull_uint_var()
+        final_size = buf.pull_uint_var()
+        if context.quic_logger_frames is not None and self._quic_logger is not None:
+            context.quic_logger_frames.append(
+                self._quic_logger.encode_reset_stream_frame(
+                    error_code=error_code, final_size=final_size, stream_id=stream_id
+                )
+            )
+        stream = self._find_stream(frame_type, stream_id)
+        if stream is not None:
+            try:
+                stream.frame_reset(error_code, final_size)
+            except StreamError as error:
+                raise QuicConnectionError(error.error_code, frame_type, error.reason) from error
+
+    def _handle_stop_sending_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        stream_id = buf.pull_uint_var()
+        error_code = buf.pull_uint_var()
+        if context.quic_logger_frames is not None and self._quic_logger is not None:
+            context.quic_logger_frames.append(
+                self._quic_logger.encode_stop_sending_frame(error_code=error_code, stream_id=stream_id)
+            )
+        self._assert_stream_can_send(frame_type, stream_id)
+        stream = self._find_stream(frame_type, stream_id)
+        if stream is not None:
+            stream.frame_stop(error_code)
+
+    def _handle_max_stream_data_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        stream_id = buf.pull_uint_var()
+        limit = buf.pull_uint_var()
+        if context.quic_logger_frames is not None and self._quic_logger is not None:
+            context.quic_logger_frames.append(
+                self._quic_logger.encode_max_stream_data_frame(maximum=limit, stream_id=stream_id)
+            )
+        self._assert_stream_can_send(frame_type, stream_id)
+        stream = self._find_stream(frame_type, stream_id)
+        if stream is not None:
+            stream.frame_limit(limit)
+
+    def _handle_stream_data_blocked_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        stream_id = buf.pull_uint_var()
+        limit = buf.pull_uint_var()
+        if context.quic_logger_frames is not None and self._quic_logger is not None:
+            context.quic_logger_frames.append(
+                self._quic_logger.encode_stream_data_blocked_frame(limit=limit, stream_id=stream_id)
+            )
+        self._assert_stream_can_receive(frame_type, stream_id)
+        self._find_stream(frame_type, stream_id)
+
+    def _handle_max_data_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        super()._handle_max_data_frame(context, frame_type, buf)
+        if self._starved and self._remote_max_data > self._remote_max_data_used:
+            self.sending.update(self._starved)
+            self._starved.clear()
+
+    def _unblock_streams(self, is_unidirectional: bool) -> None:
+        if not is_unidirectional:
+            self._credit_raised = True
+            self._blocked_at = None
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        self._cids_to_send = True
+
+    def _on_new_connection_id_delivery(self, delivery: QuicDeliveryState, connection_id: QuicConnectionId) -> None:
+        super()._on_new_connection_id_delivery(delivery, connection_id)
+        self._cids_to_send = self._cids_to_send or delivery is not ACKED
+
+    # --- frames out --------------------------------------------------------------------------------------------------
+
+    def _max_streams_due(self) -> bool:
+        """Renew the peer's stream limit when less is left to it than the renewal grants."""
+        limit = self._local_max_streams_bidi
+        return limit.value != limit.sent and limit.sent - limit.used < limit.value - limit.sent
+
+    def _has_frames(self) -> bool:
+        return bool(self.sending or self.control or self._blocked_at is not None) or self._max_streams_due()
+
+    def _take_frames(self, room: int, frames: list[Frame]) -> int:
+        """Append what streams have to say and fits in `room` bytes; returns the room that is left."""
+        if room < _SMALLEST_STREAM_FRAME:
+            return room
+        if self._max_streams_due():
+            limit = self._local_max_streams_bidi
+            limit.sent = limit.value
+            frame = b"\x12" + varint(limit.value)
+            frames.append((QuicFrameType.MAX_STREAMS_BIDI, frame, self._on_connection_limit_delivery, (limit,)))
+            room -= len(frame)
+        if self._blocked_at is not None:
+            frame = b"\x16" + varint(self._blocked_at)
+            self._blocked_at = None
+            frames.append((QuicFrameType.STREAMS_BLOCKED_BIDI, frame, ignore_delivery, ()))
+            room -= len(frame)
+        control = self.control
+        while control and room >= 3 * _SMALLEST_STREAM_FRAME:
+            stream = next(iter(control))
+            del control[stream]
+            room -= self._take_control_frames(stream, frames)
+        sending = self.sending
+        while sending and room >= _SMALLEST_STREAM_FRAME:
+            stream = next(iter(sending))
+            del sending[stream]
+            before = stream.sent
+            offset_room = 8 if before >= 0x40000000 else 4 if before >= 0x4000 else 2
+            piece = stream.next_data(
+                room - 3 - len(stream.id_bytes) - offset_room, self._remote_max_data - self._remote_max_data_used
+            )
+            if piece is None:
+                if stream.has_data():
+                    self._starved[stream] = None
+                continue
+            offset, data, fin = piece
+            self._remote_max_data_used += stream.sent - before
+            stop = offset + len(data)
+            length = (len(data) | 0x4000).to_bytes(2, "big")
+            if offset:
+                frame = b"".join((_STREAM_TYPES[4 | fin], stream.id_bytes, varint(offset), length, data))
+            else:
+                frame = b"".join((_STREAM_TYPES[fin], stream.id_bytes, length, data))
+            frames.append((frame[0], frame, data_delivery, (stream, offset, stop, fin)))
+            room -= len(frame)
+            if stream.has_data():
+                # Behind all others: a greedy stream gets one piece per round.
+                sending[stream] = None
+        return room
+
+    def _take_control_frames(self, stream: EngineStream, frames: list[Frame]) -> int:
+        size = 0
+        if stream.stop_pending:
+            frame = b"\x05" + stream.id_bytes + varint(stream.next_stop())
+            frames.append((QuicFrameType.STOP_SENDING, frame, stop_delivery, (stream,)))
+            size += len(frame)
+        if stream.reset_pending:
+            error_code, final_size = stream.next_reset()
+            frame = b"\x04" + stream.id_bytes + varint(error_code) + varint(final_size)
+            frames.append((QuicFrameType.RESET_STREAM, frame, reset_delivery, (stream,)))
+            size += len(frame)
+        if stream.limit_pending:
+            frame = b"\x11" + stream.id_bytes + varint(stream.next_limit())
+            frames.append((QuicFrameType.MAX_STREAM_DATA, frame, limit_delivery, (stream,)))
+            size += len(frame)
+        return size
+
+    def _write_application(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
+        """Every kind of frame, with qlog; `fast.py` has a shorter way for the ordinary packet."""
+        crypto = self._cryptos[_ONE_RTT]
+        if not crypto.send.is_valid():
+            return
+        space = self._spaces[_ONE_RTT]
+        while True:
+            if space.ack_at is None or space.ack_at > now:
+                self._pacing_at = self._loss._pacer.next_send_time(now=now)
+                if self._pacing_at is not None:
+                    return
+            builder.start_packet(QuicPacketType.ONE_RTT, crypto)
+            if space.ack_at is not None and (space.ack_at <= now or self._has_frames()):
+                self._write_ack_frame(builder=builder, space=space, now=now)
+            if self._handshake_complete:
+                self._write_connection_frames(builder, network_path, now)
+            self._write_probes(builder)
+            crypto_stream = self._crypto_streams[_ONE_RTT]
+            if not crypto_stream.sender.buffer_is_empty:
+                self._write_crypto_frame(builder=builder, space=space, stream=crypto_stream)
+            if self._handshake_complete:
+                self._write_stream_frames(builder)
+            if builder.packet_is_empty:
+                return
+            self._loss._pacer.update_after_send(now=now)
+
+    def _write_probes(self, builder: QuicPacketBuilder) -> None:
+        if self._ping_pending:
+            self._write_ping_frame(builder, self._ping_pending)
+            self._ping_pending.clear()
+        if self._probe_pending:
+            self._write_ping_frame(builder, comment="probe")
+            self._probe_pending = False
+
+    def _write_stream_frames(self, builder: QuicPacketBuilder) -> None:
+        frames: list[Frame] = []
+        self._take_frames(min(builder.remaining_flight_space, builder.remaining_buffer_space), frames)
+        for frame_type, frame, handler, args in frames:
+            builder.start_frame(frame_type, len(frame), handler, args).push_bytes(frame[1:])
+            if self._quic_logger is not None and builder.quic_logger_frames is not None:
+                builder.quic_logger_frames.append(self._describe(frame_type, args))
+
+    def _write_connection_frames(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
+        """Frames about paths and connection ids, as aioquic writes them."""
+        if not (network_path.is_validated or network_path.local_challenge_sent):
+            self._write_path_challenge_frame(builder=builder, network_path=network_path)
+            if network_path.validation_deadline is None:
+                # RFC 9000 section 8.2.4.
+                network_path.validation_deadline = now + 3 * max(
+                    self._loss.get_probe_timeout(), 2 * self._configuration.initial_rtt
+                )
+        if self._handshake_done_pending:
+            self._write_handshake_done_frame(builder=builder)
+            self._handshake_done_pending = False
+        while network_path.remote_challenges:
+            self._write_path_response_frame(builder=builder, challenge=network_path.remote_challenges[0])
+            network_path.remote_challenges.popleft()
+        if self._cids_to_send:
+            for connection_id in self._host_cids:
+                if not connection_id.was_sent:
+                    self._write_new_connection_id_frame(builder=builder, connection_id=connection_id)
+            self._cids_to_send = False
+        for sequence_number in self._retire_connection_ids[:]:
+            self._write_retire_connection_id_frame(builder=builder, sequence_number=sequence_number)
+            self._retire_connection_ids.pop(0)
+
+    def _describe(self, frame_type: int, args: tuple[Any, ...]) -> dict[str, Any]:
+        """A frame of ours for qlog."""
+        stream = args[0] if args and isinstance(args[0], EngineStream) else None
+        name = QuicFrameType(frame_type & 0xF8 if 8 <= frame_type <= 15 else frame_type).name.lower()
+        described: dict[str, Any] = {"frame_type": "stream" if name == "stream_base" else name}
+        if stream is not None:
+            described["stream_id"] = stream.stream_id
+        if len(args) == 4:
+            described.update(offset=args[1], length=args[2] - args[1], fin=args[3])
+        return described

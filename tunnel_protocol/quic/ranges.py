@@ -1,0 +1,43 @@
+"""A sorted set of disjoint half-open byte ranges: what of a stream has arrived, was acknowledged or was lost."""
+
+from bisect import bisect_left, bisect_right
+
+
+class Ranges:
+    """Half-open ranges `[start, stop)`; touching ranges are merged."""
+
+    __slots__ = ("starts", "stops")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.stops: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def add(self, start: int, stop: int) -> None:
+        """Add `[start, stop)`; `stop` must be greater than `start`."""
+        starts, stops = self.starts, self.stops
+        first = bisect_left(stops, start)
+        after = bisect_right(starts, stop)
+        if first < after:
+            start = min(start, starts[first])
+            stop = max(stop, stops[after - 1])
+        starts[first:after] = [start]
+        stops[first:after] = [stop]
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Remove and return up to `size` from the front of the first range; there must be one."""
+        start, stop = self.starts[0], self.stops[0]
+        if stop - start > size:
+            stop = self.starts[0] = start + size
+        else:
+            del self.starts[0], self.stops[0]
+        return start, stop
+
+    def reaches(self, offset: int) -> int:
+        """If a range begins at or before `offset`, remove it and return where it stops; else `offset`."""
+        if self.starts and self.starts[0] <= offset:
+            del self.starts[0]
+            return max(offset, self.stops.pop(0))
+        return offset
