@@ -5,6 +5,7 @@ Start and end follow docs/operations.md, "Start and end"; the checks and their o
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_u
 from router.control_plane.worker_auth import GatewayAuthenticator, WorkerAuthConnectError
 from router.control_plane.worker_tunnels import WorkerTunnels
 from router.critical_tasks import CriticalTasks
+from router.gateway.proxy import Proxy
+from router.gateway.routes import Routes
+from router.gateway.server import HttpServer
 from router.option_values import SocketAddress
+from router.policy import Policy
 from router.polling import every
 from router.ports_file import write_ports_file
 from router.registry import Identity, Registry, TargetKey
@@ -96,6 +101,7 @@ class App:
         lookup = assembly.lookup(settings, self._advertise, self._port("http"))
         await self._connect_worker_auth()
         await self._open_dialer(outbound_trust(settings, trust))
+        self._policy = Policy.load(settings, self.metrics)
         discovery = Discovery(lookup, grace_s=settings.discovery_grace_ms / 1000)
         await self._serve(discovery, http_socket, metrics_socket)
         if settings.ports_file is not None:
@@ -229,6 +235,8 @@ class App:
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
             self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
+        if self._policy.watched:
+            self.tasks.start(_LB_RELOAD, every(settings.lb_config_poll_ms / 1000, self._policy.look))
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
         await self.operators.wait_started()
@@ -237,6 +245,21 @@ class App:
             await self._grpc[name].start()
             self.tasks.start(task, self._grpc[name].wait())
         await self._serve_http(http_socket)
+
+    async def _serve_http(self, http_socket: socket.socket) -> None:
+        proxy = Proxy(
+            self.registry, self._policy.selector, self.metrics, assembly.proxy_settings(self.settings), time.monotonic
+        )
+        debug_config = assembly.debug_config(self.settings, self.bound, self._advertise)
+        routes = Routes(proxy, self.registry, self.metrics, is_ready=self._is_ready, debug_config=lambda: debug_config)
+        self.http = HttpServer(routes, time.monotonic)
+        self.metrics.requests_in_flight.track(lambda: len(proxy.running))
+        self.metrics.replay_memory_bytes.track(lambda: proxy.replay_budget.used_bytes)
+        await self.http.start(http_socket)
+        self.tasks.start("HTTP proxy server", self.http.wait())
+
+    def _is_ready(self) -> bool:
+        return not self.http.draining and not (self._identity is not None and self._identity.expired())
 
     def _track_gauges(self) -> None:
         """What the rooms know anyway is read at each scrape."""

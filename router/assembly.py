@@ -14,9 +14,10 @@ from router.control_plane.replicas import own_replica
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.worker_auth import GatewayAuthenticator, GatewayAuthSettings, OpenAuthenticator
+from router.gateway.proxy_settings import ProxySettings
 from router.option_values import SocketAddress
 from router.settings import Settings
-from router.startup_checks import StartupError
+from router.startup_checks import StartupError, retry_budget_header
 from router.telemetry.metrics import Metrics
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.quic.settings import QuicSettings
@@ -41,6 +42,23 @@ def tunnel_settings(settings: Settings) -> TunnelSettings:
         request_timeout_ms=settings.quic_request_timeout_ms,
         reverse_connect_timeout_ms=settings.reverse_tunnel_connect_timeout_ms,
         direct_connections=settings.direct_quic_connections,
+    )
+
+
+def proxy_settings(settings: Settings) -> ProxySettings:
+    """Limits and switches of the request path. Raises `StartupError` for an illegal header name."""
+    header = retry_budget_header(settings)
+    return ProxySettings(
+        request_timeout_ms=settings.quic_request_timeout_ms,
+        max_connect_retries=settings.proxy_max_connect_retries,
+        max_request_retries=settings.proxy_max_request_retries,
+        max_replay_body_bytes=settings.proxy_max_replay_body_bytes,
+        max_replay_total_bytes=settings.proxy_max_replay_total_bytes,
+        require_retry_signal=settings.proxy_require_pylon_retry_signal,
+        retry_budget_header=None if header is None else header.decode(),
+        no_repeat_accepted=settings.proxy_no_repeat_accepted,
+        response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        access_log=settings.access_log,
     )
 
 
