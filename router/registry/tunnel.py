@@ -82,6 +82,9 @@ class TunnelSet(Protocol):
     def free_streams(self) -> int:
         """How many streams can be opened right now without waiting, over all healthy connections."""
 
+    def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> Exchange | None:
+        """`open` if that is possible without waiting; None if every stream is taken. Raises `TunnelError`."""
+
     async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> Exchange:
         """Open a stream on the next healthy connection and send the head (and FIN if `end`).
 

@@ -47,6 +47,9 @@ class TunnelConnection(Protocol):
     def ping(self) -> None:
         """Make the peer acknowledge something."""
 
+    def try_open_stream(self, handler: StreamHandler) -> Stream | None:
+        """Open a bidirectional stream if that is possible without waiting."""
+
     async def open_stream(self, handler: StreamHandler) -> Stream:
         """Open a bidirectional stream, waiting in arrival order for credit."""
 
@@ -76,6 +79,20 @@ class Tunnel:
     def free_streams(self) -> int:
         """Streams that can be opened right now without waiting."""
         return self.connection.free_streams
+
+    def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange | None:
+        """`open` without waiting: None if no stream is free; raises `TunnelError`."""
+        exchange = StreamExchange(self, self._framing, sink)
+        first = exchange.encode_head(head)
+        try:
+            stream = self.connection.try_open_stream(exchange)
+            if stream is None:
+                return None
+            exchange.begin(stream, first, end=end)
+        except (ConnectionClosedError, StreamClosedError) as error:
+            raise TunnelError(f"connection to inference server '{self.inference_server_id}' is closed") from error
+        self.running += 1
+        return exchange
 
     async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange:
         """Open a stream and send the head (and FIN if `end`). Waits for stream credit; raises `TunnelError`."""

@@ -44,14 +44,21 @@ class RegistrationTunnels:
         """How many streams can be opened right now without waiting, over all open connections."""
         return self.slot.free_streams()
 
+    def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange | None:
+        """`open` without waiting: None if the next open connection has no free stream; raises `TunnelError`."""
+        return self._pick().try_open(head, sink, end=end)
+
     async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange:
         """Open a stream on the next open connection and send the head (and FIN if `end`); raises `TunnelError`."""
+        return await self._pick().open(head, sink, end=end)
+
+    def _pick(self) -> Tunnel:
         tunnel = self.slot.pick()
         if tunnel is None:
             raise TunnelError(
                 f"no connection for exact inference server registration '{self.identity.inference_server_id}'"
             )
-        return await tunnel.open(head, sink, end=end)
+        return tunnel
 
     # --- WorkerTunnels -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,192 @@
+"""Writes one HTTP/1.1 response: head, body chunks, end; or breaks it off so that nobody can take it for complete.
+
+Framing (RFC 9112 section 6): a `content-length` that is given is kept to; otherwise chunked, or for HTTP/1.0 the end of the
+connection. What a client must notice as truncated ends without the final chunk, or short of its length.
+"""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Protocol
+
+from tunnel_protocol.head import HeaderList
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_WITHOUT_BODY = frozenset((204, 304))
+_CONTENT_LENGTH = b"content-length"
+_MAX_LENGTH_DIGITS = 19
+
+
+class ResponseFlow(Protocol):
+    """Who produces a response body, told when the client is slow."""
+
+    def pause_response(self) -> None:
+        """The client does not keep up."""
+
+    def resume_response(self) -> None:
+        """The client has caught up."""
+
+    def client_gone(self) -> None:
+        """The client has left; nothing can be written any more."""
+
+
+class ResponseOutput(Protocol):
+    """The connection under a response."""
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the client."""
+
+    def response_done(self, *, keep_alive: bool) -> None:
+        """The response is complete; the connection goes on or closes."""
+
+    def response_broken(self, *, reset: bool) -> None:
+        """Close the connection after what is queued, so that the client sees the response as broken."""
+
+    def date(self) -> bytes:
+        """The value of a `date` header, now."""
+
+
+class Response:
+    """The response to one request. Methods after the end, or after the client has gone, do nothing."""
+
+    __slots__ = (
+        "_bodyless",
+        "_chunked",
+        "_http_1_0",
+        "_keep_alive",
+        "_left",
+        "_must_close",
+        "_output",
+        "body_bytes",
+        "closing",
+        "on_finished",
+        "over",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self,
+        output: ResponseOutput,
+        *,
+        http_1_0: bool,
+        keep_alive: bool,
+        bodyless: bool,
+        must_close: Callable[[], bool] = bool,
+    ) -> None:
+        self._output = output
+        self._must_close = must_close
+        self._http_1_0 = http_1_0
+        self._keep_alive = keep_alive
+        self._bodyless = bodyless
+        self._chunked = False
+        self._left: int | None = None
+        self.started = False
+        self.over = False
+        self.closing = False
+        """Say `connection: close` and close after this response."""
+        self.status = 0
+        self.body_bytes = 0
+        self.on_finished: Callable[[], None] | None = None
+
+    def start(self, status: int, headers: HeaderList) -> None:
+        """Send the head now. `headers` name no framing but perhaps one `content-length`."""
+        self.started = True
+        self.status = status
+        reason = _REASONS.get(status, b"Unknown")
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        length = _declared_length(headers)
+        dated = False
+        for name, value in headers:
+            if name == _CONTENT_LENGTH:
+                continue
+            dated = dated or name == b"date"
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if status in _WITHOUT_BODY:
+            self._bodyless = True
+        elif length is not None:
+            self._left = None if self._bodyless else length
+            lines.append(b"content-length: %d\r\n" % length)
+        elif self._http_1_0:
+            self._keep_alive = False
+        else:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not self._keep_alive or self.closing or self._must_close():
+            self._keep_alive = False
+            lines.append(b"connection: close\r\n")
+        elif self._http_1_0:
+            lines.append(b"connection: keep-alive\r\n")
+        if not dated:
+            lines.append(b"date: %b\r\n" % self._output.date())
+        lines.append(b"\r\n")
+        self._output.write(b"".join(lines))
+
+    def write(self, data: bytes) -> bool:
+        """Send a piece of body. False: the declared length is used up, the rest is not sent."""
+        if self.over or self._bodyless:
+            return not self.over
+        size = len(data)
+        if self._left is not None:
+            if size > self._left:
+                data, size = data[: self._left], self._left
+                self._left = 0
+                self.body_bytes += size
+                self._output.write(data)
+                return False
+            self._left -= size
+        self.body_bytes += size
+        if self._chunked:
+            self._output.write(b"%x\r\n%b\r\n" % (size, data))
+        else:
+            self._output.write(data)
+        return True
+
+    def end(self) -> None:
+        """The body is complete; short of its declared length it is broken."""
+        if self.over:
+            return
+        if self._left:
+            self.break_off()
+            return
+        self.over = True
+        if self._chunked and not self._bodyless:
+            self._output.write(b"0\r\n\r\n")
+        self._finished()
+        self._output.response_done(keep_alive=self._keep_alive)
+
+    def break_off(self) -> None:
+        """End abnormally: what is queued still goes out, the final chunk never does."""
+        if self.over:
+            return
+        self.over = True
+        self._finished()
+        # Where the end of the connection is the end of the body, only a reset tells that it is not complete.
+        self._output.response_broken(reset=not self._chunked and self._left is None)
+
+    def send(self, status: int, headers: HeaderList, body: bytes = b"") -> None:
+        """A whole response of known length."""
+        if self.over:
+            return
+        self.start(status, [*headers, (_CONTENT_LENGTH, b"%d" % len(body))])
+        if body:
+            self.write(body)
+        self._left = None
+        self.end()
+
+    def abandoned(self) -> None:
+        """The client has gone."""
+        self.over = True
+        self._finished()
+
+    def _finished(self) -> None:
+        callback, self.on_finished = self.on_finished, None
+        if callback is not None:
+            callback()
+
+
+def _declared_length(headers: HeaderList) -> int | None:
+    """The length a worker declared, if it did so once and in digits."""
+    values = [value for name, value in headers if name == _CONTENT_LENGTH]
+    if len(values) != 1 or not values[0].isdigit() or len(values[0]) > _MAX_LENGTH_DIGITS:
+        return None
+    return int(values[0])

@@ -1,0 +1,45 @@
+"""Which answers ask for another attempt, and for what reason. Pure functions over response heads.
+
+See docs/gateway.md, "Retries".
+"""
+
+from tunnel_protocol.head import RETRY_REASON, RETRYABLE, ResponseHead
+
+RETRYABLE_STATUSES = frozenset((429, 503))
+QUEUE_ESTIMATE_MISMATCH = "queue_estimate_mismatch"
+UNNAMED = "retryable_upstream_response"
+BUDGET_EXHAUSTED = "retry_budget_exhausted"
+CONNECT_RETRIES_EXHAUSTED = "connect_retries_exhausted"
+NO_ELIGIBLE_BACKEND = "no_eligible_backend"
+HOT_PATH_RECONNECT = "hot_path_reconnect"
+CONNECT_FAILOVER = "connect_failover"
+
+
+def retry_reason(head: ResponseHead, *, signal_required: bool) -> str | None:
+    """Why this answer may be retried, or None. A signal other than `true` forbids it even where none is required."""
+    if head.status not in RETRYABLE_STATUSES:
+        return None
+    signal = _first(head, RETRYABLE)
+    if signal is None:
+        if signal_required:
+            return None
+    elif signal.lower() != b"true":
+        return None
+    reason = (_first(head, RETRY_REASON) or b"").strip(b" \t").decode("latin-1")
+    return reason or UNNAMED
+
+
+def releases_reservation(head: ResponseHead) -> bool:
+    """Whether the worker refused because our picture of its queue was wrong: then the reservation made it worse."""
+    return (
+        head.status == 429
+        and (_first(head, RETRYABLE) or b"").lower() == b"true"
+        and _first(head, RETRY_REASON) == QUEUE_ESTIMATE_MISMATCH.encode()
+    )
+
+
+def _first(head: ResponseHead, name: bytes) -> bytes | None:
+    for entry in head.headers:
+        if entry[0] == name:
+            return entry[1]
+    return None

@@ -1,0 +1,105 @@
+"""The HTTP listener: accepts connections, hands requests to the routes, and drains."""
+
+import asyncio
+import email.utils
+import socket
+import time
+from collections.abc import Callable
+
+from router.gateway.connection import ClientConnection
+from router.gateway.request import ClientRequest
+from router.gateway.response import Response, ResponseFlow
+from router.gateway.routes import Routes
+
+BACKLOG = 1024
+_POLL_S = 0.01
+
+
+class HttpServer:
+    """One listening socket and its connections. A connection stays open as long as its client likes."""
+
+    def __init__(self, routes: Routes, clock: Callable[[], float]) -> None:
+        self._routes = routes
+        self._clock = clock
+        self._connections: set[ClientConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._changed = asyncio.Event()
+        self._refusing = False
+        self.draining = False
+        self._date = b""
+        self._date_second = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return sum(not connection.idle for connection in self._connections)
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept connections on a bound socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: ClientConnection(self, self._clock), sock=sock, backlog=BACKLOG)
+
+    async def wait(self) -> None:
+        """Serve until the listener is closed."""
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    async def drain(self, budget_s: float, lame_duck_s: float = 0.0) -> bool:
+        """Take no new work and let the running requests finish; False if some still ran after `budget_s`.
+
+        For `lame_duck_s` new connections are accepted and new requests answered with 503; then the listener closes.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + budget_s
+        self.draining = self._refusing = True
+        if lame_duck_s:
+            await asyncio.sleep(min(lame_duck_s, budget_s))
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close_when_idle()
+        while self._connections:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    # --- Requests --------------------------------------------------------------------------------------------------
+
+    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """Answer a request; new work is refused while draining."""
+        if self._refusing and request.method == b"POST":
+            response.closing = True
+            response.send(503, [])
+            return None
+        return self._routes.handle(request, response)
+
+    def connection_opened(self, connection: ClientConnection) -> None:
+        """Keep track of it."""
+        self._connections.add(connection)
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """Forget it."""
+        self._connections.discard(connection)
+        self._changed.set()
+
+    def date(self) -> bytes:
+        """The value of a `date` header, made once a second."""
+        second = int(time.time())
+        if second != self._date_second:
+            self._date_second = second
+            self._date = email.utils.formatdate(second, usegmt=True).encode()
+        return self._date

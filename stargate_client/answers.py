@@ -1,0 +1,90 @@
+"""Answers the worker gives itself, and the retry metadata it puts on those of its engine."""
+
+import email.utils
+import time
+from http import HTTPStatus
+
+import msgspec
+
+from stargate_client.settings import RetryPolicy
+from tunnel_protocol.head import (
+    RETRY_AFTER_MS,
+    RETRY_REASON,
+    RETRYABLE,
+    HeaderList,
+    ResponseHead,
+    response_headers_to_router,
+)
+
+
+class Problem(Exception):  # noqa: N818 - it is the answer, not a fault of ours
+    """A request that ends with a problem document (RFC 9457) instead of the engine's answer."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        retryable: bool | None = None,
+        reason: str | None = None,
+        retry_after_ms: int | None = None,
+        members: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.retryable = retryable
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+        self.members = members or {}
+
+    def head(self) -> ResponseHead:
+        """The response head."""
+        headers: HeaderList = [(b"content-type", b"application/problem+json")]
+        if self.retryable is not None and self.reason is not None:
+            headers.append((RETRYABLE, b"true" if self.retryable else b"false"))
+            headers.append((RETRY_REASON, self.reason.encode()))
+        if self.retry_after_ms is not None:
+            headers.append((RETRY_AFTER_MS, b"%d" % self.retry_after_ms))
+        return ResponseHead(self.status, headers)
+
+    def body(self) -> bytes:
+        """The problem document."""
+        document = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            **self.members,
+        }
+        return msgspec.json.encode(document)
+
+
+def engine_head(status: int, headers: HeaderList, policy: RetryPolicy) -> ResponseHead:
+    """An engine's head as it enters the tunnel: filtered, with retry metadata where the policy says so."""
+    kept = response_headers_to_router(headers, policy.header)
+    if status in policy.statuses and (not policy.require_header or _signalled(headers, policy.header)):
+        kept.append((RETRYABLE, b"true"))
+        kept.append((RETRY_REASON, b"upstream_admission_rejected"))
+        after = _retry_after_ms(headers) if policy.propagate_retry_after else None
+        if after is not None:
+            kept.append((RETRY_AFTER_MS, b"%d" % after))
+    return ResponseHead(status, kept)
+
+
+def _signalled(headers: HeaderList, name: bytes) -> bool:
+    return any(entry[0] == name and entry[1].strip().lower() == b"true" for entry in headers)
+
+
+def _retry_after_ms(headers: HeaderList) -> int | None:
+    for name, value in headers:
+        if name == b"retry-after":
+            text = value.decode("latin-1").strip()
+            if text.isdigit():
+                return int(text) * 1000 if len(text) < 16 else None
+            try:
+                at = email.utils.parsedate_to_datetime(text).timestamp()
+            except ValueError:
+                return None
+            return max(0, int((at - time.time()) * 1000))
+    return None

@@ -1,0 +1,110 @@
+"""Which routers to register with: every `WatchStargates` stream that can be reached from the seed address."""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+import structlog
+
+from stargate_client.registration import RouterAddress
+from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
+
+_log = structlog.get_logger()
+
+RETRY_S = 1.0
+KEEP_LOST_S = 10.0
+"""How long routers stay known after the stream that named them broke."""
+
+
+class RouterDiscovery:
+    """Follows the watch streams; `on_routers` gets every new union."""
+
+    def __init__(self, seed: str, on_routers: Callable[[frozenset[RouterAddress]], None]) -> None:
+        self._seed = _address(seed)
+        self._on_routers = on_routers
+        self._snapshots: dict[str, stargate_pb2.WatchStargatesResponse] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._forgetting: dict[str, asyncio.TimerHandle] = {}
+        self._told: frozenset[RouterAddress] | None = None
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        try:
+            self._follow()
+            while True:
+                done, _ = await asyncio.wait(self._watches.values(), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # a watch ends only by being cancelled; anything else is a fault of ours
+                    self._watches = {url: one for url, one in self._watches.items() if one is not task}
+        finally:
+            for timer in self._forgetting.values():
+                timer.cancel()
+            for task in self._watches.values():
+                task.cancel()
+            await asyncio.gather(*self._watches.values(), return_exceptions=True)
+
+    async def _watch(self, address: str) -> None:
+        while True:
+            try:
+                async with grpc.aio.insecure_channel(address) as channel:
+                    stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)
+                    async for snapshot in stub.WatchStargates(stargate_pb2.WatchStargatesRequest()):
+                        self._remember(address, snapshot)
+            except grpc.aio.AioRpcError as error:
+                _log.warning("router watch lost", address=address, code=error.code().name)
+            if address in self._snapshots and address not in self._forgetting:
+                loop = asyncio.get_running_loop()
+                self._forgetting[address] = loop.call_later(KEEP_LOST_S, self._forget, address)
+            await asyncio.sleep(RETRY_S)
+
+    def _remember(self, address: str, snapshot: stargate_pb2.WatchStargatesResponse) -> None:
+        timer = self._forgetting.pop(address, None)
+        if timer is not None:
+            timer.cancel()
+        self._snapshots[address] = snapshot
+        self._follow()
+
+    def _forget(self, address: str) -> None:
+        self._forgetting.pop(address, None)
+        if self._snapshots.pop(address, None) is not None:
+            self._follow()
+
+    def _follow(self) -> None:
+        wanted = self._reachable()
+        for address in wanted - self._watches.keys():
+            self._watches[address] = asyncio.get_running_loop().create_task(self._watch(address))
+        for address in self._watches.keys() - wanted:
+            self._watches.pop(address).cancel()
+            self._snapshots.pop(address, None)
+        routers = frozenset(
+            router for address in wanted if address in self._snapshots for router in _routers(self._snapshots[address])
+        )
+        if routers != self._told and (routers or self._told is not None):
+            self._told = routers
+            self._on_routers(routers)
+
+    def _reachable(self) -> set[str]:
+        found, new = {self._seed}, [self._seed]
+        while new:
+            snapshot = self._snapshots.get(new.pop())
+            for url in snapshot.watch_stargate_urls if snapshot is not None else ():
+                address = _address(url)
+                if address and address not in found:
+                    found.add(address)
+                    new.append(address)
+        return found
+
+
+def _address(url: str) -> str:
+    return url.strip().removeprefix("http://").rstrip("/")
+
+
+def _routers(snapshot: stargate_pb2.WatchStargatesResponse) -> list[RouterAddress]:
+    by_id: dict[str, RouterAddress] = {}
+    for info in snapshot.stargates:
+        authority = _address(info.advertise_addr) or _address(info.stargate_id)
+        if authority:
+            dial = _address(info.grpc_pylon_dial_addr) or authority
+            by_id[info.stargate_id.strip() or authority] = RouterAddress(authority, dial)
+    return list(by_id.values())

@@ -1,0 +1,116 @@
+"""One registration with one router: a gRPC stream of heartbeats, and the tunnel its acks point to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+import grpc
+import grpc.aio
+import structlog
+
+from stargate_client.serve import Service
+from stargate_client.settings import WorkerSettings, read_token
+from stargate_client.tunnel import ReverseTunnel, TunnelEndpoint
+from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
+from tunnel_protocol.quic.settings import QuicSettings
+
+_log = structlog.get_logger()
+
+RETRY_S = 1.0
+_FAREWELL_S = 0.5
+
+
+class RouterAddress(NamedTuple):
+    """A router to register with: what it is called, and where to connect."""
+
+    authority: str
+    dial: str
+
+
+class Registration:
+    """Keeps a worker registered with one router until cancelled."""
+
+    def __init__(
+        self,
+        router: RouterAddress,
+        settings: WorkerSettings,
+        service: Service,
+        quic: QuicSettings,
+        models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
+    ) -> None:
+        self.router = router
+        self._settings = settings
+        self._service = service
+        self._quic = quic
+        self._models = models
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def poke(self) -> None:
+        """Send an update now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Register, again and again."""
+        while True:
+            try:
+                await self._register()
+            except grpc.aio.AioRpcError as error:
+                _log.warning(
+                    "registration ended", router=self.router.authority, code=error.code().name, error=error.details()
+                )
+            except OSError as error:
+                _log.warning("registration not possible", router=self.router.authority, error=str(error))
+            await asyncio.sleep(RETRY_S)
+
+    async def _register(self) -> None:
+        metadata = [("x-stargate-registration-heartbeat-ms", str(self._settings.update_interval_ms))]
+        token = read_token(self._settings)
+        if token is not None:
+            metadata.append(("authorization", f"Bearer {token}"))
+        tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
+        options = (
+            [("grpc.default_authority", self.router.authority)] if self.router.authority != self.router.dial else []
+        )
+        async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
+            call = stargate_pb2_grpc.StargateControlPlaneStub(channel).RegisterInferenceServer(
+                self._updates(tunnel), metadata=metadata
+            )
+            dialling = asyncio.create_task(tunnel.run())
+            try:
+                async for ack in call:
+                    tunnel.point_to(_endpoint_of(ack))
+            finally:
+                call.cancel()
+                dialling.cancel()
+                await asyncio.wait({dialling})
+        _log.info("registration stream ended", router=self.router.authority)
+
+    async def _updates(self, tunnel: ReverseTunnel) -> AsyncIterator[stargate_pb2.InferenceServerRegistration]:
+        while True:
+            self._wake.clear()
+            yield self._message(connected=tunnel.connected)
+            try:
+                async with asyncio.timeout(self._settings.update_interval_ms / 1000):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _message(self, *, connected: bool) -> stargate_pb2.InferenceServerRegistration:
+        return stargate_pb2.InferenceServerRegistration(
+            inference_server_id=self._settings.inference_server_id,
+            inference_server_url=self._settings.engine_url,
+            models=self._models(connected and not self._stopping),
+            reverse_tunnel=True,
+            cluster_id=self._settings.cluster_id,
+        )
+
+    def leave(self) -> None:
+        """Advertise everything as inactive from now on: the router stops sending new requests."""
+        self._stopping = True
+        self.poke()
+
+
+def _endpoint_of(ack: stargate_pb2.InferenceServerAck) -> TunnelEndpoint | None:
+    target, dial = ack.reverse_tunnel_target.strip(), ack.reverse_tunnel_pylon_dial_addr.strip()
+    return TunnelEndpoint(target, dial) if target and dial else None

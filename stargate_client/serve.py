@@ -1,0 +1,292 @@
+"""Serves one request that a router opened on a tunnel: collect, check, ask the engine, relay.
+
+The order of the steps decides which error wins (docs/worker.md, "A request"). Failures before the head are answered where
+the protocol says so and are a reset otherwise; failures after the head are always a reset, never a clean end.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+import aiohttp
+import structlog
+
+from stargate_client.answers import Problem, engine_head
+from stargate_client.engine import Engine, EngineConnectError
+from stargate_client.request_rules import (
+    CHAT,
+    EMBEDDINGS,
+    OBSERVED,
+    RESPONSES,
+    RequestFacts,
+    check_body,
+    check_queue,
+    engine_headers,
+    facts,
+)
+from stargate_client.settings import WorkerSettings
+from stargate_client.sse import EventCutter, EventKind, EventTooLargeError, kind_of
+from stargate_client.stats import LiveRequest, ModelLoad, State
+from stargate_client.usage import output_tokens
+from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
+from tunnel_protocol.framing import Framing
+from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.quic.stream import Stream
+
+_log = structlog.get_logger()
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+EVENT_GAP_S = 30.0
+_HEALTH = b"/health"
+
+
+class BrokenAnswerError(Exception):
+    """The engine's answer cannot be completed; the router must not take it for complete."""
+
+
+class Models(Protocol):
+    """The models that are admitted, with their load."""
+
+    def load(self, model: str) -> ModelLoad | None:
+        """The load of an admitted model."""
+
+
+class Service:
+    """What all requests of a worker share."""
+
+    def __init__(self, settings: WorkerSettings, engine: Engine, models: Models, framing: Framing) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.models = models
+        self.framing = framing
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def accept(self, stream: Stream) -> "TunnelRequest":
+        """The handler of a stream that a router opened."""
+        return TunnelRequest(self, stream)
+
+
+class TunnelRequest:
+    """Implements the handler of a stream and the sink of a request."""
+
+    def __init__(self, service: Service, stream: Stream) -> None:
+        self._service = service
+        self._stream = stream
+        self._exchange = service.framing.worker_exchange(self)
+        self._head: RequestHead | None = None
+        self._known: RequestFacts | None = None
+        self._load: ModelLoad | None = None
+        self._live: LiveRequest | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._answered = False
+        self._task: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    # --- StreamHandler ---------------------------------------------------------------------------------------------
+
+    def on_data(self, data: bytes, fin: bool) -> None:
+        """Bytes of the request."""
+        if self._answered:
+            return
+        try:
+            self._exchange.receive(data, fin)
+        except ProtocolError as error:
+            _log.warning("request stream refused", error=error.reason)
+            self._tear_down()
+
+    def on_reset(self, error_code: int) -> None:  # noqa: ARG002
+        """The router gave the request up while sending it."""
+        self._tear_down()
+
+    def on_stop(self, error_code: int) -> None:  # noqa: ARG002
+        """The router does not want the answer: the engine need not go on."""
+        self._cancel()
+
+    def on_writable(self) -> None:
+        """The router takes more."""
+        self._writable.set()
+
+    def on_connection_lost(self, error: ConnectionClosedError) -> None:  # noqa: ARG002
+        """Nobody is there any more."""
+        self._cancel()
+
+    # --- RequestSink -----------------------------------------------------------------------------------------------
+
+    def on_head(self, head: RequestHead) -> None:
+        """Check what can be checked without the body."""
+        self._head = head
+        if self._path() == _HEALTH:
+            return
+        try:
+            self._known = facts(head)
+            self._load = self._service.models.load(self._known.model)
+            if self._load is None:
+                raise Problem(
+                    503,
+                    "model generation is not admitted for request routing",
+                    retryable=True,
+                    reason="model_generation_unavailable",
+                )
+        except Problem as problem:
+            self._answer(problem)
+            return
+        self._live = LiveRequest(self._known.input_tokens, self._known.priority or 0, time.monotonic())
+        self._load.begin(self._known.request_id, self._live, _wall_ms())
+
+    def on_body(self, data: bytes) -> None:
+        """Collect the body, up to its limit."""
+        if self._answered:
+            return
+        self._body_bytes += len(data)
+        if self._body_bytes > MAX_BODY_BYTES:
+            _log.warning("request body too large", limit_bytes=MAX_BODY_BYTES)
+            self._tear_down()
+        else:
+            self._body.append(data)
+
+    def on_end(self) -> None:
+        """The request is complete."""
+        if self._answered or self._head is None:
+            return
+        self._task = asyncio.get_running_loop().create_task(self._serve(self._head))
+        self._service.tasks.add(self._task)
+        self._task.add_done_callback(self._served)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, head: RequestHead) -> None:
+        complete = False
+        try:
+            body = b"".join(self._body)
+            self._body = []
+            if self._known is not None and self._load is not None:
+                check_body(head.method, self._path(), body)
+                check_queue(head, self._known, self._load, self._service.settings.admission)
+            complete = await self._ask_engine(head, body)
+        except Problem as problem:
+            self._answer(problem)
+        except EngineConnectError:
+            retryable = self._service.settings.retry.connect_failures
+            self._answer(
+                Problem(503, "local upstream connection failed", retryable=retryable, reason="local_connect_failure")
+            )
+        except (aiohttp.ClientError, BrokenAnswerError, TimeoutError, StreamClosedError, OSError) as error:
+            _log.warning("engine failed", error=str(error) or type(error).__name__)
+            self._tear_down()
+        finally:
+            self._account(complete=complete)
+
+    async def _ask_engine(self, head: RequestHead, body: bytes) -> bool:
+        settings, engine = self._service.settings, self._service.engine
+        path = head.path.decode("latin-1")
+        if path.startswith("//"):
+            raise Problem(400, "request path must not begin with //")
+        if self._known is None:
+            path = engine.health_path + path.removeprefix("/health")
+        elif not path.startswith("/"):
+            path = f"/{path}"
+        headers = engine_headers(head, self._known, settings)
+        async with engine.request(head.method.decode(), path, headers, body) as response:
+            raw = [(name.lower(), value) for name, value in response.raw_headers]
+            self._send_head(engine_head(response.status, raw, settings.retry))
+            self._advance(State.INPUT)
+            content_type = response.headers.get("content-type", "")
+            observed = head.method == b"POST" and self._path() in (CHAT, RESPONSES)
+            if observed and content_type.startswith("text/event-stream"):
+                await self._relay_events(response)
+            else:
+                if 200 <= response.status < 300:
+                    self._advance(State.OUTPUT)
+                async for chunk in response.content.iter_any():
+                    await self._write(self._exchange.encode_body(chunk))
+            self._stream.write(self._exchange.encode_end(), fin=True)
+            return 200 <= response.status < 300
+
+    async def _relay_events(self, response: aiohttp.ClientResponse) -> None:
+        cutter = EventCutter()
+        output = False
+        while True:
+            async with asyncio.timeout(EVENT_GAP_S):
+                chunk = await response.content.readany()
+            if not chunk:
+                break
+            try:
+                events = cutter.feed(chunk)
+            except EventTooLargeError:
+                raise BrokenAnswerError("an event of the engine exceeds 1 MiB") from None
+            for event in events:
+                if kind_of(event) is EventKind.OUTPUT:
+                    if not output:
+                        output = True
+                        self._advance(State.OUTPUT)
+                    if self._live is not None:
+                        self._live.output_tokens = output_tokens(event, self._live.output_tokens)
+                await self._write(self._exchange.encode_body(event))
+        if not output:
+            raise BrokenAnswerError("upstream stream ended before first output event")
+        if cutter.rest():
+            await self._write(self._exchange.encode_body(cutter.rest()))
+
+    async def _write(self, data: bytes) -> None:
+        if not self._stream.write(data):
+            self._writable.clear()
+            await self._writable.wait()
+
+    def _send_head(self, head: ResponseHead) -> None:
+        self._answered = True
+        try:
+            self._stream.write(self._exchange.encode_head(head))
+        except ProtocolError as error:
+            raise BrokenAnswerError(error.reason) from error
+
+    def _answer(self, problem: Problem) -> None:
+        if self._answered:
+            self._tear_down()
+            return
+        self._answered = True
+        exchange = self._exchange
+        self._stream.write(exchange.encode_head(problem.head()) + exchange.encode_body(problem.body()), fin=True)
+        # The answer is complete before the rest of the request is refused: the router must be able to read it.
+        self._stream.when_sent(self._stream.stop)
+
+    def _tear_down(self) -> None:
+        self._answered = True
+        self._body = []
+        self._stream.reset()
+        self._stream.stop()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._answered = True
+        self._writable.set()
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._account(complete=False)
+
+    def _advance(self, state: State) -> None:
+        if self._live is not None:
+            self._live.advance(state, time.monotonic())
+
+    def _account(self, *, complete: bool) -> None:
+        live, self._live = self._live, None
+        if live is None or self._known is None or self._load is None or self._head is None:
+            return
+        observed = self._head.method == b"POST" and self._path() in OBSERVED
+        finished = complete and observed and (live.state is State.OUTPUT or self._path() == EMBEDDINGS)
+        self._load.end(self._known.request_id, live, time.monotonic(), _wall_ms(), complete=finished)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._service.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("request failed", exc_info=task.exception())
+            self._stream.reset()
+
+    def _path(self) -> bytes:
+        return b"" if self._head is None else self._head.path.partition(b"?")[0]
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

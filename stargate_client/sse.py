@@ -1,0 +1,78 @@
+"""Cuts a Server-Sent Events stream into events, byte for byte, and tells which of them carry output. Sans-I/O.
+
+An event ends with an empty line (LF LF or CR LF CR LF) and is handed on with it.
+"""
+
+import re
+from enum import Enum
+
+import msgspec
+
+MAX_EVENT_BYTES = 1024 * 1024
+_END = re.compile(rb"\n\n|\r\n\r\n").search
+
+
+class EventTooLargeError(Exception):
+    """An event does not end within 1 MiB."""
+
+
+class EventKind(Enum):
+    """What an event means for the life of a request."""
+
+    OUTPUT = "output"
+    DONE = "done"
+    OTHER = "other"
+
+
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+class EventCutter:
+    """Collects bytes and returns complete events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Events completed by `data`. Raises `EventTooLargeError`; events before the large one are lost then, too."""
+        data = self._rest + data if self._rest else data
+        events = []
+        start = 0
+        while True:
+            found = _END(data, start)
+            if found is None:
+                break
+            events.append(data[start : found.end()])
+            start = found.end()
+        self._rest = data[start:] if start else data
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise EventTooLargeError
+        return events
+
+    def rest(self) -> bytes:
+        """What was received after the last complete event."""
+        return self._rest
+
+
+def kind_of(event: bytes) -> EventKind:
+    """Classify a complete event."""
+    name = b""
+    data = []
+    for line in event.splitlines():
+        if line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
+    text = b"\n".join(data).strip()
+    if text == b"[DONE]":
+        return EventKind.DONE
+    if not text or name == b"response.created":
+        return EventKind.OTHER
+    if b"response.created" in text:
+        try:
+            if msgspec.json.decode(text, type=_Typed).type == "response.created":
+                return EventKind.OTHER
+        except msgspec.DecodeError:
+            pass
+    return EventKind.OUTPUT

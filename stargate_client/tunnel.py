@@ -1,0 +1,206 @@
+"""The tunnel to one router: dial where its acks say, shake hands, serve, and dial again whenever it is lost."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from stargate_client.serve import Service
+from stargate_client.settings import WorkerSettings, read_token
+from tunnel_protocol.capnp import HandshakeAck
+from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
+from tunnel_protocol.handshake import WorkerHandshake
+from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.tls import ClientTls, server_name_for
+
+_log = structlog.get_logger()
+
+ATTEMPT_S = 5.0
+FIRST_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 30.0
+STABLE_S = 60.0
+
+
+class TunnelEndpoint(NamedTuple):
+    """Where a router wants to be dialled."""
+
+    target: str
+    """Routing identity, `host:port`; decides the server name when it differs from the address."""
+    dial_address: str
+
+
+class TunnelRefusedError(Exception):
+    """A dial or handshake failed; `reason` is for the log."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Handshake:
+    """Handler of the first stream."""
+
+    def __init__(self) -> None:
+        self.machine = WorkerHandshake()
+        self.answer: asyncio.Future[HandshakeAck] = asyncio.get_running_loop().create_future()
+
+    def on_data(self, data: bytes, fin: bool) -> None:
+        try:
+            ack = self.machine.receive(data, fin)
+        except ProtocolError as error:
+            self._fail(error.reason)
+        else:
+            if ack is not None and not self.answer.done():
+                self.answer.set_result(ack)
+
+    def on_reset(self, error_code: int) -> None:
+        self._fail(f"handshake stream reset (code {error_code})")
+
+    def on_stop(self, error_code: int) -> None:
+        """The router read what it needs."""
+
+    def on_writable(self) -> None:
+        """The message is far below the mark."""
+
+    def on_connection_lost(self, error: ConnectionClosedError) -> None:
+        self._fail(str(error))
+
+    def _fail(self, reason: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(TunnelRefusedError(reason))
+
+
+class _TunnelConnection:
+    """Handler of the connection. Streams that arrive before the handshake is answered are served like all others."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.closed: asyncio.Future[ConnectionClosedError] = asyncio.get_running_loop().create_future()
+
+    def on_stream(self, stream: Stream) -> StreamHandler:
+        return self._service.accept(stream)
+
+    def on_closed(self, error: ConnectionClosedError) -> None:
+        if not self.closed.done():
+            self.closed.set_result(error)
+
+
+class ReverseTunnel:
+    """Keeps one router's tunnel up. `on_change` is called whenever `connected` changes."""
+
+    def __init__(
+        self, settings: WorkerSettings, service: Service, quic: QuicSettings, on_change: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._service = service
+        self._quic = quic
+        self._on_change = on_change
+        self._endpoint: TunnelEndpoint | None = None
+        self._changed = asyncio.Event()
+        self.connected = False
+
+    def point_to(self, endpoint: TunnelEndpoint | None) -> None:
+        """Where to dial from now on; the same as before changes nothing, None closes the tunnel."""
+        if endpoint != self._endpoint:
+            self._endpoint = endpoint
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Dial and serve until cancelled."""
+        backoff = FIRST_BACKOFF_S
+        while True:
+            self._changed.clear()
+            endpoint = self._endpoint
+            if endpoint is None:
+                await self._changed.wait()
+                continue
+            lasted = await self._once(endpoint)
+            if self._changed.is_set() or lasted > STABLE_S:
+                backoff = FIRST_BACKOFF_S
+            if not self._changed.is_set():
+                try:
+                    async with asyncio.timeout(backoff):
+                        await self._changed.wait()
+                    backoff = FIRST_BACKOFF_S
+                except TimeoutError:
+                    backoff = min(backoff * 2, MAX_BACKOFF_S)
+
+    async def _once(self, endpoint: TunnelEndpoint) -> float:
+        """One tunnel from dial to loss; returns how many seconds it was up."""
+        loop = asyncio.get_running_loop()
+        sockets: list[Endpoint] = []
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                connection, handler = await self._dial(endpoint, sockets)
+                await self._shake_hands(connection)
+        except TimeoutError:
+            _log.warning("reverse tunnel connection timed out", dial_address=endpoint.dial_address, timeout_ms=5000)
+            await _close(sockets)
+            return 0
+        except (TunnelRefusedError, ConnectionClosedError, OSError, ValueError) as error:
+            _log.warning("reverse tunnel connection failed", dial_address=endpoint.dial_address, error=str(error))
+            await _close(sockets)
+            return 0
+        except asyncio.CancelledError:
+            await _close(sockets)
+            raise
+        started = loop.time()
+        _log.info("reverse tunnel connection established", dial_address=endpoint.dial_address)
+        self._set_connected(connected=True)
+        try:
+            changed = loop.create_task(self._changed.wait())
+            await asyncio.wait({changed, handler.closed}, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+            if handler.closed.done():
+                _log.warning("reverse tunnel connection closed", reason=str(handler.closed.result()))
+        finally:
+            self._set_connected(connected=False)
+            await _close(sockets)
+        return loop.time() - started
+
+    async def _dial(self, endpoint: TunnelEndpoint, sockets: list[Endpoint]) -> tuple[Connection, _TunnelConnection]:
+        host, _, port = endpoint.dial_address.rpartition(":")
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+        addresses = sorted(
+            {entry[4][0]: entry[0] for entry in found}.items(), key=lambda item: item[1] != socket.AF_INET
+        )
+        if not addresses:
+            raise TunnelRefusedError("no resolved reverse tunnel address")
+        tls = ClientTls(
+            trust_pem=None if self._settings.trust_path is None else self._settings.trust_path.read_bytes(),
+            server_name=server_name_for(endpoint.dial_address, endpoint.target),
+            insecure=self._settings.quic_insecure,
+        )
+        failures = []
+        for address, family in addresses:
+            udp = await Endpoint.client(socket.AddressFamily(family), self._quic)
+            sockets.append(udp)
+            handler = _TunnelConnection(self._service)
+            try:
+                return await udp.connect(str(address), int(port), tls, handler, ATTEMPT_S), handler
+            except (ConnectionClosedError, OSError) as error:
+                failures.append(f"{address}: {error}")
+        raise TunnelRefusedError("failed to connect to every resolved address: " + "; ".join(failures))
+
+    async def _shake_hands(self, connection: Connection) -> None:
+        handshake = _Handshake()
+        stream = await connection.open_stream(handshake)
+        token = read_token(self._settings)
+        stream.write(handshake.machine.hello(self._settings.inference_server_id, token), fin=True)
+        ack = await handshake.answer
+        if not ack.accepted:
+            raise TunnelRefusedError(f"refused by the router: {ack.reason}")
+
+    def _set_connected(self, *, connected: bool) -> None:
+        if connected != self.connected:
+            self.connected = connected
+            self._on_change()
+
+
+async def _close(endpoints: list[Endpoint]) -> None:
+    for endpoint in endpoints:
+        await endpoint.close()
