@@ -15,7 +15,8 @@ _EPILOG = """examples:
   python -m certs check --cert tls.crt --key tls.key
   python -m certs show --cert tls.crt
 
-A worker that dials an IP address or `localhost` asks for the name `stargate`; give certificates that name."""
+Which names: a worker that dials an IP address or `localhost` asks for `stargate`, any other one for the host it dials;
+a router that dials a worker always asks for `stargate`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--dns", action="append", default=[], metavar="NAME", help="DNS name (default: localhost, stargate)"
     )
     make.add_argument("--ip", action="append", default=[], metavar="ADDRESS", help="IP address")
-    make.add_argument("--days", type=int, metavar="N", help="days of validity (default: practically for ever)")
+    make.add_argument(
+        "--days", type=int, metavar="N", help="days of validity from now on (default: practically for ever)"
+    )
     make.add_argument("--force", action="store_true", help="overwrite existing files")
     check = commands.add_parser("check", help="check a pair as a listener would at start-up")
     check.add_argument("--cert", required=True, help="certificate chain (PEM)")
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"ok: valid until {not_after(identity).isoformat()}")
         else:
             _show(options.cert)
-    except (IdentityError, OSError, ValueError) as error:
+    except (IdentityError, OSError, ValueError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -64,6 +67,7 @@ def _make(options: argparse.Namespace) -> None:
     names = options.dns or ([] if options.ip else ["localhost", "stargate"])
     identity = make_self_signed(names, options.ip, days=options.days)
     options.key.touch(mode=0o600)
+    options.key.chmod(0o600)  # an existing file keeps its mode otherwise
     options.key.write_bytes(identity.key_pem)
     options.cert.write_bytes(identity.cert_pem)
     print(f"wrote {options.cert} and {options.key}")

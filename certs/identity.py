@@ -11,9 +11,11 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
 MAX_PEM_BYTES = 1_048_576
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 
 
 class IdentityError(Exception):
@@ -104,27 +106,50 @@ def _chain(pem: bytes) -> list[x509.Certificate]:
 def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
     if b"PRIVATE KEY-----" not in pem:
         raise IdentityError("invalid TLS server identity", "no private key found in TLS PEM")
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
+        key = serialization.load_pem_private_key(pem, password=None).public_key().public_bytes(*form)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError("invalid TLS server identity", f"failed to parse TLS private key PEM: {error}") from error
-    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
+    try:
+        expected = leaf.public_key().public_bytes(*form)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IdentityError("invalid TLS server identity", f"failed to parse TLS certificate PEM: {error}") from error
+    if key != expected:
         raise IdentityError("invalid TLS server identity", "private key does not match the certificate")
 
 
 def _check_chain(chain: list[x509.Certificate], now: dt.datetime) -> None:
-    # The last certificate of the file is the anchor; names are not checked, so the leaf's own first name is asked for.
+    # The last certificate of the file is the anchor. Which names a leaf must carry is the dialler's business, so names are not
+    # checked; the client verifier is the one that asks for none, and the purpose is checked here instead.
+    authority = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
+    leaf = (
+        ExtensionPolicy.permit_all()
+        .may_be_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_no_authority)
+        .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _serves)
+    )
+    builder = (
+        PolicyBuilder().store(Store([chain[-1]])).time(now).extension_policies(ca_policy=authority, ee_policy=leaf)
+    )
     try:
-        names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        subjects: list[x509.DNSName | x509.IPAddress] = [
-            x509.DNSName(name) for name in names.get_values_for_type(x509.DNSName)
-        ]
-        subjects += [x509.IPAddress(address) for address in names.get_values_for_type(x509.IPAddress)]
-        policy = ExtensionPolicy.permit_all()
-        builder = (
-            PolicyBuilder().store(Store([chain[-1]])).time(now).extension_policies(ca_policy=policy, ee_policy=policy)
-        )
-        builder.build_server_verifier(subjects[0]).verify(chain[0], chain[1:-1])
-    except (VerificationError, x509.ExtensionNotFound, IndexError, ValueError) as error:
+        builder.build_client_verifier().verify(chain[0], chain[1:-1])
+    except (VerificationError, ValueError, x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
         raise IdentityError("TLS server certificate chain validation failed", str(error)) from error
+
+
+def _is_authority(_policy: object, _certificate: x509.Certificate, extension: x509.BasicConstraints) -> None:
+    if not extension.ca:
+        message = "an issuer in the chain is not a certificate authority"
+        raise ValueError(message)
+
+
+def _is_no_authority(_policy: object, _certificate: x509.Certificate, extension: x509.BasicConstraints | None) -> None:
+    if extension is not None and extension.ca:
+        message = "the first certificate is a certificate authority"
+        raise ValueError(message)
+
+
+def _serves(_policy: object, _certificate: x509.Certificate, extension: x509.ExtendedKeyUsage | None) -> None:
+    if extension is not None and SERVER_AUTH not in extension:
+        message = "the certificate is not for server authentication"
+        raise ValueError(message)

@@ -165,8 +165,6 @@ class Message:
         self._require(pad_segment, pad, 2 if double else 1)
         landing = self._word(pad_segment, pad)
         if not double:
-            if landing == 0:
-                return None
             if landing & 3 == _FAR:
                 raise ProtocolError("far pointer that leads to a far pointer")
             return landing, pad_segment, pad + 1 + _signed_offset(landing)

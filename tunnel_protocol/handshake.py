@@ -46,7 +46,9 @@ class _OneMessage:
             raise ProtocolError(f"{self._what} message of {needed} bytes exceeds the limit of {self._max}")
         if len(self._buffer) >= needed:
             self.complete = True
-            return bytes(self._buffer[:needed])
+            message = bytes(self._buffer[:needed])
+            self._buffer.clear()
+            return message
         if fin:
             raise ProtocolError(f"expected {self._what} message, got {'part of one' if self._buffer else 'none'}")
         return None

@@ -57,6 +57,7 @@ class MessageReader(ABC):
         """Nothing more is of interest: ignore whatever follows."""
         self._closed = True
         self._held.clear()
+        self._large_left = self._padding_left = 0
         self.on_body = None
 
     def feed(self, data: bytes) -> None:

@@ -1,0 +1,70 @@
+"""Which headers each hop removes; order, repetition and everything else survive."""
+
+import pytest
+
+from tunnel_protocol import head
+from tunnel_protocol.head import HeaderList
+
+HOP_BY_HOP = [b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade"]
+RETRY = [b"x-stargate-retryable", b"x-stargate-retry-reason", b"x-stargate-retry-after-ms"]
+KEPT: HeaderList = [
+    (b"content-type", b"application/json"),
+    (b"x-multi", b"1"),
+    (b"authorization", b"Bearer x"),
+    (b"x-multi", b"2"),
+    (b"retry-after", b"2"),
+    (b"x-request-id", b"r"),
+    (b"traceparent", b"00-1-2-03"),
+    (b"proxy-authorization", b"y"),
+]
+
+
+def through(kind: object, *names: bytes) -> list[bytes]:
+    """The names of those that come through, besides `KEPT`, which must come through as they are."""
+    assert callable(kind)
+    headers = [*KEPT[:3], *((name, b"v") for name in names), *KEPT[3:]]
+    found = kind(headers)
+    assert [entry for entry in found if entry in KEPT] == KEPT
+    return [name for name, _ in found if (name, b"v") in found]
+
+
+def test_request_enters_the_tunnel_without_what_is_the_router_s_own() -> None:
+    internal = [b"host", b"x-routing-method", b"x-stargate-expected-queue-ms", b"x-stargate-error-code"]
+    assert not through(head.request_headers_to_worker, *HOP_BY_HOP, *internal, *RETRY)
+    passed = [b"content-length", b"x-stargate-upstream-retryable", b"x-dynamo-request-priority", b"x-method", b"expect"]
+    assert through(head.request_headers_to_worker, *passed) == passed
+
+
+def test_request_reaches_the_engine_without_what_was_for_the_worker() -> None:
+    internal = [b"host", b"x-method", b"x-path", b"x-stargate-expected-queue-ms", b"x-stargate-upstream-retryable"]
+    dialect = [b"x-dynamo-request-priority", b"x-dynamo-request-strict-priority"]
+    assert not through(head.request_headers_to_engine, *HOP_BY_HOP, *internal, *RETRY, *dialect)
+    passed = [b"content-length", b"x-model", b"x-input-tokens", b"x-priority", b"x-routing-key", b"x-retry"]
+    assert through(head.request_headers_to_engine, *passed) == passed
+    assert not through(lambda headers: head.request_headers_to_engine(headers, b"x-retry"), b"x-retry")
+
+
+def test_response_enters_the_tunnel_without_what_an_engine_may_not_say() -> None:
+    internal = [b"content-length", b"x-stargate-upstream-retryable", b"x-method", b"x-path", b"x-status"]
+    assert not through(head.response_headers_to_router, *HOP_BY_HOP, *internal, *RETRY)
+    passed = [b"date", b"server", b"x-retry"]
+    assert through(head.response_headers_to_router, *passed) == passed
+    assert not through(lambda headers: head.response_headers_to_router(headers, b"x-retry"), b"x-retry")
+
+
+def test_response_reaches_the_caller_without_what_only_the_router_may_say() -> None:
+    internal = [b"host", b"x-routing-method", b"x-stargate-expected-queue-ms", b"x-stargate-error-code"]
+    tunnel = [b"x-method", b"x-path", b"x-status"]
+    assert not through(head.response_headers_to_caller, *HOP_BY_HOP, *internal, *RETRY, *tunnel)
+    passed = [b"content-length", b"date", b"server", b"set-cookie"]
+    assert through(head.response_headers_to_caller, *passed) == passed
+
+
+@pytest.mark.parametrize("name", HOP_BY_HOP)
+def test_hop_by_hop_names_are_known(name: bytes) -> None:
+    assert name in head.HOP_BY_HOP
+    assert b"host" not in head.HOP_BY_HOP
+
+
+def test_headers_that_a_connection_header_lists_are_not_removed() -> None:
+    assert head.request_headers_to_worker([(b"connection", b"x-mine"), (b"x-mine", b"1")]) == [(b"x-mine", b"1")]
