@@ -107,7 +107,10 @@ class System:
         return self.ports.reverse_tunnel is not None
 
     def add_worker(self, *models: str, options: Sequence[str] = (), engine_options: Sequence[str] = ()) -> Worker:
-        """Start a mock engine and a worker that serves `models` from it; returns when requests can be routed to it."""
+        """Start a mock engine and a worker that serves `models` from it; returns when requests can be routed to it.
+
+        The worker dials the router; one that listens for a router in direct mode can be had with `spawn`.
+        """
         name = f"worker-{len(self.workers)}"
         engine, engine_url = self.add_engine(*models, name=f"{name}-engine", options=engine_options)
         process = self.spawn(
@@ -175,8 +178,8 @@ class System:
             connection.close()
 
     def chat(self, model: str, text: str = "hello", **fields: object) -> Reply:
-        """One chat completion through the router; `fields` go into the JSON body."""
-        document = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        """One streamed chat completion through the router, read to its end; `fields` go into the JSON body."""
+        document = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}], **fields}
         headers = {**self.headers(model), "content-type": "application/json"}
         return self.request("POST", "/v1/chat/completions", headers=headers, body=json.dumps(document).encode())
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from router.options import OPTIONS
 from router.testing import Process, ProcessEndedError, System
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:0", "--stargate-discovery-dns-name=localhost"]
@@ -25,6 +27,10 @@ LOCAL = [
 REVERSE = ["--backend-connectivity=reverse", "--reverse-tunnel-listen-addr=127.0.0.1:0"]
 
 
+_OPTION_VARIABLES = {option.env for option in OPTIONS}
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in _OPTION_VARIABLES}
+
+
 def run(*arguments: str, timeout_s: float = 20, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "router", *arguments],
@@ -33,7 +39,7 @@ def run(*arguments: str, timeout_s: float = 20, **environment: str) -> "subproce
         timeout=timeout_s,
         check=False,
         stdin=subprocess.DEVNULL,
-        env={"PATH": "/usr/bin:/bin", "NO_COLOR": "1", **environment},
+        env={**_ENVIRONMENT, **environment},
         cwd=Path(__file__).resolve().parents[2],
     )
 
