@@ -20,6 +20,7 @@ MAX_HEAD_BYTES = 417_792
 MAX_TARGET_BYTES = 65_534
 MAX_PIPELINED = 64
 DISCARD_SECONDS = 1.0
+HALF_SENT_SECONDS = 2.0
 _TOKEN_OK = b"chunked"
 
 
@@ -81,8 +82,8 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being answered and no request is arriving."""
-        return self._current is None and self._arriving is None
+        """Whether nothing is being answered and no request is arriving, not even half of a head."""
+        return self._current is None and self._arriving is None and not self._in_head
 
     # --- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -245,11 +246,17 @@ class ClientConnection(asyncio.Protocol):
     # --- drain -----------------------------------------------------------------------------------------------------
 
     def close_when_idle(self) -> None:
-        """Close now if nothing runs, else after the running response."""
+        """Close now if nothing runs, else after the running response; a head that is half sent gets a moment."""
         if self.idle:
             self._close()
         elif self._response is not None:
             self._response.closing = True
+        else:
+            self._loop.call_later(HALF_SENT_SECONDS, self._close_if_unanswered)
+
+    def _close_if_unanswered(self) -> None:
+        if self._current is None:
+            self._close()
 
     def abort(self) -> None:
         """Close at once, whatever runs."""
