@@ -132,3 +132,27 @@ def test_a_rotated_certificate_is_served_to_new_tunnels(tmp_path_factory: pytest
         assert system.chat(MODEL).status == 200
         system.add_worker(MODEL)
         assert system.chat(MODEL).status == 200
+
+
+def test_a_request_half_sent_when_the_drain_begins_is_answered(llm_router: System) -> None:
+    host, _, port = llm_router.ports.http.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        client.sendall(b"GET /rea")
+        # Another connection's answer proves that the router has read what was sent before.
+        assert llm_router.request("GET", "/healthz").status == 200
+        llm_router.router.send(signal.SIGTERM)
+        llm_router.router.until_logged("Entering draining mode")
+        client.sendall(b"dyz HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"connection: close" in answer
+    assert llm_router.router.wait() == 0
+
+
+def test_a_head_that_never_comes_does_not_hold_the_drain(llm_router: System) -> None:
+    host, _, port = llm_router.ports.http.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        client.sendall(b"GET /rea")
+        assert llm_router.request("GET", "/healthz").status == 200
+        llm_router.router.send(signal.SIGTERM)
+        assert llm_router.router.wait(6) == 0
