@@ -1,0 +1,25 @@
+"""Candidates and a request to a choice: configuration, algorithms, and the driving loop. Pure (docs/balancing.md)."""
+
+from router.balancing.config import BalancingConfig, load_config
+from router.balancing.definition import ConfigError
+from router.balancing.outcome import AdmissionRejected, Choice, Chosen, NotFound, Outcome, Unavailable, Wait
+from router.balancing.request import RoutingRequest
+from router.balancing.selector import Effective, Selector, UnavailableMethodError, UnknownMethodError
+
+__all__ = [
+    "AdmissionRejected",
+    "BalancingConfig",
+    "Choice",
+    "Chosen",
+    "ConfigError",
+    "Effective",
+    "NotFound",
+    "Outcome",
+    "RoutingRequest",
+    "Selector",
+    "Unavailable",
+    "UnavailableMethodError",
+    "UnknownMethodError",
+    "Wait",
+    "load_config",
+]

@@ -1,0 +1,110 @@
+"""The load-balancer configuration: a JSON document, validated as a whole, or the built-in default without one.
+
+Reference of the document: docs/balancing.md, "Configuration".
+"""
+
+from collections.abc import Collection, Mapping
+
+from router.balancing.definition import ConfigError, Definition, parse_definition, parse_name, type_name
+from router.balancing.json_document import JsonError, JsonObject, parse
+from router.balancing.names import CANONICAL
+
+_KEYS = ("default", "request_algorithms", "models")
+
+
+class ModelPolicy:
+    """What applies to one model: its own definition, and what the method header may pick instead."""
+
+    __slots__ = ("configured", "overrides")
+
+    def __init__(self, configured: Definition, overrides: Mapping[str, Definition]) -> None:
+        self.configured = configured
+        self.overrides = dict(overrides)
+
+
+class BalancingConfig:
+    """All definitions. Made without arguments: `power-of-n` everywhere, every algorithm selectable per request."""
+
+    def __init__(
+        self,
+        default: Definition | None = None,
+        overrides: Mapping[str, Definition] | None = None,
+        models: Mapping[str, ModelPolicy] | None = None,
+    ) -> None:
+        if default is None and overrides is None:
+            overrides = {name: Definition(name) for name in CANONICAL}
+        self.default = default or Definition("power-of-n")
+        self.overrides = dict(overrides or {})
+        """What the method header may pick, whatever the model."""
+        self.models = dict(models or {})
+
+    @property
+    def default_lb(self) -> str:
+        """Canonical name of the default algorithm."""
+        return self.default.algorithm
+
+    @property
+    def model_overrides(self) -> Collection[str]:
+        """Models with an entry of their own."""
+        return self.models.keys()
+
+    def definitions(self) -> list[tuple[str | None, Definition]]:
+        """Every definition with the `request_algorithms` key it stands under (None: it stands under none)."""
+        found: list[tuple[str | None, Definition]] = [(None, self.default), *self.overrides.items()]
+        for policy in self.models.values():
+            found.append((None, policy.configured))
+            found.extend(policy.overrides.items())
+        return found
+
+
+def load_config(content: bytes, further: frozenset[str] = frozenset()) -> BalancingConfig:
+    """Parse a document; `further` are names of third-party algorithms. Raises `ConfigError`."""
+    try:
+        document = parse(content)
+    except JsonError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(document, JsonObject):
+        raise ConfigError(f"invalid type: {type_name(document)}, expected an object")
+    seen: dict[str, object] = {}
+    for key, value in document:
+        if key not in _KEYS:
+            expected = ", ".join(f"`{name}`" for name in _KEYS)
+            raise ConfigError(f"unknown field `{key}`, expected one of {expected}")
+        if key in seen:
+            raise ConfigError(f"duplicate field `{key}`")
+        if value is None:
+            raise ConfigError(f"invalid type: null for `{key}`")
+        seen[key] = value
+    default = Definition(parse_name(seen.get("default", "power-of-n"), further))
+    overrides = _overrides(seen.get("request_algorithms", JsonObject()), further, sort=False)
+    models = _object(seen.get("models", JsonObject()), "models").last()
+    policies = {
+        model: ModelPolicy(parse_definition(entry, further), _overrides_of(entry, further))
+        for model, entry in models.items()
+    }
+    return BalancingConfig(default, overrides, policies)
+
+
+def _object(value: object, name: str) -> JsonObject:
+    if not isinstance(value, JsonObject):
+        raise ConfigError(f"invalid type: {type_name(value)}, expected an object for `{name}`")
+    return value
+
+
+def _overrides_of(entry: object, further: frozenset[str]) -> dict[str, Definition]:
+    if not isinstance(entry, JsonObject):
+        return {}
+    return _overrides(entry.last().get("request_algorithms", JsonObject()), further, sort=True)
+
+
+def _overrides(value: object, further: frozenset[str], *, sort: bool) -> dict[str, Definition]:
+    pairs = list(_object(value, "request_algorithms"))
+    if sort:
+        # Of two spellings of one algorithm the bytewise greater one wins inside a model entry, the later one elsewhere.
+        pairs = sorted(dict(pairs).items(), key=lambda pair: pair[0].encode())
+    found: dict[str, Definition] = {}
+    for key, entry in pairs:
+        if isinstance(entry, JsonObject):
+            _overrides_of(entry, further)  # thrown away, but it must be valid
+        found[parse_name(key, further)] = parse_definition(entry, further)
+    return found

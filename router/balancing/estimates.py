@@ -1,0 +1,119 @@
+"""Estimates and comparators over a candidate's statistics. Pure; bit for bit those of docs/balancing.md, "Estimates"."""
+
+import math
+from collections.abc import Callable
+
+from router.balancing.candidate import Candidate
+
+_U64_MAX = (1 << 64) - 1
+_U64_FLOAT = 18446744073709551616.0
+_INF = math.inf
+_NS = 1_000_000_000
+
+Score = Callable[[Candidate, int, int], float]
+"""(candidate, input tokens, priority) -> score, lower is better."""
+
+
+def valid_tps(candidate: Candidate) -> float:
+    """The prompt throughput if it is finite and positive, else 0."""
+    tps = candidate.last_mean_input_tps
+    return tps if 0.0 < tps < _INF else 0.0
+
+
+def queue_time_delta_ms(tokens: int, tps: float) -> int | None:
+    """Milliseconds, rounded up, to work off `tokens`; None if that is unknown or beyond 64 bits."""
+    if tokens == 0:
+        return 0
+    if not 0.0 < tps < _INF:
+        return None
+    delta = math.inf
+    quotient = float(tokens) / tps * 1000.0
+    if quotient < _INF:
+        delta = math.ceil(quotient)
+    return None if delta > _U64_FLOAT else min(int(delta), _U64_MAX)
+
+
+def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
+    """The cluster's own estimate for this priority, else one from its queue; None if unknown."""
+    estimates = candidate.queue_time_estimate_ms_by_priority
+    if not estimates:
+        return queue_time_delta_ms(candidate.queued_input_size, candidate.last_mean_input_tps)
+    best_key, best = -1, 0
+    for key, value in estimates.items():
+        if best_key < key <= priority:
+            best_key, best = key, value
+    return best
+
+
+def delay_seconds(work: int, rate: float) -> float:
+    """Seconds to do `work` at `rate`; infinite without a rate."""
+    if work == 0:
+        return 0.0
+    return _INF if rate <= 0.0 else work / rate
+
+
+def queue_delay_ms(candidate: Candidate, priority: int) -> float:
+    """The queue estimate as a score; infinite if there is a queue and no rate."""
+    estimate = queue_estimate_ms(candidate, priority)
+    if estimate is not None:
+        return float(estimate)
+    return delay_seconds(candidate.queued_input_size, valid_tps(candidate)) * 1000.0
+
+
+def duration_ms(nanoseconds: int) -> float:
+    """Nanoseconds as float milliseconds, through whole seconds and the rest."""
+    return (nanoseconds // _NS + (nanoseconds % _NS) / 1e9) * 1000.0
+
+
+def ttft_ms(
+    candidate: Candidate, input_tokens: int, priority: int, *, ignore_queue: bool = False, ignore_prefill: bool = False
+) -> float:
+    """Estimated time to the first token: round trip, queue, prefill, added in this order."""
+    total = duration_ms(candidate.rtt_ns)
+    total += 0.0 if ignore_queue else queue_delay_ms(candidate, priority)
+    return total + (0.0 if ignore_prefill else delay_seconds(input_tokens, valid_tps(candidate)) * 1000.0)
+
+
+def _ttft(candidate: Candidate, input_tokens: int, priority: int) -> float:
+    return ttft_ms(candidate, input_tokens, priority)
+
+
+def _queue_time(candidate: Candidate, input_tokens: int, priority: int) -> float:  # noqa: ARG001 - one shape for all
+    return queue_delay_ms(candidate, priority)
+
+
+def _input_work(candidate: Candidate, input_tokens: int, priority: int) -> float:  # noqa: ARG001
+    return delay_seconds(candidate.queued_input_size + input_tokens, valid_tps(candidate))
+
+
+def _utilization(candidate: Candidate, input_tokens: int, priority: int) -> float:  # noqa: ARG001
+    return candidate.num_running_queries / max(candidate.max_engine_concurrency, 1)
+
+
+def _requests_queued(candidate: Candidate, input_tokens: int, priority: int) -> float:  # noqa: ARG001
+    return candidate.queue_size
+
+
+def comparators() -> dict[str, Score]:
+    """All comparators by their configuration name."""
+    return {
+        "ttft": _ttft,
+        "queue-time": _queue_time,
+        "input-work-seconds": _input_work,
+        "utilization": _utilization,
+        "num-requests-queued": _requests_queued,
+    }
+
+
+def has_capacity(candidate: Candidate, max_queued: int) -> bool:
+    """Whether the engine takes one more request; engines that do not report their concurrency always do."""
+    limit = candidate.max_engine_concurrency
+    return limit == 0 or candidate.num_running_queries < limit + max_queued
+
+
+def queue_limit_ms(floor_ms: int, ceil_ms: int, request_slo_ms: int | None, elapsed_ms: float) -> float:
+    """The longest acceptable queue of a request of this age: from floor to ceiling as its SLO is used up."""
+    fraction = 1.0 if not request_slo_ms else min(max(elapsed_ms / request_slo_ms, 0.0), 1.0)
+    floor_s, ceil_s = floor_ms / 1000.0, ceil_ms / 1000.0
+    nanoseconds = round((floor_s + (ceil_s - floor_s) * fraction) * 1e9)
+    return duration_ms(max(nanoseconds, 0))

@@ -1,0 +1,37 @@
+"""Which candidates the ranking algorithms may use for a request, and why not."""
+
+from collections.abc import Collection
+from enum import Enum
+
+from router.balancing.candidate import Candidate
+
+
+class Feasibility(Enum):
+    """The verdict on one candidate."""
+
+    ELIGIBLE = "eligible"
+    EXCLUDED = "retry-excluded"
+    NO_INPUT_TOKENS = "missing input tokens"
+    KV_MISSING = "KV missing"
+    KV_LOW = "KV low"
+
+    @property
+    def is_kv_skip(self) -> bool:
+        """Whether the KV cache was the reason."""
+        return self in (Feasibility.KV_MISSING, Feasibility.KV_LOW)
+
+
+def feasibility(
+    candidate: Candidate, input_tokens: int | None, excluded: Collection[str], *, consider_kv: bool
+) -> Feasibility:
+    """The first rule that applies."""
+    if excluded and candidate.cluster_id in excluded:
+        return Feasibility.EXCLUDED
+    if not consider_kv:
+        return Feasibility.ELIGIBLE
+    if input_tokens is None:
+        return Feasibility.NO_INPUT_TOKENS
+    free = candidate.kv_cache_free_tokens
+    if not (free or candidate.kv_cache_capacity_tokens or candidate.kv_cache_used_tokens):
+        return Feasibility.KV_MISSING
+    return Feasibility.KV_LOW if free < input_tokens else Feasibility.ELIGIBLE

@@ -1,0 +1,47 @@
+"""The hash under affinity decisions: XXH3 (64 bit, seed 0) over tagged, length-prefixed fields. See docs/balancing.md, "Hashing"."""
+
+import math
+
+import xxhash
+
+_VERSION = b"\x01"
+_SEPARATOR = b"\xff"
+_TWO_64 = 18446744073709551616.0
+
+
+def field(tag: bytes, value: bytes) -> bytes:
+    """One tagged field."""
+    return tag + _SEPARATOR + len(value).to_bytes(8, "little") + value
+
+
+def prefix(seed: str | None, routing_key: str | None, model: str) -> bytes:
+    """What all hashes of one definition and target begin with; absent values hash like empty ones."""
+    return b"".join(
+        (
+            _VERSION,
+            field(b"seed", (seed or "").encode()),
+            field(b"routing_key", (routing_key or "").encode()),
+            field(b"model_id", model.encode()),
+        )
+    )
+
+
+def affinity_field(affinity_key: str | None) -> bytes:
+    """The request's part of a hash."""
+    return field(b"cache_affinity_key", (affinity_key or "").encode())
+
+
+def cluster_field(cluster_id: str) -> bytes:
+    """The cluster's part of a hash."""
+    return field(b"cluster_id", cluster_id.encode())
+
+
+def hash64(data: bytes) -> int:
+    """The hash as an unsigned integer."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def exponential(hashed: int) -> float | None:
+    """-ln of the hash mapped into (0, 1]; None where that is not positive."""
+    found = -math.log((float(hashed) + 1.0) / _TWO_64)
+    return found if 0.0 < found < math.inf else None

@@ -1,0 +1,33 @@
+"""`random`: uniform over the eligible candidates."""
+
+from collections.abc import Collection, Sequence
+from random import Random
+
+from router.balancing.candidate import Candidate
+from router.balancing.outcome import Choice
+from router.balancing.request import RoutingRequest
+
+
+class RandomChoice:
+    """Stateless; its own balancer."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def balancer(self, routing_key: str | None, model: str) -> "RandomChoice":  # noqa: ARG002
+        """Itself."""
+        return self
+
+    def choose(
+        self,
+        request: RoutingRequest,  # noqa: ARG002
+        candidates: Sequence[Candidate],
+        excluded: Collection[str],
+        elapsed_ms: float,  # noqa: ARG002
+    ) -> Choice | None:
+        """Any eligible candidate."""
+        if excluded:
+            candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
+        if not candidates:
+            return None
+        return Choice(candidates[int(self._random.random() * len(candidates))])

@@ -1,0 +1,38 @@
+"""`round-robin`: one counter per target, modulo the candidates that are eligible at the moment."""
+
+from collections.abc import Collection, Sequence
+
+from router.balancing.candidate import Candidate
+from router.balancing.outcome import Choice
+from router.balancing.request import RoutingRequest
+
+
+class RoundRobin:
+    """Makes a counter for each target."""
+
+    def balancer(self, routing_key: str | None, model: str) -> "RoundRobinBalancer":  # noqa: ARG002
+        """A counter at 0."""
+        return RoundRobinBalancer()
+
+
+class RoundRobinBalancer:
+    """The counter of one target."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def choose(
+        self,
+        request: RoutingRequest,  # noqa: ARG002
+        candidates: Sequence[Candidate],
+        excluded: Collection[str],
+        elapsed_ms: float,  # noqa: ARG002
+    ) -> Choice | None:
+        """The next eligible candidate; a decision without one does not count."""
+        if excluded:
+            candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
+        if not candidates:
+            return None
+        index = self._count % len(candidates)
+        self._count += 1
+        return Choice(candidates[index])

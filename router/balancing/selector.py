@@ -1,0 +1,175 @@
+"""The driving loop of routing, one turn at a time: admission, the algorithm's choice, a backend, or what to do without one.
+
+Pure: the caller sleeps when told to `Wait`, and keeps the failed backends and clusters of its request. See docs/balancing.md,
+"One decision".
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any, Protocol
+
+from router.balancing.admission import rejection
+from router.balancing.algorithm import Balancer, MakeAlgorithm
+from router.balancing.candidate import Candidate
+from router.balancing.config import BalancingConfig
+from router.balancing.definition import ConfigError, Definition, build
+from router.balancing.estimates import queue_estimate_ms, valid_tps
+from router.balancing.feasibility import Feasibility, feasibility
+from router.balancing.names import from_header
+from router.balancing.outcome import AdmissionRejected, Chosen, NotFound, Outcome, Unavailable, Wait
+from router.balancing.request import RoutingRequest
+
+MAX_WAIT_MS = 60_000
+_SHORTEST_MS, _LONGEST_MS = 1, 9
+_RANKED = frozenset(("pulsar", "pulsar-wait-and-widen"))
+
+Effective = Definition
+"""The definition a request is routed by."""
+
+
+class UnknownMethodError(ValueError):
+    """The method header names no algorithm."""
+
+
+class UnavailableMethodError(ValueError):
+    """The method header names an algorithm that the configuration does not offer for this model."""
+
+
+class TargetView(Protocol):
+    """What the selector needs of a routing target."""
+
+    balancer_state: dict[object, Any]
+
+    def candidates(self) -> Sequence[Any]:
+        """The clusters, as of now."""
+
+
+class Selector:
+    """Holds the policy in effect. `replace_config` swaps it whole; a running request keeps what it resolved."""
+
+    def __init__(
+        self, config: BalancingConfig, random: Random, further: Mapping[str, MakeAlgorithm] | None = None
+    ) -> None:
+        self._random = random
+        self._further = dict(further or {})
+        self._names = frozenset(self._further)
+        self.replace_config(config)
+
+    @property
+    def config(self) -> BalancingConfig:
+        """The policy in effect."""
+        return self._config
+
+    def replace_config(self, config: BalancingConfig) -> None:
+        """Build every definition, then switch. Raises `ConfigError` (stage `build`) and changes nothing then."""
+        for key, definition in config.definitions():
+            if key is not None and key != definition.algorithm:
+                raise ConfigError(
+                    f"request_algorithms key {key} does not match configured algorithm {definition.algorithm}", "build"
+                )
+            definition.built = build(definition, self._random, self._further)
+        self._config = config
+
+    def knows(self, method: str) -> bool:
+        """Whether a method header names an algorithm at all."""
+        return from_header(method, self._names) is not None
+
+    def resolve(self, model: str, method: str | None) -> Definition:
+        """The definition for a request. Raises `UnknownMethodError` or `UnavailableMethodError`."""
+        config = self._config
+        policy = config.models.get(model)
+        configured = config.default if policy is None else policy.configured
+        if method is None:
+            return configured
+        algorithm = from_header(method, self._names)
+        if algorithm is None:
+            raise UnknownMethodError(method)
+        if algorithm == configured.algorithm:
+            return configured
+        if policy is not None and algorithm in policy.overrides:
+            return policy.overrides[algorithm]
+        if algorithm in config.overrides:
+            return config.overrides[algorithm]
+        raise UnavailableMethodError(method)
+
+    def select(
+        self,
+        effective: Definition,
+        request: RoutingRequest,
+        target: TargetView | None,
+        *,
+        advertised: Callable[[], bool],
+        failed_backends: set[str],
+        failed_clusters: set[str],
+        now: float,
+    ) -> Outcome:
+        """Decide once. May add to `failed_clusters` what turned out to have no backend left."""
+        while True:
+            candidates = () if target is None else target.candidates()
+            if not candidates or target is None:
+                if not failed_backends and not failed_clusters and not advertised():
+                    return NotFound()
+                return Unavailable()
+            eligible = len(candidates)
+            if failed_clusters:
+                eligible = sum(candidate.cluster_id not in failed_clusters for candidate in candidates)
+            limit = effective.max_input_work_seconds
+            if eligible and limit is not None:
+                reason = rejection(
+                    admission_candidates(effective, request, candidates, failed_clusters),
+                    request.input_tokens or 0,
+                    limit,
+                )
+                if reason is not None:
+                    return AdmissionRejected(reason)
+            elapsed_ms = max(0.0, now - request.received_at) * 1000.0
+            choice = self._balancer(effective, request, target).choose(request, candidates, failed_clusters, elapsed_ms)
+            if choice is None:
+                return self._no_choice(request, eligible, now)
+            found = choice.candidate
+            backend = found.cluster.pick(failed_backends)
+            if backend is not None:
+                return Chosen(
+                    found,
+                    backend,
+                    choice.rank_depth,
+                    choice.skipped_for_kv,
+                    queue_estimate_ms(found, request.priority),
+                    len(candidates),
+                )
+            failed_clusters.add(found.cluster_id)
+
+    def _balancer(self, effective: Definition, request: RoutingRequest, target: TargetView) -> Balancer:
+        balancer: Balancer | None = target.balancer_state.get(effective)
+        if balancer is None:
+            if effective.built is None:
+                effective.built = build(effective, self._random, self._further)
+            # Definitions of earlier configurations are of no use to anyone but requests that still run by them.
+            live = {definition for _, definition in self._config.definitions()}
+            for stale in [key for key in target.balancer_state if key not in live]:
+                del target.balancer_state[stale]
+            balancer = effective.built.balancer(request.routing_key, request.model)
+            target.balancer_state[effective] = balancer
+        return balancer
+
+    def _no_choice(self, request: RoutingRequest, eligible: int, now: float) -> Outcome:
+        if eligible and request.max_wait_ms is not None:
+            left = request.received_at + min(request.max_wait_ms, MAX_WAIT_MS) / 1000 - now
+            if left > 0:
+                return Wait(min(left, self._random.randint(_SHORTEST_MS, _LONGEST_MS) / 1000))
+        return Unavailable()
+
+
+def admission_candidates(
+    effective: Definition, request: RoutingRequest, candidates: Sequence[Candidate], failed_clusters: set[str]
+) -> list[Candidate]:
+    """Whose queue and rate count for admission."""
+    if effective.algorithm not in _RANKED:
+        return [candidate for candidate in candidates if candidate.cluster_id not in failed_clusters]
+    return [
+        candidate
+        for candidate in candidates
+        if valid_tps(candidate)
+        and feasibility(candidate, request.input_tokens, failed_clusters, consider_kv=effective.consider_kv_free_tokens)
+        is Feasibility.ELIGIBLE
+    ]

@@ -1,0 +1,101 @@
+"""The core of the wait-and-widen family: which candidates are unlocked by now, and the best of a sample of them."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from router.balancing.candidate import Candidate
+from router.balancing.estimates import has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
+from router.balancing.request import RoutingRequest
+
+Better = Callable[[Candidate, Candidate, RoutingRequest], bool]
+"""Whether the first candidate is strictly better than the second for this request."""
+
+
+@dataclass(frozen=True)
+class WideningSettings:
+    """Settings of the family, defaults as documented."""
+
+    max_queue_time_floor_ms: int | None = None
+    max_queue_time_ceil_ms: int | None = None
+    ttft_bucket_size_ms: int = 20
+    next_bucket_unlock_factor: float = 0.25
+    n: int = 2
+    max_queued: int = 0
+    ignore_queue_time: bool = False
+    ignore_input_processing_time: bool = False
+
+    @property
+    def limits_queue(self) -> bool:
+        """Whether the queue SLO applies: only if both of its bounds are set."""
+        return self.max_queue_time_floor_ms is not None and self.max_queue_time_ceil_ms is not None
+
+
+def unlocked_count(sorted_ttft_ms: Sequence[float], elapsed_ms: float, bucket_ms: float, factor: float) -> int:
+    """How many of the sorted TTFTs are unlocked for a request of this age. Unlocking a bucket uses budget up."""
+    budget = elapsed_ms
+    start = sorted_ttft_ms[0] if sorted_ttft_ms else 0.0
+    for count, value in enumerate(sorted_ttft_ms):
+        if not math.isfinite(value):
+            return count
+        gap = value - start
+        if gap > bucket_ms:
+            need = gap * factor
+            if budget < need:
+                return count
+            budget -= need
+            start = value
+    return len(sorted_ttft_ms)
+
+
+def widen(
+    settings: WideningSettings,
+    request: RoutingRequest,
+    candidates: Sequence[Candidate],
+    excluded: Collection[str],
+    elapsed_ms: float,
+    better: Better,
+    random: Random,
+) -> Candidate | None:
+    """The core decision over `candidates`; None if nothing is unlocked that has capacity."""
+    if excluded:
+        candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
+    if settings.limits_queue:
+        limit = queue_limit_ms(
+            settings.max_queue_time_floor_ms or 0,
+            settings.max_queue_time_ceil_ms or 0,
+            request.request_slo_ms,
+            elapsed_ms,
+        )
+        candidates = [c for c in candidates if queue_delay_ms(c, request.priority) <= limit]
+    tokens, priority = request.input_tokens or 0, request.priority
+    no_queue, no_prefill = settings.ignore_queue_time, settings.ignore_input_processing_time
+    times = [ttft_ms(c, tokens, priority, ignore_queue=no_queue, ignore_prefill=no_prefill) for c in candidates]
+    if not times or (least := min(times)) == math.inf:
+        return None
+    if max(times) - least <= settings.ttft_bucket_size_ms:
+        unlocked = candidates
+    else:
+        order = sorted(zip(times, candidates, strict=True), key=lambda pair: (pair[0], pair[1].cluster_id))
+        count = unlocked_count(
+            [time for time, _ in order], elapsed_ms, settings.ttft_bucket_size_ms, settings.next_bucket_unlock_factor
+        )
+        unlocked = [candidate for _, candidate in order[:count]]
+    able = [candidate for candidate in unlocked if has_capacity(candidate, settings.max_queued)]
+    if not able:
+        return None
+    return _best_of_sample(able, max(1, settings.n), request, better, random)
+
+
+def _best_of_sample(
+    able: list[Candidate], size: int, request: RoutingRequest, better: Better, random: Random
+) -> Candidate:
+    if len(able) == 1:
+        return able[0]
+    sample = random.sample(able, min(size, len(able)))
+    best = sample[0]
+    for candidate in sample[1:]:
+        if better(candidate, best, request):
+            best = candidate
+    return best
