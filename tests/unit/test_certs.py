@@ -1,18 +1,28 @@
 """TLS identities: what is made, what is accepted, what is refused and in which words."""
 
+import base64
+import contextlib
 import datetime as dt
 import pathlib
+import runpy
+import sys
+from collections.abc import Callable
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 import certs
 from certs.__main__ import main
 
 NOW = dt.datetime(2030, 5, 1, tzinfo=dt.UTC)
 PEM = serialization.Encoding.PEM
+PEM_END = b"-----END CERTIFICATE-----\n"
+FIXED = certs.make_self_signed()
 
 
 def write(folder: pathlib.Path, identity: certs.Identity) -> tuple[str, str]:
@@ -22,31 +32,56 @@ def write(folder: pathlib.Path, identity: certs.Identity) -> tuple[str, str]:
     return str(cert), str(key)
 
 
-def signed_pair(*, signer_is_other: bool = False) -> certs.Identity:
-    """A leaf issued by an authority that stands last in the chain."""
-    authority_key, leaf_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
-    start, end = NOW - dt.timedelta(days=1), NOW + dt.timedelta(days=1)
+DAY = dt.timedelta(days=1)
+Key = ec.EllipticCurvePrivateKey
 
-    def build(
-        name: x509.Name, key: ec.EllipticCurvePrivateKey, issuer_key: ec.EllipticCurvePrivateKey, ca: bool
-    ) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(authority_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(start)
-            .not_valid_after(end)
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("router.example")]), critical=False)
-        )
-        return builder.sign(issuer_key, hashes.SHA256()).public_bytes(PEM)
 
-    issuer = ec.generate_private_key(ec.SECP256R1()) if signer_is_other else authority_key
-    leaf_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "leaf")])
-    chain = build(leaf_name, leaf_key, issuer, False) + build(authority_name, authority_key, authority_key, True)
+def certificate(
+    name: str,
+    key: Key,
+    issuer: str,
+    issuer_key: Key,
+    extensions: list[x509.ExtensionType] | None = None,
+    *,
+    start: dt.datetime = NOW - DAY,
+    end: dt.datetime = NOW + DAY,
+) -> bytes:
+    def named(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(named(name))
+        .issuer_name(named(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+    )
+    for extension in extensions or []:
+        builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(PEM)
+
+
+AUTHORITY = x509.BasicConstraints(ca=True, path_length=None)
+NO_AUTHORITY = x509.BasicConstraints(ca=False, path_length=None)
+NAMES = x509.SubjectAlternativeName([x509.DNSName("router.example")])
+
+
+def chain_of_three(
+    leaf: list[x509.ExtensionType],
+    middle: x509.ExtensionType = AUTHORITY,
+    *,
+    middle_ends: dt.datetime = NOW + DAY,
+    other_issuer: bool = False,
+) -> certs.Identity:
+    """Leaf, intermediate, root; the leaf carries these extensions."""
+    leaf_key, middle_key, root_key, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(4))
+    chain = (
+        certificate("leaf", leaf_key, "middle", other if other_issuer else middle_key, leaf)
+        + certificate("middle", middle_key, "root", root_key, [middle], end=middle_ends)
+        + certificate("root", root_key, "root", root_key, [AUTHORITY])
+    )
     key_pem = leaf_key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return certs.Identity(chain, key_pem)
 
@@ -117,10 +152,112 @@ def test_validity_window_is_that_of_the_whole_chain() -> None:
         certs.validate(identity, NOW + dt.timedelta(days=2))
 
 
-def test_chain_must_lead_to_its_last_certificate() -> None:
-    certs.validate(signed_pair(), NOW)
-    with pytest.raises(certs.IdentityError, match="chain validation failed"):
-        certs.validate(signed_pair(signer_is_other=True), NOW)
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        [NAMES],
+        [],
+        [NO_AUTHORITY, NAMES],
+        [NAMES, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])],
+    ],
+    ids=["names", "no names", "explicitly no authority", "for servers"],
+)
+def test_chain_that_leads_to_its_last_certificate_is_accepted(leaf: list[x509.ExtensionType]) -> None:
+    certs.validate(chain_of_three(leaf), NOW)
+    whole = chain_of_three(leaf)
+    without_root = b"".join(part + PEM_END for part in whole.cert_pem.split(PEM_END)[:2])
+    certs.validate(whole._replace(cert_pem=without_root), NOW)
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        lambda: chain_of_three([NAMES], other_issuer=True),
+        lambda: chain_of_three([NAMES], NO_AUTHORITY),
+        lambda: chain_of_three([NAMES], NAMES),
+        lambda: chain_of_three([AUTHORITY, NAMES]),
+        lambda: chain_of_three([NAMES, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])]),
+        lambda: chain_of_three([NAMES], middle_ends=NOW - dt.timedelta(minutes=1)),
+    ],
+    ids=[
+        "other issuer",
+        "issuer is no authority",
+        "issuer does not say",
+        "leaf is one",
+        "for clients",
+        "expired issuer",
+    ],
+)
+def test_chain_that_no_dialler_would_accept_is_refused(identity: Callable[[], certs.Identity]) -> None:
+    with pytest.raises(certs.IdentityError, match=r"^TLS server certificate chain validation failed: "):
+        certs.validate(identity(), NOW)
+
+
+def test_single_certificate_is_not_asked_for_its_issuer_but_for_its_dates() -> None:
+    key, issuer_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    key_pem = key.private_bytes(PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+    certs.validate(certs.Identity(certificate("leaf", key, "gone", issuer_key, [NAMES]), key_pem), NOW)
+    expired = certificate("leaf", key, "gone", issuer_key, [NAMES], end=NOW - dt.timedelta(hours=1))
+    with pytest.raises(certs.IdentityError, match=r"^TLS server certificate chain is expired"):
+        certs.validate(certs.Identity(expired, key_pem), NOW)
+
+
+def test_expiry_is_the_earliest_of_the_chain() -> None:
+    soon = NOW + dt.timedelta(hours=1)
+    assert certs.not_after(chain_of_three([NAMES], middle_ends=soon)) == soon
+
+
+@pytest.mark.parametrize("form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL])
+@pytest.mark.parametrize("kind", ["rsa", "p384", "ed25519"])
+def test_keys_of_other_kinds_and_forms_are_accepted(kind: str, form: serialization.PrivateFormat) -> None:
+    key = {
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+        "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }[kind]()
+    if kind == "ed25519":
+        form = serialization.PrivateFormat.PKCS8
+    subject = x509.Name([])
+    served = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + DAY)
+        .sign(key, None if kind == "ed25519" else hashes.SHA256())
+    )
+    key_pem = key.private_bytes(PEM, form, serialization.NoEncryption())
+    certs.validate(certs.Identity(served.public_bytes(PEM), b"some text before it\n" + key_pem), NOW)
+
+
+def test_encrypted_key_is_refused() -> None:
+    identity = certs.make_self_signed()
+    key = serialization.load_pem_private_key(identity.key_pem, None)
+    encrypted = key.private_bytes(
+        PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    )
+    with pytest.raises(certs.IdentityError, match=r"^invalid TLS server identity: failed to parse TLS private key PEM"):
+        certs.validate(identity._replace(key_pem=encrypted), NOW)
+
+
+def test_certificate_whose_key_nobody_knows_is_refused() -> None:
+    identity = certs.make_self_signed()
+    der = x509.load_pem_x509_certificate(identity.cert_pem).public_bytes(serialization.Encoding.DER)
+    unknown = der.replace(bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f"))  # another curve
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(unknown) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(certs.IdentityError, match=r"^invalid TLS server identity: failed to parse TLS certificate PEM"):
+        certs.validate(identity._replace(cert_pem=pem), NOW)
+
+
+@given(at=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.none() | st.integers(0, 2000))
+def test_damaged_pair_is_refused_in_order(at: int, byte: int, cut: int | None) -> None:
+    for damaged in ("cert_pem", "key_pem"):
+        raw = bytearray(getattr(FIXED, damaged))
+        raw[at % len(raw)] = byte
+        with contextlib.suppress(certs.IdentityError):
+            certs.validate(FIXED._replace(**{damaged: bytes(raw[:cut])}), NOW)
 
 
 def test_trust_bundle_may_hold_many_but_not_none(tmp_path: pathlib.Path) -> None:
@@ -140,12 +277,52 @@ def test_watcher_reports_each_change_once_and_keeps_the_last_good_pair(tmp_path:
     assert watcher.poll(NOW) == certs.Unchanged()
     pathlib.Path(cert_path).write_bytes(second.cert_pem)  # torn: the key is still the old one
     assert isinstance(watcher.poll(NOW), certs.Rejected)
+    assert watcher.rejecting
     assert watcher.poll(NOW) == certs.Unchanged()
     pathlib.Path(key_path).write_bytes(second.key_pem)
     assert watcher.poll(NOW) == certs.Reloaded(second)
+    assert not watcher.rejecting
     assert watcher.poll(NOW) == certs.Unchanged()
     pathlib.Path(key_path).write_bytes(first.key_pem)
     assert isinstance(watcher.poll(NOW), certs.Rejected)
+
+
+def test_watcher_reports_a_rejection_again_when_its_text_changes_or_after_a_good_read(tmp_path: pathlib.Path) -> None:
+    first = certs.make_self_signed()
+    cert_path, key_path = write(tmp_path, first)
+    watcher = certs.Watcher(cert_path, key_path, first)
+    pathlib.Path(cert_path).write_bytes(b"")
+    assert isinstance(watcher.poll(NOW), certs.Rejected)
+    pathlib.Path(cert_path).unlink()
+    rejected = watcher.poll(NOW)
+    assert isinstance(rejected, certs.Rejected)
+    assert str(rejected.error).startswith(f"failed to open TLS certificate file {cert_path}")
+    pathlib.Path(cert_path).write_bytes(first.cert_pem)
+    assert watcher.poll(NOW) == certs.Unchanged()
+    pathlib.Path(cert_path).unlink()
+    assert isinstance(watcher.poll(NOW), certs.Rejected)
+
+
+def test_watcher_tells_that_what_it_serves_has_expired(tmp_path: pathlib.Path) -> None:
+    first = certs.make_self_signed(days=1, now=NOW)
+    watcher = certs.Watcher(*write(tmp_path, first), first)
+    assert watcher.poll(NOW) == certs.Unchanged()
+    assert isinstance(watcher.poll(NOW + 2 * DAY), certs.Rejected)
+
+
+def test_watcher_follows_the_swap_of_a_mounted_folder(tmp_path: pathlib.Path) -> None:
+    first, second = certs.make_self_signed(), certs.make_self_signed()
+    for name, identity in (("..1", first), ("..2", second)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, identity)
+    (tmp_path / "..data").symlink_to("..1")
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).symlink_to(pathlib.Path("..data") / name)
+    watcher = certs.Watcher(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), first)
+    assert watcher.poll(NOW) == certs.Unchanged()
+    (tmp_path / "..new").symlink_to("..2")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    assert watcher.poll(NOW) == certs.Reloaded(second)
 
 
 def test_command_line_makes_checks_and_shows(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,4 +334,37 @@ def test_command_line_makes_checks_and_shows(tmp_path: pathlib.Path, capsys: pyt
     assert "stargate, 127.0.0.1" in capsys.readouterr().out
     assert main(["make", *pair]) == 1
     assert "--force" in capsys.readouterr().err
+    (tmp_path / "a.key").chmod(0o644)
     assert main(["make", *pair, "--force"]) == 0
+    assert (tmp_path / "a.key").stat().st_mode & 0o777 == 0o600
+    assert main(["make", *pair, "--force", "--ip", "::1"]) == 0
+
+
+@pytest.mark.parametrize("words", [["--days", "-1"], ["--days", "9999999999"], ["--ip", "localhost"], ["--dns", "é"]])
+def test_command_line_makes_nothing_of_nonsense(
+    words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["make", "--cert", str(tmp_path / "a"), "--key", str(tmp_path / "b"), *words]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_shows_a_certificate_without_names(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "a.crt").write_bytes(certificate("a", key, "a", key))
+    assert main(["show", "--cert", str(tmp_path / "a.crt")]) == 0
+    assert "(none)" in capsys.readouterr().out
+
+
+def test_command_line_check_fails_as_a_listener_would(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["check", "--cert", str(tmp_path / "none"), "--key", str(tmp_path / "none")]
+    monkeypatch.setattr(sys, "argv", ["certs", *arguments])
+    monkeypatch.delitem(sys.modules, "certs.__main__")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("certs", run_name="__main__")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("error: failed to open TLS certificate file")
