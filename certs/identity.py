@@ -69,7 +69,7 @@ def validate(identity: Identity, now: dt.datetime) -> None:
     if len(chain) > 1:
         _check_chain(chain, now)
     start = max(certificate.not_valid_before_utc for certificate in chain)
-    end = min(certificate.not_valid_after_utc for certificate in chain)
+    end = _end(chain)
     if now < start:
         raise IdentityError("TLS server certificate chain is not yet valid", f"valid from {start.isoformat()}")
     if now > end:
@@ -78,7 +78,7 @@ def validate(identity: Identity, now: dt.datetime) -> None:
 
 def not_after(identity: Identity) -> dt.datetime:
     """The earliest end of validity in the chain, aware, UTC. Raises `IdentityError`."""
-    return min(certificate.not_valid_after_utc for certificate in _chain(identity.cert_pem))
+    return _end(_chain(identity.cert_pem))
 
 
 def _read(path: str, what: str) -> bytes:
@@ -103,6 +103,10 @@ def _chain(pem: bytes) -> list[x509.Certificate]:
         raise IdentityError("invalid TLS server identity", f"failed to parse TLS certificate PEM: {error}") from error
 
 
+def _end(chain: list[x509.Certificate]) -> dt.datetime:
+    return min(certificate.not_valid_after_utc for certificate in chain)
+
+
 def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
     if b"PRIVATE KEY-----" not in pem:
         raise IdentityError("invalid TLS server identity", "no private key found in TLS PEM")
@@ -122,7 +126,7 @@ def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
 def _check_chain(chain: list[x509.Certificate], now: dt.datetime) -> None:
     # The last certificate of the file is the anchor. Which names a leaf must carry is the dialler's business, so names are not
     # checked; the client verifier is the one that asks for none, and the purpose is checked here instead.
-    authority = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
+    authority = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
     leaf = (
         ExtensionPolicy.permit_all()
         .may_be_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_no_authority)
@@ -134,13 +138,9 @@ def _check_chain(chain: list[x509.Certificate], now: dt.datetime) -> None:
     try:
         builder.build_client_verifier().verify(chain[0], chain[1:-1])
     except (VerificationError, ValueError, x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
-        raise IdentityError("TLS server certificate chain validation failed", str(error)) from error
-
-
-def _is_authority(_policy: object, _certificate: x509.Certificate, extension: x509.BasicConstraints) -> None:
-    if not extension.ca:
-        message = "an issuer in the chain is not a certificate authority"
-        raise ValueError(message)
+        end = _end(chain)
+        detail = f"expired at {end.isoformat()}" if now > end else str(error)
+        raise IdentityError("TLS server certificate chain validation failed", detail) from error
 
 
 def _is_no_authority(_policy: object, _certificate: x509.Certificate, extension: x509.BasicConstraints | None) -> None:

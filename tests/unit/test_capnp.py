@@ -51,6 +51,13 @@ def test_4097_entries_in_the_usual_layout_are_not_read() -> None:
         capnp.decode_message(raw)
 
 
+def test_4097_elements_of_another_kind_are_not_read() -> None:
+    for size in (0, 6):
+        raw = words(1 << 32 | 1 << 48, 0, 1 << 48, 4097 << 35 | size << 32 | 1, *[0] * 4097)
+        with pytest.raises(ProtocolError, match=r"^too many raw QUIC tunnel headers: 4097$"):
+            capnp.decode_message(raw)
+
+
 def test_body_of_all_but_512_mib_can_be_expressed_and_one_byte_more_cannot() -> None:
     size = (1 << 29) - 1
     prefix = capnp.encode_body(announced(size))[:40]

@@ -193,6 +193,12 @@ def test_chain_that_no_dialler_would_accept_is_refused(identity: Callable[[], ce
         certs.validate(identity(), NOW)
 
 
+def test_refusal_of_an_expired_chain_says_so() -> None:
+    identity = chain_of_three([NAMES], middle_ends=NOW - dt.timedelta(minutes=1))
+    with pytest.raises(certs.IdentityError, match="expired at 2030-04-30T23:59:00"):
+        certs.validate(identity, NOW)
+
+
 def test_single_certificate_is_not_asked_for_its_issuer_but_for_its_dates() -> None:
     key, issuer_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     key_pem = key.private_bytes(PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())

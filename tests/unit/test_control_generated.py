@@ -1,6 +1,7 @@
 """The committed control-plane code is what the compiler makes of the committed definitions."""
 
 import pathlib
+import runpy
 import sys
 
 import pytest
@@ -20,6 +21,15 @@ def test_check_names_what_is_out_of_date(monkeypatch: pytest.MonkeyPatch, capsys
     assert "stargate_pb2.py" in capsys.readouterr().err
     monkeypatch.setattr(generate, "stale_files", list)
     assert generate.main() == 0
+
+
+def test_command_exits_with_its_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("grpc_tools")
+    monkeypatch.setattr(sys, "argv", ["generate", "--check"])
+    monkeypatch.delitem(sys.modules, "tunnel_protocol.control.generate")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("tunnel_protocol.control.generate", run_name="__main__")
+    assert caught.value.code == 0
 
 
 def test_generating_writes_all_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
