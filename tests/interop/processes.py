@@ -201,10 +201,13 @@ class Answer:
         return line
 
     def read_rest(self) -> None:
-        self.body += self._response.read()
-        self._connection.close()
+        try:
+            self.body += self._response.read()
+        finally:
+            self.close()
 
     def close(self) -> None:
+        self._response.close()
         self._connection.close()
 
     @property
