@@ -7,11 +7,13 @@ visible as a log line, and as digest and algorithm in a metric (docs/operations.
 import asyncio
 import hashlib
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
 from router.balancing import BalancingConfig, ConfigError, Selector, load_config
+from router.balancing.algorithm import MakeAlgorithm, installed_algorithms
 from router.settings import Settings
 from router.sockets import cause_of
 from router.startup_checks import StartupError, causes_of
@@ -25,8 +27,17 @@ MAX_CONFIG_BYTES = 4 << 20
 class Policy:
     """Owns the selector; `look` is called periodically."""
 
-    def __init__(self, path: Path | None, content: bytes | None, config: BalancingConfig, metrics: Metrics) -> None:
-        self.selector = Selector(config, random.SystemRandom())
+    def __init__(
+        self,
+        path: Path | None,
+        content: bytes | None,
+        config: BalancingConfig,
+        further: Mapping[str, MakeAlgorithm],
+        metrics: Metrics,
+    ) -> None:
+        # Load balancing needs speed, not secrecy, of its random numbers.
+        self.selector = Selector(config, random.Random(), further)  # noqa: S311
+        self._further = frozenset(further)
         self._path = path
         self._active = content
         self._refused: bytes | None = None
@@ -37,8 +48,9 @@ class Policy:
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics) -> "Policy":
         """Read the file, if one is configured. Raises `StartupError`."""
+        further = _further()
         if settings.lb_config_path is None:
-            return cls(None, None, BalancingConfig(), metrics)
+            return cls(None, None, BalancingConfig(), further, metrics)
         path = Path(settings.lb_config_path)
         try:
             content = _read(path)
@@ -50,7 +62,10 @@ class Policy:
             raise StartupError(
                 f"failed to parse lb config file: {settings.lb_config_path}", *causes_of(error)
             ) from None
-        return cls(path, content, config, metrics)
+        try:
+            return cls(path, content, config, further, metrics)
+        except ConfigError as error:
+            raise StartupError("failed to create load balancer router", *causes_of(error)) from None
 
     async def look(self) -> None:
         """Read the file once more and swap the policy if it changed and is valid."""
@@ -66,7 +81,7 @@ class Policy:
             self._metrics.lb_config_last_reload_success.set(1)
         elif content != self._refused:
             try:
-                config = load_config(content)
+                config = load_config(content, self._further)
                 self.selector.replace_config(config)
             except ConfigError as error:
                 self._refuse(content, ": ".join(causes_of(error)))
@@ -101,6 +116,14 @@ class Policy:
     def watched(self) -> bool:
         """Whether there is a file to look at again."""
         return self._path is not None
+
+
+def _further() -> Mapping[str, MakeAlgorithm]:
+    """Algorithms of installed packages; one that cannot be loaded stops the start instead of vanishing."""
+    try:
+        return installed_algorithms()
+    except (ImportError, AttributeError) as error:
+        raise StartupError("failed to create load balancer router", *causes_of(error)) from None
 
 
 def _read(path: Path) -> bytes:

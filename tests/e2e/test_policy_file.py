@@ -50,3 +50,11 @@ def test_a_bad_file_stops_the_start(tmp_path: Path, content: str) -> None:
         System.start(f"--lb-config-path={path}")
     assert f"Error: failed to parse lb config file: {path}" in caught.value.log
     assert "Caused by:" in caught.value.log
+
+
+def test_a_definition_that_cannot_be_built_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "lb.json"
+    path.write_text('{"request_algorithms": {"random": "round-robin"}}')
+    with pytest.raises(ProcessEndedError) as caught:
+        System.start(f"--lb-config-path={path}")
+    assert "Error: failed to create load balancer router" in caught.value.log
