@@ -1,7 +1,7 @@
 import pytest
 
 from router.registry.tunnel import TunnelError
-from router.tunnels.addresses import advertised_host, dial_target, reverse_addresses
+from router.tunnels.addresses import dial_target
 
 
 @pytest.mark.parametrize(
@@ -27,21 +27,3 @@ def test_path_and_query_of_a_quic_url_are_ignored():
 
 def test_an_ipv6_worker_can_be_dialled():
     assert dial_target("quic://[::1]:4433") == ("::1", 4433, 6)
-
-
-def test_the_advertised_host_comes_from_the_template():
-    assert advertised_host(None, "pod-a", "ns") == "pod-a.stargate.external"
-    assert advertised_host("{pod_name}.h.{namespace}.svc", "pod-a", "ns") == "pod-a.h.ns.svc"
-
-
-def test_a_listener_on_an_ephemeral_port_advertises_the_bound_one_and_keeps_the_dial_override_apart():
-    assert reverse_addresses("pod-a.example", 40001, " 10.0.0.1:50072 ") == ("pod-a.example:40001", "10.0.0.1:50072")
-
-
-@pytest.mark.parametrize("blank", [None, "", "  "])
-def test_a_blank_dial_override_means_the_target(blank):
-    assert reverse_addresses("pod-a.example", 1, blank) == ("pod-a.example:1", "pod-a.example:1")
-
-
-def test_an_ipv6_host_is_bracketed():
-    assert reverse_addresses("::1", 50072, None).target == "[::1]:50072"
