@@ -31,7 +31,7 @@ from router.ports_file import write_ports_file
 from router.registry import Identity, Registry, TargetKey
 from router.served_identity import ServedIdentity
 from router.settings import Settings
-from router.sockets import bind_tcp, bound_address
+from router.sockets import bind_tcp, bind_tcp_everywhere, bound_address
 from router.startup_checks import (
     StartupError,
     causes_of,
@@ -159,6 +159,7 @@ class App:
             raise StartupError("failed to bind reverse tunnel listener", *causes_of(error)) from None
         self._closers.append(self._listener.close)
         self.bound["reverse_tunnel"] = SocketAddress(host, port)
+        self._identity.tell_coverage(settings, port)
 
     def _bind_tcp(self) -> tuple[socket.socket, socket.socket]:
         """Control plane, model discovery, HTTP, metrics, in this order; all addresses are parsed first."""
@@ -170,7 +171,7 @@ class App:
         self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings), keepalive=GrpcKeepalive()))
         self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=assembly.grpc_tls(settings)))
         http_socket = bind_tcp(http, "HTTP")
-        metrics_socket = bind_tcp(SocketAddress("0.0.0.0", settings.metrics_port), "metrics")
+        metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
         self.bound["http"], self.bound["metrics"] = bound_address(http_socket), bound_address(metrics_socket)
         self._advertise = assembly.advertised(settings, grpc, self._port("grpc"))
         return http_socket, metrics_socket

@@ -11,10 +11,21 @@ from datetime import UTC, datetime
 
 import structlog
 
-from certs import Identity, IdentityError, Rejected, Reloaded, Watcher, load_identity, make_self_signed, not_after
+from certs import (
+    Identity,
+    IdentityError,
+    Rejected,
+    Reloaded,
+    Watcher,
+    covers,
+    load_identity,
+    make_self_signed,
+    not_after,
+)
 from router.settings import Settings
 from router.startup_checks import StartupError
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.quic.tls import server_name_for
 
 _log = structlog.get_logger()
 
@@ -58,6 +69,15 @@ class ServedIdentity:
     def expired(self) -> bool:
         """Whether the served chain is past its end; never for a generated one."""
         return time.time() > self._expires_at
+
+    def tell_coverage(self, settings: Settings, port: int) -> None:
+        """Warn if workers that verify would refuse the mounted certificate for the name they ask for."""
+        if not self.mounted:
+            return
+        target = f"{settings.advertised_host}:{port}"
+        name = server_name_for((settings.reverse_tunnel_pylon_dial_addr or "").strip() or target, target)
+        if not covers(self.identity, name):
+            _log.warning("the served TLS certificate does not cover the name workers ask for", **_COMPONENT, name=name)
 
     async def look(self, activate: Callable[[Identity], None]) -> None:
         """Read the files once more; a valid new pair goes to `activate` and is served from then on."""

@@ -3,6 +3,7 @@
 A port that is in use must fail the start with the name of its listener, not split the traffic with another process.
 """
 
+import errno
 import socket
 
 from router.option_values import SocketAddress
@@ -27,10 +28,24 @@ def bind_tcp(address: SocketAddress, listener: str) -> socket.socket:
     return bound
 
 
+def bind_tcp_everywhere(port: int, listener: str) -> socket.socket:
+    """As `bind_tcp`, on all interfaces of both address families where the host has both."""
+    if socket.has_dualstack_ipv6():
+        try:
+            bound = socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise StartupError(f"failed to bind {listener} listener", cause_of(error)) from None
+        else:
+            bound.setblocking(False)
+            return bound
+    return bind_tcp(SocketAddress("0.0.0.0", port), listener)
+
+
 def bound_address(bound: socket.socket) -> SocketAddress:
-    """Where a socket really listens."""
+    """Where a socket really listens; all interfaces are always told as `0.0.0.0`."""
     host, port = bound.getsockname()[:2]
-    return SocketAddress(host, port)
+    return SocketAddress("0.0.0.0" if host == "::" else host, port)
 
 
 def cause_of(error: OSError) -> str:

@@ -1,10 +1,12 @@
 """The identity of the reverse listener: loaded, watched, rotated, and what is told about it."""
 
 import asyncio
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from certs import Identity, make_self_signed
 from router.cli import parse
@@ -113,3 +115,23 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError) as caught:
         ServedIdentity.load(settings(f"--tls-cert-path={tmp_path}/c", f"--tls-key-path={tmp_path}/k"), Metrics())
     assert f"failed to open TLS certificate file {tmp_path}/c" in caught.value.causes
+
+
+@pytest.mark.parametrize(
+    ("names", "template", "warned"),
+    [
+        (["stargate"], "127.0.0.1", False),
+        (["r.example"], "127.0.0.1", True),
+        (["pod-0.routers.ns"], "pod-0.routers.ns", False),
+        (["*.routers.ns"], "pod-0.routers.ns", False),
+        (["*.ns"], "pod-0.routers.ns", True),
+    ],
+)
+def test_a_certificate_without_the_name_workers_ask_for_is_told(
+    mount: Mount, names: list[str], template: str, warned: bool
+) -> None:
+    mount.put(make_self_signed(names, days=30))
+    given = dataclasses.replace(mount.settings(), advertised_hostname_template=template)
+    with structlog.testing.capture_logs() as lines:
+        ServedIdentity.load(given, Metrics()).tell_coverage(given, 50072)
+    assert any("does not cover" in line["event"] for line in lines) == warned
