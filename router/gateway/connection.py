@@ -39,6 +39,9 @@ class Requests(Protocol):
     def date(self) -> bytes:
         """The value of a `date` header, now."""
 
+    def flush_later(self, connection: "ClientConnection") -> None:
+        """Call `connection.flush` at the end of this turn of the event loop."""
+
     @property
     def draining(self) -> bool:
         """Whether connections are to close after their running request."""
@@ -60,6 +63,8 @@ class ClientConnection(asyncio.Protocol):
         self._clock = clock
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
+        # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
+        self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
         self._loop = asyncio.get_running_loop()
         # The message being parsed.
         self._target = b""
@@ -73,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
         self._response: Response | None = None
         self._flow: ResponseFlow | None = None
         self._queue: deque[ClientRequest] = deque()
+        self._out: list[bytes] = []
         self._reading = True
         self._body_reading = True
         self._writable = True
@@ -171,7 +177,7 @@ class ClientConnection(asyncio.Protocol):
         body = RequestBody(self._set_body_reading)
         request = ClientRequest(
             self._parser.get_method(),
-            self._target,
+            _origin_form(self._target),
             headers,
             http_1_0=self._parser.get_http_version() == "1.0",
             keep_alive=self._parser.should_keep_alive(),
@@ -205,9 +211,17 @@ class ClientConnection(asyncio.Protocol):
     # --- ResponseOutput --------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Queue bytes; uvloop sends everything that one turn of the loop queued at once."""
+        """Queue bytes; what one turn of the loop queues leaves in one write."""
         if not self._gone:
-            self._transport.write(data)
+            if not self._out:
+                self._requests.flush_later(self)
+            self._out.append(data)
+
+    def flush(self) -> None:
+        """Hand what is queued to the transport."""
+        out, self._out = self._out, []
+        if out and not self._gone:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def date(self) -> bytes:
         """The value of a `date` header."""
@@ -237,6 +251,7 @@ class ClientConnection(asyncio.Protocol):
         if self._gone:
             return
         if reset:
+            self.flush()
             self._transport.abort()
         self._close()
 
@@ -270,7 +285,6 @@ class ClientConnection(asyncio.Protocol):
             http_1_0=request.http_1_0,
             keep_alive=request.keep_alive,
             bodyless=request.method == b"HEAD",
-            must_close=lambda: request.expects_continue and not request.body.wanted and not request.body.complete,
         )
         response.closing = self._requests.draining
         self._current, self._response = request, response
@@ -336,10 +350,12 @@ class ClientConnection(asyncio.Protocol):
             response.abandoned()
         self._current = self._arriving = None
         self._queue.clear()
+        self._out = []
 
     def _close(self) -> None:
         self._closing = True
         if not self._gone:
+            self.flush()
             self._transport.close()
 
     def _set_body_reading(self, reading: bool) -> None:
@@ -354,6 +370,16 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Path and query of a target that may be in absolute form (RFC 9112 section 3.2.2) or carry a fragment."""
+    if not target.startswith(b"/"):
+        scheme, separator, rest = target.partition(b"://")
+        if separator and scheme.lower() in (b"http", b"https"):
+            path = rest.partition(b"/")[2]
+            target = b"/" + path
+    return target.partition(b"#")[0]
 
 
 def _consistent(headers: HeaderList) -> HeaderList | None:

@@ -54,7 +54,6 @@ class Response:
         "_http_1_0",
         "_keep_alive",
         "_left",
-        "_must_close",
         "_output",
         "body_bytes",
         "closing",
@@ -71,10 +70,8 @@ class Response:
         http_1_0: bool,
         keep_alive: bool,
         bodyless: bool,
-        must_close: Callable[[], bool] = bool,
     ) -> None:
         self._output = output
-        self._must_close = must_close
         self._http_1_0 = http_1_0
         self._keep_alive = keep_alive
         self._bodyless = bodyless
@@ -93,7 +90,8 @@ class Response:
         self.started = True
         self.status = status
         reason = _REASONS.get(status, b"Unknown")
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        version = b"HTTP/1.0" if self._http_1_0 else b"HTTP/1.1"
+        lines = [b"%b %d %b\r\n" % (version, status, reason)]
         length = _declared_length(headers)
         dated = False
         for name, value in headers:
@@ -111,9 +109,10 @@ class Response:
         else:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
-        if not self._keep_alive or self.closing or self._must_close():
+        if not self._keep_alive or self.closing:
             self._keep_alive = False
-            lines.append(b"connection: close\r\n")
+            if not self._http_1_0:  # there it is the rule
+                lines.append(b"connection: close\r\n")
         elif self._http_1_0:
             lines.append(b"connection: keep-alive\r\n")
         if not dated:

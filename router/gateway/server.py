@@ -12,7 +12,6 @@ from router.gateway.response import Response, ResponseFlow
 from router.gateway.routes import Routes
 
 BACKLOG = 1024
-_POLL_S = 0.01
 
 
 class HttpServer:
@@ -26,6 +25,7 @@ class HttpServer:
         self._changed = asyncio.Event()
         self._refusing = False
         self.draining = False
+        self._unflushed: list[ClientConnection] = []
         self._date = b""
         self._date_second = 0
 
@@ -95,6 +95,17 @@ class HttpServer:
         """Forget it."""
         self._connections.discard(connection)
         self._changed.set()
+
+    def flush_later(self, connection: ClientConnection) -> None:
+        """One flush at the end of the turn for all connections that were written to."""
+        if not self._unflushed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unflushed.append(connection)
+
+    def _flush(self) -> None:
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
+            connection.flush()
 
     def date(self) -> bytes:
         """The value of a `date` header, made once a second."""
