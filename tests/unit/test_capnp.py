@@ -152,6 +152,39 @@ def test_headers_that_are_almost_in_the_usual_layout_are_read_with_care(at: int,
             capnp.decode_message(raw)
 
 
+ROOT, MAP = 1 << 32 | 1 << 48, 1 << 48
+ONE = int.from_bytes(b"a", "little")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        # The value has no bytes at all, but the word where it would end is a NUL.
+        (
+            words(ROOT, 0, MAP, 0x17 << 32 | 1, 2 << 48 | 4, 2 << 35 | 2 << 32 | 5, 2 << 32 | 5, ONE),
+            "not NUL-terminated",
+        ),
+        # List and tag agree on their number of entries; the message is too short for their pointers.
+        (words(ROOT, 0, MAP, 4096 << 36 | 7 << 32 | 1, 2 << 48 | 4096 << 2, 0, 0), "pointer out of bounds"),
+        # The list begins where the segment ends: its tag is missing.
+        (words(ROOT, 0, MAP, 7 << 32 | 1), "pointer out of bounds"),
+        # One entry of three pointers in a list of two words.
+        (words(ROOT, 0, MAP, 0x17 << 32 | 1, 3 << 48 | 4, 0, 0, 0), "overrun their words"),
+        # The tag is a list pointer, the tag is a far pointer.
+        (words(ROOT, 0, MAP, 0x17 << 32 | 1, 2 << 48 | 5, 0, 0), "tag is not a struct"),
+        (words(ROOT, 0, MAP, 0x17 << 32 | 1, 2 << 48 | 6, 0, 0), "tag is not a struct"),
+    ],
+)
+def test_headers_that_lie_about_their_layout_are_refused(message: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason):
+        capnp.decode_message(message)
+
+
+def test_double_far_landing_pad_that_is_double_itself_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="double-far landing pad without a far pointer"):
+        capnp.decode_message(words(6 | 1 << 3, 6 | 1 << 3, ROOT, 1, 0))
+
+
 @pytest.mark.parametrize("size", range(0, len(HEADERS), 4))
 def test_message_cut_short_is_refused(size: int) -> None:
     with pytest.raises(ProtocolError):

@@ -149,6 +149,26 @@ def test_limit_is_not_judged_before_the_kind_of_message_is_known() -> None:
     assert b"".join(reader.contents()) == b"x" * 5000
 
 
+@pytest.mark.parametrize("content", [b"ABCDEFGHI", b"12345678"])
+def test_the_short_cut_reads_almost_usual_bodies_as_the_long_way_does(content: bytes) -> None:
+    usual = capnp.encode_body(content)
+    for bit in range(len(usual) * 8):
+        changed = bytearray(usual)
+        changed[bit // 8] ^= 1 << (bit & 7)
+        stream = bytes(changed) + capnp.encode_body(b"next") * 3
+        outcomes = []
+        for shortcut in (False, True):
+            reader = Reader(shortcut=shortcut)
+            reason = ""
+            try:
+                reader.feed(stream)
+                reader.finish()
+            except ProtocolError as error:
+                reason = error.reason
+            outcomes.append(([m for m in reader.messages if m != capnp.Body(b"")], reason))
+        assert outcomes[0] == outcomes[1], bit
+
+
 def test_messages_before_a_fault_are_reported() -> None:
     reader = Reader()
     with pytest.raises(ProtocolError):
