@@ -48,7 +48,7 @@ class RouterDiscovery:
         while True:
             try:
                 async with grpc.aio.insecure_channel(address) as channel:
-                    stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)
+                    stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
                     async for snapshot in stub.WatchStargates(stargate_pb2.WatchStargatesRequest()):
                         self._remember(address, snapshot)
             except grpc.aio.AioRpcError as error:

@@ -10,6 +10,7 @@ import itertools
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -133,7 +134,8 @@ class MockEngine:
         if header.isdigit():
             return max(1, int(header))
         asked = document.get("max_tokens", document.get("max_output_tokens"))
-        return max(1, min(asked, self._options.num_tokens) if isinstance(asked, int) else self._options.num_tokens)
+        most: int = self._options.num_tokens
+        return max(1, min(asked, most) if isinstance(asked, int) else most)
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         status = request.headers.get("x-mock-status", "")
@@ -152,7 +154,8 @@ class MockEngine:
             await asyncio.sleep(self._options.token_delay_ms / 1000)
 
     def _breaks_off(self, index: int) -> bool:
-        return 0 < self._options.break_after <= index
+        limit: int = self._options.break_after
+        return 0 < limit <= index
 
     def _break_off(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         if request.transport is not None:
@@ -164,11 +167,11 @@ def _tokens(count: int) -> list[str]:
     return list(itertools.islice(itertools.cycle(WORDS), count))
 
 
-def _event(document: dict[str, object]) -> bytes:
+def _event(document: Mapping[str, object]) -> bytes:
     return b"data: " + msgspec.json.encode(document) + b"\n\n"
 
 
-def _named(name: str, document: dict[str, object]) -> bytes:
+def _named(name: str, document: Mapping[str, object]) -> bytes:
     return b"event: " + name.encode() + b"\n" + _event(document)
 
 

@@ -73,9 +73,8 @@ class Registration:
             [("grpc.default_authority", self.router.authority)] if self.router.authority != self.router.dial else []
         )
         async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
-            call = stargate_pb2_grpc.StargateControlPlaneStub(channel).RegisterInferenceServer(
-                self._updates(tunnel), metadata=metadata
-            )
+            stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
+            call = stub.RegisterInferenceServer(self._updates(tunnel), metadata=metadata)
             dialling = asyncio.create_task(tunnel.run())
             try:
                 async for ack in call:

@@ -121,16 +121,13 @@ class TunnelRequest:
             return
         try:
             self._known = facts(head)
-            self._load = self._service.models.load(self._known.model)
-            if self._load is None:
-                raise Problem(
-                    503,
-                    "model generation is not admitted for request routing",
-                    retryable=True,
-                    reason="model_generation_unavailable",
-                )
         except Problem as problem:
             self._answer(problem)
+            return
+        self._load = self._service.models.load(self._known.model)
+        if self._load is None:
+            detail = "model generation is not admitted for request routing"
+            self._answer(Problem(503, detail, retryable=True, reason="model_generation_unavailable"))
             return
         self._live = LiveRequest(self._known.input_tokens, self._known.priority or 0, time.monotonic())
         self._load.begin(self._known.request_id, self._live, _wall_ms())

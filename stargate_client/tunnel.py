@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -153,7 +153,8 @@ class ReverseTunnel:
         self._set_connected(connected=True)
         try:
             changed = loop.create_task(self._changed.wait())
-            await asyncio.wait({changed, handler.closed}, return_when=asyncio.FIRST_COMPLETED)
+            waited_for: set[asyncio.Future[Any]] = {changed, handler.closed}
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
             if handler.closed.done():
                 _log.warning("reverse tunnel connection closed", reason=str(handler.closed.result()))
