@@ -218,6 +218,7 @@ def test_void_elements_are_charged_although_they_take_no_room() -> None:
     [
         (2 | 0 << 3 | 5 << 32, "pointer to an unknown segment"),
         (2 | 9 << 3, "pointer out of bounds"),
+        (6 | 2 << 3, "pointer out of bounds"),  # a double landing pad of which only half is there
         (6 | 1 << 3, "double-far landing pad without a far pointer"),
         (2 | 0 << 3, "far pointer that leads to a far pointer"),
         (3, "expected a struct pointer"),
