@@ -89,7 +89,5 @@ class PathMtu:
             self.probe_at = now + _REPROBE_S if self._low < self._max else None
             self._high = self._size = self._max
             return
-        self._size = (
-            (self._low + self._high + 1) // 2 if self._high < self._max or self._low > BASE_BYTES else self._high
-        )
+        self._size = (self._low + self._high + 1) // 2
         self.probe_at = now

@@ -170,10 +170,7 @@ class AioquicEngine(FastConnection):
         """See `Engine`."""
         if self.closed:
             return None
-        stream = super().open_stream(handler)
-        if stream is None and not self.awake:
-            self.wake()
-        return stream
+        return super().open_stream(handler)
 
     def deliver(self) -> None:
         """See `Engine`."""

@@ -86,8 +86,13 @@ class AioquicFactory:
 
     def starts_connection(self, data: bytes) -> bool:
         """See `EngineFactory`."""
-        # Long header, fixed bit, type Initial, version 1 (RFC 9000 section 17.2.2).
-        return len(data) >= MIN_INITIAL_BYTES and data[0] & 0xF0 == 0xC0 and data[1:5] == b"\x00\x00\x00\x01"
+        # Long header, fixed bit, type Initial, version 1, a destination id of 8 to 20 bytes (RFC 9000 section 17.2.2).
+        return (
+            len(data) >= MIN_INITIAL_BYTES
+            and data[0] & 0xF0 == 0xC0
+            and data[1:5] == b"\x00\x00\x00\x01"
+            and 8 <= data[5] <= 20
+        )
 
     def answer_version(self, data: bytes) -> bytes | None:
         """See `EngineFactory`."""

@@ -326,8 +326,8 @@ class FastConnection(StreamConnection):
             self._handshake_confirmed
             and self._state is _CONNECTED
             and self._quic_logger is None
-            and len(self._network_paths) == 1
             and self._network_paths[0].is_validated
+            and (len(self._network_paths) == 1 or not self._other_paths_need_frames())
             and not (
                 self._close_pending
                 or self._probe_pending
@@ -340,6 +340,13 @@ class FastConnection(StreamConnection):
                 or self._app_crypto._update_key_requested
             )
             and self._app_crypto_stream.sender.buffer_is_empty
+        )
+
+    def _other_paths_need_frames(self) -> bool:
+        """The peer has migrated before, or is about to (RFC 9000 section 9)."""
+        return any(
+            path.remote_challenges or not (path.is_validated or path.local_challenge_sent)
+            for path in self._network_paths[1:]
         )
 
     def _poll_fast(self, now: float) -> list[tuple[bytes, Address]]:

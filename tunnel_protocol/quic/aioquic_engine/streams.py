@@ -76,10 +76,6 @@ def limit_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
         stream.on_control_lost(limit=True)
 
 
-def ignore_delivery(delivery: QuicDeliveryState) -> None:
-    """Neither fate matters."""
-
-
 class StreamConnection(QuicConnection):
     """Implements `StreamOwner`; stream frames in and out."""
 
@@ -105,6 +101,8 @@ class StreamConnection(QuicConnection):
         self._credit_raised = False
         self._blocked_at: int | None = None
         """The stream limit at which somebody found us blocked and the peer has not been told yet."""
+        self._blocked_told: int | None = None
+        """The last limit the peer was told of; once is enough."""
         self._cids_to_send = False
         self._ack_delay = settings.ack_delay_ms / 1000
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = settings.max_streams_bidi
@@ -121,8 +119,12 @@ class StreamConnection(QuicConnection):
     def open_stream(self, handler: StreamHandler) -> EngineStream | None:
         """Open a bidirectional stream; None without credit."""
         stream_id = self._local_next_stream_id_bidi
-        if stream_id >> 2 >= self._remote_max_streams_bidi:
-            self._blocked_at = self._remote_max_streams_bidi
+        limit = self._remote_max_streams_bidi
+        if stream_id >> 2 >= limit:
+            if self._blocked_told != limit:
+                self._blocked_told = self._blocked_at = limit
+                if not self.awake:
+                    self.wake()
             return None
         self._local_next_stream_id_bidi = stream_id + 4
         return self._create_stream(stream_id, handler, self._remote_max_stream_data_bidi_remote)
@@ -270,6 +272,10 @@ class StreamConnection(QuicConnection):
         super()._on_new_connection_id_delivery(delivery, connection_id)
         self._cids_to_send = self._cids_to_send or delivery is not ACKED
 
+    def _on_blocked_delivery(self, delivery: QuicDeliveryState, limit: int) -> None:
+        if delivery is not ACKED and limit == self._remote_max_streams_bidi:
+            self._blocked_at = limit
+
     # --- frames out --------------------------------------------------------------------------------------------------
 
     def _max_streams_due(self) -> bool:
@@ -292,8 +298,8 @@ class StreamConnection(QuicConnection):
             room -= len(frame)
         if self._blocked_at is not None:
             frame = b"\x16" + varint(self._blocked_at)
+            frames.append((QuicFrameType.STREAMS_BLOCKED_BIDI, frame, self._on_blocked_delivery, (self._blocked_at,)))
             self._blocked_at = None
-            frames.append((QuicFrameType.STREAMS_BLOCKED_BIDI, frame, ignore_delivery, ()))
             room -= len(frame)
         control = self.control
         while control and room >= 3 * _SMALLEST_STREAM_FRAME:

@@ -1,0 +1,241 @@
+"""Two engines in memory on a virtual clock, with a network between them that loses, delays, reorders and duplicates."""
+
+import heapq
+import random
+from dataclasses import dataclass, field
+from functools import cache
+
+import certs
+from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+
+CLIENT_ADDRESS = ("192.0.2.1", 40000)
+SERVER_ADDRESS = ("192.0.2.2", 50072)
+
+
+@cache
+def identity():
+    return certs.make_self_signed(["stargate"])
+
+
+@dataclass
+class Weather:
+    """What the network does to each datagram."""
+
+    loss: float = 0.0
+    duplication: float = 0.0
+    delay_s: float = 0.01
+    jitter_s: float = 0.0
+    mtu: int = 1_500
+    drop: object = None
+    """`drop(sender_name, data) -> bool`, asked first."""
+
+
+class Node:
+    """One side: an engine, its owner, and everything that happened."""
+
+    def __init__(self, world, name, address):
+        self.world = world
+        self.name = name
+        self.address = address
+        self.engine = None
+        self.cids = set()
+        self.established = False
+        self.error = None
+        self.accept = lambda stream: None
+        self.credit = 0
+
+    # EngineOwner
+    def on_work(self):
+        self.world.pending[self] = None
+
+    def on_established(self):
+        self.established = True
+
+    def on_peer_stream(self, stream):
+        return self.accept(stream)
+
+    def on_stream_credit(self):
+        self.credit += 1
+
+    def on_connection_id(self, connection_id):
+        self.cids.add(connection_id)
+
+    def on_connection_id_retired(self, connection_id):
+        self.cids.discard(connection_id)
+
+    def on_closed(self, error):
+        assert self.error is None, "told twice"
+        self.error = error
+
+    def tick(self):
+        """What the endpoint does with a connection that was touched."""
+        world = self.world
+        self.engine.deliver()
+        for data, address in self.engine.poll(world.now):
+            world.send(self, data, address)
+        at = self.engine.deadline()
+        self.timer = at
+
+
+class World:
+    """Client and server, connected by `connect`."""
+
+    def __init__(self, seed=0, weather=None, client_settings=None, server_settings=None):
+        self.random = random.Random(seed)
+        self.weather = weather or Weather()
+        self.now = 1_000.0
+        self.queue = []
+        self.sequence = 0
+        self.pending = {}
+        self.client = Node(self, "client", CLIENT_ADDRESS)
+        self.server = Node(self, "server", SERVER_ADDRESS)
+        self.client.timer = self.server.timer = None
+        self.client_settings = client_settings or QuicSettings()
+        self.server_settings = server_settings or QuicSettings()
+        self.server_factory = AioquicFactory(self.server_settings, ServerTls(identity().cert_pem, identity().key_pem))
+        self.client_factory = AioquicFactory(self.client_settings, None)
+        self.datagrams = 0
+        self.largest = 0
+
+    def send(self, sender, data, address):
+        self.datagrams += 1
+        self.largest = max(self.largest, len(data))
+        weather, rng = self.weather, self.random
+        if weather.drop is not None and weather.drop(sender.name, data):
+            return
+        if len(data) > weather.mtu or rng.random() < weather.loss:
+            return
+        copies = 2 if rng.random() < weather.duplication else 1
+        for _ in range(copies):
+            self.sequence += 1
+            at = self.now + weather.delay_s + rng.random() * weather.jitter_s
+            heapq.heappush(self.queue, (at, self.sequence, sender.name, sender.address, address, data))
+
+    def start(self):
+        tls = ClientTls(identity().cert_pem, "stargate")
+        self.client.engine = self.client_factory.connect(SERVER_ADDRESS, tls, self.client, self.now)
+        self.client.tick()
+
+    def connect(self):
+        self.start()
+        self.run(lambda: self.client.established and self.server.established, 20)
+        return self
+
+    def run(self, until, deadline_s, *, must=True):
+        """Let time pass until the condition holds."""
+        end = self.now + deadline_s
+        while not until():
+            if not self.step(end):
+                assert not must, f"not reached within {deadline_s} virtual seconds"
+                return False
+        return True
+
+    def idle(self, seconds):
+        self.run(lambda: False, seconds, must=False)
+
+    def step(self, end):
+        """The next thing that happens; False if nothing does before `end`."""
+        if self.pending:
+            pending, self.pending = self.pending, {}
+            for node in pending:
+                node.tick()
+            return True
+        at = self.queue[0][0] if self.queue else None
+        node = None
+        for candidate in (self.client, self.server):
+            if candidate.engine is not None and candidate.timer is not None and not candidate.engine.finished:
+                # Timers of event loops are no finer than this.
+                timer = max(candidate.timer, self.now + 0.001)
+                if at is None or timer < at:
+                    at, node = timer, candidate
+        if at is None or at > end:
+            self.now = max(self.now, end)
+            return False
+        self.now = max(self.now, at)
+        if node is not None:
+            node.engine.handle_timer(self.now)
+            node.tick()
+        else:
+            self.deliver(*heapq.heappop(self.queue)[2:])
+        return True
+
+    def deliver(self, sender_name, source, address, data):
+        node = self.server if sender_name == "client" else self.client
+        if address != node.address and sender_name == "server":
+            return  # sent to where the client is no longer
+        if node.engine is None:
+            if self.server_factory.starts_connection(data):
+                node.engine = self.server_factory.accept(data, source, node, self.now)
+                if node.engine is not None:
+                    node.tick()
+            return
+        node.engine.receive(data, source, self.now)
+        node.tick()
+
+
+class Recorder:
+    """A stream handler that keeps everything and checks the order of calls."""
+
+    def __init__(self):
+        self.stream = None
+        self.received = bytearray()
+        self.fin = False
+        self.reset = None
+        self.stopped = None
+        self.lost = None
+        self.writable = 0
+        self.on_piece = lambda: None
+
+    def on_data(self, data, fin):
+        assert type(data) is bytes
+        assert not self.fin, "data after FIN"
+        assert self.reset is None, "data after reset"
+        assert self.lost is None, "data after the connection"
+        assert data or fin, "an empty call"
+        self.received += data
+        self.fin = fin
+        self.on_piece()
+
+    def on_reset(self, error_code):
+        assert not self.fin
+        assert self.reset is None
+        self.reset = error_code
+
+    def on_stop(self, error_code):
+        assert self.stopped is None
+        self.stopped = error_code
+
+    def on_writable(self):
+        self.writable += 1
+
+    def on_connection_lost(self, error):
+        assert self.lost is None
+        self.lost = error
+
+
+@dataclass
+class Leftovers:
+    """What an engine still holds; all zero when every stream is over and acknowledged."""
+
+    streams: int = 0
+    marks: int = 0
+    unacknowledged: int = 0
+    in_flight: int = 0
+    details: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, engine):
+        space = engine._app_space
+        return cls(
+            len(engine.streams),
+            len(engine.sending) + len(engine.control) + len(engine.ready) + len(engine._starved),
+            space.ack_eliciting_in_flight,
+            engine._loss._cc.bytes_in_flight,
+            [(s.stream_id, s._sending_over, s._receiving_over, s.final_size) for s in engine.streams.values()],
+        )
+
+
+def nothing_left(engine):
+    return Leftovers.of(engine) == Leftovers()

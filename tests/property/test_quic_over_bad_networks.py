@@ -1,0 +1,167 @@
+"""Two engines on a network that loses, reorders, duplicates and delays: nothing is lost, nothing sticks, nothing stays.
+
+`QUIC_RUNS` in the environment sets the number of seeded runs (200 by default; thousands for a soak).
+"""
+
+import os
+import random
+
+import pytest
+from quic_simulation import Leftovers, Recorder, Weather, World, nothing_left
+
+from tunnel_protocol.quic.settings import QuicSettings
+
+RUNS = int(os.environ.get("QUIC_RUNS", "200"))
+
+
+class Talker(Recorder):
+    """Writes its text in pieces, respecting the high-water mark; may pause, reset or stop at some point."""
+
+    def __init__(self, rng, text, plan):
+        super().__init__()
+        self.rng = rng
+        self.text = text
+        self.at = 0
+        self.plan = plan
+        self.done_writing = False
+        self.aborted_sending = self.aborted_receiving = False
+
+    def begin(self, stream):
+        self.stream = stream
+        self.pump()
+
+    def pump(self):
+        while not self.done_writing:
+            if self.plan == "reset" and self.at >= len(self.text) // 2:
+                self.aborted_sending = self.done_writing = True
+                self.stream.reset(0)
+                return
+            size = self.rng.choice((1, 40, 700, 5_000, 60_000))
+            piece = self.text[self.at : self.at + size]
+            self.at += len(piece)
+            self.done_writing = self.at == len(self.text)
+            if not self.stream.write(piece, fin=self.done_writing):
+                return
+
+    def on_writable(self):
+        super().on_writable()
+        self.pump()
+
+    def on_data(self, data, fin):
+        super().on_data(data, fin)
+        if fin or self.plan != "stop":
+            if self.plan == "slow" and not fin:
+                self.stream.pause_reading()
+            return
+        self.aborted_receiving = True
+        self.stream.stop(0)
+
+    def on_stop(self, error_code):
+        super().on_stop(error_code)
+        self.done_writing = True
+
+
+def scenario(seed):
+    rng = random.Random(seed)
+    weather = Weather(
+        loss=rng.choice((0, 0.01, 0.05, 0.2)),
+        duplication=rng.choice((0, 0, 0.05, 0.3)),
+        delay_s=rng.choice((0.0001, 0.005, 0.05)),
+        jitter_s=rng.choice((0, 0.001, 0.03)),
+        mtu=rng.choice((1_500, 1_500, 1_300, 1_200)),
+    )
+    small = rng.random() < 0.3
+    settings = QuicSettings(
+        stream_window_bytes=20_000 if small else 1_250_000,
+        send_buffer_bytes=8_000 if small else 262_144,
+        max_streams_bidi=rng.choice((3, 10, 100)),
+        ack_every=rng.choice((1, 2, 8)),
+    )
+    return rng, World(seed, weather, settings, settings).connect()
+
+
+def make_talker(rng):
+    plan = rng.choice(("plain", "plain", "plain", "slow", "reset", "stop"))
+    size = rng.choice((0, 1, 300, 3_000, 30_000, 120_000))
+    return Talker(rng, rng.randbytes(size), plan)
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+def test_every_byte_arrives_once_and_in_order_and_nothing_is_left(seed):
+    rng, world = scenario(seed)
+    pairs = []
+    answers = {}
+
+    def accept(name):
+        def on_stream(stream):
+            talker = make_talker(rng)
+            answers[name, stream.stream_id] = talker
+            talker.begin(stream)
+            return talker
+
+        return on_stream
+
+    world.client.accept = accept("client")
+    world.server.accept = accept("server")
+    left = {world.client: rng.randrange(1, 12), world.server: rng.randrange(1, 12)}
+
+    def open_some():
+        for node in left:
+            if left[node] and not node.engine.free_streams:
+                assert node.engine.open_stream(Recorder()) is None
+            while left[node] and node.engine.free_streams:
+                talker = make_talker(rng)
+                left[node] -= 1
+                talker.begin(node.engine.open_stream(talker))
+                pairs.append((node.name, talker))
+
+    def all_talkers():
+        return [talker for _, talker in pairs] + list(answers.values())
+
+    def over():
+        open_some()
+        for talker in all_talkers():
+            if talker.plan == "slow" and talker.stream._paused and rng.random() < 0.3:
+                talker.stream.resume_reading()
+        return (
+            not any(left.values())
+            and all(t.fin or t.reset is not None or t.aborted_receiving for t in all_talkers())
+            and nothing_left(world.client.engine)
+            and nothing_left(world.server.engine)
+        )
+
+    reached = world.run(over, 300, must=False)
+    assert reached, (Leftovers.of(world.client.engine), Leftovers.of(world.server.engine), left, world.client.error)
+    for name, talker in pairs:
+        other = answers["server" if name == "client" else "client", talker.stream.stream_id]
+        for sender, receiver in ((talker, other), (other, talker)):
+            if sender.aborted_sending or sender.stopped is not None or receiver.aborted_receiving:
+                assert sender.text.startswith(bytes(receiver.received))
+            else:
+                assert receiver.fin
+                assert bytes(receiver.received) == sender.text
+    world.client.engine.shutdown(3, "done")
+    world.run(lambda: world.client.engine.finished, 20)
+    world.run(lambda: world.server.engine.finished, 60)
+    assert (world.client.error.error_code, world.client.error.by_peer) == (3, False)
+    assert world.server.error is not None
+    assert all(talker.lost is None for talker in all_talkers())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_streams_of_a_closed_connection_are_told_and_released(seed):
+    rng, world = scenario(seed)
+    world.weather.loss = 0.0
+    world.server.accept = lambda stream: Recorder()
+    recorders = [Recorder() for _ in range(3)]
+    for recorder in recorders:
+        world.client.engine.open_stream(recorder).write(rng.randbytes(5_000))
+    world.idle(0.3)
+    world.server.engine.shutdown(0, "shutdown")
+    world.pending[world.server] = None
+    world.run(lambda: world.client.error is not None, 5)
+    assert (world.client.error.error_code, world.client.error.reason) == (0, "shutdown")
+    assert world.client.error.by_peer
+    assert all(recorder.lost is world.client.error for recorder in recorders)
+    assert not world.client.engine.streams
+    assert not world.server.engine.streams

@@ -1,0 +1,354 @@
+"""One stream without a connection: what its owner sees, what the peer's frames do, what is bounded."""
+
+import pytest
+
+from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
+from tunnel_protocol.quic.engine_stream import MAX_HOLES, EngineStream, StreamError
+
+
+class Owner:
+    def __init__(self):
+        self.sending, self.control, self.ready = {}, {}, {}
+        self.awake = False
+        self.released = []
+
+    def wake(self):
+        self.awake = True
+
+    def release(self, stream):
+        self.released.append(stream)
+
+    def deliver(self):
+        while self.ready:
+            batch = list(self.ready)
+            self.ready.clear()
+            for stream in batch:
+                stream.deliver()
+
+
+class Handler:
+    def __init__(self):
+        self.calls = []
+
+    def on_data(self, data, fin):
+        self.calls.append((data, fin))
+
+    def on_reset(self, error_code):
+        self.calls.append(f"reset {error_code}")
+
+    def on_stop(self, error_code):
+        self.calls.append(f"stop {error_code}")
+
+    def on_writable(self):
+        self.calls.append("writable")
+
+    def on_connection_lost(self, error):
+        self.calls.append("lost")
+
+
+class Rig:
+    def __init__(self, window=1_000, send_limit=10_000, high_water=500):
+        self.owner = Owner()
+        self.handler = Handler()
+        self.stream = EngineStream(
+            self.owner, 4, b"\x04", self.handler, window=window, send_limit=send_limit, high_water=high_water
+        )
+
+    def calls(self):
+        self.owner.deliver()
+        calls, self.handler.calls = self.handler.calls, []
+        return calls
+
+    def sent(self, room=10_000):
+        return self.stream.next_data(room, 1 << 60)
+
+
+def test_bytes_arrive_in_order_and_fin_once():
+    rig = Rig()
+    rig.stream.frame_data(3, b"def", False)
+    assert rig.calls() == []
+    rig.stream.frame_data(0, b"abc", False)
+    assert rig.calls() == [(b"abcdef", False)]
+    rig.stream.frame_data(6, b"", True)
+    rig.stream.frame_data(6, b"", True)
+    assert rig.calls() == [(b"", True)]
+    rig.stream.frame_data(0, b"abc", False)
+    assert rig.calls() == []
+
+
+def test_fin_that_overtakes_its_data_waits_for_it():
+    rig = Rig()
+    rig.stream.frame_data(2, b"c", True)
+    assert rig.calls() == []
+    rig.stream.frame_data(0, b"ab", False)
+    assert rig.calls() == [(b"abc", True)]
+
+
+def test_pieces_of_one_tick_are_delivered_together():
+    rig = Rig()
+    for at, piece in ((0, b"a"), (1, b"b"), (2, b"c")):
+        rig.stream.frame_data(at, piece, False)
+    assert rig.calls() == [(b"abc", False)]
+
+
+def test_nothing_is_delivered_or_granted_while_reading_is_paused():
+    rig = Rig(window=10)
+    rig.stream.pause_reading()
+    rig.stream.frame_data(0, b"0123456789", False)
+    assert rig.calls() == []
+    assert not rig.owner.control
+    with pytest.raises(StreamError):
+        rig.stream.frame_data(10, b"x", False)
+    rig.stream.resume_reading()
+    assert rig.calls() == [(b"0123456789", False)]
+    assert rig.stream.limit_pending
+    assert rig.stream.next_limit() == 20
+
+
+def test_the_window_is_constant_and_renewed_by_halves():
+    rig = Rig(window=100)
+    rig.stream.frame_data(0, bytes(49), False)
+    rig.calls()
+    assert not rig.stream.limit_pending
+    rig.stream.frame_data(49, bytes(1), False)
+    rig.calls()
+    assert rig.stream.next_limit() == 150
+
+
+def test_a_peer_beyond_its_credit_is_in_error():
+    with pytest.raises(StreamError) as caught:
+        Rig(window=10).stream.frame_data(5, b"123456", False)
+    assert caught.value.error_code == 0x3
+
+
+@pytest.mark.parametrize("second", [(0, b"abcd", True), (2, b"", True), (3, b"x", False)])
+def test_a_changed_final_size_is_an_error(second):
+    rig = Rig()
+    rig.stream.frame_data(0, b"abc", True)
+    with pytest.raises(StreamError) as caught:
+        rig.stream.frame_data(*second)
+    assert caught.value.error_code == 0x6
+
+
+def test_data_in_ever_more_fragments_is_refused():
+    rig = Rig(window=1_000_000)
+    with pytest.raises(StreamError):
+        for at in range(MAX_HOLES + 2):
+            rig.stream.frame_data(1 + 2 * at, b"x", False)
+
+
+def test_a_reset_is_delivered_after_the_data_before_it():
+    rig = Rig()
+    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.frame_reset(7, 3)
+    assert rig.calls() == [(b"abc", False), "reset 7"]
+    rig.stream.frame_data(0, b"abc", False)
+    assert rig.calls() == []
+
+
+def test_a_reset_reaches_a_paused_reader_and_frees_what_it_had_not_taken():
+    rig = Rig()
+    rig.stream.pause_reading()
+    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.frame_reset(0, 3)
+    assert rig.calls() == ["reset 0"]
+
+
+def test_a_reset_after_everything_arrived_changes_nothing():
+    rig = Rig()
+    rig.stream.frame_data(0, b"abc", True)
+    rig.stream.frame_reset(0, 3)
+    assert rig.calls() == [(b"abc", True)]
+
+
+def test_after_stop_nothing_is_delivered_and_the_peers_end_releases_the_stream():
+    rig = Rig()
+    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.stop()
+    assert rig.stream.stop_pending
+    assert rig.stream.next_stop() == 0
+    rig.stream.write(b"", fin=True)
+    assert rig.sent() == (0, b"", True)
+    rig.stream.on_data_acked(0, 0, True)
+    assert rig.calls() == []
+    assert rig.owner.released == []
+    rig.stream.frame_reset(0, 10)
+    assert rig.calls() == []
+    assert rig.owner.released == [rig.stream]
+
+
+def test_stop_after_fin_has_no_effect():
+    rig = Rig()
+    rig.stream.frame_data(0, b"abc", True)
+    rig.calls()
+    rig.stream.stop()
+    assert not rig.stream.stop_pending
+
+
+def test_stop_drops_a_complete_answer_that_was_not_taken():
+    rig = Rig()
+    rig.stream.pause_reading()
+    rig.stream.frame_data(0, b"abc", True)
+    rig.stream.stop()
+    assert not rig.stream.stop_pending
+    rig.stream.reset()
+    rig.stream.on_reset_acked()
+    assert rig.calls() == []
+    assert rig.owner.released == [rig.stream]
+
+
+def test_writing_beyond_the_high_water_mark_asks_to_pause_until_half_of_it_is_left():
+    rig = Rig(high_water=500)
+    assert rig.stream.write(bytes(500))
+    assert not rig.stream.write(b"x")
+    assert rig.stream.unsent_bytes() == 501
+    rig.sent(200)
+    assert rig.calls() == []
+    rig.sent(51)
+    assert rig.calls() == ["writable"]
+    rig.sent(100)
+    assert rig.calls() == []
+
+
+def test_what_is_sent_stays_within_the_peers_limits():
+    rig = Rig(send_limit=10)
+    rig.stream.write(b"0123456789abc", fin=True)
+    assert rig.stream.next_data(6, 1 << 60) == (0, b"012345", False)
+    assert rig.stream.next_data(100, 2) == (6, b"67", False)
+    assert rig.sent() == (8, b"89", False)
+    assert rig.sent() is None
+    assert not rig.stream.has_data()
+    rig.owner.sending.clear()
+    rig.stream.frame_limit(100)
+    assert rig.stream in rig.owner.sending
+    assert rig.sent() == (10, b"abc", True)
+
+
+def test_lost_bytes_go_first_and_fin_with_the_last_of_them():
+    rig = Rig()
+    rig.stream.write(b"abcdef", fin=True)
+    assert rig.stream.next_data(3, 99) == (0, b"abc", False)
+    assert rig.stream.next_data(3, 99) == (3, b"def", True)
+    rig.stream.on_data_lost(3, 6, True)
+    rig.stream.on_data_lost(0, 3, False)
+    assert rig.sent() == (0, b"abcdef", True)
+    rig.stream.on_data_acked(0, 6, True)
+    assert rig.stream.acknowledged()
+
+
+def test_acknowledgements_out_of_order_release_the_front_when_it_is_complete():
+    rig = Rig()
+    rig.stream.write(b"abcdef", fin=True)
+    for _ in range(3):
+        rig.stream.next_data(2, 99)
+    rig.stream.on_data_acked(4, 6, True)
+    rig.stream.on_data_acked(2, 4, False)
+    assert not rig.stream.acknowledged()
+    rig.stream.on_data_lost(0, 2, False)
+    assert rig.sent() == (0, b"ab", False)
+    rig.stream.on_data_acked(0, 2, False)
+    assert rig.stream.acknowledged()
+
+
+def test_reset_before_everything_was_sent_drops_the_buffer_and_names_what_was_sent():
+    rig = Rig()
+    rig.stream.write(bytes(400))
+    rig.stream.next_data(100, 999)
+    rig.stream.reset(0)
+    assert rig.stream.unsent_bytes() == 0
+    assert rig.stream not in rig.owner.sending
+    assert rig.stream.next_reset() == (0, 100)
+    rig.stream.on_data_lost(0, 100, False)
+    assert rig.stream not in rig.owner.sending
+    with pytest.raises(StreamClosedError):
+        rig.stream.write(b"x")
+    rig.stream.on_reset_acked()
+    assert not rig.stream.acknowledged()
+
+
+def test_reset_after_everything_was_acknowledged_has_no_effect():
+    rig = Rig()
+    rig.stream.write(b"abc", fin=True)
+    rig.sent()
+    rig.stream.on_data_acked(0, 3, True)
+    rig.stream.reset()
+    assert not rig.stream.reset_pending
+    assert rig.stream.acknowledged()
+
+
+def test_the_peers_stop_is_answered_with_its_code_and_writes_are_dropped():
+    rig = Rig()
+    rig.stream.write(bytes(100))
+    rig.stream.frame_stop(9)
+    assert rig.stream.next_reset() == (9, 0)
+    assert rig.calls() == ["stop 9"]
+    assert rig.stream.write(b"more", fin=True)
+    assert rig.sent() is None
+    rig.stream.frame_stop(9)
+    assert rig.calls() == []
+
+
+def test_writing_after_fin_is_an_error():
+    rig = Rig()
+    rig.stream.write(b"abc", fin=True)
+    with pytest.raises(StreamClosedError):
+        rig.stream.write(b"x")
+
+
+@pytest.mark.parametrize("end", ["acknowledged", "reset", "stopped"])
+def test_when_sent_is_called_once_whatever_ends_the_sending_side(end):
+    rig = Rig()
+    told = []
+    rig.stream.write(b"abc", fin=True)
+    rig.stream.when_sent(lambda: told.append(1))
+    if end == "acknowledged":
+        rig.sent()
+        rig.stream.on_data_acked(0, 3, True)
+    elif end == "reset":
+        rig.stream.reset()
+    else:
+        rig.stream.frame_stop(0)
+    rig.calls()
+    assert told == [1]
+    rig.stream.when_sent(lambda: told.append(2))
+    assert told == [1, 2]
+
+
+def test_a_lost_connection_is_the_last_call_and_what_was_acknowledged_stays_so():
+    rig = Rig()
+    rig.stream.write(b"abc", fin=True)
+    rig.sent()
+    rig.stream.on_data_acked(0, 3, True)
+    rig.stream.when_sent(lambda: None)
+    rig.stream.frame_data(0, b"x", False)
+    rig.stream.connection_lost(ConnectionClosedError(0, "", by_peer=True))
+    assert rig.calls() == ["lost"]
+    assert rig.stream.acknowledged()
+    rig.stream.stop()
+    rig.stream.reset()
+    rig.stream.resume_reading()
+    assert rig.calls() == []
+
+
+def test_a_written_buffer_may_be_changed_afterwards():
+    rig = Rig()
+    data = bytearray(b"abc")
+    rig.stream.write(data)
+    data[:] = b"xyz"
+    assert rig.sent() == (0, b"abc", False)
+
+
+def test_a_handler_may_pause_stop_and_write_from_inside_a_call():
+    rig = Rig()
+
+    def on_data(data, fin):
+        rig.handler.calls.append((data, fin))
+        rig.stream.pause_reading()
+        rig.stream.write(b"answer", fin=True)
+
+    rig.handler.on_data = on_data
+    rig.stream.frame_data(0, b"a", False)
+    rig.owner.deliver()
+    rig.stream.frame_data(1, b"b", False)
+    assert rig.calls() == [(b"a", False)]
+    assert rig.sent() == (0, b"answer", True)
