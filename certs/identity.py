@@ -85,8 +85,8 @@ def covers(identity: Identity, name: str) -> bool:
     """Whether the leaf carries the DNS name `name`, itself or by a wildcard for its first label (RFC 6125 section 6.4)."""
     try:
         extension = _chain(identity.cert_pem)[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return False
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return False  # names that cannot be read are names no dialler finds
     wanted = name.lower()
     wildcard = f"*.{wanted.partition('.')[2]}"
     return any(dns_name.lower() in (wanted, wildcard) for dns_name in extension.value.get_values_for_type(x509.DNSName))

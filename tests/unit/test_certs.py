@@ -208,6 +208,32 @@ def test_single_certificate_is_not_asked_for_its_issuer_but_for_its_dates() -> N
         certs.validate(certs.Identity(expired, key_pem), NOW)
 
 
+@pytest.mark.parametrize(
+    ("names", "asked", "covered"),
+    [
+        (["stargate"], "stargate", True),
+        (["Stargate"], "starGATE", True),
+        (["*.router.example"], "pod-0.router.example", True),
+        (["*.router.example"], "router.example", False),
+        (["*.router.example"], "a.pod-0.router.example", False),
+        (["localhost"], "stargate", False),
+        ([], "stargate", False),
+    ],
+)
+def test_identity_covers_the_names_a_dialler_would_find_in_it(names: list[str], asked: str, covered: bool) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    extensions: list[x509.ExtensionType] = (
+        [x509.SubjectAlternativeName([x509.DNSName(name) for name in names])] if names else []
+    )
+    assert certs.covers(certs.Identity(certificate("a", key, "a", key, extensions), b""), asked) == covered
+
+
+def test_names_that_cannot_be_read_cover_nothing() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    nonsense = x509.UnrecognizedExtension(x509.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\xff\xff")
+    assert not certs.covers(certs.Identity(certificate("a", key, "a", key, [nonsense]), b""), "stargate")
+
+
 def test_expiry_is_the_earliest_of_the_chain() -> None:
     soon = NOW + dt.timedelta(hours=1)
     assert certs.not_after(chain_of_three([NAMES], middle_ends=soon)) == soon
