@@ -2,12 +2,13 @@
 
     2026-01-05T10:20:30.123456Z  INFO load balancer config loaded default_lb=power-of-n model_overrides=0
 
-Texts are quoted, except the few values operators search for bare. What peers sent can neither break a line nor fill the
+Texts are quoted, except names that operators search for bare. What peers sent can neither break a line nor fill the
 disk: control characters are escaped and long values cut. Names that could carry secrets are masked, whoever logs them.
 The format is described in docs/operations.md, "Logs".
 """
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
@@ -16,9 +17,34 @@ from typing import Any, Literal, TextIO
 import msgspec
 import structlog
 
-BARE = frozenset({"default_lb", "addr", "error", "sampled", "hash"})
-"""Fields whose text stands without quotes."""
+_MESSAGES = frozenset({"error", "addr"})
+"""Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
 
+_NAMES = frozenset(
+    {
+        *(
+            "default_lb",
+            "hash",
+            "stargate_id",
+            "inference_server_id",
+            "inference_server_url",
+            "cluster_id",
+            "routing_key",
+        ),
+        *(
+            "model_id",
+            "requested_algorithm",
+            "routing_algorithm",
+            "target_pod",
+            "target_addr",
+            "dns_name",
+            "advertise_addr",
+        ),
+    }
+)
+"""Fields that operators search for without quotes (`inference_server_id=w-1`); quoted only if they are no plain name."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+~-]+")
 _SECRET = ("authorization", "token", "secret", "password", "prompt", "cookie")
 _MAX_VALUE_CHARS = 2_000
 _LEVELS = {
@@ -166,7 +192,7 @@ def _value(key: str, value: Any) -> str:
         return "{" + ", ".join(f"{name}: {_value(str(name), one)}" for name, one in value.items()) + "}"
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
-    if isinstance(value, str) and key not in BARE:
+    if isinstance(value, str) and key not in _MESSAGES and not (key in _NAMES and _PLAIN.fullmatch(value)):
         return '"' + _escaped(value).replace('"', r"\"") + '"'
     return _escaped(str(value))
 

@@ -41,6 +41,13 @@ def test_texts_are_quoted_and_absent_values_are_none(lines: Callable[..., list[s
     assert line.endswith(' WARN x component="stargate-reverse-listener" key=None yes=true')
 
 
+def test_names_stand_bare_unless_they_could_be_taken_for_something_else(lines: Callable[..., list[str]]) -> None:
+    (plain,) = lines(lambda log: log.info("x", inference_server_id="w-1", model_id="org/model:7b", routing_key=None))
+    assert plain.endswith(" x inference_server_id=w-1 model_id=org/model:7b routing_key=None")
+    (odd,) = lines(lambda log: log.info("x", inference_server_id="w 1", model_id="a=b", requested_algorithm=""))
+    assert odd.endswith(' x inference_server_id="w 1" model_id="a=b" requested_algorithm=""')
+
+
 def test_a_peer_can_neither_break_a_line_nor_colour_it(lines: Callable[..., list[str]]) -> None:
     (line,) = lines(lambda log: log.info("x", model='a"\nb\x1b[31m', error="c\r\nd"))
     assert line.isprintable()
