@@ -54,13 +54,20 @@ class Attempt:
     )
 
     def __init__(
-        self, owner: AttemptOwner, tunnels: TunnelSet, body: RequestBody, replay: ReplayBuffer, *, idle_timeout_ms: int
+        self,
+        owner: AttemptOwner,
+        tunnels: TunnelSet,
+        body: RequestBody,
+        replay: ReplayBuffer,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        idle_timeout_ms: int,
     ) -> None:
         self._owner = owner
         self._tunnels = tunnels
         self._body = body
         self._replay = replay
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._idle_s = idle_timeout_ms / 1000
         self._exchange: Exchange | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -248,8 +255,9 @@ class Attempt:
     def _end(self) -> None:
         self._over = True
         self._cancel_timer()
-        if self._upload is not None:
-            self._upload.cancel()
+        upload, self._upload = self._upload, None  # also cuts the reference cycle between the two
+        if upload is not None:
+            upload.cancel()
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.cancel()

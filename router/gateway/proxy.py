@@ -73,6 +73,8 @@ class Proxy:
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes)
         self.access_log = AccessLog(enabled=settings.access_log)
         self.running: set[ProxiedRequest] = set()
+        # Asking asyncio for the loop costs a system call each time; requests take it from here.
+        self.loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: ClientRequest, response: Response) -> "ProxiedRequest | None":
@@ -90,7 +92,7 @@ class Proxy:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A supervised task of a request."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -173,7 +175,7 @@ class ProxiedRequest:
             self._enter(outcome, now)
         elif isinstance(outcome, Wait):
             self._routing_retries += 1
-            self._wait = asyncio.get_running_loop().call_later(outcome.seconds, self.route)
+            self._wait = proxy.loop.call_later(outcome.seconds, self.route)
         elif isinstance(outcome, AdmissionRejected):
             _log.warning(
                 "rejecting request before routing due to input-work admission",
@@ -275,6 +277,7 @@ class ProxiedRequest:
             backend.registration.tunnels,
             self._request.body,
             self._replay,
+            self._proxy.loop,
             idle_timeout_ms=settings.response_idle_timeout_ms,
         )
         self._attempt = attempt
@@ -565,6 +568,8 @@ class ProxiedRequest:
 
 def _header_value(value: str) -> bytes:
     """`value` as a header value. Raises `ValueError` if it cannot be one."""
+    if value.isascii() and value.isprintable():
+        return value.encode()
     if any((ord(character) < 0x20 and character != "\t") or ord(character) == 0x7F for character in value):
         message = "control character in a header value"
         raise ValueError(message)

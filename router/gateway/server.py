@@ -20,6 +20,7 @@ class HttpServer:
     def __init__(self, routes: Routes, clock: Callable[[], float]) -> None:
         self._routes = routes
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._connections: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._changed = asyncio.Event()
@@ -41,8 +42,9 @@ class HttpServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ClientConnection(self, self._clock), sock=sock, backlog=BACKLOG)
+        self._server = await self._loop.create_server(
+            lambda: ClientConnection(self, self._clock), sock=sock, backlog=BACKLOG
+        )
 
     async def wait(self) -> None:
         """Serve until the listener is closed."""
@@ -54,8 +56,7 @@ class HttpServer:
 
         For `lame_duck_s` new connections are accepted and new requests answered with 503; then the listener closes.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + budget_s
+        deadline = self._loop.time() + budget_s
         self.draining = self._refusing = True
         if lame_duck_s:
             await asyncio.sleep(min(lame_duck_s, budget_s))
@@ -99,7 +100,7 @@ class HttpServer:
     def flush_later(self, connection: ClientConnection) -> None:
         """One flush at the end of the turn for all connections that were written to."""
         if not self._unflushed:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._unflushed.append(connection)
 
     def _flush(self) -> None:
