@@ -43,7 +43,7 @@ class Node:
         self.cids = set()
         self.established = False
         self.error = None
-        self.accept = lambda stream: None
+        self.accept = lambda _: None
         self.credit = 0
 
     # EngineOwner
@@ -83,7 +83,7 @@ class World:
     """Client and server, connected by `connect`."""
 
     def __init__(self, seed=0, weather=None, client_settings=None, server_settings=None):
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
         self.weather = weather or Weather()
         self.now = 1_000.0
         self.queue = []
@@ -112,6 +112,11 @@ class World:
             self.sequence += 1
             at = self.now + weather.delay_s + rng.random() * weather.jitter_s
             heapq.heappush(self.queue, (at, self.sequence, sender.name, sender.address, address, data))
+
+    def later(self, delay_s, call):
+        """Have something happen at its own time."""
+        self.sequence += 1
+        heapq.heappush(self.queue, (self.now + delay_s, self.sequence, call))
 
     def start(self):
         tls = ClientTls(identity().cert_pem, "stargate")
@@ -158,7 +163,11 @@ class World:
             node.engine.handle_timer(self.now)
             node.tick()
         else:
-            self.deliver(*heapq.heappop(self.queue)[2:])
+            _, _, *what = heapq.heappop(self.queue)
+            if len(what) == 1:
+                what[0]()
+            else:
+                self.deliver(*what)
         return True
 
     def deliver(self, sender_name, source, address, data):

@@ -132,9 +132,10 @@ def test_a_changed_final_size_is_an_error(second):
 
 def test_data_in_ever_more_fragments_is_refused():
     rig = Rig(window=1_000_000)
+    for at in range(MAX_HOLES):
+        rig.stream.frame_data(1 + 2 * at, b"x", False)
     with pytest.raises(StreamError):
-        for at in range(MAX_HOLES + 2):
-            rig.stream.frame_data(1 + 2 * at, b"x", False)
+        rig.stream.frame_data(500_000, b"x", False)
 
 
 def test_a_reset_is_delivered_after_the_data_before_it():

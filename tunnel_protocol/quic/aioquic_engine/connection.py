@@ -75,6 +75,11 @@ class AioquicEngine(FastConnection):
         return self._state is QuicConnectionState.TERMINATED and self._closed_told
 
     @property
+    def free_streams(self) -> int:
+        """See `Engine`."""
+        return 0 if self.closed else super().free_streams
+
+    @property
     def open_streams(self) -> int:
         """See `Engine`."""
         return len(self.streams)

@@ -1,0 +1,155 @@
+"""Hostile bytes: datagrams from nowhere, damaged datagrams, and well-protected packets full of nonsense."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from quic_simulation import CLIENT_ADDRESS, Recorder, Weather, World, nothing_left
+
+from tunnel_protocol.quic.engine import destination_cid
+from tunnel_protocol.quic.settings import QuicSettings
+
+STRANGER = ("198.51.100.9", 9)
+NOTHING_SPECIAL = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Echo(Recorder):
+    def on_data(self, data, fin):
+        super().on_data(data, fin)
+        self.stream.write(data, fin=fin)
+
+
+def connected(seed=0):
+    world = World(seed, Weather(delay_s=0.001), QuicSettings(), QuicSettings()).connect()
+
+    def accept(stream):
+        echo = Echo()
+        echo.stream = stream
+        return echo
+
+    world.server.accept = accept
+    return world
+
+
+def still_serves(world):
+    recorder = Recorder()
+    world.client.engine.open_stream(recorder).write(b"are you there?" * 200, fin=True)
+    world.run(lambda: recorder.fin, 30)
+    assert recorder.received == b"are you there?" * 200
+    world.run(lambda: nothing_left(world.client.engine) and nothing_left(world.server.engine), 30)
+
+
+@NOTHING_SPECIAL
+@given(st.lists(st.binary(max_size=1_500), max_size=8), st.booleans(), st.booleans())
+def test_datagrams_of_a_stranger_change_nothing(datagrams, know_the_id, from_the_peers_address):
+    world = connected()
+    engine = world.server.engine
+    for data in datagrams:
+        if know_the_id:
+            data = bytes((0x40 | (data[0] & 0x3F) if data else 0x40,)) + engine.host_cid + data[1:]  # noqa: PLW2901
+        destination_cid(data)
+        engine.receive(data, CLIENT_ADDRESS if from_the_peers_address else STRANGER, world.now)
+        world.server.tick()
+    still_serves(world)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_copies_of_real_datagrams_change_nothing(seed):
+    world = connected(seed)
+    rng = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+    send = world.send
+
+    def send_with_damage(sender, data, address):
+        if rng.random() < 0.5:
+            damaged = bytearray(data)
+            for _ in range(rng.randrange(1, 4)):
+                damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+            send(sender, bytes(damaged), address)
+        if rng.random() < 0.2:
+            send(sender, data[: rng.randrange(len(data))], address)
+        send(sender, data, address)
+
+    world.send = send_with_damage
+    for _ in range(5):
+        still_serves(world)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_handshake_survives_damaged_copies(seed):
+    world = World(seed, Weather(delay_s=0.001))
+    rng = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+    send = world.send
+
+    def send_with_damage(sender, data, address):
+        damaged = bytearray(data)
+        damaged[rng.randrange(20, len(damaged))] ^= 0x55
+        send(sender, bytes(damaged), address)
+        send(sender, data, address)
+
+    world.send = send_with_damage
+    world.connect()
+
+
+# Frame types and plausible fields: closer to what a decoder has to survive than plain noise.
+varints = st.one_of(st.integers(0, 63), st.integers(0, 2**14 - 1), st.integers(0, 2**62 - 1))
+
+
+def encode_varint(value):
+    for size, bound in ((1, 6), (2, 14), (4, 30), (8, 62)):
+        if value < 1 << bound:
+            return (value | (size.bit_length() - 1) << (8 * size - 2)).to_bytes(size, "big")
+    raise AssertionError
+
+
+frames = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    st.tuples(st.one_of(st.integers(0, 0x31), varints), st.lists(varints, max_size=6), st.binary(max_size=60)).map(
+        lambda f: encode_varint(f[0]) + b"".join(map(encode_varint, f[1])) + f[2]
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(frames, min_size=1, max_size=5), st.booleans())
+def test_a_peer_that_talks_nonsense_costs_itself_the_connection_at_most(nonsense, from_client):
+    world = connected()
+    near, far = (world.client, world.server) if from_client else (world.server, world.client)
+    for payload in nonsense:
+        if len(payload) < 4:
+            payload = payload + bytes(4)  # noqa: PLW2901
+        datagram = near.engine._seal(payload)
+        far.engine.receive(datagram, near.address, world.now)
+        far.tick()
+        held = sum(len(s._inbox) + len(s._hole_buffer or b"") for s in far.engine.streams.values())
+        assert held <= 60 * len(nonsense) * 2 + 1_250_000 * len(far.engine.streams)
+    world.run(lambda: far.error is not None and far.engine.finished, 1, must=False)
+    if far.error is None:
+        world.idle(1)
+    else:
+        assert not far.engine.streams
+        world.run(lambda: near.error is not None, 40)
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b"\x08\x02" + b"x", 0x4),  # a unidirectional stream: none granted
+        (b"\x08\x41\x94" + b"x", 0x4),  # stream 404: the 102nd of the client
+        (b"\x08\x01" + b"xx", 0x5),  # a stream of ours that we never opened
+        (b"\x0c\x00\x80\x20\x00\x00" + b"x", 0x3),  # far beyond the stream's window
+        (b"\x1e" + bytes(3), 0xA),  # HANDSHAKE_DONE from a client
+        (b"\x21" + bytes(3), 0x7),  # an unknown frame
+        (b"\x02\x44\x00\x00\x00\x00", 0xA),  # acknowledges packet 1,024, which was never sent
+        (b"\x04\x00\x00\x05\x04\x00\x00\x06", 0x6),  # two final sizes
+    ],
+)
+def test_a_broken_rule_ends_the_connection_with_its_code(payload, code):
+    world = connected()
+    datagram = world.client.engine._seal(payload)
+    world.server.engine.receive(datagram, world.client.address, world.now)
+    world.server.tick()
+    assert world.server.error.error_code == code
+    assert not world.server.error.by_peer
+    world.run(lambda: world.client.error is not None, 5)
+    assert (world.client.error.error_code, world.client.error.by_peer) == (code, True)
