@@ -6,9 +6,6 @@ raw-quic needs no set-up after the QUIC handshake: the connection is usable at o
 import socket
 
 import structlog
-from tunnel_protocol.quic.endpoint import Endpoint
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ClientTls
 
 from router.registry.tunnel import TunnelError
 from router.tunnels.addresses import DialTarget, dial_target
@@ -17,7 +14,10 @@ from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
+from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.tls import ClientTls
 
 _log = structlog.get_logger()
 

@@ -4,16 +4,16 @@ See docs/protocol.md, "Reverse handshake".
 """
 
 import structlog
-from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ServerTls
 
 from router.registry.authentication import Authenticator
 from router.tunnels.incoming import IncomingConnection, Registrations
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
+from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.tls import ServerTls
 
 _log = structlog.get_logger()
 

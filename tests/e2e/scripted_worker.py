@@ -4,15 +4,14 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ClientTls
-from tunnel_protocol.raw_quic import RAW_QUIC
-
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.tls import ClientTls
+from tunnel_protocol.raw_quic import RAW_QUIC
 
 DEADLINE_S = 5.0
 

@@ -7,12 +7,12 @@ import pytest
 from scripted_worker import answer_to
 from structlog.testing import capture_logs
 from tunnel_house import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_house, eventually, scenario, serves
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ServerTls
 
 import certs
 from router.registry.tunnel import TunnelError, TunnelStep
 from tunnel_protocol import capnp
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ServerTls
 
 # --- accepted --------------------------------------------------------------------------------------------------------
 

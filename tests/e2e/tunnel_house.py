@@ -4,9 +4,6 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from scripted_worker import ScriptedWorker
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ServerTls
-from tunnel_protocol.raw_quic import RAW_QUIC
 
 import certs
 from router.registry.authentication import AuthenticationError
@@ -17,6 +14,9 @@ from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.head import RequestHead
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ServerTls
+from tunnel_protocol.raw_quic import RAW_QUIC
 
 HEAD = RequestHead(b"POST", b"/v1/chat/completions?x=1", [(b"x-model", b"m"), (b"x-a", b"1"), (b"x-a", b"2")])
 SETTINGS = TunnelSettings(handshake_timeout_ms=3_000)
