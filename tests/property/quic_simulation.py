@@ -28,6 +28,9 @@ class Weather:
     delay_s: float = 0.01
     jitter_s: float = 0.0
     mtu: int = 1_500
+    bytes_per_s: float = float("inf")
+    buffer_s: float = 0.05
+    """What the bottleneck queues before it drops."""
     drop: object = None
     """`drop(sender_name, data) -> bool`, asked first."""
 
@@ -45,6 +48,8 @@ class Node:
         self.error = None
         self.accept = lambda _: None
         self.credit = 0
+        self.timer = None
+        self.stale = 0
 
     # EngineOwner
     def on_work(self):
@@ -91,13 +96,13 @@ class World:
         self.pending = {}
         self.client = Node(self, "client", CLIENT_ADDRESS)
         self.server = Node(self, "server", SERVER_ADDRESS)
-        self.client.timer = self.server.timer = None
         self.client_settings = client_settings or QuicSettings()
         self.server_settings = server_settings or QuicSettings()
         self.server_factory = AioquicFactory(self.server_settings, ServerTls(identity().cert_pem, identity().key_pem))
         self.client_factory = AioquicFactory(self.client_settings, None)
         self.datagrams = 0
         self.largest = 0
+        self.free_at = {}
 
     def send(self, sender, data, address):
         self.datagrams += 1
@@ -108,9 +113,13 @@ class World:
         if len(data) > weather.mtu or rng.random() < weather.loss:
             return
         copies = 2 if rng.random() < weather.duplication else 1
+        free_at = max(self.free_at.get(sender.name, 0.0), self.now)
+        if free_at - self.now > weather.buffer_s:
+            return
+        self.free_at[sender.name] = free_at = free_at + len(data) / weather.bytes_per_s
         for _ in range(copies):
             self.sequence += 1
-            at = self.now + weather.delay_s + rng.random() * weather.jitter_s
+            at = free_at + weather.delay_s + rng.random() * weather.jitter_s
             heapq.heappush(self.queue, (at, self.sequence, sender.name, sender.address, address, data))
 
     def later(self, delay_s, call):
@@ -162,6 +171,9 @@ class World:
         if node is not None:
             node.engine.handle_timer(self.now)
             node.tick()
+            # Twice in a row is a matter of rounding.
+            node.stale = node.stale + 1 if node.timer is not None and node.timer <= self.now else 0
+            assert node.stale < 3, "a timer that would fire again and again"
         else:
             _, _, *what = heapq.heappop(self.queue)
             if len(what) == 1:

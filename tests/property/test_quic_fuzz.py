@@ -47,7 +47,7 @@ def test_datagrams_of_a_stranger_change_nothing(datagrams, know_the_id, from_the
     engine = world.server.engine
     for data in datagrams:
         if know_the_id:
-            data = bytes((0x40 | (data[0] & 0x3F) if data else 0x40,)) + engine.host_cid + data[1:]  # noqa: PLW2901
+            data = bytes((0x40 | (data[0] & 0x3F) if data else 0x40,)) + engine.host_cid + data[1:]
         destination_cid(data)
         engine.receive(data, CLIENT_ADDRESS if from_the_peers_address else STRANGER, world.now)
         world.server.tick()
@@ -117,7 +117,7 @@ def test_a_peer_that_talks_nonsense_costs_itself_the_connection_at_most(nonsense
     near, far = (world.client, world.server) if from_client else (world.server, world.client)
     for payload in nonsense:
         if len(payload) < 4:
-            payload = payload + bytes(4)  # noqa: PLW2901
+            payload = payload + bytes(4)
         datagram = near.engine._seal(payload)
         far.engine.receive(datagram, near.address, world.now)
         far.tick()

@@ -115,17 +115,19 @@ class AioquicEngine(FastConnection):
             return []
         if self._ordinary():
             datagrams = self._poll_fast(now)
-            if self.path_mtu.probe_at is not None and self.path_mtu.probe_at <= now:
-                datagrams.append(self._probe_path(now))
         else:
             closing = self._close_pending
             datagrams = self.datagrams_to_send(now)
             if closing:
                 self._farewell = datagrams
+        probe_at = self._probe_path_at()
+        if probe_at is not None and probe_at <= now:
+            datagrams.append(self._probe_path(now))
         if self._events:
             self._take_events()
-        if self.ready:
-            self._wake_again()
+        if self.ready and not self.awake:
+            # Sending has made room for a writer.
+            self.wake()
         return datagrams
 
     def deadline(self) -> float | None:
@@ -134,8 +136,9 @@ class AioquicEngine(FastConnection):
         if self._state not in END_STATES and at is not None and self._handshake_confirmed:
             if self._keepalive_at is not None and self._keepalive_at < at:
                 at = self._keepalive_at
-            if self.path_mtu.probe_at is not None and self.path_mtu.probe_at < at:
-                at = self.path_mtu.probe_at
+            probe_at = self._probe_path_at()
+            if probe_at is not None and probe_at < at:
+                at = probe_at
         return at
 
     def handle_timer(self, now: float) -> None:
@@ -223,11 +226,6 @@ class AioquicEngine(FastConnection):
             elif isinstance(event, events.HandshakeCompleted):
                 self.path_mtu.start(self._now, self._peer_max_udp_payload)
                 self._plan_keepalive(self._now)
-
-    def _wake_again(self) -> None:
-        """Sending has made room for a writer."""
-        if not self.awake:
-            self.wake()
 
     def _plan_keepalive(self, now: float) -> None:
         if self.settings.keepalive_ms:

@@ -278,6 +278,8 @@ class FastConnection(StreamConnection):
         congestion = loss._cc
         sent = space.sent_packets
         latest_sent_at: float | None = None
+        # A window that is not used must not grow (RFC 9002 section 7.8).
+        used = congestion.bytes_in_flight * 2 >= congestion.congestion_window
         for number in acked:
             packet = sent.pop(number)
             if packet.is_ack_eliciting:
@@ -285,7 +287,10 @@ class FastConnection(StreamConnection):
                 if number == largest:
                     latest_sent_at = packet.sent_time
             if packet.in_flight:
-                congestion.on_packet_acked(packet=packet, now=now)
+                if used:
+                    congestion.on_packet_acked(packet=packet, now=now)
+                else:
+                    congestion.bytes_in_flight -= packet.sent_bytes
                 if packet.sent_bytes > BASE_BYTES:
                     self.path_mtu.large_acked()
             for handler, args in packet.delivery_handlers:
@@ -486,6 +491,19 @@ class FastConnection(StreamConnection):
         parameters: QuicTransportParameters = pull_quic_transport_parameters(Buffer(data=data))
         if parameters.max_udp_payload_size is not None:
             self._peer_max_udp_payload = parameters.max_udp_payload_size
+
+    def _probe_path_at(self) -> float | None:
+        """When to send the next probe of the datagram size, if one can be sent."""
+        if (
+            self.path_mtu.probe_at is None
+            or not self._handshake_confirmed
+            or self._state is not _CONNECTED
+            or self._close_pending
+            or not self._network_paths[0].is_validated
+            or self._app_crypto._update_key_requested
+        ):
+            return None
+        return self.path_mtu.probe_at
 
     def _probe_path(self, now: float) -> tuple[bytes, Address]:
         """A PING padded to the size in question; its loss says nothing about congestion (RFC 9000 section 14.4)."""
