@@ -8,6 +8,9 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import END_STATES, QuicConnectionState
 from aioquic.quic.packet import QuicErrorCode
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_engine.fast import FastConnection
@@ -37,6 +40,8 @@ class AioquicEngine(FastConnection):
     ) -> None:
         super().__init__(settings, configuration, original_destination_connection_id)
         self._owner = owner
+        self.anchors: tuple[x509.Certificate, ...] = ()
+        """Whom a client trusts."""
         self.server_name: str | None = configuration.server_name
         self._established_told = False
         self._closed_told = False
@@ -282,11 +287,29 @@ class AioquicEngine(FastConnection):
             return ConnectionClosedError(None, "no validated network path", by_peer=False)
         return ConnectionClosedError(int(code), reason, by_peer=by_peer)
 
+    def _anchors_for(self, leaf: x509.Certificate | None, chain: list[x509.Certificate]) -> bytes:
+        """The certificates of the trust bundle that matter for what the server presented.
+
+        OpenSSL finds an anchor by its subject; bundles hold several of one subject while identities are rotated.
+        """
+        anchors = [anchor for anchor in self.anchors if anchor == leaf]
+        if leaf is not None and not anchors:
+            anchors = [anchor for anchor in self.anchors if any(_issued(anchor, one) for one in (leaf, *chain))]
+        return b"".join(anchor.public_bytes(Encoding.PEM) for anchor in anchors)
+
     # --- TLS ---------------------------------------------------------------------------------------------------------
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        if not self._is_client:
+        if self._is_client:
+            verify = self.tls._client_handle_certificate_verify
+
+            def choose_anchors(input_buf: Buffer) -> None:
+                self.tls._cadata = self._anchors_for(self.tls._peer_certificate, self.tls._peer_certificate_chain)
+                verify(input_buf)
+
+            self.tls._client_handle_certificate_verify = choose_anchors  # type: ignore[method-assign]
+        else:
             handle_hello = self.tls._server_handle_hello
 
             def look_at_hello(input_buf: Buffer, initial_buf: Buffer, handshake_buf: Buffer) -> None:
@@ -298,3 +321,11 @@ class AioquicEngine(FastConnection):
                 handle_hello(input_buf, initial_buf, handshake_buf)
 
             self.tls._server_handle_hello = look_at_hello  # type: ignore[method-assign]
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

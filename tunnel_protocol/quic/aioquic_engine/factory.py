@@ -21,7 +21,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tunnel_protocol.quic.aioquic_engine.connection import AioquicEngine
 from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineOwner
@@ -60,11 +60,13 @@ class AioquicFactory:
         """See `EngineFactory`."""
         configuration = self._configuration(is_client=True, alpn=tls.alpn)
         configuration.server_name = tls.server_name
+        # Never the roots of the system: what counts is chosen from `anchors` when the server's chain is known.
+        configuration.cadata = b""
         if tls.insecure:
             configuration.verify_mode = ssl.CERT_NONE
-        else:
-            configuration.cadata = _clean_bundle(tls.trust_pem or b"")
         engine = AioquicEngine(owner, self._settings, configuration)
+        if not tls.insecure:
+            engine.anchors = tuple(x509.load_pem_x509_certificates(tls.trust_pem or b""))
         owner.on_connection_id(engine.host_cid)
         engine.connect(address, now)
         return engine
@@ -156,12 +158,6 @@ class AioquicFactory:
         configuration.certificate_chain = chain[1:]
         configuration.private_key = key
         return configuration
-
-
-def _clean_bundle(pem: bytes) -> bytes:
-    """Only the certificates of a bundle, each once; raises ValueError."""
-    certificates = dict.fromkeys(x509.load_pem_x509_certificates(pem))
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
 def _header(data: bytes) -> QuicHeader | None:

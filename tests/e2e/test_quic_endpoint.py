@@ -1,0 +1,496 @@
+"""The endpoint over real sockets on loopback: dialling, accepting, credit, refusals, rotation, closing, hostile datagrams."""
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager
+
+import pytest
+
+import certs
+from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
+from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+
+IDENTITY = certs.make_self_signed(["localhost", "stargate"])
+OTHER = certs.make_self_signed(["stargate"])
+TRUSTING = ClientTls(IDENTITY.cert_pem, "stargate")
+
+
+class Talk:
+    def __init__(self, echo_on=None):
+        self.stream = echo_on
+        self.echo = echo_on is not None
+        self.received = b""
+        self.fin = asyncio.Event()
+        self.reset = None
+        self.stopped = None
+        self.lost = None
+
+    def on_data(self, data, fin):
+        self.received += data
+        if self.echo:
+            self.stream.write(data, fin=fin)
+        if fin:
+            self.fin.set()
+
+    def on_reset(self, error_code):
+        self.reset = error_code
+        self.fin.set()
+
+    def on_stop(self, error_code):
+        self.stopped = error_code
+
+    def on_writable(self): ...
+
+    def on_connection_lost(self, error):
+        self.lost = error
+        self.fin.set()
+
+
+class Owner:
+    """Echoes streams, or holds them open without an answer."""
+
+    def __init__(self, *, echoes=True):
+        self.echoes = echoes
+        self.talks = []
+        self.error = None
+        self.closed = asyncio.Event()
+
+    def on_stream(self, stream):
+        talk = Talk(stream)
+        talk.echo = self.echoes
+        self.talks.append(talk)
+        return talk
+
+    def on_closed(self, error):
+        assert self.error is None
+        self.error = error
+        self.closed.set()
+
+
+class Place:
+    def __init__(self, settings):
+        self.settings = settings
+        self.accepted = []
+        self.owners = []
+        self.endpoint = None
+        self.clients = []
+        self.echoes = True
+
+    def on_connection(self, connection):
+        self.accepted.append(connection)
+        self.owners.append(Owner(echoes=self.echoes))
+        return self.owners[-1]
+
+    async def dial(self, tls=TRUSTING, settings=None, owner=None, timeout_s=5):
+        client = await Endpoint.client(socket.AF_INET, settings or QuicSettings())
+        self.clients.append(client)
+        return await client.connect(*self.endpoint.local_address, tls, owner or Owner(), timeout_s)
+
+
+@asynccontextmanager
+async def a_place(settings=None, identity=IDENTITY):
+    place = Place(settings or QuicSettings())
+    tls = ServerTls(identity.cert_pem, identity.key_pem)
+    place.endpoint = await Endpoint.listen("127.0.0.1", 0, tls, place.settings, place.on_connection)
+    try:
+        yield place
+    finally:
+        for client in place.clients:
+            await client.close()
+        await place.endpoint.close()
+
+
+def run(test):
+    async def with_deadline():
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(with_deadline())
+
+
+async def eventually(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - conditions of several objects, none of which tells
+            await asyncio.sleep(0.005)
+
+
+async def echoes(connection, data=b"hello" * 100):
+    talk = Talk()
+    stream = await connection.open_stream(talk)
+    stream.write(data, fin=True)
+    await asyncio.wait_for(talk.fin.wait(), 5)
+    return talk.received == data
+
+
+def test_both_sides_open_streams_and_everything_is_released():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            await eventually(lambda: place.accepted)
+            accepted = place.accepted[0]
+            assert accepted.server_name == "stargate"
+            assert connection.peer_address == place.endpoint.local_address
+            assert await echoes(connection, bytes(3_000_000))
+            assert await echoes(accepted)
+            await eventually(lambda: connection.open_streams == accepted.open_streams == 0)
+            assert connection.smoothed_rtt_ms > 0
+
+    run(test())
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_unless_told_otherwise():
+    async def test():
+        async with a_place() as place:
+            for tls in (
+                ClientTls(OTHER.cert_pem, "stargate"),
+                ClientTls(IDENTITY.cert_pem, "other.example"),
+            ):
+                owner = Owner()
+                with pytest.raises(ConnectionClosedError) as caught:
+                    await place.dial(tls, owner=owner)
+                assert not caught.value.by_peer
+                assert owner.error is None, "a connection that was never made is not closed"
+            assert await echoes(await place.dial(ClientTls(None, "whatever.example", insecure=True)))
+
+    run(test())
+
+
+@pytest.mark.parametrize("extra", [b"", b"\r\nsome words between certificates\r\n"])
+def test_any_certificate_of_the_bundle_is_an_anchor(extra):
+    async def test():
+        async with a_place() as place:
+            bundle = OTHER.cert_pem + extra + IDENTITY.cert_pem.replace(b"\n", b"\r\n")
+            assert await echoes(await place.dial(ClientTls(bundle, "stargate")))
+
+    run(test())
+
+
+def test_a_client_with_alpn_and_a_server_without_do_not_understand_each_other():
+    async def test():
+        async with a_place() as place:
+            with pytest.raises(ConnectionClosedError) as caught:
+                await place.dial(ClientTls(IDENTITY.cert_pem, "stargate", alpn=("h3",)))
+            assert caught.value.error_code == 0x178
+            assert caught.value.by_peer
+
+    run(test())
+
+
+def test_a_replaced_identity_is_served_to_new_connections_only():
+    async def test():
+        async with a_place() as place:
+            old = await place.dial()
+            place.endpoint.replace_tls(ServerTls(OTHER.cert_pem, OTHER.key_pem))
+            with pytest.raises(ConnectionClosedError):
+                await place.dial()
+            assert await echoes(await place.dial(ClientTls(OTHER.cert_pem, "stargate")))
+            assert await echoes(old)
+            with pytest.raises(ValueError, match="PEM"):
+                place.endpoint.replace_tls(ServerTls(b"nonsense", b"nonsense"))
+            assert await echoes(await place.dial(ClientTls(OTHER.cert_pem, "stargate")))
+
+    run(test())
+
+
+def test_nobody_there_times_out_and_the_connection_is_forgotten():
+    async def test():
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.1", 0))
+        client = await Endpoint.client(socket.AF_INET, QuicSettings())
+        with pytest.raises(TimeoutError):
+            await client.connect(*silent.getsockname(), TRUSTING, Owner(), 0.1)
+        await eventually(lambda: not client._connections)
+        await client.close()
+        silent.close()
+
+    run(test())
+
+
+def test_an_address_in_use_is_an_error():
+    async def test():
+        async with a_place() as place:
+            tls = ServerTls(IDENTITY.cert_pem, IDENTITY.key_pem)
+            with pytest.raises(OSError, match="in use"):
+                await Endpoint.listen(*place.endpoint.local_address, tls, QuicSettings(), place.on_connection)
+
+    run(test())
+
+
+# --- stream credit ---------------------------------------------------------------------------------------------------
+
+
+def test_openers_beyond_the_credit_wait_in_order_and_a_full_queue_says_so():
+    async def test():
+        async with a_place(QuicSettings(max_streams_bidi=2)) as place:
+            place.echoes = False
+            connection = await place.dial(settings=QuicSettings(credit_queue_limit=3))
+            held = [await connection.open_stream(Talk()) for _ in range(2)]
+            for stream in held:
+                stream.write(b"x")
+            order = []
+
+            async def wait(name):
+                stream = await connection.open_stream(Talk())
+                order.append(name)
+                return stream
+
+            tasks = [asyncio.create_task(wait(name)) for name in "abc"]
+            await asyncio.sleep(0)
+            assert connection.free_streams == 0
+            assert connection.waiting_openers == 3
+            with pytest.raises(StreamCreditError) as caught:
+                await connection.open_stream(Talk())
+            assert caught.value.waiting == 3
+            tasks[1].cancel()
+            await asyncio.gather(tasks[1], return_exceptions=True)
+            await eventually(lambda: len(place.owners) == 1 and len(place.owners[0].talks) == 2)
+            for stream, talk in zip(held, place.owners[0].talks, strict=True):
+                stream.write(b"", fin=True)
+                talk.stream.write(b"", fin=True)
+            await asyncio.gather(tasks[0], tasks[2])
+            assert order == ["a", "c"]
+
+    run(test())
+
+
+def test_a_stream_opened_for_somebody_who_has_just_left_is_given_back():
+    async def test():
+        async with a_place(QuicSettings(max_streams_bidi=1)) as place:
+            place.echoes = False
+            connection = await place.dial()
+            talk = Talk()
+            first = await connection.open_stream(talk)
+            first.write(b"x")
+            waiter = asyncio.create_task(connection.open_stream(Talk()))
+            await eventually(lambda: place.owners and place.owners[0].talks)
+            opened = asyncio.Event()
+            on_credit = connection.on_stream_credit
+
+            def credit_then_cancel():
+                on_credit()
+                waiter.cancel()
+                opened.set()
+
+            connection.on_stream_credit = credit_then_cancel
+            first.write(b"", fin=True)
+            place.owners[0].talks[0].stream.write(b"", fin=True)
+            await opened.wait()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            connection.on_stream_credit = on_credit
+            await asyncio.wait_for(connection.open_stream(Talk()), 5)
+
+    run(test())
+
+
+def test_waiting_openers_hear_of_a_lost_connection():
+    async def test():
+        async with a_place(QuicSettings(max_streams_bidi=1)) as place:
+            place.echoes = False
+            connection = await place.dial()
+            (await connection.open_stream(Talk())).write(b"x")
+            waiter = asyncio.create_task(connection.open_stream(Talk()))
+            await eventually(lambda: place.accepted)
+            place.accepted[0].close(0, "over")
+            with pytest.raises(ConnectionClosedError):
+                await waiter
+            with pytest.raises(ConnectionClosedError):
+                await connection.open_stream(Talk())
+            with pytest.raises(ConnectionClosedError):
+                connection.try_open_stream(Talk())
+
+    run(test())
+
+
+# --- closing and draining --------------------------------------------------------------------------------------------
+
+
+def test_the_code_and_reason_of_a_close_reach_the_peer_and_streams_hear_first():
+    async def test():
+        async with a_place() as place:
+            owner = Owner()
+            connection = await place.dial(owner=owner)
+            talk = Talk()
+            (await connection.open_stream(talk)).write(b"x")
+            await eventually(lambda: place.accepted)
+            await place.endpoint.close(7, "shutdown")
+            await asyncio.wait_for(owner.closed.wait(), 2)
+            assert (owner.error.error_code, owner.error.reason, owner.error.by_peer) == (7, "shutdown", True)
+            assert talk.lost is owner.error
+            assert await connection.wait_closed() is owner.error
+            assert connection.closed
+            connection.close()
+            assert place.owners[0].error.by_peer is False
+
+    run(test())
+
+
+def test_an_endpoint_that_stops_accepting_refuses_at_once_and_keeps_what_it_has():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            place.endpoint.stop_accepting()
+            with pytest.raises(ConnectionClosedError) as caught:
+                await place.dial(timeout_s=2)
+            assert caught.value.error_code == 2
+            assert await echoes(connection)
+            assert len(place.endpoint.connections) == 1
+
+    run(test())
+
+
+def test_connections_beyond_the_limit_are_refused():
+    async def test():
+        async with a_place(QuicSettings(max_connections=2)) as place:
+            await place.dial()
+            await place.dial()
+            with pytest.raises(ConnectionClosedError):
+                await place.dial(timeout_s=2)
+
+    run(test())
+
+
+def test_a_handler_that_raises_costs_its_own_stream_only():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            await eventually(lambda: place.owners)
+            on_stream = place.owners[0].on_stream
+
+            def broken(stream):
+                talk = on_stream(stream)
+                talk.on_data = lambda _data, _fin: 1 / 0
+                place.owners[0].on_stream = on_stream
+                return talk
+
+            place.owners[0].on_stream = broken
+            talk = Talk()
+            (await connection.open_stream(talk)).write(b"x")
+            await asyncio.wait_for(talk.fin.wait(), 5)
+            assert talk.reset == 0
+            assert await echoes(connection)
+
+    run(test())
+
+
+# --- hostile datagrams -----------------------------------------------------------------------------------------------
+
+
+def initial_like(size=1_200):
+    return (
+        b"\xc3\x00\x00\x00\x01\x08" + os.urandom(8) + b"\x08" + os.urandom(8) + b"\x00\x44\x80" + os.urandom(size - 26)
+    )
+
+
+def test_garbage_becomes_no_connection_and_disturbs_none():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            address = place.endpoint.local_address
+            attacker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            for size in (0, 1, 5, 9, 30, 1_200, 1_500):
+                for _ in range(20):
+                    attacker.sendto(os.urandom(size), address)
+            for _ in range(50):
+                attacker.sendto(initial_like(), address)
+            assert await echoes(connection)
+            await asyncio.sleep(0.05)
+            assert await echoes(await place.dial())
+            assert len(place.endpoint._connections) == 2
+            assert not place.endpoint._half_open
+            attacker.close()
+
+    run(test())
+
+
+def test_an_unknown_version_is_answered_with_the_one_we_speak_and_small_ones_are_not():
+    async def test():
+        async with a_place() as place:
+            asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            asker.setblocking(False)
+            loop = asyncio.get_running_loop()
+            hello = b"\xc0\x1a\x2a\x3a\x4a\x08" + b"d" * 8 + b"\x04" + b"s" * 4
+            asker.sendto(hello + bytes(100), place.endpoint.local_address)
+            asker.sendto(hello.ljust(1_200, b"\0"), place.endpoint.local_address)
+            answer = await asyncio.wait_for(loop.sock_recv(asker, 2_048), 2)
+            assert answer[1:5] == bytes(4)
+            assert answer[5:] == b"\x04ssss\x08dddddddd\x00\x00\x00\x01"
+            with pytest.raises(BlockingIOError):
+                asker.recv(2_048)
+            asker.close()
+
+    run(test())
+
+
+def test_half_open_connections_are_bounded_and_given_up(monkeypatch):
+    async def test():
+        settings = QuicSettings(max_half_open=2, handshake_timeout_ms=300)
+        async with a_place(settings) as place:
+            # Clients whose answers never arrive: first flights only, from sockets nobody reads.
+            heard = []
+            for _ in range(5):
+                client = await Endpoint.client(socket.AF_INET, QuicSettings())
+                client.loop.remove_reader(client._udp.fileno())
+                heard.append(asyncio.create_task(client.connect(*place.endpoint.local_address, TRUSTING, Owner(), 0.2)))
+                place.clients.append(client)
+            await eventually(lambda: len(place.endpoint._half_open) == 2)
+            await asyncio.gather(*heard, return_exceptions=True)
+            await eventually(lambda: not place.endpoint._half_open)
+            assert await echoes(await place.dial())
+
+    run(test())
+
+
+# --- a full socket ---------------------------------------------------------------------------------------------------
+
+
+def test_a_socket_that_would_block_is_waited_for_and_nothing_is_lost():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            udp = place.clients[0]._udp
+            real, blocked = udp._try, {"times": 0}
+
+            def sometimes_blocked(data, segment, address):
+                blocked["times"] += 1
+                return blocked["times"] % 3 == 0 and real(data, segment, address)
+
+            udp._try = sometimes_blocked
+            assert await echoes(connection, os.urandom(300_000))
+            assert udp.dropped == 0
+
+    run(test())
+
+
+def test_without_segmentation_offload_the_same_bytes_arrive():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            place.clients[0]._udp._segmentation = place.endpoint._udp._segmentation = False
+            data = os.urandom(500_000)
+            assert await echoes(connection, data)
+
+    run(test())
+
+
+def test_ipv6_works_where_the_host_has_it():
+    async def test():
+        try:
+            probe = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            probe.bind(("::1", 0))
+            probe.close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+        place = Place(QuicSettings())
+        tls = ServerTls(IDENTITY.cert_pem, IDENTITY.key_pem)
+        place.endpoint = await Endpoint.listen("::1", 0, tls, place.settings, place.on_connection)
+        client = await Endpoint.client(socket.AF_INET6, QuicSettings())
+        connection = await client.connect("::1", place.endpoint.local_address[1], TRUSTING, Owner(), 5)
+        assert await echoes(connection, bytes(100_000))
+        await client.close()
+        await place.endpoint.close()
+
+    run(test())
