@@ -1,6 +1,5 @@
 """One configured algorithm: its name and settings, checked field by field, and the algorithm object built from them."""
 
-import math
 from collections.abc import Mapping
 from random import Random
 
@@ -200,31 +199,33 @@ def type_name(value: object) -> str:
 
 
 def _checked(name: str, value: object) -> object:
+    """`value` if the field `name` may have it. Raises `ConfigError`."""
     if name in _UNSIGNED:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _U64:
-            raise ConfigError(f"invalid type: {type_name(value)}, expected an unsigned integer for `{name}`")
+            raise _wrong_type(name, value, "an unsigned integer")
     elif name in _NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"invalid type: {type_name(value)}, expected a number for `{name}`")
-        try:
-            finite = math.isfinite(float(value))
-        except OverflowError:
-            finite = False
-        if not finite:
-            raise ConfigError(f"number out of range for `{name}`")
-    elif name in _BOOLEANS:
-        if not isinstance(value, bool):
-            raise ConfigError(f"invalid type: {type_name(value)}, expected a boolean for `{name}`")
-    elif name == "seed":
-        if not isinstance(value, str):
-            raise ConfigError(f"invalid type: {type_name(value)}, expected a string for `seed`")
-    elif name == "comparator":
-        if not isinstance(value, str):
-            raise ConfigError(f"invalid type: {type_name(value)}, expected a comparator")
-        if value not in COMPARATORS:
-            expected = ", ".join(f"`{one}`" for one in COMPARATORS)
-            raise ConfigError(f"unknown variant `{value}`, expected one of {expected}")
+        _check_number(name, value)
+    elif name in _BOOLEANS and not isinstance(value, bool):
+        raise _wrong_type(name, value, "a boolean")
+    elif name in ("seed", "comparator") and not isinstance(value, str):
+        raise _wrong_type(name, value, "a string")
+    elif name == "comparator" and value not in COMPARATORS:
+        expected = ", ".join(f"`{one}`" for one in COMPARATORS)
+        raise ConfigError(f"unknown variant `{value}`, expected one of {expected}")
     return value
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, value, "a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise ConfigError(f"number out of range for `{name}`") from None
+
+
+def _wrong_type(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"invalid type: {type_name(value)}, expected {expected} for `{name}`")
 
 
 def _check_sample_count(count: object, stage: str) -> None:
