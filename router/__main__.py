@@ -13,6 +13,10 @@ def main() -> None:
     """Run the router with the words of the command line; ends the process with the documented exit codes."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_before_start)
+    if sys.argv[1:2] == ["explain"]:
+        from router import explain_command
+
+        sys.exit(explain_command.main(sys.argv[2:]))
     from router.cli import settings_or_exit
 
     settings = settings_or_exit(sys.argv[1:], os.environ)

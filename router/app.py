@@ -21,6 +21,7 @@ from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_u
 from router.control_plane.worker_auth import GatewayAuthenticator, WorkerAuthConnectError
 from router.control_plane.worker_tunnels import WorkerTunnels
 from router.critical_tasks import CriticalTasks
+from router.explain_page import ExplainPage
 from router.gateway.proxy import Proxy
 from router.gateway.routes import Routes
 from router.gateway.server import HttpServer
@@ -232,7 +233,11 @@ class App:
             ),
             pylon_dial_addr=settings.grpc_pylon_dial_addr,
         )
-        self.operators = OperatorsServer(self.metrics, all_families=settings.metrics_families == "all")
+        self.operators = OperatorsServer(
+            self.metrics,
+            all_families=settings.metrics_families == "all",
+            mounts=[ExplainPage(self.registry, self._policy.selector).route()],
+        )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
             self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))

@@ -18,7 +18,7 @@ ENTRY_POINT_GROUP = "llm_request_router.algorithms"
 
 
 class Balancer(Protocol):
-    """Chooses for one target."""
+    """Chooses for one target. One that counts should also have `copy()`, so that decisions can be explained."""
 
     def choose(
         self,

@@ -18,8 +18,12 @@ class RoundRobin:
 class RoundRobinBalancer:
     """The counter of one target."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, count: int = 0) -> None:
+        self._count = count
+
+    def copy(self) -> "RoundRobinBalancer":
+        """A counter at the same position, for explanations."""
+        return RoundRobinBalancer(self._count)
 
     def choose(
         self,
