@@ -22,6 +22,8 @@ from tunnel_protocol.quic.stream import StreamHandler
 
 _log = structlog.get_logger()
 
+_CONNECTED = QuicConnectionState.CONNECTED
+
 _PTOS_BEFORE_SMALL_DATAGRAMS = 3
 """After so many unanswered probes large datagrams are suspected (RFC 8899 section 4.3)."""
 
@@ -72,7 +74,7 @@ class AioquicEngine(FastConnection):
     @property
     def closed(self) -> bool:
         """See `Engine`."""
-        return self._close_event is not None or self._state in END_STATES
+        return self._close_event is not None or (self._state is not _CONNECTED and self._state in END_STATES)
 
     @property
     def finished(self) -> bool:
@@ -113,7 +115,7 @@ class AioquicEngine(FastConnection):
         """See `Engine`."""
         self._now = now
         self.awake = False
-        if self._state in END_STATES:
+        if self._state is not _CONNECTED and self._state in END_STATES:
             if self._repeat_farewell:
                 self._repeat_farewell = False
                 return self._farewell
@@ -125,9 +127,10 @@ class AioquicEngine(FastConnection):
             datagrams = self.datagrams_to_send(now)
             if closing:
                 self._farewell = datagrams
-        probe_at = self._probe_path_at()
-        if probe_at is not None and probe_at <= now:
-            datagrams.append(self._probe_path(now))
+        if self.path_mtu.probe_at is not None:
+            probe_at = self._probe_path_at()
+            if probe_at is not None and probe_at <= now:
+                datagrams.append(self._probe_path(now))
         if self._events:
             self._take_events()
         if self.ready and not self.awake:
@@ -137,10 +140,14 @@ class AioquicEngine(FastConnection):
 
     def deadline(self) -> float | None:
         """See `Engine`."""
-        at = self.get_timer()
-        if self._state not in END_STATES and at is not None and self._handshake_confirmed:
-            if self._keepalive_at is not None and self._keepalive_at < at:
-                at = self._keepalive_at
+        if not self._handshake_confirmed or self._state is not _CONNECTED:
+            return self.get_timer()
+        at = self._timer() if self._network_paths[0].is_validated else self.get_timer()
+        if at is None:
+            return None
+        if self._keepalive_at is not None and self._keepalive_at < at:
+            at = self._keepalive_at
+        if self.path_mtu.probe_at is not None:
             probe_at = self._probe_path_at()
             if probe_at is not None and probe_at < at:
                 at = probe_at
@@ -155,6 +162,7 @@ class AioquicEngine(FastConnection):
         super().handle_timer(now)
         if self._state in END_STATES:
             return
+        self._idle_s = self._idle_timeout()
         unanswered = self._loss._pto_count
         if unanswered >= _PTOS_BEFORE_SMALL_DATAGRAMS and self._max_datagram_size > BASE_BYTES:
             self.path_mtu.black_hole(now)

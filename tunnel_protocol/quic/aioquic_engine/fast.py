@@ -89,7 +89,11 @@ class FastConnection(StreamConnection):
         self.path_mtu = PathMtu(self.settings.max_datagram_bytes)
         self._peer_max_udp_payload = 65_527
         self._unacknowledged = 0
-        """Ack-eliciting packets received since we last sent an ACK."""
+        """Bytes of ack-eliciting packets received since we last sent an ACK; small packets count for some more."""
+        self._ack_after = self.settings.ack_every * BASE_BYTES
+        self._least_counted = self._ack_after // (8 * self.settings.ack_every)
+        self._idle_s = 0.0
+        """The idle timeout both sides agreed on; set when the handshake is confirmed."""
         self._packets_under_key = 0
         self._pace_tokens = 0.0
         self._pace_time = 0.0
@@ -106,6 +110,10 @@ class FastConnection(StreamConnection):
         self._app_space = self._spaces[_ONE_RTT]
         self._app_crypto = self._cryptos[_ONE_RTT]
         self._app_crypto_stream = self._crypto_streams[_ONE_RTT]
+
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        self._idle_s = self._idle_timeout()
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -159,13 +167,17 @@ class FastConnection(StreamConnection):
             return True
         if self._state is not _CONNECTED or self._close_pending:
             return True
-        self._close_at = now + self._idle_timeout()
+        self._close_at = now + self._idle_s
         self._ack_eliciting_sent_since_receipt = False
-        self._note_received(space, number, now, eliciting=eliciting)
+        self._note_received(space, number, now, len(data) if eliciting else 0)
         return True
 
-    def _note_received(self, space: QuicPacketSpace, number: int, now: float, *, eliciting: bool) -> None:
-        """Record a packet for acknowledgement, and decide when that is due (RFC 9000 section 13.2)."""
+    def _note_received(self, space: QuicPacketSpace, number: int, now: float, size: int) -> None:
+        """Record a packet for acknowledgement, and decide when that is due (RFC 9000 section 13.2).
+
+        `size` is 0 for packets that ask for none. Counting bytes serves the sender: its congestion window is in bytes, and
+        a stream of small chunks does not need an acknowledgement every few packets.
+        """
         expected = space.largest_received_packet + 1
         if number >= expected:
             space.largest_received_packet = number
@@ -174,9 +186,9 @@ class FastConnection(StreamConnection):
         space.received_packets.add(number)
         if len(space.ack_queue) > MAX_ACK_RANGES:
             space.ack_queue.shift()
-        if eliciting:
-            self._unacknowledged += 1
-            if number != expected or self._unacknowledged >= self.settings.ack_every:
+        if size:
+            self._unacknowledged += max(size, self._least_counted)
+            if number != expected or self._unacknowledged >= self._ack_after:
                 space.ack_at = now
             elif space.ack_at is None:
                 space.ack_at = now + self._ack_delay
@@ -407,7 +419,7 @@ class FastConnection(StreamConnection):
             self._loss._cc.on_packet_sent(packet=packet)  # type: ignore[arg-type]
         if not self._ack_eliciting_sent_since_receipt:
             # RFC 9000 section 10.1.
-            self._close_at = now + self._idle_timeout()
+            self._close_at = now + self._idle_s
             self._ack_eliciting_sent_since_receipt = True
 
     def _seal(self, payload: bytes) -> bytes:
@@ -483,6 +495,24 @@ class FastConnection(StreamConnection):
             return True
         self._pacing_at = now + max(0.001, -self._pace_tokens / rate)
         return False
+
+    def _timer(self) -> float | None:
+        """`get_timer` for a confirmed handshake and a validated path: one packet space, nothing blocked."""
+        space, loss = self._app_space, self._loss
+        at = self._close_at
+        if at is None:
+            return None
+        if space.ack_at is not None and space.ack_at < at:
+            at = space.ack_at
+        loss_at = space.loss_time
+        if loss_at is None and space.ack_eliciting_in_flight:
+            loss_at = loss._time_of_last_sent_ack_eliciting_packet + loss.get_probe_timeout() * (1 << loss._pto_count)
+        self._loss_at = loss_at
+        if loss_at is not None and loss_at < at:
+            at = loss_at
+        if self._pacing_at is not None and self._pacing_at < at:
+            at = self._pacing_at
+        return at
 
     # --- datagram size -----------------------------------------------------------------------------------------------
 
