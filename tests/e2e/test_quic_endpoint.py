@@ -1,11 +1,17 @@
 """The endpoint over real sockets on loopback: dialling, accepting, credit, refusals, rotation, closing, hostile datagrams."""
 
 import asyncio
+import datetime as dt
 import os
 import socket
 from contextlib import asynccontextmanager
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
@@ -164,6 +170,46 @@ def test_any_certificate_of_the_bundle_is_an_anchor(extra):
         async with a_place() as place:
             bundle = OTHER.cert_pem + extra + IDENTITY.cert_pem.replace(b"\n", b"\r\n")
             assert await echoes(await place.dial(ClientTls(bundle, "stargate")))
+
+    run(test())
+
+
+def authority(name, issuer=None, *, is_ca=True, dns=()):
+    """A certificate and its key, signed by `issuer` (a pair like this) or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer_name, issuer_key = (subject, key) if issuer is None else (issuer[0].subject, issuer[1])
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer_name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+    )
+    if dns:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(d) for d in dns]), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256()), key
+
+
+def pem(*certificates):
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def test_a_chain_is_followed_to_an_authority_of_the_bundle():
+    async def test():
+        root, old_root = authority("tunnel CA"), authority("tunnel CA")
+        between = authority("issuing CA", root)
+        leaf, key = authority("router", between, is_ca=False, dns=["stargate"])
+        key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        async with a_place(identity=certs.Identity(pem(leaf, between[0]), key_pem)) as place:
+            assert await echoes(await place.dial(ClientTls(pem(old_root[0], root[0]), "stargate")))
+            for stranger in (pem(old_root[0]), IDENTITY.cert_pem):
+                with pytest.raises(ConnectionClosedError):
+                    await place.dial(ClientTls(stranger, "stargate"))
 
     run(test())
 
