@@ -39,8 +39,9 @@ class PulsarBalancer:
     ) -> Choice | None:
         """The best feasible candidate: a maximum, no sort; its rank is counted only if something was in the way."""
         scored = self._ranking.scored(request.affinity_key, candidates)
-        if not excluded and not self._consider_kv:
-            feasible = scored
+        verdicts: dict[str, Feasibility] = {}
+        if not self._consider_kv:
+            feasible = [pair for pair in scored if pair[1].cluster_id not in excluded] if excluded else scored
         else:
             verdicts = {
                 pair[1].cluster_id: feasibility(pair[1], request.input_tokens, excluded, consider_kv=self._consider_kv)
@@ -56,5 +57,5 @@ class PulsarBalancer:
         if len(feasible) == len(scored):
             return Choice(best[1])
         ahead = [pair for pair in scored if beats(pair, best)]
-        skipped = any(verdicts[pair[1].cluster_id].is_kv_skip for pair in ahead)
+        skipped = bool(verdicts) and any(verdicts[pair[1].cluster_id].is_kv_skip for pair in ahead)
         return Choice(best[1], 1 + len(ahead), skipped)

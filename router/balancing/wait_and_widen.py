@@ -6,10 +6,11 @@ from random import Random
 from router.balancing.affinity import AffinityRing
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import Score
+from router.balancing.forecast import Forecast
 from router.balancing.hashing import prefix
 from router.balancing.outcome import Choice
 from router.balancing.request import RoutingRequest
-from router.balancing.widening import WideningSettings, widen
+from router.balancing.widening import WideningSettings, widen, widen_all
 
 
 class WaitAndWiden:
@@ -49,6 +50,8 @@ class WaitAndWidenBalancer:
     def __init__(self, algorithm: WaitAndWiden, ring: AffinityRing) -> None:
         self._algorithm = algorithm
         self._ring = ring
+        settings = algorithm.settings
+        self._forecast = Forecast(ignore_queue=settings.ignore_queue_time, max_queued=settings.max_queued)
 
     def choose(
         self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float
@@ -61,5 +64,5 @@ class WaitAndWidenBalancer:
             found = widen(settings, request, subset, excluded, elapsed_ms, algorithm.better, random)
             if found is not None:
                 return Choice(found)
-        found = widen(settings, request, candidates, excluded, elapsed_ms, algorithm.better, random)
+        found = widen_all(settings, self._forecast, request, candidates, excluded, elapsed_ms, algorithm.better, random)
         return None if found is None else Choice(found)

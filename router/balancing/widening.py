@@ -7,6 +7,7 @@ from random import Random
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
+from router.balancing.forecast import Forecast, times_ms
 from router.balancing.request import RoutingRequest
 
 Better = Callable[[Candidate, Candidate, RoutingRequest], bool]
@@ -88,11 +89,39 @@ def widen(
     return _best_of_sample(able, max(1, settings.n), request, better, random)
 
 
+def widen_all(
+    settings: WideningSettings,
+    forecast: Forecast,
+    request: RoutingRequest,
+    candidates: Sequence[Candidate],
+    excluded: Collection[str],
+    elapsed_ms: float,
+    better: Better,
+    random: Random,
+) -> Candidate | None:
+    """`widen` over all candidates of a target, with figures kept between decisions while everything is in one bucket."""
+    if not settings.limits_queue:
+        left = [c for c in candidates if c.cluster_id not in excluded] if excluded else candidates
+        column = forecast.column(left, request.priority)
+        times = times_ms(column, request.input_tokens or 0, ignore_prefill=settings.ignore_input_processing_time)
+        if times and max(times) - min(times) <= settings.ttft_bucket_size_ms:
+            if not column.able:
+                return None
+            return _best_of_sample(column.able, max(1, settings.n), request, better, random)
+    return widen(settings, request, candidates, excluded, elapsed_ms, better, random)
+
+
 def _best_of_sample(
     able: list[Candidate], size: int, request: RoutingRequest, better: Better, random: Random
 ) -> Candidate:
     if len(able) == 1:
         return able[0]
+    if size == 2:
+        count = len(able)
+        first = int(random.random() * count)
+        second = int(random.random() * (count - 1))
+        best, other = able[first], able[second + (second >= first)]
+        return other if better(other, best, request) else best
     sample = random.sample(able, min(size, len(able)))
     best = sample[0]
     for candidate in sample[1:]:
