@@ -88,7 +88,7 @@ class World:
     """Client and server, connected by `connect`."""
 
     def __init__(self, seed=0, weather=None, client_settings=None, server_settings=None):
-        self.random = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+        self.random = random.Random(seed)
         self.weather = weather or Weather()
         self.now = 1_000.0
         self.queue = []

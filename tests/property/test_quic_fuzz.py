@@ -57,7 +57,7 @@ def test_datagrams_of_a_stranger_change_nothing(datagrams, know_the_id, from_the
 @pytest.mark.parametrize("seed", range(30))
 def test_damaged_copies_of_real_datagrams_change_nothing(seed):
     world = connected(seed)
-    rng = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+    rng = random.Random(seed)
     send = world.send
 
     def send_with_damage(sender, data, address):
@@ -78,7 +78,7 @@ def test_damaged_copies_of_real_datagrams_change_nothing(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_handshake_survives_damaged_copies(seed):
     world = World(seed, Weather(delay_s=0.001))
-    rng = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+    rng = random.Random(seed)
     send = world.send
 
     def send_with_damage(sender, data, address):

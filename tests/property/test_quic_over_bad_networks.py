@@ -64,7 +64,7 @@ class Talker(Recorder):
 
 
 def scenario(seed):
-    rng = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+    rng = random.Random(seed)
     weather = Weather(
         loss=rng.choice((0, 0.01, 0.05, 0.2)),
         duplication=rng.choice((0, 0, 0.05, 0.3)),
