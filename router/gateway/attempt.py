@@ -8,12 +8,16 @@ idle limit). Everything is a callback from the exchange; only waiting for stream
 import asyncio
 from typing import Protocol
 
+import structlog
+
 from router.gateway.replay import ReplayBuffer
 from router.gateway.request import RequestBody
 from router.gateway.response import Response
 from router.gateway.upload import Upload
 from router.registry.tunnel import Exchange, TunnelError, TunnelSet
 from tunnel_protocol.head import RequestHead, ResponseHead
+
+_log = structlog.get_logger()
 
 TIMED_OUT = "quic request timed out"
 
@@ -36,7 +40,9 @@ class Attempt:
 
     __slots__ = (
         "_body",
+        "_budget_s",
         "_deadline_at",
+        "_ended",
         "_exchange",
         "_idle_s",
         "_last_byte_at",
@@ -50,6 +56,7 @@ class Attempt:
         "_timer",
         "_tunnels",
         "_upload",
+        "_upload_failure",
         "head_seen",
     )
 
@@ -74,10 +81,13 @@ class Attempt:
         self._upload: Upload | None = None
         self._response: Response | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._upload_failure: str | None = None
         self._deadline_at = 0.0
+        self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
         self._over = False
+        self._ended = False
         self.head_seen = False
 
     # --- from the request ------------------------------------------------------------------------------------------
@@ -90,7 +100,8 @@ class Attempt:
         try:
             exchange = self._tunnels.try_open(head, self, end=end)
         except TunnelError as error:
-            self.on_failed(error)
+            # In a turn of its own: attempts that fail one after the other must not become a deep stack.
+            self._loop.call_soon(self.on_failed, error)
             return
         if exchange is None:
             self._opening = self._loop.create_task(self._open(head, end=end))
@@ -147,13 +158,15 @@ class Attempt:
 
     def on_end(self) -> None:
         """The response is complete; an upload that still runs gets what was left of the deadline."""
-        if self._over or self._response is None:
+        response = self._response
+        if self._over or response is None:
             return
         if self._upload is None or self._upload.done:
             self._finish()
         else:
             self._cancel_timer()
-            self._timer = self._loop.call_at(self._deadline_at, self._upload_too_late)
+            self._timer = self._loop.call_later(self._budget_s, self._upload_too_late)
+            self._ended = True
 
     def on_failed(self, error: TunnelError) -> None:
         """The exchange broke."""
@@ -203,19 +216,26 @@ class Attempt:
             self._replay.touch()
             self._replay.complete()
             return
-        self._upload = Upload(self._body, self._replay, exchange, self._upload_failed)
+        self._budget_s = self._deadline_at - self._loop.time()
+        self._upload = Upload(self._body, self._replay, exchange, self._upload_over)
         self._upload.start()
 
-    def _upload_failed(self, reason: str) -> None:
-        if self._over:
+    def _upload_over(self, failure: str | None) -> None:
+        if self._over or self._exchange is None or self._upload is None:
             return
-        self._end()
-        if self._exchange is not None:
-            self._exchange.cancel()
-        if self.head_seen:
-            self._break_off(reason)
-        else:
-            self._owner.attempt_failed(TunnelError(reason))
+        if failure is not None:
+            label = "client" if self._upload.from_client else "copy"
+            _log.error("failed to send request body", error=failure, upload_label=label)
+        if failure is not None and not self.head_seen:
+            self.discard()
+            self._owner.attempt_failed(TunnelError(failure))
+            return
+        if failure is not None:
+            # What the worker has to say is still passed on, but its end is no clean one.
+            self._upload_failure = failure
+            self._exchange.abort_upload()
+        if self._ended:
+            self._finish()
 
     def _too_late(self) -> None:
         self._timer = None
@@ -225,6 +245,11 @@ class Attempt:
 
     def _upload_too_late(self) -> None:
         self._timer = None
+        _log.warning(
+            "request body send task did not finish before response EOF timeout",
+            task="request body",
+            timeout_ms=round(self._budget_s * 1000),
+        )
         self._finish()
 
     def _look_whether_idle(self) -> None:
@@ -240,9 +265,12 @@ class Attempt:
 
     def _finish(self) -> None:
         response = self._response
-        if self._upload is not None and not self._upload.done:
+        if self._upload is not None:
             self._upload.abort()
         self._end()
+        if self._upload_failure is not None:
+            self._break_off(self._upload_failure)
+            return
         if response is not None:
             response.end()
         self._owner.response_ended(None)

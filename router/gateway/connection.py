@@ -5,6 +5,8 @@ the detection of clients that leave. A client that half-closes while it waits fo
 """
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -20,8 +22,11 @@ MAX_HEAD_BYTES = 417_792
 MAX_TARGET_BYTES = 65_534
 MAX_PIPELINED = 64
 DISCARD_SECONDS = 1.0
+"""How long a client may go on sending what nobody wants, so that it reads its answer rather than a reset."""
 HALF_SENT_SECONDS = 2.0
-_TOKEN_OK = b"chunked"
+STALLED_SECONDS = 30.0
+"""A closed connection whose client takes nothing of what is left for so long is cut."""
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Requests(Protocol):
@@ -62,9 +67,7 @@ class ClientConnection(asyncio.Protocol):
         self._requests = requests
         self._clock = clock
         self._transport: asyncio.Transport
-        self._parser = httptools.HttpRequestParser(self)
-        # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
-        self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
+        self._parser = self._new_parser()
         self._loop = asyncio.get_running_loop()
         # The message being parsed.
         self._target = b""
@@ -72,7 +75,10 @@ class ClientConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._in_head = False
         self._arriving: ClientRequest | None = None
+        self._bytes_without_body = 0
+        self._head_of_body: bytes | None = None
         self._refusal: int | None = None
+        self._input_over = False
         # The request being answered, and those behind it.
         self._current: ClientRequest | None = None
         self._response: Response | None = None
@@ -89,7 +95,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is being answered and no request is arriving, not even half of a head."""
-        return self._current is None and self._arriving is None and not self._in_head
+        return self._current is None and self._arriving is None and not self._in_head and not self._queue
 
     # --- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -101,14 +107,12 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
-        if self._closing or self._refusal is not None:
+        if self._input_over:
             return
         if self._in_head or self._arriving is None:
             self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400)
+            self._parse(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, _RefusedError):
@@ -117,12 +121,41 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._malformed(str(error))
         else:
-            if self._head_bytes > MAX_HEAD_BYTES and (self._in_head or self._arriving is None):
+            if self._arriving is not None:
+                self._bytes_without_body += len(data)
+                if self._bytes_without_body > MAX_HEAD_BYTES:
+                    self._malformed("trailers too long")
+            elif self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431)
-        self._update_reading()
+        if self._queue:
+            if self._current is None:
+                self._next()
+            self._update_reading()
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Nothing is ever upgraded: what follows is ordinary HTTP, the body of this very request included,
+                # which llhttp takes for the new protocol's.
+                data = data[upgrade.args[0] :]
+                if self._head_of_body is not None:
+                    self._parser = self._new_parser()
+                    self._parser.feed_data(self._head_of_body)
+                    self._head_of_body = None
+            else:
+                return
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
+        parser.set_dangerous_leniencies(lenient_chunked_length=True)
+        return parser
 
     def eof_received(self) -> bool:
-        """The client half-closed: whoever waits for a response is gone, too."""
+        """The client half-closed: whoever waits for a response is gone, too. What was answered before still goes out."""
+        self.flush()
         self._leave()
         return False
 
@@ -147,12 +180,16 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request starts."""
+        if self._head_of_body is not None:
+            return
         self._target = b""
         self._headers = []
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
+        if not self._in_head:
+            return
         self._target += url
         if len(self._target) > MAX_TARGET_BYTES:
             raise _RefusedError(414)
@@ -167,11 +204,14 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        if self._head_bytes > MAX_HEAD_BYTES:
+        if self._head_of_body is not None:
+            return
+        if self._head_bytes > MAX_HEAD_BYTES and _size(self._target, self._headers) > MAX_HEAD_BYTES:
             raise _RefusedError(431)
         self._in_head = False
-        self._head_bytes = 0
-        headers = _consistent(self._headers)
+        self._head_bytes = self._bytes_without_body = 0
+        http_1_0 = self._parser.get_http_version() == "1.0"
+        headers = _consistent(self._headers, http_1_0=http_1_0)
         if headers is None:
             raise _RefusedError(400)
         body = RequestBody(self._set_body_reading)
@@ -179,28 +219,30 @@ class ClientConnection(asyncio.Protocol):
             self._parser.get_method(),
             _origin_form(self._target),
             headers,
-            http_1_0=self._parser.get_http_version() == "1.0",
+            http_1_0=http_1_0,
             keep_alive=self._parser.should_keep_alive(),
             received_at=self._clock(),
             body=body,
         )
         if request.expects_continue:
             body.invite = self._invite_body
-        self._arriving = request
-        if self._current is None:
-            self._begin(request)
-        elif len(self._queue) >= MAX_PIPELINED:
+        if len(self._queue) > MAX_PIPELINED:
             raise _RefusedError(400)
-        else:
-            self._queue.append(request)
+        self._arriving = request
+        self._queue.append(request)
+        if self._parser.should_upgrade():
+            self._head_of_body = _head_of_body(request)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        self._bytes_without_body = 0
         if self._arriving is not None:
             self._arriving.body.feed(data)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
+        if self._head_of_body is not None and self._parser.should_upgrade():
+            return
         request, self._arriving = self._arriving, None
         if request is None:
             return
@@ -227,22 +269,29 @@ class ClientConnection(asyncio.Protocol):
         """The value of a `date` header."""
         return self._requests.date()
 
+    @property
+    def closing(self) -> bool:
+        """Whether the response that is about to start has to be the last one."""
+        request = self._current
+        return self._requests.draining or (request is not None and _withheld(request))
+
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; a body that nobody wanted is read and dropped for a moment."""
         self._flow = None
         if self._gone:
             return
         request = self._current
-        if request is None or not keep_alive or self._refusal is not None:
-            self._close()
-            return
-        body = request.body
-        if body.complete:
-            self._settled()
-        elif body.broken is not None or (request.expects_continue and not body.wanted):
-            self._close()
+        if request is None:  # it was refused by its head
+            self._linger()
+        elif request.body.complete:
+            if keep_alive:
+                self._settled()
+            else:
+                self._close()
+        elif not keep_alive or request.body.broken is not None or _withheld(request):
+            self._linger()
         else:
-            body.detach()
+            request.body.detach()
             self._discard_timer = self._loop.call_later(DISCARD_SECONDS, self._close)
 
     def response_broken(self, *, reset: bool) -> None:
@@ -251,9 +300,18 @@ class ClientConnection(asyncio.Protocol):
         if self._gone:
             return
         if reset:
-            self.flush()
-            self._transport.abort()
-        self._close()
+            self._reset()
+        else:
+            self._close()
+
+    def _reset(self) -> None:
+        """Nothing but a reset tells this client that its response is not complete."""
+        self._input_over = self._closing = True
+        self.flush()
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
 
     def _invite_body(self) -> None:
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -264,9 +322,7 @@ class ClientConnection(asyncio.Protocol):
         """Close now if nothing runs, else after the running response; a head that is half sent gets a moment."""
         if self.idle:
             self._close()
-        elif self._response is not None:
-            self._response.closing = True
-        else:
+        elif self._current is None:
             self._loop.call_later(HALF_SENT_SECONDS, self._close_if_unanswered)
 
     def _close_if_unanswered(self) -> None:
@@ -286,7 +342,6 @@ class ClientConnection(asyncio.Protocol):
             keep_alive=request.keep_alive,
             bodyless=request.method == b"HEAD",
         )
-        response.closing = self._requests.draining
         self._current, self._response = request, response
         flow = self._requests.handle(request, response)
         if self._response is response and not response.over:
@@ -316,18 +371,21 @@ class ClientConnection(asyncio.Protocol):
             self._update_reading()
 
     def _malformed(self, reason: str) -> None:
-        if self._arriving is not None and self._arriving is self._current:
-            self._refusal = 400
-            self._arriving.body.fail(reason)
-            if self._response is not None and self._response.over:
-                self._close()
+        """The client broke the framing: of the body that is arriving, or between two requests."""
+        request, self._arriving = self._arriving, None
+        if request is None:
+            self._refuse(400)
             return
-        self._refuse(400)
+        self._input_over = True
+        request.body.fail(reason)  # answered in its turn, by whoever wants the body
+        if request is self._current and self._response is not None and self._response.over:
+            self._close()
 
     def _refuse(self, status: int) -> None:
         """Answer with `status` once everything before is answered, then close."""
         self._refusal = status
-        self._arriving = None
+        self._input_over = True
+        self._in_head = False
         if self._current is None and not self._queue:
             self._answer_refusal()
 
@@ -352,11 +410,35 @@ class ClientConnection(asyncio.Protocol):
         self._queue.clear()
         self._out = []
 
+    def _linger(self) -> None:
+        """Close, but read on for a moment: closing a socket with unread bytes would take the answer from the client."""
+        self._input_over = self._closing = True
+        self._current = self._response = self._arriving = None
+        self._queue.clear()
+        self.flush()
+        if self._gone or self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+        self._discard_timer = self._loop.call_later(DISCARD_SECONDS, self._close)
+
     def _close(self) -> None:
-        self._closing = True
+        self._input_over = self._closing = True
         if not self._gone:
             self.flush()
             self._transport.close()
+            self._cut_if_stalled(0)
+
+    def _cut_if_stalled(self, left_before: int) -> None:
+        """Closing waits for the client to take what is left; only as long as it takes something."""
+        left = 0 if self._gone else self._transport.get_write_buffer_size()
+        if left and left == left_before:
+            self._transport.abort()
+        elif left:
+            self._loop.call_later(STALLED_SECONDS, self._cut_if_stalled, left)
 
     def _set_body_reading(self, reading: bool) -> None:
         self._body_reading = reading
@@ -382,7 +464,27 @@ def _origin_form(target: bytes) -> bytes:
     return target.partition(b"#")[0]
 
 
-def _consistent(headers: HeaderList) -> HeaderList | None:
+def _head_of_body(request: ClientRequest) -> bytes | None:
+    """A head that announces the body of `request` and nothing else; None if there is none."""
+    framing = [entry for entry in request.headers if entry[0] in (b"content-length", b"transfer-encoding")]
+    if not framing:
+        return None
+    lines = [b"POST / HTTP/1.0" if request.http_1_0 else b"POST / HTTP/1.1"]
+    lines += [b"%b: %b" % entry for entry in framing]
+    lines.append(b"connection: keep-alive" if request.keep_alive else b"connection: close")
+    return b"\r\n".join([*lines, b"\r\n"])
+
+
+def _withheld(request: ClientRequest) -> bool:
+    """Whether the client still waits to be asked for its body, and has not been."""
+    return request.expects_continue and not request.body.wanted and not request.body.complete
+
+
+def _size(target: bytes, headers: HeaderList) -> int:
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
+
+
+def _consistent(headers: HeaderList, *, http_1_0: bool) -> HeaderList | None:
     """Headers without a `content-length` that chunked framing overrides; None for framing that could be read in two ways."""
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     lengths = {value for name, value in headers if name == b"content-length"}
@@ -390,6 +492,6 @@ def _consistent(headers: HeaderList) -> HeaderList | None:
         return None
     if not encodings:
         return headers
-    if len(encodings) > 1 or encodings[0].strip().lower() != _TOKEN_OK:
+    if http_1_0 or len(encodings) > 1 or encodings[0].strip().lower() != b"chunked":
         return None
     return [entry for entry in headers if entry[0] != b"content-length"] if lengths else headers

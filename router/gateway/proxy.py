@@ -70,7 +70,7 @@ class Proxy:
         self.settings = settings
         self.clock = clock
         self.validator = Validator(selector, settings)
-        self.replay_budget = ReplayBudget(settings.max_replay_total_bytes)
+        self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
         self.access_log = AccessLog(enabled=settings.access_log)
         self.running: set[ProxiedRequest] = set()
         # Asking asyncio for the loop costs a system call each time; requests take it from here.
@@ -477,6 +477,7 @@ class ProxiedRequest:
         headers = [entry for entry in headers if entry[0] not in _OURS]
         headers += ours
         self._first_byte_at = now
+        self._replay.close()  # nothing is retried from here on
         self._proxy.metrics.request_first_byte_seconds.observe(now - self._request.received_at, self._labels)
         self._response.start(head.status, headers)
         attempt.relay(self._response)

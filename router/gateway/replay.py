@@ -1,5 +1,6 @@
 """A copy of the request body for another attempt, under a limit per request and one for all requests together."""
 
+from collections.abc import Callable
 from enum import Enum
 
 
@@ -12,17 +13,17 @@ class Replay(Enum):
 
 
 class ReplayBudget:
-    """Bytes of copies held by all requests of the process."""
+    """Bytes of copies held by all requests of the process; `on_exhausted` is called for each refusal."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, on_exhausted: Callable[[], None]) -> None:
         self._limit = limit_bytes
+        self._on_exhausted = on_exhausted
         self.used_bytes = 0
-        self.exhausted_count = 0
 
     def take(self, size: int) -> bool:
-        """Reserve `size` bytes; False if that is too much (counted)."""
+        """Reserve `size` bytes; False if that is too much."""
         if self._limit and self.used_bytes + size > self._limit:
-            self.exhausted_count += 1
+            self._on_exhausted()
             return False
         self.used_bytes += size
         return True

@@ -41,6 +41,10 @@ class ResponseOutput(Protocol):
     def response_broken(self, *, reset: bool) -> None:
         """Close the connection after what is queued, so that the client sees the response as broken."""
 
+    @property
+    def closing(self) -> bool:
+        """Whether the response that is about to start has to be the last one of its connection."""
+
     def date(self) -> bytes:
         """The value of a `date` header, now."""
 
@@ -56,7 +60,6 @@ class Response:
         "_left",
         "_output",
         "body_bytes",
-        "closing",
         "on_finished",
         "over",
         "started",
@@ -79,8 +82,6 @@ class Response:
         self._left: int | None = None
         self.started = False
         self.over = False
-        self.closing = False
-        """Say `connection: close` and close after this response."""
         self.status = 0
         self.body_bytes = 0
         self.on_finished: Callable[[], None] | None = None
@@ -109,7 +110,7 @@ class Response:
         else:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
-        if not self._keep_alive or self.closing:
+        if not self._keep_alive or self._output.closing:
             self._keep_alive = False
             if not self._http_1_0:  # there it is the rule
                 lines.append(b"connection: close\r\n")

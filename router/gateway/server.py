@@ -83,7 +83,6 @@ class HttpServer:
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
         """Answer a request; new work is refused while draining."""
         if self._refusing and request.method == b"POST":
-            response.closing = True
             response.send(503, [])
             return None
         return self._routes.handle(request, response)

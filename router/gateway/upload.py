@@ -8,26 +8,29 @@ from router.registry.tunnel import Exchange
 
 
 class Upload:
-    """Implements `BodyConsumer`. `on_failed` is called at most once, with a reason."""
+    """Implements `BodyConsumer`. `on_over` is called once if it ends by itself: None = complete, else why it failed."""
 
-    __slots__ = ("_body", "_exchange", "_live", "_on_failed", "_pending", "_replay", "done")
+    __slots__ = ("_attached", "_body", "_exchange", "_on_over", "_pending", "_replay", "done", "from_client")
 
     def __init__(
-        self, body: RequestBody, replay: ReplayBuffer, exchange: Exchange, on_failed: Callable[[str], None]
+        self, body: RequestBody, replay: ReplayBuffer, exchange: Exchange, on_over: Callable[[str | None], None]
     ) -> None:
         self._body = body
         self._replay = replay
         self._exchange = exchange
-        self._on_failed = on_failed
-        self._live = not replay.touched
+        self._on_over = on_over
         self._pending: list[bytes] = []
+        self._attached = False
+        self.from_client = not replay.touched
+        """Not from the copy."""
         self.done = False
         """Nothing more is going to be sent."""
 
     def start(self) -> None:
         """Send what there is and go on by callbacks."""
-        if self._live:
+        if self.from_client:
             self._replay.touch()
+            self._attached = True
             self._body.attach(self)
         else:
             self._pending = list(reversed(self._replay.chunks))
@@ -35,62 +38,63 @@ class Upload:
 
     def writable(self) -> None:
         """The exchange takes data again."""
-        if self.done:
-            return
-        if self._live:
+        if self._attached:
             self._body.resume()
-        else:
+        elif not self.done:
             self._send_copy()
+
+    def stopped(self) -> None:
+        """The worker does not take the rest; what the client still sends is kept for another attempt."""
+        self.done = True
+        self._pending.clear()
+        if self._attached:
+            self._body.resume()
 
     def abort(self) -> None:
         """The worker's answer makes the rest of the body pointless."""
         if not self.done:
-            self._stop()
             self._exchange.abort_upload()
-
-    def stopped(self) -> None:
-        """The worker does not take the rest; what still comes is dropped, but kept for another attempt."""
-        if self._live:
-            self._body.resume()
-        else:
-            self.done = True
-            self._pending.clear()
+        self.cancel()
 
     def cancel(self) -> None:
-        """The exchange is over in both directions."""
-        if not self.done:
-            self._stop()
+        """Nobody takes the rest any more, and a part is of no use for another attempt."""
+        self.done = True
+        self._pending.clear()
+        if self._attached:
+            self._attached = False
+            self._body.detach()
+            self._replay.lose()
 
     # --- BodyConsumer ----------------------------------------------------------------------------------------------
 
     def on_body(self, data: bytes) -> None:
         """Bytes of the client."""
         self._replay.add(data)
-        if not self._exchange.send_body(data):
+        if not self.done and not self._exchange.send_body(data):
             self._body.pause()
 
     def on_body_end(self) -> None:
         """The client's body is complete."""
-        self.done = True
+        self._attached = False
         self._replay.complete()
-        self._exchange.end_body()
+        self._complete()
 
     def on_body_broken(self, reason: str) -> None:
         """The client's body breaks off."""
-        self.done = True
+        self._attached = False
         self._replay.lose()
-        self._on_failed(f"request body: {reason}")
+        if not self.done:
+            self.done = True
+            self._on_over(f"request body: {reason}")
 
     def _send_copy(self) -> None:
         while self._pending:
             if not self._exchange.send_body(self._pending.pop()):
                 return
-        self.done = True
-        self._exchange.end_body()
+        self._complete()
 
-    def _stop(self) -> None:
-        self.done = True
-        self._pending.clear()
-        if self._live:
-            self._body.detach()
-            self._replay.lose()
+    def _complete(self) -> None:
+        if not self.done:
+            self.done = True
+            self._exchange.end_body()
+            self._on_over(None)

@@ -1,0 +1,588 @@
+"""The listener as a client of raw bytes sees it: framing, limits, keep-alive, pipelining, bodies, the drain."""
+
+import asyncio
+import socket
+
+import pytest
+from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
+
+
+def echo(exchange):
+    exchange.answer(200, b"ok")
+
+
+# --- answers of the router's own
+
+
+@scenario
+async def test_answers_without_body_say_so_and_name_no_server():
+    async with a_house() as house:
+        for data, status in ((get("/healthz"), 200), (get("/nowhere"), 404), (post(x_model=None), 400)):
+            answer = await house.ask(data)
+            assert (answer.status, answer.is_empty) == (status, True)
+            assert answer.header("date").endswith(" GMT")
+            assert answer.header("server") is None
+            assert answer.header("x-stargate-error-code") is None
+
+
+@scenario
+async def test_a_refused_request_leaves_its_connection_usable():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        client = await house.client()
+        for data, status in (
+            (post(x_request_id=None), 400),
+            (get("/x"), 404),
+            (get("/v1/embeddings"), 405),
+            (post(), 200),
+        ):
+            client.send(data)
+            assert (await client.answer()).status == status
+
+
+# --- keep-alive and pipelining
+
+
+@scenario
+async def test_a_connection_serves_one_request_after_the_other():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        client = await house.client()
+        for _ in range(5):
+            client.send(post())
+            answer = await client.answer()
+            assert (answer.status, answer.body, answer.header("connection")) == (200, b"ok", None)
+
+
+@scenario
+async def test_pipelined_requests_are_answered_in_order():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"first") + get("/healthz") + post(body=b"third", chunked=True) + get("/nowhere"))
+        first = await worker.next()
+        first.answer(200, b"one")
+        assert (await client.answer()).body == b"one"
+        assert (await client.answer()).is_empty
+        third = await worker.next(1)
+        await eventually(lambda: third.ended)
+        assert (first.received, third.received) == (b"first", b"third")
+        third.answer(200, b"three")
+        assert (await client.answer()).body == b"three"
+        assert (await client.answer()).status == 404
+
+
+@scenario
+async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        client = await house.client()
+        client.send(b"".join(post() if number % 2 else get("/healthz") for number in range(50)))
+        for number in range(50):
+            assert (await client.answer()).body == (b"ok" if number % 2 else b"")
+
+
+@scenario
+async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        client = await house.client()
+        client.send(post() + get("/healthz") * 100)
+        assert (await client.answer()).status == 200
+        for _ in range(64):
+            assert (await client.answer()).status == 200
+        assert (await client.answer()).status == 400
+        assert await client.closed()
+
+
+@scenario
+async def test_connection_close_is_honoured():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        for data in (get("/healthz", connection="close"), post(connection="close")):
+            client = await house.client()
+            client.send(data)
+            assert (await client.answer()).header("connection") == "close"
+            assert await client.closed()
+
+
+@scenario
+async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        client = await house.client()
+        client.send(post(version="1.0"))
+        answer = await client.answer()
+        assert (answer.version, answer.body, answer.header("transfer-encoding")) == ("HTTP/1.0", b"ok", None)
+        client = await house.client()
+        for _ in range(2):
+            client.send(b"GET /healthz HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+            answer = await client.answer()
+            assert (answer.version, answer.header("connection")) == ("HTTP/1.0", "keep-alive")
+
+
+@scenario
+async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        client = await house.client()
+        client.send(
+            get("/healthz", connection="upgrade, http2-settings", upgrade="h2c", http2_settings="AA") + get("/x")
+        )
+        assert [(await client.answer()).status for _ in range(2)] == [200, 404]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
+    @scenario
+    async def run():
+        async with a_house() as house:
+            worker = house.worker()
+            client = await house.client()
+            body = get("/nowhere")
+            client.send(post(body=body, chunked=chunked, connection="upgrade", upgrade="h2c") + get("/healthz"))
+            exchange = await worker.next()
+            await eventually(lambda: exchange.ended)
+            assert exchange.received == body
+            assert exchange.header("upgrade") is None
+            exchange.answer()
+            assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+
+    run()
+
+
+# --- heads
+
+
+@scenario
+async def test_a_head_may_arrive_byte_by_byte():
+    async with a_house() as house:
+        worker = house.worker(on_request=echo)
+        client = await house.client()
+        for byte in post(body=b"abc"):
+            client.send(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert (await client.answer()).body == b"ok"
+        assert worker.exchanges[0].received == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % n for n in range(100)) + b"\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % n for n in range(101)) + b"\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\nbig: " + b"x" * 400_000 + b"\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nbig: " + b"x" * 500_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 65_533 + b" HTTP/1.1\r\n\r\n", 404),
+        (b"GET /" + b"a" * 65_534 + b" HTTP/1.1\r\n\r\n", 414),
+    ],
+    ids=["100 headers", "101 headers", "head of 400 kB", "head of 500 kB", "target of 65,534", "target of 65,535"],
+)
+def test_limits_of_a_head(head, status):
+    @scenario
+    async def run():
+        async with a_house() as house:
+            client = await house.client()
+            client.send(head)
+            answer = await client.answer()
+            assert (answer.status, answer.is_empty) == (status, True)
+            if status in (414, 431):
+                assert answer.header("connection") == "close"
+                assert await client.closed()
+            else:
+                client.send(get("/healthz"))
+                assert (await client.answer()).status == 200
+
+    run()
+
+
+@scenario
+async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
+    async with a_house() as house:
+        worker = house.worker(on_request=None)
+        client = await house.client()
+        client.send(post(body=b"b" * 300_000, padding="x" * 200_000))
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        assert len(exchange.received) == 300_000
+        exchange.answer()
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_a_refusal_is_readable_although_the_client_is_still_sending():
+    async with a_house() as house:
+        client = await house.client()
+        client.send(b"GET / HTTP/1.1\r\nbig: " + b"x" * 3_000_000)
+        assert (await client.answer()).status == 431
+
+
+@scenario
+async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post() + get("/healthz") + b"BAD REQUEST LINE\r\n\r\n")
+        exchange = await worker.next()
+        exchange.answer()
+        assert [(await client.answer()).status for _ in range(3)] == [200, 200, 400]
+        assert await client.closed()
+
+
+@scenario
+async def test_an_absolute_target_is_routed_by_its_path():
+    async with a_house() as house:
+        worker = house.worker(on_request=echo)
+        answer = await house.ask(post("http://router:8000/v1/responses?a=b"))
+        assert answer.status == 200
+        assert worker.exchanges[0].request.path == b"/v1/responses?a=b"
+
+
+# --- bodies of requests
+
+
+@scenario
+async def test_trailers_are_dropped():
+    async with a_house() as house:
+        worker = house.worker(on_request=None)
+        client = await house.client()
+        client.send(
+            post(transfer_encoding="chunked", content_length=None, body=b"")
+            + b"3\r\nabc\r\n0\r\nx-model: other\r\n\r\n"
+        )
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        assert exchange.received == b"abc"
+        assert exchange.header("x-model") == "m"
+        exchange.answer()
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_trailers_without_end_are_not_collected():
+    async with a_house() as house:
+        worker = house.worker(on_request=None)
+        client = await house.client()
+        client.send(post(transfer_encoding="chunked", content_length=None, body=b"") + b"3\r\nabc\r\n0\r\nx: ")
+        await worker.next()
+        for _ in range(100):
+            client.send(b"y" * 20_000)
+        answer = await client.answer()
+        assert answer.status == 502
+        assert await client.closed()
+
+
+@scenario
+async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on():
+    async with a_house() as house:
+        worker = house.worker(on_request=None)
+        client = await house.client()
+        client.send(post(chunked=True, body=b"0123456789", content_length="3"))
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        assert exchange.received == b"0123456789"
+        assert exchange.header("content-length") is None
+        exchange.answer()
+        assert (await client.answer()).status == 200
+        client.send(get("/healthz"))
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_works():
+    async with a_house() as house:
+        client = await house.client()
+        for chunked in (False, True):
+            data = post("/nowhere", body=b"x" * 300_000, chunked=chunked)
+            client.send(data[:1000])
+            answer = await client.answer()
+            assert answer.status == 404
+            client.send(data[1000:] + get("/healthz"))
+            assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_a_body_nobody_wants_is_not_waited_for_long():
+    async with a_house() as house:
+        client = await house.client()
+        client.send(post("/nowhere", body=b"", content_length="10"))
+        assert (await client.answer()).status == 404
+        assert await client.closed()
+
+
+@scenario
+async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_connection():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(transfer_encoding="chunked", content_length=None, body=b"") + b"3\r\nabc\r\n")
+        exchange = await worker.next()
+        client.send(b"zz\r\n")
+        answer = await client.answer()
+        assert (answer.status, answer.is_empty) == (502, True)
+        assert exchange.cancelled
+        assert await client.closed()
+
+
+@scenario
+async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post() + post(transfer_encoding="chunked", content_length=None, body=b"") + b"zz\r\n")
+        (await worker.next()).answer()
+        assert (await client.answer()).status == 200
+        assert (await client.answer()).status == 502
+        assert await client.closed()
+
+
+@scenario
+async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
+    async with a_house() as house:
+        worker = house.worker()
+        worker.free = 0
+        client = await house.client()
+        size = 64 << 20
+        client.send(post(body=b"", content_length=str(size)))
+        client.send(b"z" * size)
+        await eventually(lambda: worker.waiting)
+        connection = next(iter(house.http._connections))
+        await eventually(lambda: not connection._reading)
+        assert connection._current.body._waiting_bytes < 1 << 20
+        worker.release_streams(1)
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        assert len(exchange.received) == size
+        exchange.answer()
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_a_worker_that_takes_no_more_pauses_the_client():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"", content_length="3000000"))
+        exchange = await worker.next()
+        exchange.room = False
+        client.send(b"z" * 3_000_000)
+        await eventually(lambda: exchange.received)
+        connection = next(iter(house.http._connections))
+        await eventually(lambda: not connection._reading)
+        assert len(exchange.received) < 2_000_000
+        exchange.room = True
+        exchange.sink.on_upload_writable()
+        await eventually(lambda: exchange.ended)
+        assert len(exchange.received) == 3_000_000
+        exchange.answer()
+        assert (await client.answer()).status == 200
+
+
+# --- Expect: 100-continue
+
+
+@scenario
+async def test_the_body_is_asked_for_only_when_a_stream_is_open():
+    async with a_house() as house:
+        worker = house.worker()
+        worker.free = 0
+        client = await house.client()
+        client.send(post(body=b"", content_length="4", expect="100-continue"))
+        await eventually(lambda: worker.waiting)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.readexactly(1), 0.05)
+        worker.release_streams(1)
+        assert (await client.answer()).status == 100
+        client.send(b"body")
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        assert exchange.received == b"body"
+        assert exchange.header("expect") == "100-continue"
+        exchange.answer()
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_an_early_refusal_does_not_ask_for_the_body_and_says_that_it_closes():
+    async with a_house() as house:
+        for data in (
+            post("/nowhere", body=b"", content_length="4", expect="100-continue"),
+            post(body=b"", content_length="4", expect="100-continue", x_model=None),
+            post(body=b"", content_length="99999999", expect="100-continue"),
+        ):
+            client = await house.client()
+            client.send(data)
+            answer = await client.answer()
+            assert answer.status in (400, 404, 413)
+            assert answer.header("connection") == "close"
+            assert await client.closed()
+
+
+@scenario
+async def test_a_client_that_sends_its_body_unasked_is_not_asked():
+    async with a_house() as house:
+        worker = house.worker(on_request=echo)
+        answer = await house.ask(post(body=b"body", expect="100-continue"))
+        assert answer.status == 200
+        assert worker.exchanges[0].received == b"body"
+
+
+# --- output
+
+
+@scenario
+async def test_chunks_of_one_turn_leave_in_one_write():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        connection = next(iter(house.http._connections))
+        writes = []
+        transport, connection._transport = connection._transport, Recording(connection._transport, writes)
+        exchange.head(200)
+        for piece in (b"a", b"b", b"c"):
+            exchange.body(piece)
+        exchange.end()
+        answer = await client.answer()
+        connection._transport = transport
+        assert answer.chunks == [b"a", b"b", b"c"]
+        assert len(writes) == 1
+
+
+class Recording:
+    def __init__(self, transport, writes):
+        self._transport = transport
+        self._writes = writes
+
+    def write(self, data):
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+@scenario
+async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await Client.connect(house.port, limit=1 << 16)
+        house.clients.append(client)
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.send(post())
+        exchange = await worker.next()
+        exchange.head(200)
+        sent = 0
+        async with asyncio.timeout(5):
+            while not exchange.paused:
+                exchange.body(b"c" * 65_536)
+                sent += 65_536
+                await asyncio.sleep(0)
+        assert sent < 16 << 20
+        answer = await client.head()
+        reading = asyncio.create_task(client.rest(answer))
+        await eventually(lambda: not exchange.paused)
+        exchange.end()
+        assert len((await reading).body) == sent
+
+
+@scenario
+async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the_drain():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await Client.connect(house.port, limit=1 << 12)
+        house.clients.append(client)
+        client.send(post(connection="close"))
+        exchange = await worker.next()
+        exchange.head(200)
+        while not exchange.paused:
+            exchange.body(b"c" * 65_536)
+            await asyncio.sleep(0)
+        exchange.end()
+        assert not await house.http.drain(0.05)
+        house.http.abort()
+        await eventually(lambda: not house.http.connections)
+
+
+# --- leaving
+
+
+@scenario
+async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending():
+    async with a_house() as house:
+        for _ in range(20):
+            client = await house.client()
+            client.send(get("/healthz"))
+            client.half_close()
+            assert (await client.answer()).status == 200
+            assert await client.closed()
+
+
+@scenario
+async def test_a_client_that_stops_sending_while_it_waits_is_gone():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        client.half_close()
+        await eventually(lambda: exchange.cancelled)
+        assert await client.closed()
+
+
+# --- the drain
+
+
+@scenario
+async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_new_ones():
+    async with a_house() as house:
+        worker = house.worker()
+        idle, busy = await house.client(), await house.client()
+        idle.send(get("/healthz"))
+        await idle.answer()
+        busy.send(post())
+        exchange = await worker.next()
+        drain = asyncio.create_task(house.http.drain(5))
+        assert await idle.closed()
+        with pytest.raises(ConnectionRefusedError):
+            await Client.connect(house.port)
+        assert not drain.done()
+        exchange.answer(200, b"late")
+        answer = await busy.answer()
+        assert (answer.body, answer.header("connection")) == (b"late", "close")
+        assert await busy.closed()
+        assert await drain
+
+
+@scenario
+async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
+    async with a_house() as house:
+        house.worker(on_request=echo)
+        kept = await house.client()
+        kept.send(get("/readyz"))
+        assert (await kept.answer()).status == 200
+        drain = asyncio.create_task(house.http.drain(5, 1))
+        await eventually(lambda: house.http.draining)
+        for data, status in ((get("/readyz"), 503), (get("/healthz"), 200), (post(), 503)):
+            answer = await house.ask(data)
+            assert (answer.status, answer.is_empty, answer.header("connection")) == (status, True, "close")
+        kept.send(post())
+        assert (await kept.answer()).status == 503
+        assert await drain
+
+
+@scenario
+async def test_a_drain_out_of_time_says_so():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        exchange.head(200)
+        assert not await house.http.drain(0.05)
+        assert house.http.in_flight == 1
+        house.http.abort()
+        with pytest.raises(BrokenOffError):
+            await client.answer()
+        await eventually(lambda: exchange.cancelled)
