@@ -1,0 +1,242 @@
+"""CPU the HTTP front adds to a request and to a relayed chunk, with and without each of its features.
+
+Everything is real but the two ends: client transports that swallow bytes, and tunnels that answer from memory. No system call
+is in the figures. `python -m benchmarks gateway`; results: docs/performance.md, "HTTP front".
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import uvloop
+
+from router.balancing import BalancingConfig, Selector
+from router.gateway.connection import ClientConnection
+from router.gateway.proxy import Proxy
+from router.gateway.proxy_settings import ProxySettings
+from router.gateway.routes import Routes
+from router.gateway.server import HttpServer
+from router.registry import Identity, ModelStats, ModelUpdate, Registry
+from router.registry.tunnel import ExchangeSink, TunnelSet
+from router.telemetry import logging as router_logging
+from router.telemetry.metrics import Metrics
+from tunnel_protocol.head import RequestHead, ResponseHead
+
+_BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % (b"x" * 200)
+_REQUEST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: llm-request-router-headless.nvcf.svc.cluster.local:8000\r\n"
+    b"User-Agent: Go-http-client/1.1\r\nContent-Length: %d\r\nAccept: text/event-stream\r\n"
+    b"Authorization: Bearer 0123456789012345678901234567890123456789\r\nContent-Type: application/json\r\n"
+    b"Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX-Input-Tokens: 12\r\nX-Model: m\r\n"
+    b"X-Request-Id: 0e8c3c1e-6f0e-4c3e-9a35-0f2f0c7d9b11\r\nX-Token-Estimate: 12\r\nAccept-Encoding: gzip\r\n\r\n%b"
+) % (len(_BODY), _BODY)
+_HEAD = ResponseHead(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")])
+_CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"token"}}]}\n\n'
+
+
+class _Transport:
+    """A client that takes everything at once."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.written += sum(map(len, pieces))
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Exchange:
+    """One request at a worker that is played by the measurement."""
+
+    __slots__ = ("sink",)
+
+    def __init__(self, sink: ExchangeSink) -> None:
+        self.sink = sink
+
+    def send_body(self, data: bytes) -> bool:  # noqa: ARG002
+        return True
+
+    def end_body(self) -> None: ...
+
+    def abort_upload(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def upload_acknowledged(self) -> bool:
+        return True
+
+
+class _Tunnels:
+    """Collects the exchanges that are opened."""
+
+    direct = False
+
+    def __init__(self) -> None:
+        self.opened: list[_Exchange] = []
+
+    def healthy(self) -> bool:
+        return True
+
+    def free_streams(self) -> int:
+        return 100
+
+    def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> _Exchange:  # noqa: ARG002
+        exchange = _Exchange(sink)
+        self.opened.append(exchange)
+        return exchange
+
+
+class _Nothing:
+    """A family of metrics that counts nothing."""
+
+    def inc(self, labels: tuple[str, ...] = (), amount: float = 1) -> None: ...
+
+    def observe(self, value: float, labels: tuple[str, ...] = ()) -> None: ...
+
+
+class _NoMetrics:
+    def __getattr__(self, name: str) -> _Nothing:
+        nothing = self.__dict__[name] = _Nothing()
+        return nothing
+
+
+class _Front:
+    """A proxy with two clusters of one worker each, and client connections without sockets."""
+
+    def __init__(self, connections: int, settings: ProxySettings, *, metrics: bool) -> None:
+        registry = Registry()
+        self.tunnels = _Tunnels()
+        for name in ("w1", "w2"):
+            identity = Identity(name, name, "http://10.0.0.1:8000", None, reverse=True)
+            registration = registry.begin(identity, cast("TunnelSet", self.tunnels))
+            stats = ModelStats(last_mean_input_tps=1000.0, output_tps=100.0)
+            registry.apply(
+                registration, {"m": ModelUpdate(True, stats)}, connected=True, rtt_ns=1, now=time.monotonic()
+            )
+        counted = Metrics() if metrics else cast("Metrics", _NoMetrics())
+        selector = Selector(BalancingConfig(), Random(1))
+        proxy = Proxy(registry, selector, counted, settings, time.monotonic)
+        routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
+        server = HttpServer(routes, time.monotonic)
+        self.connections = [ClientConnection(server, time.monotonic) for _ in range(connections)]
+        self.transports = [_Transport() for _ in range(connections)]
+        for connection, transport in zip(self.connections, self.transports, strict=True):
+            connection.connection_made(cast("Any", transport))
+
+    async def ask(self) -> list[_Exchange]:
+        """One request on every connection."""
+        self.tunnels.opened.clear()
+        for connection in self.connections:
+            connection.data_received(_REQUEST)
+        await asyncio.sleep(0)
+        return list(self.tunnels.opened)
+
+    async def round(self, chunks: int, per_turn: int) -> None:
+        """One request on every connection, answered with `chunks` chunks, so many of them in one turn of the loop."""
+        exchanges = await self.ask()
+        for exchange in exchanges:
+            exchange.sink.on_head(_HEAD)
+        for _ in range(chunks // per_turn):
+            for exchange in exchanges:
+                on_body = exchange.sink.on_body
+                for _ in range(per_turn):
+                    on_body(_CHUNK)
+            await asyncio.sleep(0)
+        for exchange in exchanges:
+            exchange.sink.on_end()
+        await asyncio.sleep(0)
+
+
+async def _cpu_us(front: _Front, rounds: int, chunks: int, per_turn: int) -> float:
+    """CPU microseconds a request with `chunks` chunks."""
+    await front.round(chunks, per_turn)
+    gc.collect()
+    began = time.process_time()
+    for _ in range(rounds):
+        await front.round(chunks, per_turn)
+    return (time.process_time() - began) * 1e6 / rounds / len(front.connections)
+
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "all on, log level warn": {},
+    "all on, log level info": {"level": "info"},
+    "access log off": {"access_log": False},
+    "no replay copy": {"max_replay_total_bytes": 1},
+    "idle limit on": {"response_idle_timeout_ms": 60_000},
+    "no metrics": {"metrics": False},
+    "nothing on": {"metrics": False, "access_log": False, "max_replay_total_bytes": 1},
+}
+
+
+async def _costs(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, float]:
+    settings = {name: value for name, value in variant.items() if name not in ("level", "metrics")}
+    front = _Front(options.connections, ProxySettings(**settings), metrics=variant.get("metrics", True))
+    request = await _cpu_us(front, options.rounds, 1, 1)
+    streamed = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 1)
+    bunched = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 4)
+    return {
+        "request": request,
+        "chunk": (streamed - request) / (options.chunks - 1),
+        "chunk, 4 a turn": (bunched - request) / (options.chunks - 1),
+    }
+
+
+def _in_a_process(options: argparse.Namespace, name: str) -> dict[str, float]:
+    """Loggers keep the level they were first used with, so each measurement has a process of its own."""
+    variant = _VARIANTS[name]
+    with Path(os.devnull).open("w") as nowhere:
+        router_logging.set_up("text", {"RUST_LOG": variant.get("level", "warn")}, nowhere)
+        return uvloop.run(_costs(options, variant))
+
+
+def _measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in _VARIANTS}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(options.repeat):
+            for name, measured in figures.items():
+                measured.append(pool.apply(_in_a_process, (options, name)))
+    return {
+        name: {what: statistics.median(one[what] for one in measured) for what in measured[0]}
+        for name, measured in figures.items()
+    }
+
+
+def run(args: list[str]) -> None:
+    """Print CPU microseconds by variant; exit status 1 if the full request is above `--limit`."""
+    parser = argparse.ArgumentParser(prog="benchmarks gateway", description=__doc__)
+    parser.add_argument("--connections", type=int, default=32, help="clients that ask at the same time")
+    parser.add_argument("--rounds", type=int, default=100, help="requests timed per client and repetition")
+    parser.add_argument("--chunks", type=int, default=200, help="chunks per streamed answer")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=0.0, help="highest cost of a request, us; 0 = none")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    figures = _measure(options)
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        print(f"{'us CPU':28}" + "".join(f"{what:>18}" for what in next(iter(figures.values()))))
+        for name, row in figures.items():
+            print(f"{name:28}" + "".join(f"{value:18.2f}" for value in row.values()))
+    if options.limit and figures["all on, log level warn"]["request"] > options.limit:
+        raise SystemExit(1)
