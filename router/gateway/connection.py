@@ -21,6 +21,7 @@ MAX_HEADERS = 100
 MAX_HEAD_BYTES = 417_792
 MAX_TARGET_BYTES = 65_534
 MAX_PIPELINED = 64
+PIPELINED_BEFORE_PAUSE = 8
 DISCARD_SECONDS = 1.0
 """How long a client may go on sending what nobody wants, so that it reads its answer rather than a reset."""
 HALF_SENT_SECONDS = 2.0
@@ -445,7 +446,8 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def _update_reading(self) -> None:
-        reading = self._body_reading and not self._queue
+        # A client whose bytes are not read cannot be seen to leave, so a few requests may wait before it is paused.
+        reading = self._body_reading and len(self._queue) <= PIPELINED_BEFORE_PAUSE
         if reading != self._reading and not self._gone and not self._closing:
             self._reading = reading
             if reading:
