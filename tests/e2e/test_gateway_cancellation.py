@@ -1,0 +1,313 @@
+"""Clients that leave at every stage, the copy of the body and its limits, drain; docs/gateway.md, "Cancellation" and "Replay"."""
+
+import asyncio
+import resource
+
+import pytest
+from gateway_house import CHAT, Client, a_house, eventually, post, scenario
+
+
+def ok(exchange):
+    exchange.answer()
+
+
+def leave(client):
+    client.leave()
+
+
+def half_close(client):
+    client.half_close()
+
+
+WAYS = pytest.mark.parametrize("go", [leave, half_close])
+
+
+@WAYS
+def test_a_client_that_leaves_while_waiting_for_a_stream_gives_its_place_up(go):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker()
+            worker.free = 0
+            client = await house.client()
+            client.send(post())
+            await eventually(lambda: worker.waiting)
+            go(client)
+            await eventually(lambda: not worker.waiting)
+            assert not house.proxy.running
+            assert house.count("requests_total") == house.count("proxy_attempts_total") == 0
+
+    test()
+
+
+@WAYS
+def test_a_client_that_leaves_during_its_upload_cancels_the_exchange(go):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker()
+            client = await house.client()
+            client.send(post(body=b"", content_length="9") + b"half")
+            exchange = await worker.next()
+            await eventually(lambda: exchange.received)
+            go(client)
+            await eventually(lambda: exchange.cancelled)
+            assert not exchange.ended
+            assert house.proxy.replay_budget.used_bytes == 0
+            assert house.count("requests_total") == house.count("proxy_attempts_total") == 0
+            assert house.count("client_aborts_total", 'phase="upload"') == 1
+
+    test()
+
+
+@WAYS
+def test_a_client_that_leaves_before_the_head_cancels_the_exchange_and_blames_nobody(go):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker()
+            client = await house.client()
+            client.send(post())
+            exchange = await worker.next()
+            go(client)
+            await eventually(lambda: exchange.cancelled)
+            assert house.count("requests_total") == house.count("proxy_attempts_total") == 0
+            assert house.count("proxy_retries_total") == 0
+            assert house.queue_size("w1") == 1  # a reservation lives until the worker's next report
+            worker.on_request = ok
+            assert (await house.ask(post())).status == 200
+
+    test()
+
+
+@WAYS
+def test_a_client_that_leaves_during_the_response_cancels_the_exchange(go):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker()
+            client = await house.client()
+            client.send(post())
+            exchange = await worker.next()
+            exchange.head(200)
+            exchange.body(b"data: [DONE]\n\n")
+            await client.head()
+            go(client)
+            await eventually(lambda: exchange.cancelled)
+            assert house.count("requests_total", 'status="200"') == 1
+            assert house.count("midstream_failures_total") == 0
+
+    test()
+
+
+@WAYS
+def test_a_client_that_leaves_during_a_dial_abandons_it(go):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker(direct=True)
+            worker.up = False
+            worker.reconnecting = asyncio.Event()
+            client = await house.client()
+            client.send(post())
+            await eventually(lambda: worker.reconnects)
+            go(client)
+            await eventually(lambda: not house.proxy.running)
+            worker.reconnecting.set()
+            await eventually(lambda: not house.http.connections)
+            assert not worker.exchanges
+            assert house.count("quic_hot_path_reconnect_total") == 0
+
+    test()
+
+
+@WAYS
+def test_a_client_that_leaves_while_no_cluster_is_willing_ends_the_wait(go):
+    policy = b"""{"models": {"m": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
+
+    @scenario
+    async def test():
+        async with a_house(policy) as house:
+            worker = house.worker(kv_cache_capacity_tokens=10, kv_cache_free_tokens=0, kv_cache_used_tokens=10)
+            client = await house.client()
+            client.send(post(x_max_wait_ms="60000", x_cache_affinity_key="k"))
+            await eventually(lambda: house.proxy.running)
+            go(client)
+            await eventually(lambda: not house.proxy.running)
+            assert not worker.exchanges
+
+    test()
+
+
+@scenario
+async def test_requests_behind_one_whose_client_left_are_never_started():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post() * 5)
+        exchange = await worker.next()
+        client.leave()
+        await eventually(lambda: exchange.cancelled)
+        await eventually(lambda: not house.http.connections)
+        assert len(worker.exchanges) == 1
+
+
+@scenario
+async def test_late_callbacks_of_a_cancelled_exchange_reach_nobody():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        client.leave()
+        await eventually(lambda: exchange.cancelled)
+        exchange.sink.on_upload_writable()
+        exchange.sink.on_upload_stopped()
+        worker.on_request = ok
+        assert (await house.ask(post())).body == b"ok"
+
+
+# --- the copy for another attempt
+
+
+@scenario
+async def test_bodies_beyond_the_common_budget_are_forwarded_without_a_copy():
+    async with a_house(max_replay_total_bytes=10) as house:
+        worker = house.worker()
+        house.worker("w2", cluster="w1")
+        holder, other = await house.client(), await house.client()
+        holder.send(post(body=b"nine byte"))
+        first = await worker.next()
+        other.send(post(body=b"another nine"))
+        second = await house.registry.live("w2").tunnels.next()
+        await eventually(lambda: first.ended and second.ended)
+        assert second.received == b"another nine"
+        assert house.count("replay_budget_exhausted_total") == 1
+        second.fail()
+        assert (await other.answer()).status == 502
+        first.answer()
+        assert (await holder.answer()).status == 200
+        assert house.proxy.replay_budget.used_bytes == 0
+
+
+@scenario
+async def test_a_worker_that_accepted_the_request_in_full_is_not_doubled_if_so_configured():
+    for switch, status, attempts in ((True, 502, 1), (False, 200, 2)):
+        async with a_house(no_repeat_accepted=switch) as house:
+            house.worker("a", cluster="c", on_request=lambda exchange: exchange.fail(accepted=True))
+            house.worker("b", cluster="c", on_request=ok)
+            assert (await house.ask(post())).status == status
+            assert house.count("proxy_attempts_total") == attempts
+            assert house.count("accepted_not_repeated_total") == int(switch)
+
+
+@scenario
+async def test_a_timeout_after_acceptance_is_not_doubled_either_and_one_before_it_is_repeated():
+    for accepted in (True, False):
+        async with a_house(no_repeat_accepted=True, request_timeout_ms=50) as house:
+            worker = house.worker("a", cluster="c")
+            house.worker("b", cluster="c", on_request=ok)
+            client = await house.client()
+            client.send(post())
+            (await worker.next()).acknowledged = accepted
+            assert (await client.answer()).status == (502 if accepted else 200)
+
+
+# --- big things and slow readers
+
+
+@scenario
+async def test_64_mib_go_up_whole_with_one_copy_at_most():
+    size = 64 * 1024 * 1024
+    piece = bytes(range(256)) * 1024
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"", content_length=str(size)))
+        exchange = await worker.next()
+        seen = 0
+
+        def take(data):
+            nonlocal seen
+            seen += len(data)
+            return True
+
+        exchange.send_body = take
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(size // len(piece)):
+            client.send(piece)
+            await client.writer.drain()
+        async with asyncio.timeout(20):
+            await eventually(lambda: exchange.ended)
+        assert seen == size
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+        assert house.proxy.replay_budget.used_bytes == size
+        exchange.answer()
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_8_mib_to_a_slow_reader_pause_the_worker_and_hold_little():
+    chunk = b"x" * 16384
+    async with a_house() as house:
+        worker = house.worker()
+        client = Client(*await asyncio.open_connection("127.0.0.1", house.port, limit=1024))
+        house.clients.append(client)
+        client.send(post())
+        exchange = await worker.next()
+        exchange.head(200)
+        sent = 0
+        while not exchange.paused and sent < 8 * 1024 * 1024:
+            exchange.body(chunk)
+            sent += len(chunk)
+            await asyncio.sleep(0)
+        assert exchange.paused
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        read = asyncio.create_task(client.answer())
+        while sent < 8 * 1024 * 1024:
+            await eventually(lambda: not exchange.paused)
+            exchange.body(chunk)
+            sent += len(chunk)
+            await asyncio.sleep(0)
+        exchange.end()
+        assert len((await read).body) == sent
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024
+
+
+# --- drain
+
+
+@scenario
+async def test_a_drain_lets_the_running_response_finish_and_refuses_what_follows():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        exchange.head(200)
+        answer = await client.head()
+        drained = asyncio.create_task(house.http.drain(4))
+        await eventually(lambda: house.http.draining)
+        exchange.body(b"to the end")
+        exchange.end()
+        assert (await client.rest(answer)).body == b"to the end"
+        assert await client.closed()
+        assert await drained
+        with pytest.raises(OSError, match=r"Connect call failed|refused"):
+            await Client.connect(house.port)
+
+
+@scenario
+async def test_a_thousand_streams_over_ten_tunnels_keep_their_bytes_apart():
+    async with a_house() as house:
+        for number in range(10):
+            house.worker(f"w{number}", cluster="c", on_request=lambda one: one.answer(200, one.received))
+
+        async def ask(number: int) -> None:
+            body = b"%d-" % number * (1 + number % 50)
+            client = await house.client()
+            client.send(post(CHAT, body))
+            assert (await client.answer()).body == body
+
+        for start in range(0, 1000, 250):
+            await asyncio.gather(*(ask(start + number) for number in range(250)))
