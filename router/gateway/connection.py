@@ -201,7 +201,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if len(self._headers) >= MAX_HEADERS:
             raise _RefusedError(431)
-        self._headers.append((name.lower(), value))
+        # Blanks around a value are no part of it (RFC 9112 section 5.1); llhttp leaves those behind it.
+        self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """The head is there."""
