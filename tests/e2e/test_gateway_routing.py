@@ -281,3 +281,67 @@ async def test_without_any_free_stream_the_chosen_worker_is_waited_for_in_order(
             await eventually(lambda left=left: len(worker.waiting) == left)
         assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 3
         assert house.count("spills_total") == 0
+
+
+# --- differences that docs/differences.md names
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        post().replace(b"POST", b"post", 1),
+        post().replace(b"\r\n", b"\n"),
+        post(transfer_encoding="gzip, chunked"),
+        post(chunked=True, version="1.0"),
+        post().replace(b"content-length: 2", b"content-length: 2\r\ncontent-length: 3"),
+    ],
+    ids=["preface", "lower case", "line feeds", "gzip", "chunked 1.0", "two lengths"],
+)
+def test_what_the_front_does_not_speak_is_400_and_closes(request_bytes):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker(on_request=ok)
+            client = await house.client()
+            client.send(request_bytes)
+            got = await client.answer()
+            assert (got.status, got.is_empty, got.header("connection")) == (400, True, "close")
+            assert await client.closed()
+            assert not worker.exchanges
+
+    test()
+
+
+@scenario
+async def test_a_willing_cluster_is_waited_for_until_the_limit():
+    policy = b"""{"models": {"m": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
+    full = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
+    async with a_house(policy) as house:
+        worker = house.worker(on_request=ok, **full)
+        for wait in ({}, {"x_max_wait_ms": "0"}, {"x_max_wait_ms": "20"}):
+            got = await house.ask(post(x_cache_affinity_key="k", **wait))
+            assert (got.status, got.is_empty) == (503, True)
+        assert not worker.exchanges
+        client = await house.client()
+        client.send(post(x_cache_affinity_key="k", x_max_wait_ms=str(2**64 - 1)))
+        await eventually(lambda: house.proxy.running)
+        house.update(worker, kv_cache_capacity_tokens=1000, kv_cache_free_tokens=1000)
+        assert (await client.answer()).status == 200
+
+
+@scenario
+async def test_a_registration_that_ends_leaves_its_running_response_alone():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        exchange.head(200)
+        house.registry.end(worker.registration)
+        exchange.body(b"to the end")
+        exchange.end()
+        assert (await client.answer()).body == b"to the end"
+        successor = house.worker(on_request=ok)
+        assert (await house.ask(post())).status == 200
+        assert (len(worker.exchanges), len(successor.exchanges)) == (1, 1)
