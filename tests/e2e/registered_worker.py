@@ -1,0 +1,175 @@
+"""A worker under full control of a test: its own registration stream, its own tunnel, its own answers."""
+
+import asyncio
+import http.client
+import json
+
+import grpc
+import grpc.aio
+from scripted_worker import ScriptedWorker
+
+from tunnel_protocol.control import stargate_pb2 as pb
+from tunnel_protocol.control import stargate_pb2_grpc
+
+DEADLINE_S = 8.0
+ACTIVE, INACTIVE = pb.INFERENCE_SERVER_STATUS_ACTIVE, pb.INFERENCE_SERVER_STATUS_INACTIVE
+
+
+class RegistrationEnded(Exception):  # noqa: N818
+    """The router ended the registration stream."""
+
+    def __init__(self, code, details):
+        super().__init__(f"{code}: {details}")
+        self.code = code
+        self.details = details
+
+
+class RegisteredWorker:
+    """Registers, dials in, and answers every request with its own id."""
+
+    def __init__(self, system, worker_id, *, cluster_id="", token=None):
+        self.system = system
+        self.worker_id = worker_id
+        self.cluster_id = cluster_id
+        self.token = token
+        self.models = {}
+        self.tunnel = None
+        self._serving = None
+        self._channel = grpc.aio.insecure_channel(system.ports.grpc)
+        metadata = [("x-stargate-registration-heartbeat-ms", "1000")]
+        if token is not None:
+            metadata.append(("authorization", f"Bearer {token}"))
+        stub = stargate_pb2_grpc.StargateControlPlaneStub(self._channel)
+        self.call = stub.RegisterInferenceServer(metadata=metadata)
+
+    def advertise(self, *models, status=ACTIVE, **stats):
+        """Set what is told of these models with the next update."""
+        stats = {"last_mean_input_tps": 100.0, **stats}
+        for model in models:
+            self.models[model] = pb.InferenceServerModelRegistration(status=status, stats=pb.ModelStats(**stats))
+        return self
+
+    async def update(self, **changes):
+        """Send a full report and wait for its acknowledgement."""
+        message = pb.InferenceServerRegistration(
+            inference_server_id=self.worker_id,
+            inference_server_url="http://engine.example:80",
+            models=self.models,
+            reverse_tunnel=True,
+            cluster_id=self.cluster_id,
+        )
+        for name, value in changes.items():
+            setattr(message, name, value)
+        async with asyncio.timeout(DEADLINE_S):
+            try:
+                await self.call.write(message)
+                ack = await self.call.read()
+                if ack is not grpc.aio.EOF:
+                    return ack
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass
+            raise RegistrationEnded(await self.call.code(), await self.call.details())
+
+    async def dial(self):
+        """The tunnel; requests are answered from now on."""
+        port = int(self.system.ports.reverse_tunnel.rpartition(":")[2])
+        self.tunnel = await ScriptedWorker.dial(port)
+        assert await self.tunnel.handshake(self.worker_id, self.token) == (True, "")
+        self._serving = asyncio.create_task(self._serve())
+
+    async def start(self, *models, **stats):
+        """All of it: registered, dialled in, routable."""
+        self.advertise(*models, **stats)
+        await self.update()
+        await self.dial()
+        await self.update()
+        return self
+
+    async def stop(self):
+        """End the registration and the tunnel."""
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.wait({self._serving})
+            self._serving = None
+        if self.tunnel is not None:
+            await self.tunnel.close()
+            self.tunnel = None
+        self.call.cancel()
+        await self._channel.close()
+
+    async def _serve(self):
+        while True:
+            await asyncio.wait_for(self.tunnel._arrived.wait(), None)
+            self.tunnel._arrived.clear()
+            while self.tunnel.requests:
+                request = self.tunnel.requests.pop(0)
+                request.send_head()
+                request.send_body(self.worker_id.encode())
+                request.end()
+
+
+async def ask(system, model, *, key=None, path="/v1/chat/completions"):
+    """(status, answer, worker id, error code) of one request."""
+
+    def request():
+        connection = http.client.HTTPConnection(system.ports.http, timeout=10)
+        try:
+            connection.request("POST", path, b"{}", system.headers(model, routing_key=key))
+            response = connection.getresponse()
+            headers = response.headers
+            return (
+                response.status,
+                response.read().decode(),
+                headers["x-inference-server-id"],
+                headers["x-stargate-error-code"],
+            )
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(request)
+
+
+async def becomes(condition, what, deadline_s=DEADLINE_S):
+    """Wait until the coroutine function `condition` gives something true."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            while not (found := await condition()):  # noqa: ASYNC110 - the condition is another process's
+                await asyncio.sleep(0.02)
+            return found
+    except TimeoutError:
+        raise AssertionError(f"not within {deadline_s} s: {what}") from None
+
+
+async def routable(system, model, worker_id=None, key=None):
+    async def served():
+        status, _, by, _ = await ask(system, model, key=key)
+        return status == 200 and (worker_id is None or by == worker_id)
+
+    await becomes(served, f"{model} is served by {worker_id or 'somebody'}")
+
+
+async def unroutable(system, model, key=None):
+    async def refused():
+        return (await ask(system, model, key=key))[0] in (404, 502, 503)
+
+    await becomes(refused, f"{model} is not served")
+
+
+async def list_models(system, *models, key=None):
+    async with grpc.aio.insecure_channel(system.ports.model_discovery) as channel:
+        stub = stargate_pb2_grpc.StargateModelDiscoveryStub(channel)
+        request = pb.ListModelsRequest(model_ids=models)
+        if key is not None:
+            request.routing_key = key
+        return list((await stub.ListModels(request)).model_ids)
+
+
+async def get(system, path):
+    """(status, JSON or None) of a GET on the HTTP port."""
+    reply = await asyncio.to_thread(system.request, "GET", path)
+    return reply.status, json.loads(reply.body) if reply.body else None
+
+
+async def gauge(system, model, key=""):
+    page = await asyncio.to_thread(system.metrics)
+    return page.get(f'stargate_active_inference_servers{{model="{model}",routing_key="{key}"}}')
