@@ -13,6 +13,7 @@ from typing import Protocol
 
 import httptools
 
+from router.gateway.departure import has_left
 from router.gateway.request import ClientRequest, RequestBody
 from router.gateway.response import Response, ResponseFlow
 from tunnel_protocol.head import HeaderList
@@ -25,6 +26,8 @@ PIPELINED_BEFORE_PAUSE = 8
 DISCARD_SECONDS = 1.0
 """How long a client may go on sending what nobody wants, so that it reads its answer rather than a reset."""
 HALF_SENT_SECONDS = 2.0
+WATCH_SECONDS = 1.0
+"""How often a client that is not being read is asked of the system whether it is still there."""
 STALLED_SECONDS = 30.0
 """A closed connection whose client takes nothing of what is left for so long is cut."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -92,6 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing = False
         self._gone = False
         self._discard_timer: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
@@ -213,14 +217,17 @@ class ClientConnection(asyncio.Protocol):
         self._in_head = False
         self._head_bytes = self._bytes_without_body = 0
         http_1_0 = self._parser.get_http_version() == "1.0"
-        headers = _consistent(self._headers, http_1_0=http_1_0)
-        if headers is None:
-            raise _RefusedError(400)
+        headers = self._headers
+        first = dict(headers[::-1])
+        if len(first) != len(headers) or b"transfer-encoding" in first:
+            headers = _consistent(headers, http_1_0=http_1_0)
+            first = dict(headers[::-1])
         body = RequestBody(self._set_body_reading)
         request = ClientRequest(
             self._parser.get_method(),
             _origin_form(self._target),
             headers,
+            first,
             http_1_0=http_1_0,
             keep_alive=self._parser.should_keep_alive(),
             received_at=self._clock(),
@@ -399,6 +406,9 @@ class ClientConnection(asyncio.Protocol):
         if self._gone:
             return
         self._gone = True
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._discard_timer is not None:
             self._discard_timer.cancel()
             self._discard_timer = None
@@ -455,6 +465,18 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+                if self._watch is None:
+                    self._watch = self._loop.call_later(WATCH_SECONDS, self._look_whether_left)
+
+    def _look_whether_left(self) -> None:
+        self._watch = None
+        if self._reading or self._gone or self._closing:
+            return
+        if has_left(self._transport.get_extra_info("socket")):
+            self._leave()
+            self._transport.abort()
+        else:
+            self._watch = self._loop.call_later(WATCH_SECONDS, self._look_whether_left)
 
 
 def _origin_form(target: bytes) -> bytes:
@@ -487,14 +509,14 @@ def _size(target: bytes, headers: HeaderList) -> int:
     return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
 
 
-def _consistent(headers: HeaderList, *, http_1_0: bool) -> HeaderList | None:
-    """Headers without a `content-length` that chunked framing overrides; None for framing that could be read in two ways."""
+def _consistent(headers: HeaderList, *, http_1_0: bool) -> HeaderList:
+    """Headers without a `content-length` that chunked framing overrides; refuses framing that could be read in two ways."""
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     lengths = {value for name, value in headers if name == b"content-length"}
     if len(lengths) > 1:
-        return None
+        raise _RefusedError(400)
     if not encodings:
         return headers
-    if http_1_0 or len(encodings) > 1 or encodings[0].strip().lower() != b"chunked":
-        return None
+    if http_1_0 or len(encodings) > 1 or encodings[0].lower() != b"chunked":
+        raise _RefusedError(400)
     return [entry for entry in headers if entry[0] != b"content-length"] if lengths else headers

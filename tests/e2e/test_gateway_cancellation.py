@@ -6,6 +6,8 @@ import resource
 import pytest
 from gateway_house import CHAT, Client, a_house, eventually, post, scenario
 
+from router.gateway import connection
+
 
 def ok(exchange):
     exchange.answer()
@@ -150,6 +152,27 @@ async def test_requests_behind_one_whose_client_left_are_never_started():
         await eventually(lambda: exchange.cancelled)
         await eventually(lambda: not house.http.connections)
         assert len(worker.exchanges) == 1
+
+
+@WAYS
+def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go, monkeypatch):
+    monkeypatch.setattr(connection, "WATCH_SECONDS", 0.02)
+
+    @scenario
+    async def test():
+        async with a_house() as house:
+            worker = house.worker()
+            client = await house.client()
+            client.send(post(body=b"", content_length="9000000"))
+            exchange = await worker.next()
+            exchange.room = False
+            client.send(b"x" * 65536)
+            await eventually(lambda: exchange.received)
+            go(client)
+            await eventually(lambda: exchange.cancelled)
+            await eventually(lambda: not house.http.connections)
+
+    test()
 
 
 @scenario
