@@ -1,15 +1,18 @@
 """One line per finished request: who asked for what, who answered, how long it took, how it ended. Never content."""
 
+import logging
+
 import structlog
 
 _log = structlog.get_logger()
 
 
 class AccessLog:
-    """Writes the line; costs nothing noticeable while the level is above info."""
+    """Writes the line. Ask `enabled` first: then what is not written costs nothing."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
+        self.enabled = enabled and _log.bind().is_enabled_for(logging.INFO)
+        """Wanted, and not below the level of the log."""
 
     def finished(
         self,
@@ -27,7 +30,7 @@ class AccessLog:
         end: str,
     ) -> None:
         """`end` is `complete`, `refused`, `client_gone`, `truncated` or `failed`."""
-        if self._enabled:
+        if self.enabled:
             _log.info(
                 "request finished",
                 request_id=request_id,

@@ -216,9 +216,22 @@ class Attempt:
             self._replay.touch()
             self._replay.complete()
             return
+        if self._body.complete and not self._replay.touched:
+            self._send_whole(exchange)
+            return
         self._budget_s = self._deadline_at - self._loop.time()
         self._upload = Upload(self._body, self._replay, exchange, self._upload_over)
         self._upload.start()
+
+    def _send_whole(self, exchange: Exchange) -> None:
+        """A body that has arrived already (so it is small) needs no upload beside the answer."""
+        replay = self._replay
+        replay.touch()
+        for data in self._body.take():
+            replay.add(data)
+            exchange.send_body(data)
+        replay.complete()
+        exchange.end_body()
 
     def _upload_over(self, failure: str | None) -> None:
         if self._over or self._exchange is None or self._upload is None:

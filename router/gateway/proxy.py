@@ -5,6 +5,7 @@ The decisions and their order are those of docs/gateway.md, "Routing" and "Retri
 """
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -26,11 +27,11 @@ from router.telemetry.metrics import Metrics
 from tunnel_protocol.head import (
     ERROR_CODE,
     EXPECTED_QUEUE_MS,
+    NOT_TO_CALLER,
     HeaderList,
     RequestHead,
     ResponseHead,
     request_headers_to_worker,
-    response_headers_to_caller,
 )
 
 _log = structlog.get_logger()
@@ -43,7 +44,7 @@ _ADMISSION_BODY = b'{"error":"input work admission limit exceeded","code":"input
 _SERVER_ID = b"x-inference-server-id"
 _SERVER_URL = b"x-inference-server-url"
 _CLUSTER_ID = b"x-stargate-cluster-id"
-_OURS = frozenset((_SERVER_ID, _SERVER_URL, _CLUSTER_ID))
+_NOT_PASSED_ON = NOT_TO_CALLER | {_SERVER_ID, _SERVER_URL, _CLUSTER_ID}
 
 
 class Clock(Protocol):
@@ -72,6 +73,8 @@ class Proxy:
         self.validator = Validator(selector, settings)
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
         self.access_log = AccessLog(enabled=settings.access_log)
+        self.tells_attempts = _log.bind().is_enabled_for(logging.INFO)
+        """Whether the line of each attempt is written at all."""
         self.running: set[ProxiedRequest] = set()
         # Asking asyncio for the loop costs a system call each time; requests take it from here.
         self.loop = asyncio.get_running_loop()
@@ -259,18 +262,19 @@ class ProxiedRequest:
         self._attempts += 1
         routing = self._valid.routing
         self._reservation = chosen.candidate.cluster.reserve(backend, routing.input_tokens, routing.priority)
-        _log.info(
-            "proxying request",
-            routing_key=routing.routing_key,
-            model_id=routing.model,
-            input_tokens=routing.input_tokens,
-            requested_algorithm=self._valid.requested_method,
-            routing_algorithm=self._valid.effective.algorithm,
-            inference_server_id=backend.inference_server_id,
-            inference_server_url=backend.inference_server_url,
-            connect_retries=self._connect_retries,
-            request_retries=self._request_retries,
-        )
+        if self._proxy.tells_attempts:
+            _log.info(
+                "proxying request",
+                routing_key=routing.routing_key,
+                model_id=routing.model,
+                input_tokens=routing.input_tokens,
+                requested_algorithm=self._valid.requested_method,
+                routing_algorithm=self._valid.effective.algorithm,
+                inference_server_id=backend.inference_server_id,
+                inference_server_url=backend.inference_server_url,
+                connect_retries=self._connect_retries,
+                request_retries=self._request_retries,
+            )
         settings = self._proxy.settings
         attempt = Attempt(
             self,
@@ -462,7 +466,6 @@ class ProxiedRequest:
         """The answer is the client's: send its head and relay what follows."""
         server_id = backend.inference_server_id
         self._count_request(server_id, head.status)
-        headers = response_headers_to_caller(head.headers)
         try:
             ours = [
                 (_SERVER_ID, _header_value(server_id)),
@@ -474,7 +477,7 @@ class ProxiedRequest:
             self._response.send(500, [])
             self._finish("failed")
             return
-        headers = [entry for entry in headers if entry[0] not in _OURS]
+        headers = [entry for entry in head.headers if entry[0] not in _NOT_PASSED_ON]
         headers += ours
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
@@ -511,6 +514,8 @@ class ProxiedRequest:
         proxy.running.discard(self)
         now, received_at = proxy.clock(), self._request.received_at
         proxy.metrics.request_duration_seconds.observe(now - received_at, self._labels)
+        if not proxy.access_log.enabled:
+            return
         proxy.access_log.finished(
             request_id=self._valid.request_id,
             routing_key=self._valid.routing.routing_key,

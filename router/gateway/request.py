@@ -32,6 +32,7 @@ class RequestBody:
     __slots__ = (
         "_consumer",
         "_paused",
+        "_reading",
         "_set_reading",
         "_waiting",
         "_waiting_bytes",
@@ -47,6 +48,7 @@ class RequestBody:
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._paused = False
+        self._reading = True
         self.complete = False
         """The client has sent all of it."""
         self.broken: str | None = None
@@ -69,6 +71,14 @@ class RequestBody:
         self._consumer = consumer
         self._flush()
         self._update_reading()
+
+    def take(self) -> list[bytes]:
+        """All of a complete body, for good."""
+        self.wanted = True
+        taken, self._waiting = self._waiting, []
+        self._waiting_bytes = 0
+        self._update_reading()
+        return taken
 
     def detach(self) -> None:
         """Nobody wants the rest: what arrives from now on is dropped."""
@@ -127,12 +137,18 @@ class RequestBody:
             self._end()
 
     def _end(self) -> None:
+        # Whoever was slow to take it: the client is read on, or its leaving would not be seen.
+        self._paused = False
+        self._update_reading()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.on_body_end()
 
     def _update_reading(self) -> None:
-        self._set_reading(not self._paused and self._waiting_bytes <= MAX_WAITING_BYTES)
+        reading = not self._paused and self._waiting_bytes <= MAX_WAITING_BYTES
+        if reading != self._reading:
+            self._reading = reading
+            self._set_reading(reading)
 
 
 class ClientRequest:
@@ -141,6 +157,7 @@ class ClientRequest:
     __slots__ = (
         "body",
         "expects_continue",
+        "first",
         "headers",
         "http_1_0",
         "keep_alive",
@@ -155,6 +172,7 @@ class ClientRequest:
         method: bytes,
         target: bytes,
         headers: HeaderList,
+        first: dict[bytes, bytes],
         *,
         http_1_0: bool,
         keep_alive: bool,
@@ -166,18 +184,11 @@ class ClientRequest:
         """The request target exactly as received, query included."""
         self.path = target.partition(b"?")[0]
         self.headers = headers
+        self.first = first
+        """The first value of each header."""
         self.http_1_0 = http_1_0
         self.keep_alive = keep_alive
         self.received_at = received_at
         """Monotonic seconds when the head was complete."""
         self.body = body
-        self.expects_continue = not http_1_0 and any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
-        )
-
-    def first(self, name: bytes) -> bytes | None:
-        """The first value of a header (lower-case name), or None."""
-        for entry in self.headers:
-            if entry[0] == name:
-                return entry[1]
-        return None
+        self.expects_continue = b"expect" in first and first[b"expect"].lower() == b"100-continue" and not http_1_0

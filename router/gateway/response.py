@@ -93,13 +93,12 @@ class Response:
         reason = _REASONS.get(status, b"Unknown")
         version = b"HTTP/1.0" if self._http_1_0 else b"HTTP/1.1"
         lines = [b"%b %d %b\r\n" % (version, status, reason)]
-        length = _declared_length(headers)
-        dated = False
-        for name, value in headers:
-            if name == _CONTENT_LENGTH:
-                continue
-            dated = dated or name == b"date"
-            lines.append(b"%b: %b\r\n" % (name, value))
+        named = dict(headers)
+        length = None
+        if _CONTENT_LENGTH in named:
+            length = _declared_length(headers)
+            headers = [entry for entry in headers if entry[0] != _CONTENT_LENGTH]
+        lines += [b"%b: %b\r\n" % entry for entry in headers]
         if status in _WITHOUT_BODY:
             self._bodyless = True
         elif length is not None:
@@ -116,7 +115,7 @@ class Response:
                 lines.append(b"connection: close\r\n")
         elif self._http_1_0:
             lines.append(b"connection: keep-alive\r\n")
-        if not dated:
+        if b"date" not in named:
             lines.append(b"date: %b\r\n" % self._output.date())
         lines.append(b"\r\n")
         self._output.write(b"".join(lines))

@@ -42,6 +42,8 @@ class HttpServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
+        # Accepted sockets inherit it: clients that vanish are found although connections may be idle for ever.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._server = await self._loop.create_server(
             lambda: ClientConnection(self, self._clock), sock=sock, backlog=BACKLOG
         )

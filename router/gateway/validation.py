@@ -20,18 +20,6 @@ _MAX_DIGITS = 4096
 _TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
 _NUMBER = re.compile(rb"\+?[0-9]+\Z").match
 _REQUEST_ID = b"x-request-id"
-_WANTED = (
-    _REQUEST_ID,
-    b"x-input-tokens",
-    b"x-model",
-    b"x-routing-key",
-    b"x-cache-affinity-key",
-    b"x-routing-method",
-    b"x-priority",
-    b"x-max-wait-ms",
-    b"x-request-slo-ms",
-    b"content-length",
-)
 
 
 class InvalidRequestError(Exception):
@@ -82,16 +70,10 @@ class Validator:
         header = settings.retry_budget_header
         self._budget_header = None if header is None else header.lower().encode()
         self._max_body = settings.max_replay_body_bytes
-        self._wanted = frozenset(_WANTED if self._budget_header is None else (*_WANTED, self._budget_header))
 
     def validate(self, request: ClientRequest) -> ValidRequest:
         """The routing request and its policy. Raises `InvalidRequestError`."""
-        first: dict[bytes, bytes] = {}
-        wanted = self._wanted
-        for name, value in request.headers:
-            if name in wanted and name not in first:
-                first[name] = value
-        get = first.get
+        get = request.first.get
         request_id = text(get(_REQUEST_ID))
         if request_id is None:
             raise InvalidRequestError(400, "missing x-request-id")
@@ -114,7 +96,7 @@ class Validator:
             received_at=request.received_at,
         )
         effective = self._policy(routing, method)
-        deadline = self._retry_deadline(request, first)
+        deadline = self._retry_deadline(request)
         length = get(b"content-length")
         if length is not None and length.isdigit() and len(length) <= _MAX_DIGITS and int(length) > self._max_body:
             raise InvalidRequestError(413, "request body exceeds the replay limit")
@@ -156,8 +138,8 @@ class Validator:
             raise InvalidRequestError(400, "missing x-cache-affinity-key")
         return effective
 
-    def _retry_deadline(self, request: ClientRequest, first: dict[bytes, bytes]) -> float | None:
+    def _retry_deadline(self, request: ClientRequest) -> float | None:
         if self._budget_header is None:
             return None
-        budget_ms = number(first.get(self._budget_header), _U64, "retry budget")
+        budget_ms = number(request.first.get(self._budget_header), _U64, "retry budget")
         return None if budget_ms is None else request.received_at + budget_ms / 1000
