@@ -105,6 +105,7 @@ class Attempt:
             return
         if exchange is None:
             self._opening = self._loop.create_task(self._open(head, end=end))
+            self._opening.add_done_callback(self._opening_over)
         else:
             self._opened(exchange, end=end)
 
@@ -204,6 +205,12 @@ class Attempt:
             return
         self._opening = None
         self._opened(exchange, end=end)
+
+    def _opening_over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("waiting for a stream ended unexpectedly", exc_info=task.exception())
+            self._opening = None
+            self.on_failed(TunnelError("no stream"))
 
     def _opened(self, exchange: Exchange, *, end: bool) -> None:
         if self._over:

@@ -6,7 +6,7 @@ The decisions and their order are those of docs/gateway.md, "Routing" and "Retri
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -93,11 +93,18 @@ class Proxy:
         proxied.route()
         return proxied
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A supervised task of a request."""
+    def spawn(self, work: Coroutine[Any, Any, None], on_defect: Callable[[], None]) -> asyncio.Task[None]:
+        """A supervised task of a request; should it ever raise, that is logged and `on_defect` called."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                _log.error("task of a request ended unexpectedly", exc_info=task.exception())
+                on_defect()
+
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
         return task
 
 
@@ -251,7 +258,7 @@ class ProxiedRequest:
         if tunnels.direct and not tunnels.healthy() and self._connect_retries < settings.max_connect_retries:
             self._connect_retries += 1
             self._evict("stale_connection")
-            self._task = self._proxy.spawn(self._reconnect_stale(backend))
+            self._task = self._proxy.spawn(self._reconnect_stale(backend), self._defect)
             return
         self._start_attempt(backend)
 
@@ -370,7 +377,7 @@ class ProxiedRequest:
         self._connect_retries += 1
         if backend.registration.tunnels.direct:
             self._evict("proxy_error")
-            self._task = self._proxy.spawn(self._reconnect_failed(backend))
+            self._task = self._proxy.spawn(self._reconnect_failed(backend), self._defect)
         else:
             self._count_retry(retry.CONNECT_FAILOVER)
             self._fail_backend(backend)
@@ -484,6 +491,10 @@ class ProxiedRequest:
         self._proxy.metrics.request_first_byte_seconds.observe(now - self._request.received_at, self._labels)
         self._response.start(head.status, headers)
         attempt.relay(self._response)
+
+    def _defect(self) -> None:
+        if not self._over:
+            self._answer(502)
 
     def _answer(self, status: int) -> None:
         """An answer of our own about an attempt that was made."""

@@ -505,6 +505,55 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the
         await eventually(lambda: not house.http.connections)
 
 
+@scenario
+async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_came():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(version="1.0"))
+        exchange = await worker.next()
+        exchange.head(200)
+        exchange.body(b"part")
+        assert (await client.head()).status == 200
+        assert await client.reader.readexactly(4) == b"part"
+        exchange.fail()
+        with pytest.raises(ConnectionResetError):
+            await client.reader.read()
+
+
+@scenario
+async def test_many_workers_that_fail_at_once_are_tried_one_after_the_other():
+    async with a_house(max_connect_retries=1_000) as house:
+        for number in range(400):
+            house.worker(f"w{number:03}", cluster="c").up = False
+        assert (await house.ask(post())).status == 503
+        assert house.count("proxy_attempts_total", 'result="proxy_502"') == 400
+
+
+@scenario
+async def test_a_defect_in_a_tunnel_costs_its_request_only():
+    class DefectError(Exception): ...
+
+    async with a_house() as house:
+        stale = house.worker(direct=True)
+        stale.up = False
+
+        async def reconnect():
+            raise DefectError
+
+        stale.reconnect = reconnect
+        assert (await house.ask(post())).status == 502
+        full = house.worker("w2", model="other")
+        full.free = 0
+
+        async def open_stream(head, sink, *, end):
+            raise DefectError
+
+        full.open = open_stream
+        assert (await house.ask(post(model="other"))).status == 503
+        assert (await house.ask(get("/healthz"))).status == 200
+
+
 # --- leaving
 
 
