@@ -30,6 +30,7 @@ WATCH_SECONDS = 1.0
 """How often a client that is not being read is asked of the system whether it is still there."""
 STALLED_SECONDS = 30.0
 """A closed connection whose client takes nothing of what is left for so long is cut."""
+_VERSIONS = frozenset(("1.0", "1.1"))
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -216,7 +217,10 @@ class ClientConnection(asyncio.Protocol):
             raise _RefusedError(431)
         self._in_head = False
         self._head_bytes = self._bytes_without_body = 0
-        http_1_0 = self._parser.get_http_version() == "1.0"
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            raise _RefusedError(400)
+        http_1_0 = version == "1.0"
         headers = self._headers
         first = dict(headers[::-1])
         if len(first) != len(headers) or b"transfer-encoding" in first:
@@ -271,8 +275,12 @@ class ClientConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Hand what is queued to the transport."""
         out, self._out = self._out, []
-        if out and not self._gone:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if not out or self._gone:
+            return
+        if len(out) == 1:
+            self._transport.write(out[0])
+        else:
+            self._transport.writelines(out)
 
     def date(self) -> bytes:
         """The value of a `date` header."""

@@ -14,6 +14,8 @@ _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _WITHOUT_BODY = frozenset((204, 304))
 _CONTENT_LENGTH = b"content-length"
 _MAX_LENGTH_DIGITS = 19
+_NOT_COPIED_BYTES = 4096
+"""From this size on a chunk goes to the kernel in three pieces rather than being copied into one."""
 
 
 class ResponseFlow(Protocol):
@@ -134,7 +136,11 @@ class Response:
                 return False
             self._left -= size
         self.body_bytes += size
-        if self._chunked:
+        if self._chunked and size >= _NOT_COPIED_BYTES:
+            self._output.write(b"%x\r\n" % size)
+            self._output.write(data)
+            self._output.write(b"\r\n")
+        elif self._chunked:
             self._output.write(b"%x\r\n%b\r\n" % (size, data))
         else:
             self._output.write(data)

@@ -459,6 +459,9 @@ class Recording:
         self._writes.append(data)
         self._transport.write(data)
 
+    def writelines(self, pieces):
+        self.write(b"".join(pieces))
+
     def __getattr__(self, name):
         return getattr(self._transport, name)
 

@@ -21,6 +21,9 @@ class Transport:
         assert type(data) is bytes
         self.out += data
 
+    def writelines(self, pieces):
+        self.write(b"".join(pieces))
+
     def write_eof(self): ...
 
     def can_write_eof(self):
@@ -59,7 +62,6 @@ class Collected:
         self.complete = False
         self.broken = False
         self._on_complete = on_complete
-        request.body.attach(self)
 
     def on_body(self, data):
         assert data
@@ -88,6 +90,7 @@ class Front:
 
     def handle(self, request, response):
         self.requests.append(Collected(request, response, self._answer))
+        request.body.attach(self.requests[-1])
 
     def connection_opened(self, connection): ...
 

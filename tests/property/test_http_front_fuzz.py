@@ -45,6 +45,8 @@ AMBIGUOUS = {
     "quoted chunked": asked(b'transfer-encoding: "chunked"\r\n', b"0\r\n\r\n" + HIDDEN),
     "chunked in http 1.0": b"POST / HTTP/1.0\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
     "http 0.9": b"GET /\r\n" + HIDDEN,
+    "http 0.9 with a bare line feed": b"GET /\n\r\n" + HIDDEN,
+    "http 2.0 in the way of 1.1": b"GET / HTTP/2.0\r\n" + HOST + b"\r\n" + HIDDEN,
     "http 2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HIDDEN,
     "version of three digits": b"GET / HTTP/1.10\r\n" + HOST + b"\r\n" + HIDDEN,
 }
