@@ -289,8 +289,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def closing(self) -> bool:
         """Whether the response that is about to start has to be the last one."""
-        request = self._current
-        return self._requests.draining or (request is not None and _withheld(request))
+        return self._requests.draining
 
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; a body that nobody wanted is read and dropped for a moment."""

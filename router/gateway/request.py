@@ -55,7 +55,7 @@ class RequestBody:
         self.wanted = False
         """Somebody has asked for it."""
         self.invite: Callable[[], None] | None = None
-        """Called before the first attach, if the client waits to be asked for its body."""
+        """Called when the body is first wanted, if the client waits to be asked for it."""
 
     @property
     def empty(self) -> bool:
@@ -64,17 +64,14 @@ class RequestBody:
 
     def attach(self, consumer: BodyConsumer) -> None:
         """Hand over what has arrived and everything that follows."""
-        self.wanted = True
-        if self.invite is not None and not self.complete and not self._waiting:
-            self.invite()
-        self.invite = None
+        self._want()
         self._consumer = consumer
         self._flush()
         self._update_reading()
 
     def take(self) -> list[bytes]:
         """All of a complete body, for good."""
-        self.wanted = True
+        self._want()
         taken, self._waiting = self._waiting, []
         self._waiting_bytes = 0
         self._update_reading()
@@ -123,6 +120,12 @@ class RequestBody:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.on_body_broken(reason)
+
+    def _want(self) -> None:
+        self.wanted = True
+        invite, self.invite = self.invite, None
+        if invite is not None:
+            invite()
 
     def _flush(self) -> None:
         while self._waiting and self._consumer is not None and not self._paused:
