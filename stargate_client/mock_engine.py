@@ -1,11 +1,13 @@
 """A stand-in for an inference engine: streams made-up tokens with settable delays. `python -m stargate_client.mock_engine`.
 
 Deterministic, so that tests and benchmarks can say what they expect. A request can override the defaults with the headers
-`x-output-tokens` and `x-mock-status`, or `max_tokens` in its body.
+`x-output-tokens` and `x-mock-status`, or `max_tokens` in its body. With `x-mock-echo: NAME` a chat completion is answered by
+a stream of receipts for the request instead (see `receipt`), each `x-mock-pad` bytes longer, to find mixed-up or lost bytes.
 """
 
 import argparse
 import asyncio
+import hashlib
 import itertools
 import json
 import signal
@@ -19,6 +21,12 @@ from aiohttp import web
 
 WORDS = "Hello , how can I help you today ? Here is what I found about your question , told in short words .".split()  # noqa: SIM905
 _SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+
+
+def receipt(name: str, body_bytes: int, digest: str, index: int, pad_bytes: int = 0) -> bytes:
+    """Event number `index` of the answer to the request `name` whose body has that size and SHA-256 digest (hex)."""
+    document = {"echo": name, "bytes": body_bytes, "sha256": digest, "index": index, "pad": "x" * pad_bytes}
+    return _event(document)
 
 
 class MockEngine:
@@ -61,6 +69,8 @@ class MockEngine:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """A chat completion, streamed or whole."""
+        if "x-mock-echo" in request.headers:
+            return await self._echo(request)
         document = await self._document(request)
         identity = f"chatcmpl-mock-{next(self._ids)}"
         model = str(document.get("model", self._options.model[0]))
@@ -90,6 +100,20 @@ class MockEngine:
                 return self._break_off(request, response)
             await response.write(chunk({"content": token + " "}))
         await response.write(chunk({}, "stop") + b"data: [DONE]\n\n")
+        self.served += 1
+        return response
+
+    async def _echo(self, request: web.Request) -> web.StreamResponse:
+        """Receipts for the request, one event each, then the usual end."""
+        body = await request.read()
+        digest = (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
+        pad = request.headers.get("x-mock-pad", "")
+        response = await self._stream(request)
+        for index in range(self._count(request, {})):
+            await self._gap(index)
+            name = request.headers["x-mock-echo"]
+            await response.write(receipt(name, len(body), digest, index, int(pad) if pad.isdigit() else 0))
+        await response.write(b"data: [DONE]\n\n")
         self.served += 1
         return response
 
