@@ -114,7 +114,7 @@ async def ask(system, model, *, key=None, path="/v1/chat/completions"):
     def request():
         connection = http.client.HTTPConnection(system.ports.http, timeout=10)
         try:
-            connection.request("POST", path, b"{}", system.headers(model, routing_key=key))
+            connection.request("POST", path, b'{"stream":true,"max_tokens":1}', system.headers(model, routing_key=key))
             response = connection.getresponse()
             headers = response.headers
             return (

@@ -264,3 +264,13 @@ def test_a_watch_names_this_router_and_trimmed_unique_remote_addresses():
             await asyncio.to_thread(system.close)
 
     run_grpc(scenario())
+
+
+def test_a_worker_follows_watch_addresses_and_serves_through_every_router_they_name():
+    with System.start() as far, System.start(f"--remote-stargate-url=http://{far.ports.grpc}") as near:
+        near.add_worker("m")
+        run_grpc(routable(far, "m", "worker-0"))
+        run_grpc(routable(near, "m", "worker-0"))
+        near.workers[0].process.stop()
+        run_grpc(unroutable(far, "m"))
+        run_grpc(unroutable(near, "m"))
