@@ -5,7 +5,6 @@ The decisions and their order are those of docs/gateway.md, "Routing" and "Retri
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -72,9 +71,7 @@ class Proxy:
         self.clock = clock
         self.validator = Validator(selector, settings)
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
-        self.access_log = AccessLog(enabled=settings.access_log)
-        self.tells_attempts = _log.bind().is_enabled_for(logging.INFO)
-        """Whether the line of each attempt is written at all."""
+        self.access_log = AccessLog(finished=settings.access_log)
         self.running: set[ProxiedRequest] = set()
         # Asking asyncio for the loop costs a system call each time; requests take it from here.
         self.loop = asyncio.get_running_loop()
@@ -269,18 +266,18 @@ class ProxiedRequest:
         self._attempts += 1
         routing = self._valid.routing
         self._reservation = chosen.candidate.cluster.reserve(backend, routing.input_tokens, routing.priority)
-        if self._proxy.tells_attempts:
-            _log.info(
-                "proxying request",
-                routing_key=routing.routing_key,
-                model_id=routing.model,
-                input_tokens=routing.input_tokens,
-                requested_algorithm=self._valid.requested_method,
-                routing_algorithm=self._valid.effective.algorithm,
-                inference_server_id=backend.inference_server_id,
-                inference_server_url=backend.inference_server_url,
-                connect_retries=self._connect_retries,
-                request_retries=self._request_retries,
+        line = self._proxy.access_log.attempt
+        if line.enabled:
+            line.write(
+                routing.routing_key,
+                routing.model,
+                routing.input_tokens,
+                self._valid.requested_method,
+                self._valid.effective.algorithm,
+                backend.inference_server_id,
+                backend.inference_server_url,
+                self._connect_retries,
+                self._request_retries,
             )
         settings = self._proxy.settings
         attempt = Attempt(
@@ -525,21 +522,21 @@ class ProxiedRequest:
         proxy.running.discard(self)
         now, received_at = proxy.clock(), self._request.received_at
         proxy.metrics.request_duration_seconds.observe(now - received_at, self._labels)
-        if not proxy.access_log.enabled:
-            return
-        proxy.access_log.finished(
-            request_id=self._valid.request_id,
-            routing_key=self._valid.routing.routing_key,
-            model=self._valid.routing.model,
-            path=self._request.path.decode("latin-1"),
-            status=self._response.status,
-            inference_server_id="" if self._backend is None else self._backend.inference_server_id,
-            attempts=self._attempts,
-            first_byte_ms=None if self._first_byte_at is None else (self._first_byte_at - received_at) * 1000,
-            duration_ms=(now - received_at) * 1000,
-            body_bytes=self._response.body_bytes,
-            end=end,
-        )
+        line = proxy.access_log.finished
+        if line.enabled:
+            line.write(
+                self._valid.request_id,
+                self._valid.routing.routing_key,
+                self._valid.routing.model,
+                self._request.path.decode("latin-1"),
+                self._response.status,
+                "" if self._backend is None else self._backend.inference_server_id,
+                self._attempts,
+                None if self._first_byte_at is None else round((self._first_byte_at - received_at) * 1000, 3),
+                round((now - received_at) * 1000, 3),
+                self._response.body_bytes,
+                end,
+            )
 
     # --- counting --------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What can be set about proxying; defaults are the reference's behaviour, extensions are off."""
+"""What can be set about proxying. The defaults are those of the command line; extensions are off."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class ProxySettings:
     max_replay_body_bytes: int = 64 * 1024 * 1024
     """Largest request body that is kept for another attempt; a larger `content-length` is refused with 413."""
 
-    max_replay_total_bytes: int = 512 * 1024 * 1024
+    max_replay_total_bytes: int = 256 * 1024 * 1024
     """Copies of all requests together; beyond it requests are forwarded without one. 0 = no limit."""
 
     require_retry_signal: bool = True
@@ -34,5 +34,5 @@ class ProxySettings:
     response_idle_timeout_ms: int = 0
     """End a response abnormally after this long without a byte of body; 0 = never."""
 
-    access_log: bool = True
+    access_log: bool = False
     """One info line per finished request."""

@@ -6,9 +6,11 @@ from router import assembly
 from router.cli import parse
 from router.control_plane.discovery import HeadlessService, PlainDns, SelfOnly
 from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
+from router.gateway.proxy_settings import ProxySettings
 from router.option_values import SocketAddress
 from router.settings import Settings
 from router.telemetry.metrics import Metrics
+from router.tunnels.tunnel_settings import TunnelSettings
 
 GRPC = SocketAddress("0.0.0.0", 50071)
 
@@ -66,6 +68,11 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
     assert (tunnels.connect_timeout_ms, tunnels.request_timeout_ms) == (111, 222)
     assert (tunnels.reverse_connect_timeout_ms, tunnels.direct_connections) == (333, 4)
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_rooms() -> None:
+    assert assembly.proxy_settings(settings()) == ProxySettings()
+    assert assembly.tunnel_settings(settings()) == TunnelSettings()
 
 
 def test_discovery_is_off_by_pods_or_by_name() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from router.telemetry.logging import Levels, set_up
+from router.telemetry.logging import FrequentLine, Levels, set_up
 
 
 @pytest.fixture
@@ -101,3 +103,35 @@ def test_rust_log_names_the_level(expression: str | None, own: int) -> None:
 
 def test_lines_below_the_level_are_not_written(lines: Callable[..., list[str]]) -> None:
     assert lines(lambda log: log.info("x"), RUST_LOG="warn") == []
+
+
+SOME_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=30), st.binary(max_size=9)
+)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.tuples(*[SOME_VALUES] * 4))
+def test_a_frequent_line_reads_like_any_other(
+    lines: Callable[..., list[str]], form: str, values: tuple[Any, ...]
+) -> None:
+    fields = ("request_id", "model_id", "error", "auth_token")
+    usual = lines(lambda log: log.info("it happened", **dict(zip(fields, values, strict=True))), form)
+    frequent = lines(lambda _log: FrequentLine("it happened", *fields).write(*values), form)
+    assert [_without_time(line) for line in frequent] == [_without_time(line) for line in usual]
+
+
+def _without_time(line: str) -> str:
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", "", line, count=1)
+
+
+def test_a_frequent_line_below_the_level_is_not_written(lines: Callable[..., list[str]]) -> None:
+    assert lines(lambda _log: FrequentLine("x").write(), RUST_LOG="warn") == []
+
+
+def test_long_names_and_nested_secrets_are_cut_and_masked_too(lines: Callable[..., list[str]]) -> None:
+    for form in ("text", "json"):
+        (line,) = lines(lambda log: log.info("x", model_id="a" * 9_000, config={"auth_token": "hunter2"}), form)
+        assert len(line) < 2_200
+        assert "hunter2" not in line
