@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import grpc
@@ -45,6 +46,11 @@ class Registration:
         self._models = models
         self._wake = asyncio.Event()
         self._stopping = False
+        # Acks answer messages one by one. The farewell is the number of the first message sent while leaving.
+        self._sent = 0
+        self._acknowledged = 0
+        self._farewell: int | None = None
+        self._left = asyncio.Event()
 
     def poke(self) -> None:
         """Send an update now."""
@@ -79,7 +85,12 @@ class Registration:
             try:
                 async for ack in call:
                     tunnel.point_to(_endpoint_of(ack))
+                    self._acknowledged += 1
+                    if self._farewell is not None and self._acknowledged >= self._farewell:
+                        self._left.set()
             finally:
+                self._sent = self._acknowledged = 0
+                self._left.set()
                 call.cancel()
                 dialling.cancel()
                 await asyncio.wait({dialling})
@@ -88,6 +99,9 @@ class Registration:
     async def _updates(self, tunnel: ReverseTunnel) -> AsyncIterator[stargate_pb2.InferenceServerRegistration]:
         while True:
             self._wake.clear()
+            self._sent += 1
+            if self._stopping and self._farewell is None:
+                self._farewell = self._sent
             yield self._message(connected=tunnel.connected)
             try:
                 async with asyncio.timeout(self._settings.update_interval_ms / 1000):
@@ -104,10 +118,20 @@ class Registration:
             cluster_id=self._settings.cluster_id,
         )
 
-    def leave(self) -> None:
-        """Advertise everything as inactive from now on: the router stops sending new requests."""
+    async def leave(self) -> None:
+        """Advertise everything as inactive from now on. Returns when the router has taken note, or after half a second.
+
+        The tunnel may go only then: a router that reads a report of a worker whose tunnel is gone first waits for the tunnel
+        (10 s in the reference), and meanwhile goes on choosing that worker.
+        """
         self._stopping = True
+        if not self._sent:
+            return
+        self._left.clear()
         self.poke()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._left.wait()
 
 
 def _endpoint_of(ack: stargate_pb2.InferenceServerAck) -> TunnelEndpoint | None:

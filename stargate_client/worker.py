@@ -79,8 +79,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Advertise inactivity, let running requests finish for a moment, then close everything."""
-        for registration, _ in self._registrations.values():
-            registration.leave()
+        await asyncio.gather(*(registration.leave() for registration, _ in self._registrations.values()))
         running = set(self._service.tasks)
         if running:
             await asyncio.wait(running, timeout=STOP_S - 1)

@@ -1,0 +1,105 @@
+"""How our worker leaves a router, seen by a control plane that answers when the test says so."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+from grpc_loop import run_grpc
+
+from stargate_client.registration import Registration, RouterAddress
+from stargate_client.settings import parse
+from tunnel_protocol.control import stargate_pb2 as pb
+from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.quic.settings import QuicSettings
+
+ACTIVE, INACTIVE = pb.INFERENCE_SERVER_STATUS_ACTIVE, pb.INFERENCE_SERVER_STATUS_INACTIVE
+
+
+class Desk(stargate_pb2_grpc.StargateControlPlaneServicer):
+    """Takes reports; acknowledges each when `take` is called."""
+
+    def __init__(self):
+        self.reports = asyncio.Queue()
+        self.acks = asyncio.Semaphore(0)
+
+    async def RegisterInferenceServer(self, requests, context):  # noqa: N802 - the name in the proto
+        async for report in requests:
+            self.reports.put_nowait(report)
+            await self.acks.acquire()
+            yield pb.InferenceServerAck()
+
+    async def take(self):
+        async with asyncio.timeout(5):
+            report = await self.reports.get()
+        self.acks.release()
+        return report
+
+
+def statuses(connected):
+    status = ACTIVE if connected else INACTIVE
+    return {"m": pb.InferenceServerModelRegistration(status=status, stats=pb.ModelStats())}
+
+
+def make_registration(address):
+    flags = ["--stargate-address", address, "--upstream-http-base-url", "http://127.0.0.1:1", "--model-name", "m"]
+    flags += [
+        "--inference-server-id",
+        "w",
+        "--backend-connectivity",
+        "reverse",
+        "--quic-insecure",
+        "--min-update-interval-ms",
+        "60000",
+    ]
+    return Registration(RouterAddress(address, address), parse(flags, {}), None, QuicSettings(), statuses)
+
+
+@asynccontextmanager
+async def a_registration():
+    """(control plane, registration, its running task)."""
+    desk = Desk()
+    server = grpc.aio.server()
+    stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server(desk, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    registration = make_registration(address)
+    task = asyncio.create_task(registration.run())
+    try:
+        yield desk, registration
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await server.stop(None)
+
+
+def test_a_worker_that_leaves_says_so_and_waits_until_the_router_has_taken_note():
+    async def scenario():
+        async with a_registration() as (desk, registration):
+            await desk.take()
+            leaving = asyncio.create_task(registration.leave())
+            farewell = await asyncio.wait_for(desk.reports.get(), 5)
+            assert farewell.models["m"].status == INACTIVE
+            assert not leaving.done()
+            desk.acks.release()
+            await asyncio.wait_for(leaving, 5)
+
+    run_grpc(scenario())
+
+
+def test_a_router_that_takes_no_note_is_not_waited_for_long():
+    async def scenario():
+        async with a_registration() as (desk, registration):
+            await desk.reports.get()  # never acknowledged
+            async with asyncio.timeout(2):
+                await registration.leave()
+
+    run_grpc(scenario())
+
+
+def test_without_a_router_there_is_nobody_to_wait_for():
+    async def scenario():
+        async with asyncio.timeout(0.1):
+            await make_registration("127.0.0.1:1").leave()
+
+    run_grpc(scenario())
