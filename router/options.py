@@ -168,7 +168,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         *("--quic-engine", "NAME", quic_engine, "aioquic", _TUNNELS),
-        "QUIC library under the tunnels: aioquic or qh3.",
+        "QUIC library under the tunnels; there is one.",
         env="STARGATE_QUIC_ENGINE",
         added=True,
     ),

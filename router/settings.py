@@ -39,7 +39,7 @@ class Settings:
     quic_connect_timeout_ms: int
     quic_request_timeout_ms: int
     direct_quic_connections: int
-    quic_engine: Literal["aioquic", "qh3"]
+    quic_engine: Literal["aioquic"]
     quic_max_streams: int
     quic_idle_timeout_ms: int
     quic_keepalive_ms: int
