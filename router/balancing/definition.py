@@ -80,12 +80,13 @@ class Definition:
 
     __slots__ = ("algorithm", "built", "settings")
 
+    built: Algorithm
+    """The algorithm; a selector builds it when it takes the definition over, and nobody asks before."""
+
     def __init__(self, algorithm: str, settings: Mapping[str, object] | None = None) -> None:
         self.algorithm = algorithm
         """Canonical name."""
         self.settings = dict(settings or {})
-        self.built: Algorithm | None = None
-        """The algorithm, once a selector has built it."""
 
     @property
     def require_cache_affinity_key(self) -> bool:

@@ -38,11 +38,12 @@ def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
     estimates = candidate.queue_time_estimate_ms_by_priority
     if not estimates:
         return queue_time_delta_ms(candidate.queued_input_size, candidate.last_mean_input_tps)
-    best_key, best = -1, 0
-    for key, value in estimates.items():
-        if best_key < key <= priority:
-            best_key, best = key, value
-    return best
+    estimate = 0
+    for key, value in estimates.items():  # ascending
+        if key > priority:
+            break
+        estimate = value
+    return estimate
 
 
 def delay_seconds(work: int, rate: float) -> float:
@@ -69,13 +70,15 @@ def ttft_ms(
     candidate: Candidate, input_tokens: int, priority: int, *, ignore_queue: bool = False, ignore_prefill: bool = False
 ) -> float:
     """Estimated time to the first token: round trip, queue, prefill, added in this order."""
-    total = duration_ms(candidate.rtt_ns)
-    total += 0.0 if ignore_queue else queue_delay_ms(candidate, priority)
-    return total + (0.0 if ignore_prefill else delay_seconds(input_tokens, valid_tps(candidate)) * 1000.0)
-
-
-def _ttft(candidate: Candidate, input_tokens: int, priority: int) -> float:
-    return ttft_ms(candidate, input_tokens, priority)
+    rtt_ns = candidate.rtt_ns
+    total = (rtt_ns // _NS + (rtt_ns % _NS) / 1e9) * 1000.0  # `duration_ms` without the call: this is the hot path
+    if not ignore_queue:
+        estimate = queue_estimate_ms(candidate, priority)
+        total += queue_delay_ms(candidate, priority) if estimate is None else estimate
+    if input_tokens and not ignore_prefill:
+        tps = candidate.last_mean_input_tps
+        total += input_tokens / tps * 1000.0 if 0.0 < tps < _INF else _INF
+    return total
 
 
 def _queue_time(candidate: Candidate, input_tokens: int, priority: int) -> float:  # noqa: ARG001 - one shape for all
@@ -97,7 +100,7 @@ def _requests_queued(candidate: Candidate, input_tokens: int, priority: int) -> 
 def comparators() -> dict[str, Score]:
     """All comparators by their configuration name."""
     return {
-        "ttft": _ttft,
+        "ttft": ttft_ms,
         "queue-time": _queue_time,
         "input-work-seconds": _input_work,
         "utilization": _utilization,

@@ -1,7 +1,7 @@
 """A decision, told as a document: who was seen, who was ruled out and by which rule, every score, and the choice.
 
-Explaining changes nothing that later decisions depend on: it decides on a balancer of its own (a copy where an algorithm
-counts), and the order of backends inside a cluster does not move. See docs/balancing.md, "Explaining a decision".
+Explaining changes nothing that later decisions depend on: it decides on a balancer and with lots of its own, and the order of
+backends inside a cluster does not move. See docs/balancing.md, "Explaining a decision".
 """
 
 import math
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from router.balancing.admission import input_work_seconds, rejection
-from router.balancing.algorithm import Balancer
 from router.balancing.candidate import Candidate
 from router.balancing.definition import Definition
 from router.balancing.estimates import comparators, duration_ms, has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
 from router.balancing.feasibility import Feasibility, feasibility
 from router.balancing.hashing import prefix
-from router.balancing.outcome import Choice
 from router.balancing.ranking import RendezvousRanking
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector, TargetView, admission_candidates
@@ -60,7 +58,7 @@ def explain(
     }
     refusal = _admission(effective, request, candidates, excluded, document)
     document["outcome"] = refusal or _outcome(
-        effective, request, target, candidates, excluded, elapsed_ms, advertised=advertised
+        selector, effective, request, target, candidates, excluded, elapsed_ms, advertised=advertised
     )
     return document
 
@@ -87,6 +85,7 @@ def _admission(
 
 
 def _outcome(
+    selector: Selector,
     effective: Definition,
     request: RoutingRequest,
     target: TargetView | None,
@@ -98,7 +97,7 @@ def _outcome(
 ) -> Document:
     if not candidates or target is None:
         return {"kind": "unavailable" if advertised or excluded else "not_found"}
-    choice = _choice(effective, request, target, candidates, excluded, elapsed_ms)
+    choice = selector.rehearsal(effective, request, target).choose(request, candidates, excluded, elapsed_ms)
     if choice is None:
         waits = request.max_wait_ms is not None and any(c.cluster_id not in excluded for c in candidates)
         return {"kind": "wait" if waits else "unavailable"}
@@ -108,25 +107,6 @@ def _outcome(
         "rank_depth": choice.rank_depth,
         "skipped_for_kv": choice.skipped_for_kv,
     }
-
-
-def _choice(
-    effective: Definition,
-    request: RoutingRequest,
-    target: TargetView,
-    candidates: Sequence[Candidate],
-    excluded: set[str],
-    elapsed_ms: float,
-) -> Choice | None:
-    present: Balancer | None = target.balancer_state.get(effective)
-    copy = getattr(present, "copy", None)
-    if copy is not None:
-        balancer: Balancer = copy()
-    elif effective.built is not None:
-        balancer = effective.built.balancer(request.routing_key, request.model)
-    else:
-        return None
-    return balancer.choose(request, candidates, excluded, elapsed_ms)
 
 
 def _rows(
@@ -168,15 +148,14 @@ def _rows(
 def _ranking(
     effective: Definition, request: RoutingRequest, candidates: Sequence[Candidate]
 ) -> tuple[dict[str, int], dict[str, float]]:
-    if effective.algorithm not in _RANKED:
+    if effective.algorithm not in _RANKED or not candidates:
         return {}, {}
     seed = effective.settings.get("seed")
     fresh = RendezvousRanking(prefix(seed if isinstance(seed, str) else None, request.routing_key, request.model))
-    ranked = fresh.ranked(request.affinity_key, candidates)
-    scored = fresh.scored(request.affinity_key, candidates)
+    ranked = list(fresh.ranked(request.affinity_key, candidates))
     return (
-        {candidate.cluster_id: rank for rank, candidate in enumerate(ranked, 1)},
-        {candidate.cluster_id: score for score, candidate in scored},
+        {candidate.cluster_id: rank for rank, (_, candidate) in enumerate(ranked, 1)},
+        {candidate.cluster_id: score for score, candidate in ranked},
     )
 
 

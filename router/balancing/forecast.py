@@ -5,7 +5,9 @@ Snapshots are immutable, so a list whose elements are the same objects has the s
 snapshots are looked at.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from router.balancing.candidate import Candidate
@@ -21,8 +23,9 @@ class Column(NamedTuple):
     seen: list[Candidate]
     base_ms: list[float]
     """Round trip, plus the queue unless it is ignored."""
-    rates: list[float] | None
-    """Prompt throughput in tokens per second; None if any of them is not usable."""
+    rates: list[float]
+    """Prompt throughput in tokens per second; 0 if it is not usable."""
+    has_capacity: list[bool]
     able: list[Candidate]
     """Those with capacity."""
 
@@ -40,27 +43,42 @@ class Forecast:
         known = self._columns.get(priority)
         if known is not None and known.seen == candidates:
             return known
-        before = {} if known is None else dict(zip(known.seen, known.base_ms, strict=True))
-        base = []
-        for candidate in candidates:
-            value = before.get(candidate)
-            if value is None:
-                value = duration_ms(candidate.rtt_ns)
-                value += 0.0 if self._ignore_queue else queue_delay_ms(candidate, priority)
-            base.append(value)
-        rates = [valid_tps(candidate) for candidate in candidates]
-        able = [candidate for candidate in candidates if has_capacity(candidate, self._max_queued)]
-        column = Column(list(candidates), base, rates if all(rates) else None, able)
+        column = self._fresh(candidates, priority) if known is None else self._changed(known, candidates, priority)
         if known is None and len(self._columns) >= MAX_PRIORITIES:
             self._columns.clear()
         self._columns[priority] = column
         return column
 
+    def _changed(self, known: Column, candidates: Sequence[Candidate], priority: int) -> Column:
+        """`known` with the figures of the snapshots that are new; mostly these are one or two, in the same places."""
+        if len(known.seen) != len(candidates):
+            return self._fresh(candidates, priority)
+        base_ms, rates, able = known.base_ms.copy(), known.rates.copy(), known.has_capacity.copy()
+        for index, (before, now) in enumerate(zip(known.seen, candidates, strict=True)):
+            if before is not now:
+                base_ms[index] = self._base_ms(now, priority)
+                rates[index] = valid_tps(now)
+                able[index] = has_capacity(now, self._max_queued)
+        return Column(list(candidates), base_ms, rates, able, list(compress(candidates, able)))
 
-def times_ms(column: Column, input_tokens: int, *, ignore_prefill: bool) -> list[float] | None:
-    """Time to first token of each candidate; None if that needs a rate somebody does not have."""
+    def _fresh(self, candidates: Sequence[Candidate], priority: int) -> Column:
+        base_ms = [self._base_ms(candidate, priority) for candidate in candidates]
+        able = [has_capacity(candidate, self._max_queued) for candidate in candidates]
+        rates = [valid_tps(candidate) for candidate in candidates]
+        return Column(list(candidates), base_ms, rates, able, list(compress(candidates, able)))
+
+    def _base_ms(self, candidate: Candidate, priority: int) -> float:
+        return duration_ms(candidate.rtt_ns) + (0.0 if self._ignore_queue else queue_delay_ms(candidate, priority))
+
+
+def times_ms(column: Column, input_tokens: int, *, ignore_prefill: bool) -> list[float]:
+    """Time to first token of each candidate; infinite where that needs a rate nobody knows."""
     if ignore_prefill or input_tokens == 0:
         return column.base_ms
-    if column.rates is None:
-        return None
-    return [base + input_tokens / rate * 1000.0 for base, rate in zip(column.base_ms, column.rates, strict=True)]
+    try:
+        return [base + input_tokens / rate * 1000.0 for base, rate in zip(column.base_ms, column.rates, strict=True)]
+    except ZeroDivisionError:
+        return [
+            base + input_tokens / rate * 1000.0 if rate else math.inf
+            for base, rate in zip(column.base_ms, column.rates, strict=True)
+        ]

@@ -7,6 +7,7 @@ from router.balancing.candidate import Candidate
 from router.balancing.estimates import Score
 from router.balancing.outcome import Choice
 from router.balancing.request import RoutingRequest
+from router.balancing.sampling import sample
 
 
 class PowerOfN:
@@ -29,34 +30,17 @@ class PowerOfN:
         elapsed_ms: float,  # noqa: ARG002 - age does not matter here
     ) -> Choice | None:
         """The best of up to `sample_count` eligible candidates."""
-        if excluded:
-            candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
-        count = len(candidates)
-        if count == 0:
+        if self._sample_count < len(candidates):
+            sampled = sample(candidates, excluded, self._sample_count, self._random)
+        else:
+            sampled = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
+        if not sampled:
             return None
         tokens, priority, score = request.input_tokens or 0, request.priority, self._score
-        if count == 1:
-            return Choice(candidates[0])
-        random = self._random.random
-        if self._sample_count == 2:
-            first = int(random() * count)
-            second = int(random() * (count - 1))
-            if second >= first:
-                second += 1
-            sample: Sequence[Candidate] = (candidates[first], candidates[second])
-        elif self._sample_count >= count:
-            sample = candidates
-        else:
-            sample = self._random.sample(candidates, self._sample_count)
-        best = sample[0]
-        best_score = score(best, tokens, priority)
-        ties = 1
-        for candidate in sample[1:]:
-            found = score(candidate, tokens, priority)
-            if found < best_score:
-                best, best_score, ties = candidate, found, 1
-            elif found == best_score:
-                ties += 1
-                if random() * ties < 1.0:
-                    best = candidate
-        return Choice(best)
+        scores = [score(candidate, tokens, priority) for candidate in sampled]
+        least = min(scores)
+        ties = scores.count(least)
+        if ties == 1:
+            return Choice(sampled[scores.index(least)])
+        equal = [candidate for candidate, found in zip(sampled, scores, strict=True) if found == least]
+        return Choice(equal[int(self._random.random() * ties)])

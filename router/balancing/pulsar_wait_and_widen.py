@@ -68,15 +68,15 @@ class PulsarWaitAndWidenBalancer:
     ) -> Choice | None:
         """The first-ranked one if nothing speaks against it, else band by band."""
         algorithm = self._algorithm
-        ranked = self._ranking.ranked(request.affinity_key, candidates)
-        if not ranked:
-            return None
-        verdicts = [
-            feasibility(candidate, request.input_tokens, excluded, consider_kv=algorithm.consider_kv)
-            for candidate in ranked
-        ]
-        if not algorithm.settings.limits_queue and verdicts[0] is Feasibility.ELIGIBLE:
-            return Choice(ranked[0])
+        ranking = self._ranking.ranked(request.affinity_key, candidates)
+        ranked: list[Candidate] = []
+        verdicts: list[Feasibility] = []
+        for _, candidate in ranking:
+            verdict = feasibility(candidate, request.input_tokens, excluded, consider_kv=algorithm.consider_kv)
+            if not ranked and verdict is Feasibility.ELIGIBLE and not algorithm.settings.limits_queue:
+                return Choice(candidate)
+            ranked.append(candidate)
+            verdicts.append(verdict)
         for start, stop in bands(len(ranked)):
             band = [ranked[i] for i in range(start, stop) if verdicts[i] is Feasibility.ELIGIBLE]
             if not band:

@@ -6,6 +6,7 @@ from random import Random
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice
 from router.balancing.request import RoutingRequest
+from router.balancing.sampling import sample
 
 
 class RandomChoice:
@@ -26,8 +27,5 @@ class RandomChoice:
         elapsed_ms: float,  # noqa: ARG002
     ) -> Choice | None:
         """Any eligible candidate."""
-        if excluded:
-            candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
-        if not candidates:
-            return None
-        return Choice(candidates[int(self._random.random() * len(candidates))])
+        sampled = sample(candidates, excluded, 1, self._random)
+        return Choice(sampled[0]) if sampled else None

@@ -1,10 +1,13 @@
 """The weighted rendezvous ranking of an affinity key: clusters by throughput over an exponential drawn from their hash.
 
-The exponential of (key, cluster) never changes, so it is cached per key; throughput changes cost no hashing.
+The draw of (key, cluster) never changes, so draws are kept per key, in the order of the candidates: a decision is one division
+per cluster, and neither a change of throughput nor the departure of a cluster costs any hashing.
 """
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter, truediv
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import valid_tps
@@ -12,6 +15,11 @@ from router.balancing.hashing import affinity_field, cluster_field, exponential,
 
 MAX_KEYS = 4096
 MAX_KEY_BYTES = 256
+MAX_DRAWS = MAX_KEYS * 1024
+"""Over all keys; 8 bytes each."""
+_NO_SCORE = -1.0
+_MAXIMA = 4
+_by_id = attrgetter("cluster_id")
 
 
 class RendezvousRanking:
@@ -19,57 +27,58 @@ class RendezvousRanking:
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
-        self._cluster_fields: dict[str, bytes] = {}
-        self._exponentials: OrderedDict[str, dict[str, float | None]] = OrderedDict()
+        self._seen: list[Candidate] = []
+        self._ordered: list[Candidate] = []
+        self._ids: tuple[str, ...] = ()
+        self._rates: list[float] = []
+        # Per key: the ids it was drawn for, and the draws in their order.
+        self._draws: OrderedDict[str, tuple[tuple[str, ...], array[float]]] = OrderedDict()
 
-    def scored(self, affinity_key: str | None, candidates: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
-        """(score, candidate) of all candidates that have a score, unsorted."""
-        exponentials = self._of_key(affinity_key or "")
-        get = exponentials.get
-        found = []
-        for candidate in candidates:
-            tps = valid_tps(candidate)
-            if not tps:
-                continue
-            drawn = get(candidate.cluster_id, -1.0)
-            if drawn == -1.0:
-                drawn = self._draw(affinity_key or "", candidate.cluster_id)
-                exponentials[candidate.cluster_id] = drawn
-            if drawn is not None:
-                found.append((tps / drawn, candidate))
-        if len(exponentials) > 2 * len(candidates) + 64:
-            live = {candidate.cluster_id for candidate in candidates}
-            for cluster_id in exponentials.keys() - live:
-                del exponentials[cluster_id]
-        return found
+    def ranked(self, affinity_key: str | None, candidates: Sequence[Candidate]) -> Iterator[tuple[float, Candidate]]:
+        """(score, candidate), best first, equal scores by cluster id; without those that have no score.
 
-    def ranked(self, affinity_key: str | None, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Best first; equal scores by cluster id."""
-        scored = self.scored(affinity_key, candidates)
-        scored.sort(key=lambda pair: (-pair[0], pair[1].cluster_id))
-        return [candidate for _, candidate in scored]
+        The first few are found without sorting the others: mostly nobody asks for more.
+        """
+        if candidates != self._seen:
+            self._look_at(candidates)
+        ordered = self._ordered
+        scores = list(map(truediv, self._rates, self._draws_of(affinity_key or "")))
+        for _ in range(min(_MAXIMA, len(scores))):
+            best = max(scores)
+            if best <= 0.0:
+                return
+            index = scores.index(best)
+            yield best, ordered[index]
+            scores[index] = _NO_SCORE
+        rest = [index for index, score in enumerate(scores) if score > 0.0]
+        rest.sort(key=scores.__getitem__, reverse=True)
+        for index in rest:
+            yield scores[index], ordered[index]
 
-    def _of_key(self, key: str) -> dict[str, float | None]:
-        cached = self._exponentials.get(key)
-        if cached is not None:
-            self._exponentials.move_to_end(key)
-            return cached
-        fresh: dict[str, float | None] = {}
+    def _look_at(self, candidates: Sequence[Candidate]) -> None:
+        self._seen = list(candidates)
+        self._ordered = sorted(candidates, key=_by_id)
+        self._rates = [valid_tps(candidate) for candidate in self._ordered]
+        ids = tuple([candidate.cluster_id for candidate in self._ordered])
+        if ids != self._ids:
+            self._ids = ids
+
+    def _draws_of(self, key: str) -> "array[float]":
+        known = self._draws.get(key)
+        if known is not None and known[0] is self._ids:
+            self._draws.move_to_end(key)
+            return known[1]
+        kept = {} if known is None else dict(zip(*known, strict=True))
+        start = self._prefix + affinity_field(key)
+        draws = array("d", [kept.get(name) or _draw(start, name) for name in self._ids])
         if len(key.encode()) <= MAX_KEY_BYTES:
-            if len(self._exponentials) >= MAX_KEYS:
-                self._exponentials.popitem(last=False)
-            self._exponentials[key] = fresh
-        return fresh
-
-    def _draw(self, key: str, cluster_id: str) -> float | None:
-        fields = self._cluster_fields.get(cluster_id)
-        if fields is None:
-            if len(self._cluster_fields) >= 2 * MAX_KEYS:
-                self._cluster_fields.clear()
-            fields = self._cluster_fields[cluster_id] = cluster_field(cluster_id)
-        return exponential(hash64(self._prefix + affinity_field(key) + fields))
+            self._draws.pop(key, None)
+            while len(self._draws) >= max(1, min(MAX_KEYS, MAX_DRAWS // len(draws))):
+                self._draws.popitem(last=False)
+            self._draws[key] = (self._ids, draws)
+        return draws
 
 
-def beats(one: tuple[float, Candidate], other: tuple[float, Candidate]) -> bool:
-    """Whether `one` stands before `other` in the ranking."""
-    return one[0] > other[0] or (one[0] == other[0] and one[1].cluster_id < other[1].cluster_id)
+def _draw(start: bytes, cluster_id: str) -> float:
+    """The exponential of one cluster; negative where there is none, so that its score is too."""
+    return exponential(hash64(start + cluster_field(cluster_id))) or _NO_SCORE

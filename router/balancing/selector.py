@@ -55,11 +55,6 @@ class Selector:
         self._names = frozenset(self._further)
         self.replace_config(config)
 
-    @property
-    def config(self) -> BalancingConfig:
-        """The policy in effect."""
-        return self._config
-
     def replace_config(self, config: BalancingConfig) -> None:
         """Build every definition, then switch. Raises `ConfigError` (stage `build`) and changes nothing then."""
         for key, definition in config.definitions():
@@ -137,13 +132,22 @@ class Selector:
                     queue_estimate_ms(found, request.priority),
                     len(candidates),
                 )
+            if found.cluster_id in failed_clusters:
+                return Unavailable()  # an installed algorithm that does not leave out what it is told to
             failed_clusters.add(found.cluster_id)
+
+    def rehearsal(self, effective: Definition, request: RoutingRequest, target: TargetView) -> Balancer:
+        """A balancer that would decide like the target's own at this moment; using it leaves no trace in later decisions."""
+        copy = getattr(target.balancer_state.get(effective), "copy", None)
+        if copy is not None:
+            copied: Balancer = copy()
+            return copied
+        lots = Random()  # noqa: S311 - nothing is kept secret by it
+        return build(effective, lots, self._further).balancer(request.routing_key, request.model)
 
     def _balancer(self, effective: Definition, request: RoutingRequest, target: TargetView) -> Balancer:
         balancer: Balancer | None = target.balancer_state.get(effective)
         if balancer is None:
-            if effective.built is None:
-                effective.built = build(effective, self._random, self._further)
             # Definitions of earlier configurations are of no use to anyone but requests that still run by them.
             live = {definition for _, definition in self._config.definitions()}
             for stale in [key for key in target.balancer_state if key not in live]:

@@ -1,5 +1,6 @@
 """`wait-and-widen`: near clusters first, farther ones the longer a request has waited; optionally with cache affinity."""
 
+import copy
 from collections.abc import Collection, Sequence
 from random import Random
 
@@ -52,6 +53,12 @@ class WaitAndWidenBalancer:
         self._ring = ring
         settings = algorithm.settings
         self._forecast = Forecast(ignore_queue=settings.ignore_queue_time, max_queued=settings.max_queued)
+
+    def copy(self) -> "WaitAndWidenBalancer":
+        """One for explanations, with lots of its own. It shares the ring, which is large and remembers no decision."""
+        algorithm = copy.copy(self._algorithm)
+        algorithm.random = Random()  # noqa: S311 - nothing is kept secret by it
+        return WaitAndWidenBalancer(algorithm, self._ring)
 
     def choose(
         self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from random import Random
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
 from router.balancing.forecast import Forecast, times_ms
 from router.balancing.request import RoutingRequest
+from router.balancing.sampling import sample
 
 Better = Callable[[Candidate, Candidate, RoutingRequest], bool]
 """Whether the first candidate is strictly better than the second for this request."""
@@ -73,20 +75,9 @@ def widen(
     tokens, priority = request.input_tokens or 0, request.priority
     no_queue, no_prefill = settings.ignore_queue_time, settings.ignore_input_processing_time
     times = [ttft_ms(c, tokens, priority, ignore_queue=no_queue, ignore_prefill=no_prefill) for c in candidates]
-    if not times or (least := min(times)) == math.inf:
-        return None
-    if max(times) - least <= settings.ttft_bucket_size_ms:
-        unlocked = candidates
-    else:
-        order = sorted(zip(times, candidates, strict=True), key=lambda pair: (pair[0], pair[1].cluster_id))
-        count = unlocked_count(
-            [time for time, _ in order], elapsed_ms, settings.ttft_bucket_size_ms, settings.next_bucket_unlock_factor
-        )
-        unlocked = [candidate for _, candidate in order[:count]]
+    unlocked = _unlocked(settings, candidates, times, elapsed_ms)
     able = [candidate for candidate in unlocked if has_capacity(candidate, settings.max_queued)]
-    if not able:
-        return None
-    return _best_of_sample(able, max(1, settings.n), request, better, random)
+    return _best_of_sample(settings, able, request, better, random)
 
 
 def widen_all(
@@ -100,31 +91,45 @@ def widen_all(
     random: Random,
 ) -> Candidate | None:
     """`widen` over all candidates of a target, with figures kept between decisions while everything is in one bucket."""
-    if not settings.limits_queue:
-        left = [c for c in candidates if c.cluster_id not in excluded] if excluded else candidates
-        column = forecast.column(left, request.priority)
-        times = times_ms(column, request.input_tokens or 0, ignore_prefill=settings.ignore_input_processing_time)
-        if times and max(times) - min(times) <= settings.ttft_bucket_size_ms:
-            if not column.able:
-                return None
-            return _best_of_sample(column.able, max(1, settings.n), request, better, random)
-    return widen(settings, request, candidates, excluded, elapsed_ms, better, random)
+    if settings.limits_queue:
+        return widen(settings, request, candidates, excluded, elapsed_ms, better, random)
+    column = forecast.column(candidates, request.priority)
+    times = times_ms(column, request.input_tokens or 0, ignore_prefill=settings.ignore_input_processing_time)
+    able = column.able
+    if excluded:
+        stays = [candidate.cluster_id not in excluded for candidate in candidates]
+        times, candidates = list(compress(times, stays)), list(compress(candidates, stays))
+        able = list(compress(candidates, compress(column.has_capacity, stays)))
+    unlocked = _unlocked(settings, candidates, times, elapsed_ms)
+    if unlocked is not candidates:
+        able = [candidate for candidate in unlocked if has_capacity(candidate, settings.max_queued)]
+    return _best_of_sample(settings, able, request, better, random)
+
+
+def _unlocked(
+    settings: WideningSettings, candidates: Sequence[Candidate], times: Sequence[float], elapsed_ms: float
+) -> Sequence[Candidate]:
+    """The candidates whose bucket is open; `candidates` itself if all are in one."""
+    if not times:
+        return candidates
+    least, most = min(times), max(times)
+    if most < math.inf and most - least <= settings.ttft_bucket_size_ms:
+        return candidates
+    order = sorted(zip(times, candidates, strict=True), key=lambda pair: (pair[0], pair[1].cluster_id))
+    count = unlocked_count(
+        [time for time, _ in order], elapsed_ms, settings.ttft_bucket_size_ms, settings.next_bucket_unlock_factor
+    )
+    return [candidate for _, candidate in order[:count]]
 
 
 def _best_of_sample(
-    able: list[Candidate], size: int, request: RoutingRequest, better: Better, random: Random
-) -> Candidate:
-    if len(able) == 1:
-        return able[0]
-    if size == 2:
-        count = len(able)
-        first = int(random.random() * count)
-        second = int(random.random() * (count - 1))
-        best, other = able[first], able[second + (second >= first)]
-        return other if better(other, best, request) else best
-    sample = random.sample(able, min(size, len(able)))
-    best = sample[0]
-    for candidate in sample[1:]:
+    settings: WideningSettings, able: Sequence[Candidate], request: RoutingRequest, better: Better, random: Random
+) -> Candidate | None:
+    sampled = sample(able, (), max(1, settings.n), random)
+    if not sampled:
+        return None
+    best = sampled[0]
+    for candidate in sampled[1:]:
         if better(candidate, best, request):
             best = candidate
     return best

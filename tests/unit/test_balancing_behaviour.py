@@ -2,9 +2,10 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
-from balancing_fakes import FakeCandidate, FakeCluster, FakeTarget, balancer, request, selector
+from balancing_fakes import FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
 
 from router.balancing import (
     AdmissionRejected,
@@ -22,6 +23,8 @@ from router.balancing import (
 from router.balancing.algorithm import installed_algorithms
 from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
+from router.balancing.names import CANONICAL
+from router.balancing.sampling import sample
 from router.explain_command import told
 
 
@@ -252,6 +255,25 @@ def test_kept_figures_follow_every_change_of_a_snapshot():
         assert chooser.choose(request(priority=priority), [FakeCandidate("x", last_mean_input_tps=1.0)], (), 0.0)
 
 
+@pytest.mark.parametrize(("count", "excluded", "size"), [(12, 2, 3), (12, 0, 6), (5, 2, 2), (9, 1, 8), (3, 3, 2)])
+def test_every_sample_is_as_likely_as_every_other(count, excluded, size):
+    candidates = [FakeCandidate(f"c{i}") for i in range(count)]
+    barred = {f"c{i}" for i in range(excluded)} | {"left-long-ago"}
+    allowed = {c.cluster_id for c in candidates} - barred
+    wanted = min(size, len(allowed))
+    rounds, source = 4000, random.Random(7)
+    first, drawn = Counter(), Counter()
+    for _ in range(rounds):
+        found = [c.cluster_id for c in sample(candidates, barred, size, source)]
+        assert len(set(found)) == len(found) == wanted
+        assert allowed.issuperset(found)
+        first.update(found[:1])
+        drawn.update(found)
+    for name in allowed:
+        assert close(first[name] / rounds, 1 / len(allowed), rounds)
+        assert close(drawn[name] / rounds, wanted / len(allowed), rounds)
+
+
 def test_affinity_is_sticky_survives_exclusion_and_spills_when_full():
     chooser = balancer({"algorithm": "wait-and-widen", "cache_affinity_backend_selection_count": 1, "seed": "s"})
     candidates = [FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(5)]
@@ -275,10 +297,10 @@ def test_long_affinity_keys_work_and_are_not_kept():
     candidates = [FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(3)]
     asked = request(cache_affinity_key="k" * 257)
     assert len({chooser.choose(asked, candidates, (), 0.0).candidate.cluster_id for _ in range(5)}) == 1
-    assert not chooser._ranking._exponentials
+    assert not chooser._ranking._draws
     for i in range(5000):
         chooser.choose(request(cache_affinity_key=f"key-{i}"), candidates, (), 0.0)
-    assert len(chooser._ranking._exponentials) == 4096
+    assert len(chooser._ranking._draws) == 4096
 
 
 def test_departed_clusters_leave_the_kept_figures_of_a_key():
@@ -286,7 +308,7 @@ def test_departed_clusters_leave_the_kept_figures_of_a_key():
     asked = request(cache_affinity_key="k")
     for generation in range(100):
         chooser.choose(asked, [FakeCandidate(f"g{generation}-{i}", last_mean_input_tps=1.0) for i in range(4)], (), 0.0)
-    assert len(chooser._ranking._exponentials["k"]) <= 100
+    assert len(chooser._ranking._draws["k"][1]) == 4
 
 
 # --- third-party algorithms ------------------------------------------------------------------------------------------
@@ -353,6 +375,28 @@ def test_explaining_round_robin_tells_the_next_one_and_does_not_advance():
         assert explained(policy, target)["outcome"]["cluster_id"] == "b"
     assert sequence(policy, target, 1) == ["b"]
     assert all(candidate.cluster.picks <= 1 for candidate in target.list)
+
+
+@pytest.mark.parametrize("algorithm", CANONICAL)
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_asking_changes_no_decision_that_follows(algorithm, asked_before):
+    settings = {"cache_affinity_backend_selection_count": 2} if algorithm == "wait-and-widen" else {}
+
+    def decisions(*, asking):
+        policy = selector(config(models={"model-a": {"algorithm": algorithm, **settings}}), seed=3)
+        target = FakeTarget(*(FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(7)))
+        asked = request(input_tokens=10)
+        found = [choose(policy, target, asked)] if asked_before else []
+        for step in range(30):
+            asked = request(input_tokens=10, cache_affinity_key=f"key-{step % 4}")
+            if asking:
+                before = dict(target.balancer_state)
+                assert explained(policy, target, asked)["outcome"]["kind"] == "chosen"
+                assert target.balancer_state == before
+            found.append(choose(policy, target, asked))
+        return [choice.candidate.cluster_id for choice in found], [c.cluster.picks for c in target.list]
+
+    assert decisions(asking=True) == decisions(asking=False)
 
 
 def test_every_rule_that_keeps_a_candidate_out_is_named():
