@@ -103,7 +103,7 @@ class App:
         await self._connect_worker_auth()
         await self._open_dialer(outbound_trust(settings, trust))
         self._policy = Policy.load(settings, self.metrics)
-        discovery = Discovery(lookup, grace_s=settings.discovery_grace_ms / 1000)
+        discovery = Discovery(lookup, self.metrics, grace_s=settings.discovery_grace_ms / 1000)
         await self._serve(discovery, http_socket, metrics_socket)
         if settings.ports_file is not None:
             write_ports_file(Path(settings.ports_file), self.bound)
@@ -147,7 +147,9 @@ class App:
         if self._identity is None or settings.reverse_tunnel_listen_addr is None:
             return
         address = listen_address(settings.reverse_tunnel_listen_addr)
-        self._listener = ReverseListener(self.registry, self._authenticator, RAW_QUIC, self._tunnel_settings)
+        self._listener = ReverseListener(
+            self.registry, self._authenticator, RAW_QUIC, self._tunnel_settings, self.metrics
+        )
         try:
             host, port = await self._listener.listen(
                 address.host,
@@ -204,7 +206,7 @@ class App:
         quic = assembly.quic_settings(settings)
         try:
             self._dialer = await DirectDialer.open(
-                tls, RAW_QUIC, quic, self._tunnel_settings, engine=settings.quic_engine
+                tls, RAW_QUIC, quic, self._tunnel_settings, self.metrics, engine=settings.quic_engine
             )
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
@@ -212,8 +214,8 @@ class App:
 
     def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
         if self._dialer is None or identity.reverse:
-            return ReverseTunnels(identity, self._tunnel_settings)
-        return DirectTunnels(identity, self._tunnel_settings, self._dialer.dial)
+            return ReverseTunnels(identity, self._tunnel_settings, self.metrics)
+        return DirectTunnels(identity, self._tunnel_settings, self.metrics, self._dialer.dial)
 
     # --- serve -------------------------------------------------------------------------------------------------------
 
@@ -274,6 +276,12 @@ class App:
             return sum(one.identity.reverse and one.tunnels.healthy() for one in self.registry.registrations())
 
         self.metrics.reverse_tunnels_up.track(reverse_tunnels_up)
+        if self._listener is not None:
+            listener = self._listener
+            self.metrics.quic_connections.track(lambda: listener.connections, ("incoming",))
+        if self._dialer is not None:
+            dialer = self._dialer
+            self.metrics.quic_connections.track(lambda: dialer.connections, ("outgoing",))
         self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
         self._loop_lag.start()
 

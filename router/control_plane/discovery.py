@@ -19,6 +19,7 @@ from router.control_plane.replicas import (
     split_port,
 )
 from router.control_plane.resolver import LookupFailedError, Resolver
+from router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
 
@@ -28,6 +29,12 @@ class Lookup(Protocol):
 
     own: Replica
     """This router as this way lists it."""
+    kind: str
+    """The label of its failures in metrics."""
+    dns_name: str
+    """What is looked up, for the log."""
+    failure_text: str
+    """The line of a failed round."""
 
     async def replicas(self) -> list[Replica]:
         """All routers, this one included, sorted. Raises `LookupFailedError`."""
@@ -35,6 +42,8 @@ class Lookup(Protocol):
 
 class SelfOnly:
     """Discovery is off: there is only this router."""
+
+    kind, dns_name, failure_text = "none", "", ""  # it never fails
 
     def __init__(self, own: Replica) -> None:
         self.own = own
@@ -47,6 +56,7 @@ class SelfOnly:
 class HeadlessService:
     """SRV records of a headless Kubernetes service: one per pod."""
 
+    kind = "srv"
     failure_text = "headless service SRV lookup failed"
 
     def __init__(
@@ -98,6 +108,7 @@ class HeadlessService:
 class PlainDns:
     """A and AAAA records: one router per address, all on this router's port."""
 
+    kind = "address"
     failure_text = "dns lookup failed"
 
     def __init__(self, resolver: Resolver, *, dns_name: str, own: Replica) -> None:
@@ -113,8 +124,11 @@ class PlainDns:
 class Discovery:
     """Rounds of one lookup. A failing round repeats the last good answer for a grace time, then lists only this router."""
 
-    def __init__(self, lookup: Lookup, *, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, lookup: Lookup, metrics: Metrics, *, grace_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lookup = lookup
+        self._metrics = metrics
         self._grace_s = grace_s
         self._clock = clock
         self._last_good: list[Replica] = []
@@ -127,23 +141,25 @@ class Discovery:
         try:
             replicas = await self._lookup.replicas()
         except LookupFailedError as error:
-            return self._without_answer(error)
-        if self._failing:
-            _log.info("discovery works again", **self._fields())
-        self._failing = self._alone = False
-        self._last_good, self._last_good_at = replicas, self._clock()
+            self._metrics.discovery_failures_total.inc((self._lookup.kind,))
+            replicas = self._without_answer(error)
+        else:
+            if self._failing:
+                _log.info("discovery works again", dns_name=self._lookup.dns_name)
+            self._failing = self._alone = False
+            self._last_good, self._last_good_at = replicas, self._clock()
+        self._metrics.discovery_routers.set(len(replicas))
         return replicas
 
     def _without_answer(self, error: LookupFailedError) -> list[Replica]:
         if not self._failing:
             self._failing = True
-            _log.warning(getattr(self._lookup, "failure_text", "discovery failed"), error=str(error), **self._fields())
+            _log.warning(self._lookup.failure_text, error=str(error), dns_name=self._lookup.dns_name)
         if self._clock() - self._last_good_at <= self._grace_s:
             return self._last_good
         if self._last_good and not self._alone:
             self._alone = True
-            _log.warning("no discovery answer for too long; publishing only this router", **self._fields())
+            _log.warning(
+                "no discovery answer for too long; publishing only this router", dns_name=self._lookup.dns_name
+            )
         return [self._lookup.own]
-
-    def _fields(self) -> dict[str, str]:
-        return {"dns_name": getattr(self._lookup, "dns_name", "")}

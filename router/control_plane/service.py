@@ -4,9 +4,9 @@ Source: docs/control-plane.md. Response headers go out before anything is read: 
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -20,34 +20,11 @@ from router.control_plane.worker_auth import bearer_token
 from router.control_plane.worker_tunnels import MakeTunnels
 from router.registry.authentication import AuthenticationError, Authenticator
 from router.registry.registry import Registry
+from router.telemetry.credential_failures import Credential, CredentialFailures
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control.stargate_pb2_grpc import StargateControlPlaneServicer
 
 _log = structlog.get_logger()
-
-_MAX_KNOWN_FAILURES = 1_000
-
-
-class AuthenticationLog:
-    """One line when authentication of an address begins to fail, fails for another reason, or works again."""
-
-    def __init__(self) -> None:
-        self._failing: OrderedDict[str, str] = OrderedDict()
-
-    def failed(self, peer: str, cause: str) -> None:
-        """Authentication of a worker at `peer` failed."""
-        host = _host(peer)
-        if self._failing.get(host) != cause:
-            _log.warning("gRPC registration authentication failed", error=cause, peer=peer)
-        self._failing[host] = cause
-        self._failing.move_to_end(host)
-        if len(self._failing) > _MAX_KNOWN_FAILURES:
-            self._failing.popitem(last=False)
-
-    def succeeded(self, peer: str) -> None:
-        """A worker at `peer` was accepted."""
-        if self._failing.pop(_host(peer), None) is not None:
-            _log.info("gRPC registration authentication works again", peer=peer)
 
 
 class ControlPlane(StargateControlPlaneServicer):
@@ -69,7 +46,7 @@ class ControlPlane(StargateControlPlaneServicer):
         self._settings = settings
         self._metrics = metrics
         self._streams = Streams(registry, make_tunnels, settings, metrics, clock=clock)
-        self._authentication_log = AuthenticationLog()
+        self._credential_failures = CredentialFailures(metrics)
         self._stopping = False
 
     def stop(self) -> None:
@@ -123,10 +100,10 @@ class ControlPlane(StargateControlPlaneServicer):
         try:
             routing_key = await self._authenticator.routing_key(bearer_token(authorization))
         except AuthenticationError as error:
-            self._authentication_log.failed(peer, error.cause_text)
+            self._credential_failures.failed(Credential.REGISTRATION_TOKEN, error.cause_text, host=_host(peer))
             self._metrics.registrations_refused_total.inc(("authentication",))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "authentication failed")
-        self._authentication_log.succeeded(peer)
+        self._credential_failures.passed(Credential.REGISTRATION_TOKEN, host=_host(peer))
         _log.debug("worker authenticated", peer=peer, routing_key=routing_key)
         return routing_key
 
@@ -155,5 +132,5 @@ def _heartbeat_ms(value: str | bytes | None) -> int | None:
 
 
 def _host(peer: str) -> str:
-    """`ipv4:10.0.0.1:1234` without its port."""
-    return peer.rpartition(":")[0]
+    """The address in `ipv4:10.0.0.1:1234` or `ipv6:[::1]:1234`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")

@@ -220,6 +220,8 @@ class ProxiedRequest:
             self._selected_before = True
             waited = now - self._valid.routing.received_at
             metrics.routing_duration_seconds.observe(waited, self._labels)
+            if self._routing_retries:
+                metrics.routing_wait_seconds.observe(waited, self._labels)
         spilled = with_free_stream(chosen, self._failed_backends, self._select_elsewhere)
         if spilled is not chosen:
             metrics.spills_total.inc(self._labels)

@@ -244,7 +244,10 @@ class Metrics:
             "request_first_byte_seconds", "Time from request arrival to the response head", WIDE_BOUNDS_S, *target
         )
         self.routing_wait_seconds = self._histogram(
-            "routing_wait_seconds", "Time from request arrival to its first selection", WIDE_BOUNDS_S, *target
+            "routing_wait_seconds",
+            "Time from request arrival to its first selection, of requests that had to wait for a willing cluster",
+            WIDE_BOUNDS_S,
+            *target,
         )
         self.client_aborts_total = self._counter(
             "client_aborts_total", "Requests whose client left; phase is upload, head or body", *target, "phase"
@@ -272,6 +275,11 @@ class Metrics:
         )
         self.registrations_ended_total = self._counter(
             "registrations_ended_total", "Registrations that ended, by reason", "reason"
+        )
+        self.worker_credential_failures_total = self._counter(
+            "worker_credential_failures_total",
+            "Tokens and certificates not accepted, by worker; id empty where not known yet",
+            *("credential", "inference_server_id", "address"),
         )
         self.worker_auth_total = self._counter("worker_auth_total", "Worker authentications by result", "result")
         self.worker_auth_duration_seconds = self._histogram(

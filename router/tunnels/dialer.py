@@ -8,6 +8,8 @@ import socket
 import structlog
 
 from router.registry.tunnel import TunnelError
+from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
+from router.telemetry.metrics import Metrics
 from router.tunnels.addresses import DialTarget, dial_target
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.tunnel import Tunnel
@@ -29,16 +31,29 @@ class DirectDialer:
     """Owns the outgoing sockets; made by `open`."""
 
     def __init__(
-        self, endpoints: dict[int, Endpoint], tls: ClientTls, framing: Framing, settings: TunnelSettings
+        self,
+        endpoints: dict[int, Endpoint],
+        tls: ClientTls,
+        framing: Framing,
+        settings: TunnelSettings,
+        metrics: Metrics,
     ) -> None:
         self._endpoints = endpoints
+        self._credential_failures = CredentialFailures(metrics)
         self._tls = tls
         self._framing = framing
         self._settings = settings
 
     @classmethod
     async def open(
-        cls, tls: ClientTls, framing: Framing, quic: QuicSettings, settings: TunnelSettings, *, engine: str = "aioquic"
+        cls,
+        tls: ClientTls,
+        framing: Framing,
+        quic: QuicSettings,
+        settings: TunnelSettings,
+        metrics: Metrics,
+        *,
+        engine: str = "aioquic",
     ) -> "DirectDialer":
         """Bind a socket for IPv4 (raises OSError) and, where the host has it, one for IPv6."""
         endpoints = {4: await Endpoint.client(socket.AF_INET, quic, engine=engine)}
@@ -46,7 +61,7 @@ class DirectDialer:
             endpoints[6] = await Endpoint.client(socket.AF_INET6, quic, engine=engine)
         except OSError as error:
             _log.warning("IPv6 relay endpoint unavailable; continuing with IPv4-only relay endpoint", error=str(error))
-        return cls(endpoints, tls, framing, settings)
+        return cls(endpoints, tls, framing, settings, metrics)
 
     async def dial(self, tunnels: DirectTunnels) -> list[Tunnel]:
         """A complete set for this registration; raises `TunnelError`, and closes what it had, if any connection fails."""
@@ -61,6 +76,11 @@ class DirectDialer:
             raise
         return dialed
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return sum(len(endpoint.connections) for endpoint in self._endpoints.values())
+
     async def close(self) -> None:
         """Close all connections and release the sockets."""
         for endpoint in self._endpoints.values():
@@ -70,6 +90,7 @@ class DirectDialer:
         endpoint = self._endpoints.get(target.version)
         if endpoint is None:
             raise TunnelError(f"no IPv{target.version} socket to dial {target.ip} from")
+        worker_id = tunnels.identity.inference_server_id
         handler = _OutgoingConnection(tunnels)
         try:
             connection = await endpoint.connect(
@@ -78,8 +99,13 @@ class DirectDialer:
         except TimeoutError as error:
             raise TunnelError("quic connect timed out") from error
         except ConnectionClosedError as error:
+            if is_certificate_error(error.error_code) and not error.by_peer:
+                self._credential_failures.failed(
+                    Credential.WORKER_CERTIFICATE, str(error), host=target.ip, inference_server_id=worker_id
+                )
             raise TunnelError(f"quic connect failed: {error}") from error
-        handler.tunnel = Tunnel(connection, self._framing, tunnels.identity.inference_server_id)
+        self._credential_failures.passed(Credential.WORKER_CERTIFICATE, host=target.ip, inference_server_id=worker_id)
+        handler.tunnel = Tunnel(connection, self._framing, worker_id)
         return handler.tunnel
 
 

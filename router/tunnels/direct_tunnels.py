@@ -12,6 +12,7 @@ import structlog
 
 from router.registry.registration import Identity
 from router.registry.tunnel import TunnelError, TunnelStep
+from router.telemetry.metrics import Metrics
 from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
 from router.tunnels.worker_tunnels import RegistrationTunnels
@@ -38,11 +39,12 @@ class DirectTunnels(RegistrationTunnels):
         self,
         identity: Identity,
         settings: TunnelSettings,
+        metrics: Metrics,
         dial: DialSet,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(identity, settings, grace_ms=settings.direct_grace_ms)
+        super().__init__(identity, settings, metrics, grace_ms=settings.direct_grace_ms)
         self._dial = dial
         self._clock = clock
         self._dialing: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from router.registry.tunnel import TunnelError
+from router.telemetry.metrics import Metrics
 from router.tunnels.connection_set import ConnectionSlot
 from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -78,6 +79,7 @@ class HealthMonitor:
         inference_server_id: str,
         slot: ConnectionSlot[Tunnel],
         settings: TunnelSettings,
+        metrics: Metrics,
         *,
         grace_ms: int,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
@@ -88,6 +90,7 @@ class HealthMonitor:
         self._inference_server_id = inference_server_id
         self._slot = slot
         self._settings = settings
+        self._metrics = metrics
         self._grace_ms = grace_ms
         self._clock_ns = clock_ns
         self._head = probe_head(inference_server_id)
@@ -144,6 +147,7 @@ class HealthMonitor:
             rtt_ns = await self._probe(tunnel, limit_ms)
         except TunnelError as error:
             self.rtt_ns = None
+            self._metrics.health_probe_failures_total.inc((self._inference_server_id,))
             if not self._failing and not self._stopped:
                 self._failing = True
                 _log.warning("health check failed", inference_server_id=self._inference_server_id, error=error.reason)

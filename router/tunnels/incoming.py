@@ -12,6 +12,8 @@ import structlog
 
 from router.registry.authentication import AuthenticationError, Authenticator
 from router.registry.registration import Registration
+from router.telemetry.credential_failures import Credential, CredentialFailures
+from router.telemetry.metrics import Metrics
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.tunnel import Tunnel, TunnelConnection
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -43,6 +45,8 @@ class Desk(Protocol):
     authenticator: Authenticator
     framing: Framing
     settings: TunnelSettings
+    metrics: Metrics
+    credential_failures: CredentialFailures
 
     def decided(self, incoming: "IncomingConnection") -> None:
         """The connection is a tunnel now, or closed: it is no longer pending."""
@@ -62,6 +66,10 @@ class IncomingConnection:
         self._over = False
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(desk.settings.handshake_timeout_ms / 1000, self._too_slow)
+
+    @property
+    def _host(self) -> str:
+        return self.connection.peer_address[0]
 
     # --- ConnectionHandler -------------------------------------------------------------------------------------------
 
@@ -121,14 +129,12 @@ class IncomingConnection:
         try:
             routing_key = await self._desk.authenticator.routing_key(hello.token)
         except AuthenticationError as error:
-            _log.warning(
-                "reverse handshake authentication failed",
-                inference_server_id=worker_id,
-                error=error.cause_text,
-                peer=_address(self.connection),
+            self._desk.credential_failures.failed(
+                Credential.TUNNEL_TOKEN, error.cause_text, host=self._host, inference_server_id=worker_id
             )
             self._refuse(NOT_AUTHENTICATED)
             return
+        self._desk.credential_failures.passed(Credential.TUNNEL_TOKEN, host=self._host, inference_server_id=worker_id)
         if self._over:
             return
         _log.info("reverse handshake authenticated", inference_server_id=worker_id, routing_key=routing_key)
@@ -160,6 +166,7 @@ class IncomingConnection:
         self._tunnels = tunnels
         self._tunnel = tunnel
         self._end()
+        self._desk.metrics.reverse_handshakes_total.inc(("accepted",))
         if self._stream is not None:
             self._stream.write(self._handshake.accept(), fin=True)
         _log.info(
@@ -175,6 +182,7 @@ class IncomingConnection:
         self._deadline = asyncio.get_running_loop().call_later(
             self._desk.settings.connect_timeout_ms / 1000, self._refusal_unread
         )
+        self._desk.metrics.reverse_handshakes_total.inc((reason,))
         self._stream.write(self._handshake.refuse(reason), fin=True)
         self._stream.when_sent(self._close)
 
@@ -197,6 +205,7 @@ class IncomingConnection:
 
     def _fail(self, reason: str) -> None:
         if not self._over:
+            self._desk.metrics.reverse_handshakes_total.inc(("failed",))
             _log.warning("reverse tunnel connection failed", error=reason, peer=_address(self.connection))
             self._close()
 

@@ -6,6 +6,8 @@ See docs/protocol.md, "Reverse handshake".
 import structlog
 
 from router.registry.authentication import Authenticator
+from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
+from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection, Registrations
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
@@ -25,8 +27,15 @@ class ReverseListener:
     """Accepts workers' connections until told otherwise; made by `listen`."""
 
     def __init__(
-        self, registrations: Registrations, authenticator: Authenticator, framing: Framing, settings: TunnelSettings
+        self,
+        registrations: Registrations,
+        authenticator: Authenticator,
+        framing: Framing,
+        settings: TunnelSettings,
+        metrics: Metrics,
     ) -> None:
+        self.metrics = metrics
+        self.credential_failures = CredentialFailures(metrics)
         self.registrations = registrations
         self.authenticator = authenticator
         self.framing = framing
@@ -38,10 +47,17 @@ class ReverseListener:
         self, host: str, port: int, tls: ServerTls, quic: QuicSettings, *, engine: str = "aioquic"
     ) -> tuple[str, int]:
         """Bind the UDP socket; returns the address it is bound to. Raises OSError."""
-        self._endpoint = await Endpoint.listen(host, port, tls, quic, self._on_connection, engine=engine)
+        self._endpoint = await Endpoint.listen(
+            host, port, tls, quic, self._on_connection, engine=engine, on_failed=self._on_failed
+        )
         address = self._endpoint.local_address
         _log.info("reverse tunnel listener started", addr=f"{address[0]}:{address[1]}")
         return address[0], address[1]
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, tunnels or not."""
+        return 0 if self._endpoint is None else len(self._endpoint.connections)
 
     @property
     def pending(self) -> int:
@@ -67,7 +83,14 @@ class ReverseListener:
         """A connection is a tunnel now, or closed."""
         self._pending.discard(incoming)
 
+    def _on_failed(self, connection: Connection, error: ConnectionClosedError) -> None:
+        """A worker that does not trust this router's certificate leaves before it says who it is."""
+        if error.by_peer and is_certificate_error(error.error_code):
+            host = connection.peer_address[0]
+            self.credential_failures.failed(Credential.ROUTER_CERTIFICATE, str(error), host=host)
+
     def _on_connection(self, connection: Connection) -> ConnectionHandler:
+        self.credential_failures.passed(Credential.ROUTER_CERTIFICATE, host=connection.peer_address[0])
         if len(self._pending) >= self.settings.max_pending_handshakes:
             _log.warning("too many reverse handshakes under way; connection closed", pending=len(self._pending))
             connection.close()

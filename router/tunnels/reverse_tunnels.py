@@ -9,6 +9,7 @@ import structlog
 
 from router.registry.registration import Identity
 from router.registry.tunnel import TunnelError, TunnelStep
+from router.telemetry.metrics import Metrics
 from router.tunnels.connection_set import Install
 from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -22,8 +23,8 @@ class ReverseTunnels(RegistrationTunnels):
 
     direct = False
 
-    def __init__(self, identity: Identity, settings: TunnelSettings) -> None:
-        super().__init__(identity, settings, grace_ms=0)
+    def __init__(self, identity: Identity, settings: TunnelSettings, metrics: Metrics) -> None:
+        super().__init__(identity, settings, metrics, grace_ms=0)
         self._endpoint_advertised = False
 
     # --- called by the listener --------------------------------------------------------------------------------------

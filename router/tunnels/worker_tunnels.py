@@ -11,6 +11,7 @@ import structlog
 
 from router.registry.registration import Identity
 from router.registry.tunnel import ExchangeSink, TunnelError
+from router.telemetry.metrics import Metrics
 from router.tunnels.connection_set import ConnectionSlot
 from router.tunnels.exchange import StreamExchange
 from router.tunnels.health import HealthMonitor
@@ -26,11 +27,12 @@ class RegistrationTunnels:
 
     direct: bool
 
-    def __init__(self, identity: Identity, settings: TunnelSettings, *, grace_ms: int) -> None:
+    def __init__(self, identity: Identity, settings: TunnelSettings, metrics: Metrics, *, grace_ms: int) -> None:
         self.identity = identity
         self.slot: ConnectionSlot[Tunnel] = ConnectionSlot(self._changed)
-        self.health = HealthMonitor(identity.inference_server_id, self.slot, settings, grace_ms=grace_ms)
+        self.health = HealthMonitor(identity.inference_server_id, self.slot, settings, metrics, grace_ms=grace_ms)
         self.settings = settings
+        self._metrics = metrics
         self._loop_task: asyncio.Task[None] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
@@ -50,7 +52,10 @@ class RegistrationTunnels:
 
     async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange:
         """Open a stream on the next open connection and send the head (and FIN if `end`); raises `TunnelError`."""
-        return await self._pick().open(head, sink, end=end)
+        tunnel = self._pick()
+        if not tunnel.free_streams:
+            self._metrics.stream_credit_waits_total.inc()
+        return await tunnel.open(head, sink, end=end)
 
     def _pick(self) -> Tunnel:
         tunnel = self.slot.pick()

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 from scripted_worker import Request
+from structlog.testing import capture_logs
 from tunnel_house import CERTIFICATE, HEAD, Caller, eventually, scenario
 
 import certs
 from router.registry.registration import Identity
 from router.registry.tunnel import TunnelError, TunnelStep
+from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -71,11 +73,14 @@ async def dialling(settings=SETTINGS, trust_pem=CERTIFICATE.cert_pem):
     """A worker that listens, a dialer, and a function that makes tunnels to a port."""
     worker = Worker()
     port = await worker.listen()
+    metrics = Metrics()
     tls = ClientTls(trust_pem=trust_pem, server_name="stargate", insecure=trust_pem is None)
-    dialer = await DirectDialer.open(tls, RAW_QUIC, QuicSettings(), settings)
+    dialer = await DirectDialer.open(tls, RAW_QUIC, QuicSettings(), settings, metrics)
 
     def tunnels(to=port):
-        return DirectTunnels(Identity("w1", "w1", f"quic://127.0.0.1:{to}", None, False), settings, dialer.dial)
+        return DirectTunnels(
+            Identity("w1", "w1", f"quic://127.0.0.1:{to}", None, False), settings, metrics, dialer.dial
+        )
 
     try:
         yield worker, port, tunnels
@@ -125,8 +130,15 @@ async def test_a_set_of_three_is_rebuilt_whole_when_one_closes():
 @scenario
 async def test_a_worker_with_an_unknown_certificate_is_not_connected():
     async with dialling(trust_pem=certs.make_self_signed(["stargate"]).cert_pem) as (_, _, tunnels):
-        with pytest.raises(TunnelError, match="quic connect failed"):
-            await tunnels().reconnect()
+        direct = tunnels()
+        with capture_logs() as logs:
+            for _ in range(2):
+                with pytest.raises(TunnelError, match="quic connect failed"):
+                    await direct.reconnect()
+        (told,) = [line for line in logs if "worker's certificate" in line["event"]]
+        assert (told["inference_server_id"], told["peer"]) == ("w1", "127.0.0.1")
+        metrics = direct._metrics
+        assert metrics.worker_credential_failures_total.value(("worker_certificate", "w1", "127.0.0.1")) == 2
 
 
 @scenario

@@ -328,6 +328,7 @@ async def test_a_willing_cluster_is_waited_for_until_the_limit():
         await eventually(lambda: house.proxy.running)
         house.update(worker, kv_cache_capacity_tokens=1000, kv_cache_free_tokens=1000)
         assert (await client.answer()).status == 200
+        assert house.metrics.routing_wait_seconds.count(("", "m")) == 1
 
 
 @scenario

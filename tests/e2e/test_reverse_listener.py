@@ -11,6 +11,7 @@ from tunnel_house import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_house, e
 import certs
 from router.registry.tunnel import TunnelError, TunnelStep
 from tunnel_protocol import capnp
+from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls
 
@@ -147,7 +148,11 @@ async def test_refusals_are_logged_with_what_an_operator_needs():
             "reverse handshake NACK: unauthorized inference_server_id",
             "reverse handshake NACK: routing key mismatch",
         ]
-        assert lines[0]["error"] == "unknown worker token"
+        assert (lines[0]["error"], lines[0]["inference_server_id"]) == ("unknown worker token", "w1")
+        assert lines[0]["peer"] == "127.0.0.1"
+        assert house.metrics.worker_credential_failures_total.value(("tunnel_token", "w1", "127.0.0.1")) == 1
+        reasons = ("authentication failed", "unauthorized inference_server_id", "routing key mismatch")
+        assert [house.metrics.reverse_handshakes_total.value((reason,)) for reason in reasons] == [1, 1, 1]
         assert (lines[2]["quic_routing_key"], lines[2]["stored_routing_key"]) == ("fn-2", "fn-1")
         assert not any("bad" in str(value) for line in logs for value in line.values())
 
@@ -490,8 +495,14 @@ async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_i
         worker = await house.tunnel(trust_pem=CERTIFICATE.cert_pem)
         assert await registration.tunnels.rtt_ns() is not None
         assert await serves(registration, worker)
-        with pytest.raises((OSError, Exception)):
-            await house.dial(trust_pem=certs.make_self_signed(["stargate"]).cert_pem)
+        with capture_logs() as logs:
+            for _ in range(2):
+                with pytest.raises(ConnectionClosedError):
+                    await house.dial(trust_pem=certs.make_self_signed(["stargate"]).cert_pem)
+            counted = ("router_certificate", "", "127.0.0.1")
+            await eventually(lambda: house.metrics.worker_credential_failures_total.value(counted) == 2)
+        told = [line for line in logs if "this router's certificate" in line["event"]]
+        assert [(line["log_level"], line["peer"]) for line in told] == [("warning", "127.0.0.1")]
 
 
 @scenario

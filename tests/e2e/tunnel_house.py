@@ -9,6 +9,7 @@ import certs
 from router.registry.authentication import AuthenticationError
 from router.registry.registration import Identity
 from router.registry.registry import Registry
+from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
@@ -47,13 +48,18 @@ class House:
         self.registry = Registry()
         self.tokens = tokens
         self.settings = settings
-        self.listener = ReverseListener(self.registry, tokens, RAW_QUIC, settings)
+        self.metrics = Metrics()
+        self.listener = ReverseListener(self.registry, tokens, RAW_QUIC, settings, self.metrics)
         self.port = 0
         self.workers = []
 
     def register(self, worker_id="w1", *, routing_key=None, reverse=True):
         identity = Identity(worker_id, worker_id, "http://engine.example", routing_key, reverse)
-        tunnels = ReverseTunnels(identity, self.settings) if reverse else DirectTunnels(identity, self.settings, None)
+        tunnels = (
+            ReverseTunnels(identity, self.settings, self.metrics)
+            if reverse
+            else DirectTunnels(identity, self.settings, self.metrics, None)
+        )
         return self.registry.begin(identity, tunnels)
 
     def end(self, registration):

@@ -10,7 +10,6 @@ from router.control_plane.admission import admit
 from router.control_plane.heartbeat import BadHeartbeat, idle_timeout_ms, parse_heartbeat_ms
 from router.control_plane.inbox import Inbox, Signal
 from router.control_plane.inference_server_url import InvalidUrlError, check_inference_server_url
-from router.control_plane.service import AuthenticationLog
 from router.control_plane.worker_auth import bearer_token
 from router.registry import Identity
 from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
@@ -240,19 +239,3 @@ def test_inbox_drops_the_oldest_reports_beyond_its_bounds() -> None:
         assert await inbox.get() == message(4)
 
     asyncio.run(run())
-
-
-def test_authentication_failures_are_told_once_per_address_and_cause(capsys: pytest.CaptureFixture[str]) -> None:
-    log = AuthenticationLog()
-    for port in (1, 2, 3):
-        log.failed(f"ipv4:10.0.0.1:{port}", "UNAUTHENTICATED: no")
-    log.failed("ipv4:10.0.0.1:4", "UNAVAILABLE: gateway")
-    log.failed("ipv6:[::1]:4", "UNAVAILABLE: gateway")
-    log.succeeded("ipv4:10.0.0.1:5")
-    log.succeeded("ipv4:10.0.0.1:6")
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.count("gRPC registration authentication failed") for line in lines] == [1, 1, 1, 0]
-    assert "works again" in lines[3]
-    for number in range(2000):
-        log.failed(f"ipv4:10.{number}:1", "no")
-    assert len(log._failing) == 1000

@@ -26,6 +26,7 @@ from router.control_plane.replicas import (
 )
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.watch import WatchCell, WatchPublisher, build_response, remote_watch_urls
+from router.telemetry.metrics import Metrics
 from tunnel_protocol.control.stargate_pb2 import StargateInfo, WatchStargatesResponse
 
 DNS = "routers-headless.ns.svc.cluster.local"
@@ -183,7 +184,7 @@ def test_failing_lookup_repeats_the_last_good_answer_for_a_grace_time_and_is_tol
         resolver.ips = ["10.0.0.2"]
         own = own_replica("router", "10.0.0.1:50071", 8000)
         lookup = PlainDns(resolver, dns_name="routers", own=own)  # type: ignore[arg-type]
-        discovery = Discovery(lookup, grace_s=30, clock=lambda: now)
+        discovery = Discovery(lookup, Metrics(), grace_s=30, clock=lambda: now)
         both = await discovery.round()
         assert len(both) == 2
         resolver.ips = LookupFailedError("timed out")
@@ -206,7 +207,7 @@ def test_lookup_that_never_worked_yields_self() -> None:
         resolver = FakeResolver()
         resolver.records = LookupFailedError("no such name")
         lookup = headless(resolver)
-        assert await Discovery(lookup, grace_s=30).round() == [lookup.own]
+        assert await Discovery(lookup, Metrics(), grace_s=30).round() == [lookup.own]
 
     asyncio.run(run())
 

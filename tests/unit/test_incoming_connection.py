@@ -8,6 +8,8 @@ from virtual_time import run_virtual
 
 from router.registry.registration import Identity
 from router.registry.registry import Registry
+from router.telemetry.credential_failures import CredentialFailures
+from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -26,6 +28,8 @@ class Desk:
         self.authenticator = Anyone()
         self.framing = LineFraming()
         self.settings = TunnelSettings()
+        self.metrics = Metrics()
+        self.credential_failures = CredentialFailures(self.metrics)
         self.over = []
 
     def decided(self, incoming):
@@ -86,7 +90,7 @@ def test_a_refusal_that_is_never_acknowledged_is_given_up_after_the_connect_time
 def test_a_tunnel_is_installed_before_the_answer_is_written():
     async def test():
         desk = Desk()
-        tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), desk.settings)
+        tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), desk.settings, Metrics())
         desk.registrations.begin(tunnels.identity, tunnels)
         _, incoming, stream = arrive(desk)
         write, healthy_at_write = stream.write, []

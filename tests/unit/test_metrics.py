@@ -1,13 +1,17 @@
 """The metrics page: spelling, bounds of labels, and what is shown where."""
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import router
 from router.telemetry.families import (
     MAX_SERIES,
     OVERFLOW,
     Counter,
     Description,
+    Family,
     Gauge,
     Histogram,
     MetricNameError,
@@ -163,3 +167,12 @@ def test_a_gauge_without_workers_stays_at_zero() -> None:
 def test_the_wrong_number_of_labels_is_a_programming_error() -> None:
     with pytest.raises(ValueError, match="takes labels"):
         Metrics().requests_total.inc(("only one",))
+
+
+def test_every_family_is_fed_by_some_room() -> None:
+    root = Path(router.__file__).parent
+    source = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "metrics.py")
+    families = [name for name, value in vars(Metrics()).items() if isinstance(value, Family)]
+    assert families
+    unfed = [name for name in families if f".{name}" not in source]
+    assert unfed == ["active_inference_servers"]  # through `set_active_inference_servers`

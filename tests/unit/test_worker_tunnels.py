@@ -7,6 +7,7 @@ from virtual_time import run_virtual
 
 from router.registry.registration import Identity
 from router.registry.tunnel import TunnelError, TunnelStep
+from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.tunnel import Tunnel
@@ -69,7 +70,7 @@ class Story:
 
 
 def reverse_with(connection, settings=SETTINGS, worker_id="w1"):
-    tunnels = ReverseTunnels(identity(reverse=True, worker_id=worker_id), settings)
+    tunnels = ReverseTunnels(identity(reverse=True, worker_id=worker_id), settings, Metrics())
     return tunnels, install(tunnels, connection)
 
 
@@ -89,7 +90,7 @@ async def finish(tunnels):
 
 def test_the_first_step_of_a_reverse_worker_never_waits():
     async def test():
-        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS)
+        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
         assert await tunnels.tunnel_step() is TunnelStep.REVERSE_DISCONNECTED
         assert now() == 0
 
@@ -98,7 +99,7 @@ def test_the_first_step_of_a_reverse_worker_never_waits():
 
 def test_a_later_step_waits_for_the_tunnel_and_goes_on_as_soon_as_it_is_there():
     async def test():
-        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS)
+        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
         await tunnels.tunnel_step()
         asyncio.get_running_loop().call_later(3, install, tunnels, Worker())
         assert await tunnels.tunnel_step() is TunnelStep.CONNECTED
@@ -109,7 +110,7 @@ def test_a_later_step_waits_for_the_tunnel_and_goes_on_as_soon_as_it_is_there():
 
 def test_a_step_without_a_tunnel_gives_up_after_the_connect_timeout_and_says_so():
     async def test():
-        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS)
+        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
         await tunnels.tunnel_step()
         with capture_logs() as logs:
             assert await tunnels.tunnel_step() is TunnelStep.REVERSE_DISCONNECTED
@@ -128,7 +129,7 @@ def test_a_step_without_a_tunnel_gives_up_after_the_connect_timeout_and_says_so(
 
 def test_a_waiting_step_ends_at_once_when_the_registration_ends():
     async def test():
-        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS)
+        tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
         await tunnels.tunnel_step()
         asyncio.get_running_loop().call_later(1, tunnels.retire)
         assert await tunnels.tunnel_step() is TunnelStep.REVERSE_DISCONNECTED
@@ -196,7 +197,7 @@ def test_retiring_leaves_running_exchanges_alone_and_closes_the_connection_after
 
 
 def test_a_reverse_worker_is_never_dialled():
-    tunnels = ReverseTunnels(identity(reverse=True), SETTINGS)
+    tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
     with pytest.raises(TunnelError):
         asyncio.run(tunnels.reconnect())
 
@@ -229,7 +230,7 @@ def test_a_round_trip_asked_for_before_the_first_turn_is_measured_at_once():
 
 
 def test_no_connection_means_no_round_trip():
-    assert asyncio.run(ReverseTunnels(identity(reverse=True), SETTINGS).rtt_ns()) is None
+    assert asyncio.run(ReverseTunnels(identity(reverse=True), SETTINGS, Metrics()).rtt_ns()) is None
 
 
 def test_a_health_check_with_another_status_leaves_no_round_trip_and_is_logged_once():
@@ -435,7 +436,7 @@ class Dialer:
 
 
 def direct_with(dialer):
-    return DirectTunnels(identity(reverse=False), SETTINGS, dialer, clock=now)
+    return DirectTunnels(identity(reverse=False), SETTINGS, Metrics(), dialer, clock=now)
 
 
 def close(tunnels, connection):

@@ -196,7 +196,7 @@ class Connection:
         established = self.opening is None or self.opening.done()
         if not established and self.opening is not None:
             self.opening.set_exception(error)
-        self._endpoint.ended(self)
+        self._endpoint.ended(self, error)
         if self.handler is not None and established:
             self.handler.on_closed(error)
         if self._ended is not None:
@@ -247,12 +247,14 @@ class Endpoint:
         settings: QuicSettings,
         factory: EngineFactory,
         on_connection: Callable[[Connection], ConnectionHandler] | None,
+        on_failed: Callable[[Connection, ConnectionClosedError], None] | None = None,
     ) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._udp = udp
         self._factory = factory
         self._on_connection = on_connection
+        self._on_failed = on_failed
         self._accepting = on_connection is not None
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
@@ -272,13 +274,14 @@ class Endpoint:
         settings: QuicSettings,
         on_connection: Callable[[Connection], ConnectionHandler],
         engine: str = "aioquic",
+        on_failed: Callable[[Connection, ConnectionClosedError], None] | None = None,
     ) -> "Endpoint":
-        """Bind and accept; `on_connection` is called for every completed QUIC handshake.
+        """Bind and accept; `on_connection` is called for every completed QUIC handshake, `on_failed` for every other one.
 
         Raises OSError if the address cannot be had, ValueError if the identity cannot be used.
         """
         factory = ENGINES[engine](settings, tls)
-        return cls(UdpSocket.bind(host, port, settings.max_datagram_bytes), settings, factory, on_connection)
+        return cls(UdpSocket.bind(host, port, settings.max_datagram_bytes), settings, factory, on_connection, on_failed)
 
     @classmethod
     async def client(cls, family: int, settings: QuicSettings, engine: str = "aioquic") -> "Endpoint":
@@ -369,9 +372,12 @@ class Endpoint:
         if connection.handler is None and self._on_connection is not None:
             connection.handler = self._on_connection(connection)
 
-    def ended(self, connection: Connection) -> None:
+    def ended(self, connection: Connection, error: ConnectionClosedError) -> None:
         """The connection has ended; its last packets may still be on their way."""
+        half_open = connection in self._half_open
         self._half_open.pop(connection, None)
+        if half_open and self._on_failed is not None:
+            self._on_failed(connection, error)
 
     def route(self, connection_id: bytes, connection: Connection) -> None:
         """Datagrams with this destination id belong to this connection."""

@@ -1,0 +1,74 @@
+"""Tokens and certificates that are not accepted, told once when it begins and once when it is over, and counted every time.
+
+A worker that is refused comes again each second, for ever: one line per change is a log that can be read. Meaning of the metric:
+docs/operations.md, "Metrics".
+"""
+
+from collections import OrderedDict
+from enum import Enum
+
+import structlog
+
+from router.telemetry.families import OVERFLOW
+from router.telemetry.metrics import Metrics
+
+_log = structlog.get_logger()
+
+MAX_KNOWN = 1_000
+"""Workers whose failure is remembered; of more than that the longest quiet ones are told again. Also how many have a series of their
+own: ids of workers that were not accepted are anybody's invention."""
+
+_CRYPTO_ERROR = 0x100
+_CERTIFICATE_ALERTS = frozenset((41, 42, 43, 44, 45, 46, 48))
+"""From no_certificate to certificate_unknown, and unknown_ca (RFC 8446 section 6)."""
+
+
+class Credential(Enum):
+    """What was not accepted; the value is the metric's label."""
+
+    REGISTRATION_TOKEN = "registration_token"  # noqa: S105 - a name
+    TUNNEL_TOKEN = "tunnel_token"  # noqa: S105
+    WORKER_CERTIFICATE = "worker_certificate"
+    ROUTER_CERTIFICATE = "router_certificate"
+
+
+_TEXTS = {
+    Credential.REGISTRATION_TOKEN: "gRPC registration authentication",
+    Credential.TUNNEL_TOKEN: "reverse handshake authentication",
+    Credential.WORKER_CERTIFICATE: "verification of a worker's certificate",
+    Credential.ROUTER_CERTIFICATE: "verification of this router's certificate by a worker",
+}
+
+
+def is_certificate_error(error_code: int | None) -> bool:
+    """Whether a QUIC connection closed with this code did so over a certificate (RFC 9001 section 4.8)."""
+    return error_code is not None and error_code - _CRYPTO_ERROR in _CERTIFICATE_ALERTS
+
+
+class CredentialFailures:
+    """Who fails at the moment, and why."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._failing: OrderedDict[tuple[Credential, str, str], str] = OrderedDict()
+        self._counter = metrics.worker_credential_failures_total
+
+    def failed(self, credential: Credential, cause: str, *, host: str, inference_server_id: str = "") -> None:
+        """A worker was refused, or refused us. `host` is its address without port, the id empty where it is not known yet."""
+        key = (credential, inference_server_id, host)
+        if self._counter.series() >= MAX_KNOWN and not self._counter.value((credential.value, *key[1:])):
+            self._counter.inc((credential.value, OVERFLOW, OVERFLOW))
+        else:
+            self._counter.inc((credential.value, *key[1:]))
+        if self._failing.get(key) != cause:
+            _log.warning(
+                f"{_TEXTS[credential]} failed", error=cause, inference_server_id=inference_server_id or None, peer=host
+            )
+        self._failing[key] = cause
+        self._failing.move_to_end(key)
+        if len(self._failing) > MAX_KNOWN:
+            self._failing.popitem(last=False)
+
+    def passed(self, credential: Credential, *, host: str, inference_server_id: str = "") -> None:
+        """A worker was accepted."""
+        if self._failing.pop((credential, inference_server_id, host), None) is not None:
+            _log.info(f"{_TEXTS[credential]} works again", inference_server_id=inference_server_id or None, peer=host)
