@@ -118,7 +118,7 @@ def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Look
     if settings.disable_dns_discovery:
         return SelfOnly(own)
     try:
-        resolver = Resolver(ttl_cap_s=settings.dns_resolver_ttl_ms / 1000)
+        resolver = Resolver(ttl_cap_s=settings.dns_resolver_ttl_ms / 1000, nameserver=settings.dns_nameserver)
     except LookupFailedError as error:
         raise StartupError(str(error), *([str(error.__cause__)] if error.__cause__ else [])) from None
     if settings.pod_name is not None and settings.pod_namespace is not None:

@@ -133,6 +133,11 @@ OPTIONS: tuple[Option, ...] = (
         "Development relay between routers. Not available in this program: start-up stops if given.",
     ),
     Option(
+        *("--dns-nameserver", "IP:PORT", socket_address, None, _DISCOVERY),
+        "Name server to ask; without it the system's.",
+        added=True,
+    ),
+    Option(
         *("--discovery-grace-ms", "MS", milliseconds, "30000", _DISCOVERY),
         "How long the last good DNS answer is kept when look-ups fail; 0 publishes only this router at once.",
         added=True,

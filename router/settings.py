@@ -31,6 +31,7 @@ class Settings:
     remote_stargate_url: tuple[str, ...]
     grpc_pylon_dial_addr: str | None
     enable_dev_peer_forwarding: bool
+    dns_nameserver: SocketAddress | None
     discovery_grace_ms: int
     backend_connectivity: Literal["direct", "reverse"]
     tunnel_protocol: Literal["raw-quic", "http3", "webtransport"]

@@ -18,23 +18,27 @@ class LookupFailedError(Exception):
 
 
 class Resolver:
-    """The system's resolver configuration, with bounded time and memory."""
+    """The system's resolver configuration, or one name server, with bounded time and memory."""
 
     def __init__(
         self,
         *,
         ttl_cap_s: float,
         timeout_s: float = 1.0,
-        resolver: dns.asyncresolver.Resolver | None = None,
+        nameserver: tuple[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises `LookupFailedError` if the system has no usable resolver configuration."""
-        if resolver is None:
-            try:
-                resolver = dns.asyncresolver.Resolver()
-            except dns.exception.DNSException as error:
-                raise LookupFailedError("failed to read system resolver config") from error
-        self._resolver = resolver
+        """`nameserver`: the (address, port) to ask instead of the system's.
+
+        Raises `LookupFailedError` if that is needed and not usable.
+        """
+        try:
+            self._resolver = dns.asyncresolver.Resolver(configure=nameserver is None)
+        except dns.exception.DNSException as error:
+            raise LookupFailedError("failed to read system resolver config") from error
+        if nameserver is not None:
+            address, self._resolver.port = nameserver
+            self._resolver.nameservers = [address]
         self._ttl_cap_s = ttl_cap_s
         self._timeout_s = timeout_s
         self._clock = clock

@@ -12,6 +12,9 @@ from typing import NamedTuple, Self
 
 from router.testing.processes import Process
 
+DNS_NAME = "routers.test"
+"""Under this name routers with discovery look for each other."""
+
 
 class Ports(NamedTuple):
     """Where a router listens, as its `--ports-file` tells; each `ip:port`."""
@@ -65,18 +68,20 @@ class System:
         cls,
         *options: str,
         reverse: bool = True,
+        discovery: bool = False,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> "System":
         """Start a router with further command line `options`; returns when it is ready.
 
+        Without `discovery` it asks no DNS; with it `options` should name a `--dns-nameserver`.
         Logs go to `directory`, or to a temporary one that `close` removes.
         """
         system = cls(
             Path(tempfile.mkdtemp(prefix="llm-router-")) if directory is None else directory, remove=directory is None
         )
         try:
-            system._start_router(options, environment or {}, reverse=reverse)
+            system._start_router(options, environment or {}, reverse=reverse, discovery=discovery)
         except BaseException:
             system.close()
             raise
@@ -216,13 +221,16 @@ class System:
                 error.add_note(f"--- log of {name}\n{log[-3_000:]}")
         self.close()
 
-    def _start_router(self, options: Sequence[str], environment: Mapping[str, str], *, reverse: bool) -> None:
+    def _start_router(
+        self, options: Sequence[str], environment: Mapping[str, str], *, reverse: bool, discovery: bool
+    ) -> None:
         ports_file = self.directory / "router.ports.json"
         command = [
             *(sys.executable, "-m", "router", "--stargate-id", "test-router"),
             *("--listen-addr", "127.0.0.1:0", "--advertise-addr", "127.0.0.1:0"),
             *("--model-discovery-listen-addr", "127.0.0.1:0", "--http-listen-addr", "127.0.0.1:0"),
-            *("--metrics-port", "0", "--stargate-discovery-dns-name", "localhost", "--disable-dns-discovery"),
+            *("--metrics-port", "0", "--stargate-discovery-dns-name", DNS_NAME),
+            *(() if discovery else ("--disable-dns-discovery",)),
             *("--quic-insecure", "--ports-file", str(ports_file)),
         ]
         if reverse:

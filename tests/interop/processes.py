@@ -104,6 +104,12 @@ class Engine:
         self.process = stack.start("engine", (sys.executable, str(HERE / "engine.py"), str(self.port), MODEL))
         wait_until(lambda: _status(self.port, "/health") == 200, 15, "engine answers")
 
+    def break_down(self, *parts: str) -> None:
+        """From now on exactly these of `health` and `chat` fail."""
+        url = f"http://127.0.0.1:{self.port}/broken"
+        request = urllib.request.Request(url, json.dumps(parts).encode(), method="PUT")
+        urllib.request.urlopen(request, timeout=5).close()  # noqa: S310 - the URL is ours
+
 
 class Router:
     """A router process, ours or the reference: the command line is the same."""
@@ -118,8 +124,10 @@ class Router:
         grpc_port: int | None = None,
         quic_port: int | None = None,
         direct: bool = False,
+        pod: str | None = None,
         extra: Sequence[str] = (),
     ) -> None:
+        """With `pod` it looks for other routers in the DNS, under `routers.test`."""
         self.http, grpc, models, self.metrics = free_ports(4)
         self.grpc = grpc_port or grpc
         self.quic = quic_port or free_ports(1, socket.SOCK_DGRAM)[0]
@@ -131,8 +139,8 @@ class Router:
             f"--model-discovery-listen-addr={host}:{models}",
             f"--http-listen-addr={host}:{self.http}",
             f"--advertise-addr={host}:{advertise_port or self.grpc}",
-            "--stargate-discovery-dns-name=localhost",
-            "--disable-dns-discovery",
+            "--stargate-discovery-dns-name=routers.test",
+            *((f"--pod-name={pod}", "--pod-namespace=ns") if pod else ("--disable-dns-discovery",)),
             f"--metrics-port={self.metrics}",
             f"--backend-connectivity={'direct' if direct else 'reverse'}",
             f"--advertised-hostname-template={host}",
@@ -144,7 +152,7 @@ class Router:
             command.append(f"--reverse-tunnel-listen-addr={host}:{self.quic}")
         if dial_port is not None:
             command.append(f"--reverse-tunnel-pylon-dial-addr={host}:{dial_port}")
-        self.process = stack.start("router", command)
+        self.process = stack.start(pod or "router", command)
         wait_until(lambda: self.readyz() == 200 or not self.process.running, 20, "router is ready")
         assert self.process.running, self.process.log()
 

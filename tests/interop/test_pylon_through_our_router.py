@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from name_server import name_server_in_a_thread
 from processes import OURS, Engine, Process, Router, Stack, free_ports, wait_until, worker_arguments
 from relay import TcpRelay, UdpRelay
 
@@ -20,6 +21,12 @@ def start_pylon(
     stack: Stack, pylon: str, engine: Engine, port: int, *, worker_id: str = "w1", name: str = ""
 ) -> Process:
     return stack.start(name or f"pylon-{worker_id}", [pylon, *worker_arguments(engine, port, worker_id=worker_id)])
+
+
+def with_canaries(arguments: list[str]) -> list[str]:
+    """The same worker, which also tries its engine every quarter of a second."""
+    kept = [one for one in arguments if one not in ("--disable-bringup", "--active-canary-interval-ms=0")]
+    return [*kept, "--active-canary-interval-ms=250", "--bringup-canary-timeout-ms=1000"]
 
 
 def served(router: Router, within_s: float = 20) -> float:
@@ -72,6 +79,55 @@ def test_heartbeats_do_not_make_a_worker_dial_again(stack, pylon):
         assert router.chat().status == 200
         time.sleep(UPDATE_INTERVAL_S)
     assert router.process.log().count("reverse tunnel connection established") == 1
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_worker_with_failing_canaries_is_unroutable_until_one_succeeds(stack, pylon, direct):
+    engine = stack.engine()
+    router = stack.router(OURS, direct=direct)
+    stack.start("pylon", [pylon, *with_canaries(worker_arguments(engine, router.grpc, direct=direct))])
+    wait_until(lambda: router.routable() == 1, 20, "the worker is routable")
+    engine.break_down("chat")
+    wait_until(lambda: router.routable() == 0, 10, "a failed canary takes the worker out")
+    assert router.chat().status == 503
+    engine.break_down()
+    wait_until(lambda: router.routable() == 1, 10, "a canary that succeeds brings it back")
+    served(router, 5)
+    log = router.process.log()
+    assert log.count("register inference servers stream opened") == 1
+
+
+def test_a_recovered_canary_does_not_help_while_health_fails(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    stack.start("pylon", [pylon, *with_canaries(worker_arguments(engine, router.grpc))])
+    wait_until(lambda: router.routable() == 1, 20, "the worker is routable")
+    engine.break_down("chat", "health")
+    wait_until(lambda: router.routable() == 0, 10, "the worker is out of routing")
+    engine.break_down("health")
+    stays_out_until = time.monotonic() + 4 * UPDATE_INTERVAL_S + 1.5
+    while time.monotonic() < stays_out_until:
+        assert router.routable() == 0
+        time.sleep(UPDATE_INTERVAL_S)
+    engine.break_down()
+    wait_until(lambda: router.routable() == 1, 10, "health brings it back")
+    served(router, 5)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_worker_that_knows_one_router_serves_through_all_that_dns_names(stack, pylon, direct):
+    engine = stack.engine()
+    with name_server_in_a_thread() as server:
+        host, port = server.address
+        asking = [f"--dns-nameserver={host}:{port}", "--dns-poll-ms=50", "--dns-resolver-ttl-ms=0"]
+        one, two = (stack.router(OURS, pod=name, direct=direct, extra=asking) for name in ("r-0", "r-1"))
+        stack.start("pylon", [pylon, *worker_arguments(engine, one.grpc, direct=direct)])
+        served(one)
+        assert not two.serves()
+        records = [f"0 0 {router.grpc} {name}.routers.test." for name, router in (("r-0", one), ("r-1", two))]
+        server.table = {("_grpc._tcp.routers.test.", "SRV"): records}
+        served(two)
+        served(one, 5)
 
 
 def test_two_workers_of_one_model_are_both_used(stack, pylon):

@@ -1,8 +1,6 @@
 """Discovery of routers: what is read out of DNS, what a failing lookup leads to, what is published."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import dns.asyncresolver
@@ -11,6 +9,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
+from name_server import name_server
 from virtual_time import run_virtual
 
 from router.control_plane.discovery import Discovery, HeadlessService, PlainDns, SelfOnly
@@ -367,61 +366,16 @@ def test_cancelling_the_publisher_ends_a_round_that_never_returns() -> None:
 # The resolver against a name server
 
 
-class NameServer(asyncio.DatagramProtocol):
-    """Answers from a table of `(name, type)`; anything else does not exist; "silent" names get no answer."""
-
-    def __init__(self) -> None:
-        self.table: dict[tuple[str, str], list[str]] = {}
-        self.ttl = 60
-        self.asked: list[tuple[str, str]] = []
-        self.transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        query = dns.message.from_wire(data)
-        question = query.question[0]
-        name, record_type = question.name.to_text(), dns.rdatatype.to_text(question.rdtype)
-        self.asked.append((name, record_type))
-        if name.startswith("silent"):
-            return
-        response = dns.message.make_response(query)
-        known = [key for key in self.table if key[0] == name]
-        if not known:
-            response.set_rcode(dns.rcode.NXDOMAIN)
-        elif (name, record_type) in self.table:
-            records = self.table[(name, record_type)]
-            response.answer.append(dns.rrset.from_text(name, self.ttl, "IN", record_type, *records))
-        assert self.transport is not None
-        self.transport.sendto(response.to_wire(), addr)
-
-
-@asynccontextmanager
-async def name_server() -> AsyncIterator[tuple[NameServer, dns.asyncresolver.Resolver]]:
-    server = NameServer()
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: server, local_addr=("127.0.0.1", 0)
-    )
-    resolver = dns.asyncresolver.Resolver(configure=False)
-    resolver.nameservers = ["127.0.0.1"]
-    resolver.port = transport.get_extra_info("sockname")[1]
-    try:
-        yield server, resolver
-    finally:
-        transport.close()
-
-
 def test_resolver_reads_srv_and_both_address_families() -> None:
     async def run() -> None:
-        async with name_server() as (server, resolver):
+        async with name_server() as server:
             server.table = {
                 ("_grpc._tcp.r.", "SRV"): ["0 0 50071 pod-0.r.", "0 0 6 pod-1.r."],
                 ("r.", "A"): ["10.0.0.1", "10.0.0.2"],
                 ("r.", "AAAA"): ["fd00::1"],
                 ("four.", "A"): ["10.0.0.4"],
             }
-            lookups = Resolver(ttl_cap_s=0, resolver=resolver)
+            lookups = Resolver(ttl_cap_s=0, nameserver=server.address)
             assert sorted(await lookups.srv("_grpc._tcp.r")) == [("pod-0.r.", 50071), ("pod-1.r.", 6)]
             assert sorted(await lookups.addresses("r")) == ["10.0.0.1", "10.0.0.2", "fd00::1"]
             assert await lookups.addresses("four") == ["10.0.0.4"]
@@ -431,8 +385,8 @@ def test_resolver_reads_srv_and_both_address_families() -> None:
 
 def test_resolver_failures_are_errors_and_not_remembered() -> None:
     async def run() -> None:
-        async with name_server() as (server, resolver):
-            lookups = Resolver(ttl_cap_s=60, timeout_s=0.2, resolver=resolver)
+        async with name_server() as server:
+            lookups = Resolver(ttl_cap_s=60, timeout_s=0.2, nameserver=server.address)
             for name in ("nowhere", "silent"):
                 with pytest.raises(LookupFailedError):
                     await lookups.srv(name)
@@ -447,9 +401,9 @@ def test_resolver_failures_are_errors_and_not_remembered() -> None:
 def test_resolver_keeps_an_answer_for_its_capped_ttl() -> None:
     async def run() -> None:
         now = 0.0
-        async with name_server() as (server, resolver):
+        async with name_server() as server:
             server.table = {("_grpc._tcp.r.", "SRV"): ["0 0 1 pod-0.r."]}
-            lookups = Resolver(ttl_cap_s=1, resolver=resolver, clock=lambda: now)
+            lookups = Resolver(ttl_cap_s=1, nameserver=server.address, clock=lambda: now)
             for now, asked in ((0.0, 1), (0.9, 1), (1.0, 2)):  # noqa: B007 (the clock)
                 await lookups.srv("_grpc._tcp.r")
                 assert len(server.asked) == asked
