@@ -57,7 +57,7 @@ class Policy:
         except OSError as error:
             raise StartupError(f"failed to read lb config file: {settings.lb_config_path}", cause_of(error)) from None
         try:
-            config = load_config(content)
+            config = load_config(content, frozenset(further))
         except ConfigError as error:
             raise StartupError(
                 f"failed to parse lb config file: {settings.lb_config_path}", *causes_of(error)
