@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from router.registry.registry import Registry
 from router.registry.tunnel import TunnelError
+from router.telemetry.credential_failures import CredentialFailures
+from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -116,6 +118,8 @@ class Desk:
     def __init__(self):
         self.registrations = Registry()
         self.authenticator = self
+        self.metrics = Metrics()
+        self.credential_failures = CredentialFailures(self.metrics)
         self.over = 0
 
     async def routing_key(self, token):
