@@ -237,6 +237,22 @@ def test_of_two_workers_with_one_id_the_first_keeps_it_until_it_goes(stack, pylo
     assert second.running
 
 
+def test_the_id_of_a_frozen_worker_passes_to_its_successor_which_keeps_it(stack, pylon):
+    engine = stack.engine()
+    router = stack.router(OURS)
+    first = start_pylon(stack, pylon, engine, router.grpc, name="pylon-first")
+    served(router)
+    first.signal(signal.SIGSTOP)  # its TCP connection stays up, and nobody says goodbye
+    start_pylon(stack, pylon, engine, router.grpc, name="pylon-second")
+    wait_until(lambda: "taking over the id" in router.process.log(), 8, "the second one takes the id over")
+    served(router, 5)
+    first.signal(signal.SIGCONT)
+    wait_until(lambda: "already registered" in router.process.log(), 10, "the first one is refused its old id")
+    for _ in range(3):
+        assert router.chat().status == 200
+    assert router.routable() == 1
+
+
 def test_a_worker_that_is_dialled_serves_and_comes_back_after_a_restart(stack, pylon):
     engine = stack.engine()
     router = stack.router(OURS, direct=True)

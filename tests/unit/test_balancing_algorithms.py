@@ -8,6 +8,7 @@ from balancing_fakes import FakeCandidate, FakeCluster, FakeTarget, balancer, re
 from router.balancing import AdmissionRejected, Choice, Chosen, ConfigError, Selector, Unavailable, load_config
 from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition
+from router.balancing.names import CANONICAL
 
 TPS = {"last_mean_input_tps": 100.0}
 
@@ -67,6 +68,28 @@ def test_an_affinity_ring_follows_clusters_that_come_and_go():
             asked = request(cache_affinity_key=key)
             fresh = balancer(settings).choose(asked, members, (), 0.0)
             assert used.choose(asked, members, (), 0.0) == fresh
+
+
+def test_only_two_algorithms_compare_and_by_ttft_unless_told_otherwise():
+    assert {name: Definition(name).comparator for name in CANONICAL} == {
+        **dict.fromkeys(CANONICAL),
+        "power-of-n": "ttft",
+        "wait-and-widen": "ttft",
+    }
+
+
+def test_what_a_definition_requires_of_requests_is_kept():
+    entry = {
+        "algorithm": "pulsar",
+        "seed": "s",
+        "require_cache_affinity_key": True,
+        "require_input_tokens": True,
+        "consider_kv_free_tokens": True,
+    }
+    configured = load_config(json.dumps({"models": {"m": entry}}).encode()).models["m"].configured
+    assert (configured.settings["seed"], configured.require_cache_affinity_key) == ("s", True)
+    assert configured.consider_kv_free_tokens
+    assert not Definition("pulsar").require_cache_affinity_key
 
 
 def test_a_number_too_large_for_any_float_is_refused():
