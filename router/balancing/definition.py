@@ -152,6 +152,8 @@ def build(definition: Definition, random: Random, further: Mapping[str, MakeAlgo
     name, settings = definition.algorithm, definition.settings
     seed = settings.get("seed")
     seed = seed if isinstance(seed, str) else None
+    if seed is not None and name not in further and "seed" not in _FIELDS[name]:
+        raise ConfigError(f"seed is not supported for {name}", "build")
     kv = definition.consider_kv_free_tokens
     if kv and name not in ("pulsar", "pulsar-wait-and-widen") and name not in further:
         raise ConfigError("consider_kv_free_tokens is supported only for pulsar and pulsar-wait-and-widen", "build")

@@ -110,6 +110,7 @@ class ScriptedWorker:
         self.requests: list[Request] = []
         self.probes: list[Request] = []
         self.answers_probes = True
+        self.probe_status = 200
         self.closed: asyncio.Future[ConnectionClosedError] = asyncio.get_running_loop().create_future()
         self._arrived = asyncio.Event()
 
@@ -146,7 +147,7 @@ class ScriptedWorker:
         if request.is_probe:
             self.probes.append(request)
             if self.answers_probes:
-                request.answer()
+                request.answer(self.probe_status)
         else:
             self.requests.append(request)
         self._arrived.set()

@@ -83,6 +83,25 @@ def test_a_worker_without_answers_to_probes_is_not_routable_until_it_answers(llm
     run_grpc(scenario())
 
 
+def test_a_worker_whose_health_fails_is_out_until_it_succeeds_on_the_same_registration(llm_router):
+    async def scenario():
+        worker = await RegisteredWorker(llm_router, "w1").start("m")
+        async with workers(llm_router, worker):
+            assert (await ask(llm_router, "m"))[0] == 200
+            worker.tunnel.probe_status = 500
+
+            async def out():
+                return not await _updated(worker, llm_router, "m")
+
+            await becomes(out, "unroutable once health fails")
+            assert (await ask(llm_router, "m"))[0] == 503
+            worker.tunnel.probe_status = 200
+            await becomes(lambda: _updated(worker, llm_router, "m"), "routable once health is back")
+        assert llm_router.router.log().count("reverse tunnel connection established") == 1
+
+    run_grpc(scenario())
+
+
 async def _updated(worker, system, model):
     await worker.update()
     return (await ask(system, model))[0] == 200

@@ -1,6 +1,8 @@
 """Corners of the algorithms that no published decision reaches."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from balancing_fakes import FakeCandidate, FakeCluster, FakeTarget, balancer, request, selector
@@ -90,6 +92,20 @@ def test_what_a_definition_requires_of_requests_is_kept():
     assert (configured.settings["seed"], configured.require_cache_affinity_key) == ("s", True)
     assert configured.consider_kv_free_tokens
     assert not Definition("pulsar").require_cache_affinity_key
+
+
+@pytest.mark.parametrize("algorithm", ["power-of-n", "round-robin", "random"])
+def test_a_seed_is_refused_by_algorithms_without_one_also_when_made_in_code(algorithm):
+    with pytest.raises(ConfigError, match=f"seed is not supported for {algorithm}"):
+        Selector(BalancingConfig(Definition(algorithm, {"seed": "s"})), selector()._random)
+
+
+def test_the_configuration_on_the_page_is_accepted():
+    page = (Path(__file__).parents[2] / "docs" / "balancing.md").read_text()
+    examples = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    assert examples
+    for example in examples:
+        Selector(load_config(example.encode()), selector()._random)
 
 
 def test_a_number_too_large_for_any_float_is_refused():

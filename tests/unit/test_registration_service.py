@@ -7,6 +7,7 @@ import grpc
 import pytest
 from control_plane_rig import ACTIVE, INACTIVE, FakeTunnels, Router, control_plane, eventually, report
 from grpc_loop import run_grpc
+from structlog.testing import capture_logs
 
 from router.control_plane.worker_auth import StaticAuthenticator
 from router.registry import TargetKey
@@ -702,5 +703,16 @@ def test_worker_that_reads_no_acks_blocks_only_itself() -> None:
                 await deaf.send(report("deaf", "m"))
             other, _ = await client.register("other")
             await other.update(report("other", "m"))
+
+    run_grpc(run())
+
+
+def test_an_update_is_logged_with_its_models_in_order() -> None:
+    async def run() -> None:
+        async with control_plane() as client:
+            with capture_logs() as lines:
+                await client.register("w", ("b", "c", "a"))
+            (models,) = [line["models"] for line in lines if line["event"] == "received inference servers update"]
+            assert models == ["a", "b", "c"]
 
     run_grpc(run())
