@@ -95,6 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._writable = True
         self._closing = False
         self._gone = False
+        self._lost = False
         self._discard_timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
 
@@ -163,10 +164,12 @@ class ClientConnection(asyncio.Protocol):
         """The client half-closed: whoever waits for a response is gone, too. What was answered before still goes out."""
         self.flush()
         self._leave()
+        self._cut_if_stalled(0)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it was lost changes nothing
         """The connection is over."""
+        self._lost = True
         self._leave()
         self._requests.connection_closed(self)
 
@@ -453,7 +456,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _cut_if_stalled(self, left_before: int) -> None:
         """Closing waits for the client to take what is left; only as long as it takes something."""
-        left = 0 if self._gone else self._transport.get_write_buffer_size()
+        left = 0 if self._lost else self._transport.get_write_buffer_size()
         if left and left == left_before:
             self._transport.abort()
         elif left:

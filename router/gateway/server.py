@@ -12,6 +12,8 @@ from router.gateway.response import Response, ResponseFlow
 from router.gateway.routes import Routes
 
 BACKLOG = 1024
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A peer that answers nothing is given up within two minutes; the system's own first question comes after two hours."""
 
 
 class HttpServer:
@@ -42,8 +44,11 @@ class HttpServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
-        # Accepted sockets inherit it: clients that vanish are found although connections may be idle for ever.
+        # Accepted sockets inherit them: clients that vanish are found although connections may be idle for ever.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._server = await self._loop.create_server(
             lambda: ClientConnection(self, self._clock), sock=sock, backlog=BACKLOG
         )
