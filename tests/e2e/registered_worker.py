@@ -85,12 +85,16 @@ class RegisteredWorker:
         await self.update()
         return self
 
-    async def stop(self):
-        """End the registration and the tunnel."""
+    async def stop_serving(self):
+        """Leave the requests that arrive to the test."""
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait({self._serving})
             self._serving = None
+
+    async def stop(self):
+        """End the registration and the tunnel."""
+        await self.stop_serving()
         if self.tunnel is not None:
             await self.tunnel.close()
             self.tunnel = None

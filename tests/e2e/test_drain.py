@@ -1,5 +1,7 @@
 """The end of a router while requests run: nothing is cut that could finish, and nothing holds the process for ever."""
 
+import asyncio
+import contextlib
 import http.client
 import json
 import signal
@@ -8,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from registered_worker import RegisteredWorker
 
 from certs import make_self_signed
 from router.testing import System
@@ -156,3 +159,29 @@ def test_a_head_that_never_comes_does_not_hold_the_drain(llm_router: System) -> 
         assert llm_router.request("GET", "/healthz").status == 200
         llm_router.router.send(signal.SIGTERM)
         assert llm_router.router.wait(6) == 0
+
+
+@pytest.mark.llm_router_options("--shutdown-drain-timeout-ms=500")
+def test_an_upload_that_its_worker_does_not_take_does_not_hold_the_end(llm_router: System) -> None:
+    async def scenario() -> None:
+        worker = await RegisteredWorker(llm_router, "w1").start(MODEL)
+        assert worker.tunnel is not None
+        await worker.stop_serving()
+        host, _, port = llm_router.ports.http.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            fields = {**llm_router.headers(MODEL), "host": "t", "content-length": "8000000"}
+            head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode())
+            request = await worker.tunnel.next_request()
+            request.stream.pause_reading()
+            writer.write(b"x" * 8_000_000)
+            llm_router.router.send(signal.SIGTERM)
+            assert await asyncio.to_thread(llm_router.router.wait, 5) == 1
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        finally:
+            writer.transport.abort()
+            await worker.stop()
+
+    asyncio.run(scenario())
