@@ -10,6 +10,7 @@ from scripted_worker import ScriptedWorker
 
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.quic.settings import QuicSettings
 
 DEADLINE_S = 8.0
 ACTIVE, INACTIVE = pb.INFERENCE_SERVER_STATUS_ACTIVE, pb.INFERENCE_SERVER_STATUS_INACTIVE
@@ -27,11 +28,12 @@ class RegistrationEnded(Exception):  # noqa: N818
 class RegisteredWorker:
     """Registers, dials in, and answers every request with its own id."""
 
-    def __init__(self, system, worker_id, *, cluster_id="", token=None):
+    def __init__(self, system, worker_id, *, cluster_id="", token=None, url="http://engine.example:80"):
         self.system = system
         self.worker_id = worker_id
         self.cluster_id = cluster_id
         self.token = token
+        self.url = url
         self.models = {}
         self.tunnel = None
         self._serving = None
@@ -53,9 +55,9 @@ class RegisteredWorker:
         """Send a full report and wait for its acknowledgement."""
         message = pb.InferenceServerRegistration(
             inference_server_id=self.worker_id,
-            inference_server_url="http://engine.example:80",
+            inference_server_url=self.url,
             models=self.models,
-            reverse_tunnel=True,
+            reverse_tunnel=self.system.reverse,
             cluster_id=self.cluster_id,
         )
         for name, value in changes.items():
@@ -70,18 +72,18 @@ class RegisteredWorker:
                 pass
             raise RegistrationEnded(await self.call.code(), await self.call.details())
 
-    async def dial(self):
+    async def dial(self, **options):
         """The tunnel; requests are answered from now on."""
         port = int(self.system.ports.reverse_tunnel.rpartition(":")[2])
-        self.tunnel = await ScriptedWorker.dial(port)
+        self.tunnel = await ScriptedWorker.dial(port, **options)
         assert await self.tunnel.handshake(self.worker_id, self.token) == (True, "")
         self._serving = asyncio.create_task(self._serve())
 
-    async def start(self, *models, **stats):
-        """All of it: registered, dialled in, routable."""
+    async def start(self, *models, streams=None, **stats):
+        """All of it: registered, dialled in, routable. `streams`: how many it allows at a time."""
         self.advertise(*models, **stats)
         await self.update()
-        await self.dial()
+        await self.dial(settings=None if streams is None else QuicSettings(max_streams_bidi=streams))
         await self.update()
         return self
 

@@ -4,13 +4,14 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+import certs
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
-from tunnel_protocol.quic.tls import ClientTls
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 DEADLINE_S = 5.0
@@ -25,6 +26,7 @@ class Talk:
         self.fin = False
         self.reset = False
         self.stopped = False
+        self.codes: list[int] = []
         self.lost: ConnectionClosedError | None = None
         self._changed = asyncio.Event()
 
@@ -35,10 +37,12 @@ class Talk:
 
     def on_reset(self, error_code: int) -> None:
         self.reset = True
+        self.codes.append(error_code)
         self._changed.set()
 
     def on_stop(self, error_code: int) -> None:
         self.stopped = True
+        self.codes.append(error_code)
         self._changed.set()
 
     def on_writable(self) -> None:
@@ -86,8 +90,18 @@ class Request(Talk):
     def is_probe(self) -> bool:
         return self.head is not None and self.head.path == b"/health"
 
-    def send_head(self, status: int = 200) -> None:
-        self.send(self._exchange.encode_head(ResponseHead(status, [(b"content-type", b"text/plain")])))
+    def header(self, name: str) -> str | None:
+        """The only value of a header of the request."""
+        assert self.head is not None
+        values = [value.decode("latin-1") for key, value in self.head.headers if key == name.encode()]
+        assert len(values) < 2, values
+        return values[0] if values else None
+
+    def send_head(self, status: int = 200, **headers: object) -> None:
+        """Header names with `_` for `-`."""
+        named = {"content-type": "text/plain", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        entries = [(name.encode(), str(value).encode()) for name, value in named.items()]
+        self.send(self._exchange.encode_head(ResponseHead(status, entries)))
 
     def send_body(self, data: bytes) -> None:
         self.send(self._exchange.encode_body(data))
@@ -95,10 +109,15 @@ class Request(Talk):
     def end(self) -> None:
         self.send(self._exchange.encode_end(), fin=True)
 
-    def answer(self, status: int = 200, body: bytes = b"ok") -> None:
-        self.send_head(status)
+    def answer(self, status: int = 200, body: bytes = b"ok", **headers: object) -> None:
+        self.send_head(status, **headers)
         self.send_body(body)
         self.end()
+
+    def break_off(self) -> None:
+        """Reset the response."""
+        assert self.stream is not None
+        self.stream.reset(0)
 
 
 class ScriptedWorker:
@@ -133,6 +152,25 @@ class ScriptedWorker:
             await worker._endpoint.close()
             raise
         return worker
+
+    @classmethod
+    async def listen(cls, port: int = 0) -> "ScriptedWorker":
+        """A worker that is dialled; `connection` is the latest one."""
+        identity = certs.make_self_signed(["stargate"])
+        tls = ServerTls(identity.cert_pem, identity.key_pem)
+
+        def connected(connection: Connection) -> "ScriptedWorker":
+            worker.connection = connection
+            return worker
+
+        endpoint = await Endpoint.listen("127.0.0.1", port, tls, QuicSettings(), connected)
+        worker = cls(endpoint)
+        return worker
+
+    @property
+    def port(self) -> int:
+        """Where it is dialled."""
+        return self._endpoint.local_address[1]
 
     def on_stream(self, stream: Stream) -> Request:
         request = _Arriving(self)

@@ -1,0 +1,358 @@
+"""One attempt at the level of sockets: raw bytes of a client on one side, a real tunnel on the other; docs/gateway.md, "Attempts"."""
+
+import asyncio
+
+import pytest
+from gateway_house import BrokenOffError
+from tunnel_case import BUSY, over_tunnels
+
+from router.testing import System
+
+TIMEOUT_MS = 600
+BODY = bytes(range(256)) * 300
+BROKEN_CHUNK = b"not-a-size\r\n"
+
+
+@pytest.fixture(scope="module")
+def system():
+    with System.start(f"--quic-request-timeout-ms={TIMEOUT_MS}", "--direct-quic-connections=1") as system:
+        yield system
+
+
+# --- how a worker can fail
+
+
+async def reset(tunnel, request):
+    request.break_off()
+
+
+async def end_at_once(tunnel, request):
+    request.stream.write(b"", fin=True)
+
+
+async def end_inside_a_message(tunnel, request):
+    request.stream.write(b"\0\0\0\0\x04", fin=True)
+
+
+async def garbage(tunnel, request):
+    request.stream.write(b"HTTP/1.1 200 OK\r\n\r\n" * 20)
+
+
+async def interim_status(tunnel, request):
+    request.send_head(103)
+
+
+async def close_the_tunnel(tunnel, request):
+    tunnel.connection.close(0, "restarting")
+
+
+async def lose_the_tunnel(tunnel, request):
+    tunnel.connection.close(7, "defect")
+
+
+async def stop_and_reset(tunnel, request):
+    request.stream.stop(0)
+    request.break_off()
+
+
+async def silence(tunnel, request):
+    """Until the deadline."""
+
+
+BEFORE_THE_HEAD = pytest.mark.parametrize(
+    "fail",
+    [
+        reset,
+        end_at_once,
+        end_inside_a_message,
+        garbage,
+        interim_status,
+        close_the_tunnel,
+        lose_the_tunnel,
+        stop_and_reset,
+        silence,
+    ],
+)
+
+
+async def second_head(tunnel, request):
+    request.send_head(200)
+
+
+AFTER_THE_HEAD = pytest.mark.parametrize(
+    "fail", [reset, end_inside_a_message, garbage, second_head, close_the_tunnel, lose_the_tunnel]
+)
+
+
+@BEFORE_THE_HEAD
+@over_tunnels
+async def test_a_failure_before_the_head_goes_on_at_a_sibling_with_identical_bytes(case, fail):
+    first, second = await case.pair()
+    client = await case.send(case.post("/v1/responses?x=%20", BODY, authorization="Bearer t"))
+    failing = await first.next_request()
+    await failing.until(lambda it: it.complete)
+    await fail(first, failing)
+    other = await second.next_request()
+    await other.until(lambda it: it.complete)
+    assert failing.body == other.body == BODY
+    assert (other.head.path, other.head.headers) == (failing.head.path, failing.head.headers)
+    other.answer(200, b"from the sibling")
+    got = await client.answer()
+    assert (got.status, got.body, got.header("x-inference-server-id")) == (200, b"from the sibling", case.id("b"))
+    if fail in (garbage, interim_status, silence):  # the others have ended the stream themselves
+        await failing.until(lambda it: it.stopped)
+        assert failing.codes == [0]
+    assert await case.count("proxy_retries_total", 'reason="connect_failover"') == 1
+    assert await case.count("proxy_attempts_total", 'result="proxy_502"') == 1
+    assert await case.count("requests_total") == await case.count("requests_total", case.id("b"), 'status="200"') == 1
+
+
+@AFTER_THE_HEAD
+@over_tunnels
+async def test_a_failure_after_the_head_delivers_what_came_and_ends_abnormally(case, fail):
+    first, second = await case.pair()
+    client = await case.send(case.post())
+    request = await first.next_request()
+    request.send_head(200)
+    request.send_body(b"data: 1\n\n")
+    answer = await client.head()
+    assert await client.chunk() == b"data: 1\n\n"
+    request.send_body(b"data: 2\n\n")
+    assert await client.chunk() == b"data: 2\n\n"
+    await fail(first, request)
+    with pytest.raises(BrokenOffError) as broken:
+        await client.rest(answer)
+    assert broken.value.answer.chunks == []
+    assert not second.requests
+    assert await case.count("midstream_failures_total") == 1
+    assert await case.count("proxy_attempts_total") == 1
+
+
+@pytest.mark.parametrize("together", [end_inside_a_message, garbage, second_head])
+@over_tunnels
+async def test_a_failure_in_the_same_flight_as_the_head_comes_after_it(case, together):
+    tunnel = await case.worker()
+    client = await case.send(case.post())
+    request = await tunnel.next_request()
+    request.send_head(201)
+    request.send_body(b"data: 1\n\n")
+    await together(tunnel, request)
+    with pytest.raises(BrokenOffError) as broken:
+        await client.answer()
+    assert (broken.value.answer.status, broken.value.answer.body) == (201, b"data: 1\n\n")
+
+
+@over_tunnels
+async def test_chunks_pass_one_by_one_and_the_head_before_them(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post())
+    request = await tunnel.next_request()
+    request.send_head(200, retry_after=7, x_stargate_error_code="forged", x_inference_server_id="forged")
+    answer = await client.head()
+    assert answer.header("retry-after") == "7"
+    assert answer.header("x-stargate-error-code") is None
+    assert answer.header("x-inference-server-id") == case.id("a")
+    assert answer.header("x-inference-server-url") == "http://engine.example:80"
+    for number in range(5):
+        request.send_body(b"data: %d\n\n" % number)
+        assert await client.chunk() == b"data: %d\n\n" % number
+    request.end()
+    assert (await client.rest(answer)).body == b""
+    client.send(case.post())  # the connection is fit for another one
+    (await tunnel.next_request()).answer()
+    assert (await client.answer()).body == b"ok"
+
+
+# --- upload and answer beside each other
+
+
+@over_tunnels
+async def test_success_first_and_the_upload_goes_on_beside_the_response(case):
+    tunnel = await case.worker()
+    client = await case.send(case.unfinished(10))
+    request = await tunnel.next_request()
+    request.send_head(200)
+    answer = await client.head()
+    request.send_body(b"one")
+    assert await client.chunk() == b"one"
+    client.send(b"ended")
+    await request.until(lambda it: it.complete)
+    assert request.body == b"begunended"
+    request.end()
+    await client.rest(answer)
+
+
+@pytest.mark.parametrize("status", [400, 429, 503, 302])
+@over_tunnels
+async def test_any_other_status_first_abandons_the_upload_and_cannot_be_retried(case, status):
+    first, second = await case.pair(same_cluster=False)
+    client = await case.send(case.unfinished(x_max_wait_ms="0"))
+    request = await first.next_request()
+    request.answer(status, b"early", x_stargate_retryable="true")
+    got = await client.answer()
+    assert (got.status, got.body, got.header("x-stargate-retryable")) == (status, b"early", None)
+    await request.until(lambda it: it.reset)
+    assert request.codes == [0]
+    assert not second.requests
+
+
+@over_tunnels
+async def test_a_worker_that_stops_the_upload_and_answers_is_passed_on(case):
+    tunnel = await case.worker()
+    client = await case.send(case.unfinished(10))
+    request = await tunnel.next_request()
+    request.stream.stop(0)
+    client.send(b"ended")
+    request.answer(200, b"enough")
+    assert (await client.answer()).body == b"enough"
+
+
+@over_tunnels
+async def test_what_a_client_sends_to_a_worker_that_stopped_it_is_kept_for_the_next_one(case):
+    first, second = await case.pair()
+    client = await case.send(case.unfinished(10))
+    request = await first.next_request()
+    request.stream.stop(0)
+    client.send(b"ended")
+    # The first worker says no more, so its deadline has to pass.
+    other = await second.next_request()
+    await other.until(lambda it: it.complete)
+    assert other.body == b"begunended"
+    other.answer()
+    assert (await client.answer()).status == 200
+
+
+@over_tunnels
+async def test_a_response_does_not_wait_for_its_upload_longer_than_for_a_head(case):
+    tunnel = await case.worker()
+    client = await case.send(case.unfinished())
+    request = await tunnel.next_request()
+    began = asyncio.get_running_loop().time()
+    request.answer(200, b"all of it")
+    assert (await client.answer()).body == b"all of it"
+    assert TIMEOUT_MS / 2000 < asyncio.get_running_loop().time() - began < TIMEOUT_MS / 1000 + 1
+    await request.until(lambda it: it.reset)
+
+
+@over_tunnels
+async def test_an_upload_that_breaks_before_the_head_is_502_at_once(case):
+    first, second = await case.pair()
+    client = await case.send(case.post(chunked=True).removesuffix(b"0\r\n\r\n"))
+    request = await first.next_request()
+    client.send(BROKEN_CHUNK)
+    got = await client.answer()
+    assert (got.status, got.is_empty) == (502, True)
+    await request.until(lambda it: it.reset and it.stopped)
+    assert request.codes == [0, 0]
+    assert not request.complete
+    assert not second.requests
+    assert await case.count("proxy_retry_exhausted_total") == 0
+
+
+@over_tunnels
+async def test_an_upload_that_breaks_after_the_head_breaks_the_response_at_its_end(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post(chunked=True).removesuffix(b"0\r\n\r\n"))
+    request = await tunnel.next_request()
+    request.send_head(200)
+    answer = await client.head()
+    client.send(BROKEN_CHUNK)
+    await request.until(lambda it: it.reset)
+    request.send_body(b"still passed on")
+    assert await client.chunk() == b"still passed on"
+    request.end()
+    with pytest.raises(BrokenOffError):
+        await client.rest(answer)
+
+
+@over_tunnels
+async def test_a_tunnel_lost_in_the_middle_of_an_upload_is_502(case):
+    first, second = await case.pair()
+    client = await case.send(case.unfinished())
+    await first.next_request()
+    await lose_the_tunnel(first, None)
+    got = await client.answer()
+    assert (got.status, got.is_empty) == (502, True)
+    assert not second.requests
+    assert await case.count("proxy_retries_total") == 0
+
+
+@over_tunnels
+async def test_the_body_is_asked_for_once_a_stream_is_open(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post(body=b"", content_length="4", expect="100-continue"))
+    request = await tunnel.next_request()
+    assert (await client.head()).status == 100
+    assert not request.complete
+    client.send(b"body")
+    await request.until(lambda it: it.complete)
+    request.answer()
+    assert (await client.answer()).status == 200
+
+
+# --- declared lengths
+
+
+@over_tunnels
+async def test_a_response_longer_than_declared_is_cut_to_its_length_and_the_worker_stopped(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post())
+    request = await tunnel.next_request()
+    request.send_head(200, content_length=3)
+    request.send_body(b"abcdef")
+    assert (await client.answer()).body == b"abc"
+    await request.until(lambda it: it.stopped)
+    client.send(case.post())
+    (await tunnel.next_request()).answer()
+    assert (await client.answer()).status == 200
+
+
+@over_tunnels
+async def test_a_response_shorter_than_declared_breaks_the_connection(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post())
+    (await tunnel.next_request()).answer(200, b"abc", content_length=9)
+    with pytest.raises(BrokenOffError) as broken:
+        await client.answer()
+    assert broken.value.answer.status == 200
+
+
+# --- streams that are all in use
+
+
+@over_tunnels
+async def test_requests_beyond_a_workers_streams_go_to_another_worker_or_wait_their_turn(case):
+    full, other = await case.worker("a", streams=2), await case.worker("b", stats=BUSY, streams=2)
+    clients = [await case.send(case.post(x_input_tokens="0", x_request_id=str(number))) for number in range(12)]
+    answered = {}
+
+    async def answer(tunnel):
+        while len(answered) < len(clients):
+            request = await tunnel.next_request()
+            await request.until(lambda it: it.complete)
+            answered[request.header("x-request-id")] = tunnel
+            request.answer(200, request.header("x-request-id").encode())
+
+    playing = [asyncio.create_task(answer(tunnel)) for tunnel in (full, other)]
+    got = [await client.answer() for client in clients]
+    for task in playing:
+        task.cancel()
+    await asyncio.wait(playing)
+    assert [one.body for one in got] == [b"%d" % number for number in range(12)]
+    assert set(answered.values()) == {full, other}
+    assert await case.count("spills_total") >= 1
+
+
+@over_tunnels
+async def test_waiting_for_a_stream_counts_towards_the_deadline_of_the_attempt(case):
+    tunnel = await case.worker(streams=1)
+    holder = await case.send(case.post())
+    held = await tunnel.next_request()
+    held.send_head(200)
+    await holder.head()
+    began = asyncio.get_running_loop().time()
+    got = await case.ask(case.post())
+    assert (got.status, got.is_empty) == (503, True)  # a failed attempt, and nobody else to ask
+    assert TIMEOUT_MS / 1000 - 0.1 < asyncio.get_running_loop().time() - began < TIMEOUT_MS / 1000 + 1
+    held.end()
+    assert await holder.chunk() == b""
