@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import tracemalloc
 
 import pytest
@@ -10,8 +9,6 @@ from quic_simulation import CLIENT_ADDRESS, Recorder, Weather, World, nothing_le
 
 from tunnel_protocol.quic.aioquic_engine import fast
 from tunnel_protocol.quic.settings import QuicSettings
-
-EXCHANGES = int(os.environ.get("QUIC_EXCHANGES", "3000"))
 
 
 class Echo(Recorder):
@@ -66,6 +63,19 @@ def test_keepalive_holds_an_idle_connection_open():
     world.idle(300)
     assert world.client.error is None
     assert world.server.error is None
+
+
+@pytest.mark.parametrize(("pause_s", "more"), [(6, 0), (25, 10 * 2 * 2)])
+def test_keepalive_says_nothing_while_packets_come_anyway(pause_s, more):
+    def datagrams(keepalive_ms):
+        settings = QuicSettings(keepalive_ms=keepalive_ms)
+        world = connected(settings=settings, server_settings=QuicSettings())
+        for _ in range(10):
+            assert exchange_completes(world)
+            world.idle(pause_s)
+        return world.datagrams
+
+    assert datagrams(10_000) - datagrams(0) == more
 
 
 def test_a_vanished_peer_is_given_up_after_the_set_number_of_probes():
@@ -145,15 +155,41 @@ def exchange_completes(world, size=3_000):
     return all(r.received == bytes(size) for r in recorders)
 
 
-def test_keys_are_updated_long_before_they_wear_out(monkeypatch):
-    monkeypatch.setattr(fast, "_KEY_UPDATE_PACKETS", 50)
+def test_keys_are_updated_long_before_they_wear_out():
     world = connected(Weather(delay_s=0.005, loss=0.05, jitter_s=0.01))
-    phases = set()
-    for _ in range(60):
+    engine = world.client.engine
+    assert exchange_completes(world)
+    assert engine._app_crypto.send.key_phase == 0
+    engine._packets_under_key = fast.KEY_UPDATE_PACKETS - 20
+    for _ in range(20):
         assert exchange_completes(world)
-        phases.add(world.client.engine._app_crypto.recv.key_phase)
-    assert phases == {0, 1}
-    assert world.client.error is None
+    assert engine._app_crypto.send.key_phase == world.server.engine._app_crypto.send.key_phase == 1
+    assert engine._packets_under_key < 1_000
+
+
+def test_keys_may_be_updated_again_and_again_from_both_sides():
+    world = connected(Weather(delay_s=0.005, loss=0.05, jitter_s=0.01))
+    phases = []
+    for turn in range(40):
+        (world.client, world.server)[turn % 2].engine.request_key_update()
+        assert exchange_completes(world)
+        phases.append(world.client.engine._app_crypto.recv.key_phase)
+    assert phases == [1, 0] * 20
+
+
+def test_what_the_peer_sends_under_the_keys_before_an_update_is_still_read():
+    """It does so until a packet under the new keys has reached it (RFC 9001 section 6.5)."""
+    world = connected()
+    assert exchange_completes(world)
+    world.client.engine.request_key_update()
+    exchange(world.client)
+    world.weather.drop = lambda sender, _: sender == "client"
+    incoming = Recorder()
+    world.client.accept = lambda _: incoming
+    exchange(world.server, bytes(3_000))
+    world.run(lambda: incoming.fin, 1)
+    world.client.accept, world.weather.drop = echo, None
+    assert exchange_completes(world)
 
 
 def test_datagrams_grow_to_what_the_path_carries_and_shrink_when_it_shrinks():
@@ -243,7 +279,7 @@ def test_stream_credit_is_renewed_and_a_blocked_opener_hears_of_it():
 
 
 def test_memory_is_flat_over_many_exchanges():
-    """`QUIC_EXCHANGES=2000000` makes it the soak."""
+    """To the byte; test_quic_soak.py has the long run."""
     world = connected(Weather(delay_s=0.001, loss=0.01))
 
     def run(count):
@@ -258,7 +294,7 @@ def test_memory_is_flat_over_many_exchanges():
     run(500)
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
-    run(EXCHANGES)
+    run(3_000)
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -41,6 +41,9 @@ REPLACED_OR_IMITATED = {
     "QuicPacketBuilder._end_packet": (packet_builder.QuicPacketBuilder._end_packet, "585948d0"),
     "CryptoContext.decrypt_packet": (crypto.CryptoContext.decrypt_packet, "fe94c52f"),
     "CryptoPair.encrypt_packet": (crypto.CryptoPair.encrypt_packet, "f2442948"),
+    "CryptoPair.decrypt_packet": (crypto.CryptoPair.decrypt_packet, "2d2c3a3b"),
+    "CryptoPair._update_key": (crypto.CryptoPair._update_key, "4dddcfab"),
+    "apply_key_phase": (crypto.apply_key_phase, "f0cdd78e"),
     "push_ack_frame": (packet.push_ack_frame, "121c5234"),
     "pull_ack_frame": (packet.pull_ack_frame, "4226facf"),
     # Relied upon for how a connection ends.

@@ -171,8 +171,11 @@ class AioquicEngine(FastConnection):
         if limit and unanswered > limit and self._handshake_confirmed:
             self.abandon(ConnectionClosedError(None, "peer does not answer", by_peer=False))
         elif self._keepalive_at is not None and now >= self._keepalive_at:
-            self.ping()
-            self._plan_keepalive(now)
+            heard_at = self._app_space.largest_received_time
+            self._plan_keepalive(now if heard_at is None else heard_at)
+            if now >= self._keepalive_at:
+                self.ping()
+                self._plan_keepalive(now)
 
     def ping(self) -> None:
         """See `Engine`."""

@@ -31,6 +31,7 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography.exceptions import InvalidTag
 
+from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
 from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, varint
 from tunnel_protocol.quic.engine import CID_BYTES, Address
 from tunnel_protocol.quic.engine_stream import StreamError
@@ -42,7 +43,7 @@ _SHORT_HEADER_BYTES = 1 + CID_BYTES
 _OVERHEAD_BYTES = 1 + 2 + 16
 """First byte, packet number and AEAD tag; the peer's connection id comes on top."""
 
-_KEY_UPDATE_PACKETS = 1 << 22
+KEY_UPDATE_PACKETS = 1 << 22
 """Half of what AES-GCM allows under one key (RFC 9001 section 6.6)."""
 
 _BURST_PACKETS = 32
@@ -108,7 +109,7 @@ class FastConnection(StreamConnection):
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         self._app_space = self._spaces[_ONE_RTT]
-        self._app_crypto = self._cryptos[_ONE_RTT]
+        self._app_crypto = self._cryptos[_ONE_RTT] = LastingKeys(self._cryptos[_ONE_RTT])
         self._app_crypto_stream = self._crypto_streams[_ONE_RTT]
 
     def _confirm_handshake(self) -> None:
@@ -429,7 +430,7 @@ class FastConnection(StreamConnection):
         number = self._packet_number
         self._packet_number = number + 1
         self._packets_under_key += 1
-        if self._packets_under_key >= _KEY_UPDATE_PACKETS:
+        if self._packets_under_key >= KEY_UPDATE_PACKETS:
             self._packets_under_key = 0
             self.request_key_update()
         cid = self._peer_cid.cid
