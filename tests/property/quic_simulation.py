@@ -48,6 +48,7 @@ class Node:
         self.error = None
         self.accept = lambda _: None
         self.credit = 0
+        self.on_credit = lambda: None
         self.timer = None
         self.stale = 0
 
@@ -63,6 +64,7 @@ class Node:
 
     def on_stream_credit(self):
         self.credit += 1
+        self.on_credit()
 
     def on_connection_id(self, connection_id):
         self.cids.add(connection_id)
@@ -196,6 +198,16 @@ class World:
         node.tick()
 
 
+class WrongCallError(BaseException):
+    """A stream told its handler what it should not have; no Exception, which an engine takes for a fault of the handler."""
+
+
+def must(condition, rule):
+    """An assertion for handlers."""
+    if not condition:
+        raise WrongCallError(rule)
+
+
 class Recorder:
     """A stream handler that keeps everything and checks the order of calls."""
 
@@ -210,29 +222,29 @@ class Recorder:
         self.on_piece = lambda: None
 
     def on_data(self, data, fin):
-        assert type(data) is bytes
-        assert not self.fin, "data after FIN"
-        assert self.reset is None, "data after reset"
-        assert self.lost is None, "data after the connection"
-        assert data or fin, "an empty call"
+        must(type(data) is bytes, "bytes and nothing like them")
+        must(not self.fin, "no data after FIN")
+        must(self.reset is None, "no data after a reset")
+        must(self.lost is None, "no data after the connection")
+        must(data or fin, "no empty calls")
         self.received += data
         self.fin = fin
         self.on_piece()
 
     def on_reset(self, error_code):
-        assert not self.fin
-        assert self.reset is None
+        must(not self.fin, "no reset after FIN")
+        must(self.reset is None, "one reset")
         self.reset = error_code
 
     def on_stop(self, error_code):
-        assert self.stopped is None
+        must(self.stopped is None, "one stop")
         self.stopped = error_code
 
     def on_writable(self):
         self.writable += 1
 
     def on_connection_lost(self, error):
-        assert self.lost is None
+        must(self.lost is None, "one end")
         self.lost = error
 
 

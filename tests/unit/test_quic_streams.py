@@ -105,6 +105,17 @@ def test_nothing_is_delivered_or_granted_while_reading_is_paused():
     assert rig.stream.next_limit() == 20
 
 
+def test_a_fin_that_came_while_reading_was_paused_is_delivered_after_it():
+    rig = Rig()
+    rig.stream.frame_data(0, b"abc", False)
+    assert rig.calls() == [(b"abc", False)]
+    rig.stream.pause_reading()
+    rig.stream.frame_data(3, b"", True)
+    assert rig.calls() == []
+    rig.stream.resume_reading()
+    assert rig.calls() == [(b"", True)]
+
+
 def test_the_window_is_constant_and_renewed_by_halves():
     rig = Rig(window=100)
     rig.stream.frame_data(0, bytes(49), False)
