@@ -69,13 +69,13 @@ class Request(Talk):
     def __init__(self) -> None:
         super().__init__()
         self.head: RequestHead | None = None
-        self.body = b""
+        self.body = bytearray()
         self.complete = False
         self._exchange = RAW_QUIC.worker_exchange(self)
 
     def on_data(self, data: bytes, fin: bool) -> None:
         self._exchange.receive(data, fin)
-        super().on_data(data, fin)
+        super().on_data(b"", fin)
 
     def on_head(self, head: RequestHead) -> None:
         self.head = head
