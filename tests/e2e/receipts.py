@@ -40,13 +40,15 @@ def expected(name: str, body: bytes, events: int = 1, pad: int = 0) -> bytes:
     return b"".join(receipt(name, len(body), digest, index, pad) for index in range(events)) + END
 
 
-async def exchange(session: aiohttp.ClientSession, system: System, name: str, events: int = 1, size: int = 0) -> str:
+async def exchange(
+    session: aiohttp.ClientSession, system: System, name: str, events: int = 1, size: int = 0, pad: int = 0
+) -> str:
     """How one request ended: "answered", "error STATUS" or "broken off". Wrong bytes are an assertion error."""
     body = body_of(name, size)
-    right = expected(name, body, events)
+    right = expected(name, body, events, pad)
     got = bytearray()
     try:
-        async with session.post(system.url + CHAT, data=body, headers=headers_of(name, events)) as reply:
+        async with session.post(system.url + CHAT, data=body, headers=headers_of(name, events, pad)) as reply:
             if reply.status != 200:
                 text = await reply.read()
                 assert b'"echo"' not in text, f"{name} got a receipt with status {reply.status}"
@@ -73,7 +75,7 @@ def resident_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
-def start_worker(system: System, name: str, engine_url: str) -> Process:
+def start_worker(system: System, name: str, engine_url: str, *options: str) -> Process:
     """Start a worker of a given name; does not wait for it."""
     return system.spawn(
         name,
@@ -81,6 +83,7 @@ def start_worker(system: System, name: str, engine_url: str) -> Process:
             *(sys.executable, "-m", "stargate_client", "--stargate-address", system.ports.grpc),
             *("--upstream-http-base-url", engine_url, "--inference-server-id", name, "--model-name", MODEL),
             *("--backend-connectivity", "reverse", "--min-update-interval-ms", "200", "--quic-insecure"),
+            *options,
         ],
     )
 
