@@ -123,10 +123,12 @@ def test_random_reaches_everybody(system):
 
 def test_round_robin_takes_turns_whatever_the_load_and_the_header_can_ask_for_nothing_else(system):
     async def scenario():
-        workers = [await worker(system, f"t-{i}").start("turns", queued_input_size=1000 * i) for i in range(2)]
+        workers = [await worker(system, f"t-{i}").start("turns", queued_input_size=1000 * i) for i in range(3)]
         async with live(*workers):
-            assert await served_by(system, "turns", 6) == {"t-0": 3, "t-1": 3}
-            assert await served_by(system, "turns", 2, x_routing_method="Round_Robin") == {"t-0": 1, "t-1": 1}
+            turns = [(await ask(system, "turns")).worker for _ in range(9)]
+            assert turns == turns[:3] * 3
+            assert set(turns) == {"t-0", "t-1", "t-2"}
+            assert len(await served_by(system, "turns", 3, x_routing_method="Round_Robin")) == 3
             assert (await ask(system, "turns", x_routing_method="random")).status == 400
 
     run_grpc(scenario())

@@ -163,6 +163,41 @@ async def test_chunks_pass_one_by_one_and_the_head_before_them(case):
     assert (await client.answer()).body == b"ok"
 
 
+@over_tunnels
+async def test_headers_reach_the_worker_as_they_came_the_routers_own_excepted(case):
+    tunnel = await case.worker()
+    passed = {
+        "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "tracestate": "a=b",
+        "baggage": "c=d",
+        "accept-encoding": "gzip",
+        "proxy-authorization": "p",
+        "x-priority": "+007",
+        "x-named": "named by connection",
+    }
+    dropped = {"connection": "x-named", "te": "trailers", "proxy-connection": "x", "x-stargate-retryable": "true"}
+    fields = {name.replace("-", "_"): value for name, value in {**passed, **dropped}.items()}
+    client = await case.send(case.post("/v1/chat/completions?q=%41&+", x_routing_method="random", **fields))
+    request = await tunnel.next_request()
+    assert (request.head.method, request.head.path) == (b"POST", b"/v1/chat/completions?q=%41&+")
+    assert {name: request.header(name) for name in passed} == passed
+    for name in (*dropped, "host", "x-routing-method", "via", "x-forwarded-for", "forwarded"):
+        assert request.header(name) is None
+    assert request.header("x-stargate-expected-queue-ms") == "0"
+    request.answer()
+    assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(("budget", "status"), [(None, 503), ("0", 502)])
+@over_tunnels
+async def test_a_header_the_tunnel_cannot_carry_is_a_failed_attempt(case, budget, status):
+    tunnel = await case.worker()
+    got = await case.ask(case.post(x_note="caf\xe9", x_stargate_max_wait_ms=budget))
+    assert (got.status, got.is_empty) == (status, True)
+    assert not tunnel.requests
+    assert await case.count("proxy_attempts_total", 'result="proxy_502"') == 1
+
+
 # --- upload and answer beside each other
 
 

@@ -66,6 +66,17 @@ async def test_when_everyone_has_failed_the_answer_is_an_empty_503():
 
 
 @scenario
+async def test_admission_is_asked_again_before_another_choice():
+    policy = b"""{"models": {"m": {"algorithm": "power-of-n", "max_input_work_seconds": 0.5}}}"""
+    async with a_house(policy) as house:
+        house.worker("a", on_request=broken)
+        house.worker("b", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
+        got = await house.ask(post(x_input_tokens="50"))
+        assert (got.status, got.header("x-stargate-error-code")) == (503, "input_work_limit_exceeded")
+        assert house.count("admission_rejections_total") == 1
+
+
+@scenario
 async def test_connect_retries_used_up_is_an_empty_502():
     async with a_house() as house:
         workers = [house.worker(name, cluster="c", on_request=broken) for name in "abcd"]
@@ -256,6 +267,39 @@ async def test_a_queue_mismatch_without_budget_is_passed_on_and_still_gives_its_
         assert house.count("proxy_retries_total") == 0
 
 
+@scenario
+async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
+    async with a_house() as house:
+        house.worker("a", on_request=rejecting("queue_estimate_mismatch"))
+        house.worker("b", on_request=ok, **BUSY)
+        assert (await house.ask(post())).header("x-inference-server-id") == "b"
+        assert house.queue_size("a") == 0
+        assert house.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "signal", "reason", "given_back"),
+    [
+        (429, "true", "queue_estimate_mismatch", True),
+        (429, "TRUE", "queue_estimate_mismatch", True),
+        (503, "true", "queue_estimate_mismatch", False),
+        (429, "true", "queue_estimate_mismatch_", False),
+        (429, "true", "upstream_admission_rejected", False),
+        (429, "false", "queue_estimate_mismatch", False),
+        (200, "true", "queue_estimate_mismatch", False),
+    ],
+)
+def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason, given_back):
+    @scenario
+    async def test():
+        async with a_house() as house:
+            house.worker("a", on_request=rejecting(reason, status, x_stargate_retryable=signal))
+            assert (await house.ask(post(x_stargate_max_wait_ms="0"))).status == status
+            assert house.queue_size("a") == (0 if given_back else 1)
+
+    test()
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "retried"),
     [
@@ -305,6 +349,16 @@ async def test_a_spent_budget_passes_the_rejection_on_without_its_signal():
         assert got.header("x-inference-server-id") == "a"
         assert house.count("proxy_retry_exhausted_total") == 1
         assert house.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+
+
+@scenario
+async def test_the_budget_comes_before_the_request_limit_and_the_copy():
+    async with a_house(max_request_retries=0, max_replay_body_bytes=1) as house:
+        house.worker("a", on_request=rejecting())
+        got = await house.ask(post(body=b"xy", chunked=True, x_stargate_max_wait_ms="0"))
+        assert (got.status, got.body) == (429, b"no")
+        assert house.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+        assert house.count("proxy_retry_exhausted_total") == 1
 
 
 @scenario

@@ -79,7 +79,8 @@ async def test_a_queue_mismatch_goes_to_the_sibling(case):
     (await whole(sibling)).answer(200, b"yes")
     got = await client.answer()
     assert (got.body, got.header("x-stargate-cluster-id")) == (b"yes", case.id("c"))
-    assert await case.count("routing_selections_total") == 1
+    chosen = ("routing_selections_total", 'algorithm="power-of-n"', 'selection="primary"')
+    assert await case.count("routing_selections_total") == await case.count(*chosen) == 1
     assert await case.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
 
 

@@ -20,6 +20,7 @@ from registered_worker import (
     routable,
     unroutable,
 )
+from scripted_worker import ScriptedWorker
 
 from router.testing import System
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc, stargate_pb2_grpc
@@ -105,6 +106,24 @@ def test_a_worker_whose_health_fails_is_out_until_it_succeeds_on_the_same_regist
 async def _updated(worker, system, model):
     await worker.update()
     return (await ask(system, model))[0] == 200
+
+
+def test_the_id_of_a_worker_that_is_dialled_opens_no_tunnel_and_its_route_goes_on(llm_router):
+    async def scenario():
+        dialled = await ScriptedWorker.listen()
+        worker = RegisteredWorker(llm_router, "w1", url=f"quic://127.0.0.1:{dialled.port}")
+        async with workers(llm_router, worker):
+            worker.advertise("m")
+            await worker.update(reverse_tunnel=False)
+            intruder = await ScriptedWorker.dial(int(llm_router.ports.reverse_tunnel.rpartition(":")[2]))
+            assert await intruder.handshake("w1") == (False, "unauthorized inference_server_id")
+            answer = asyncio.create_task(ask(llm_router, "m"))
+            (await dialled.next_request()).answer(200, b"the dialled one")
+            assert (await answer)[:2] == (200, "the dialled one")
+            await intruder.close()
+        await dialled.close()
+
+    run_grpc(scenario())
 
 
 def test_a_changed_cluster_ends_the_registration_and_its_routes(llm_router):

@@ -6,6 +6,7 @@ import pytest
 from http_front import Front, responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual_time import run_virtual
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"
 HOST = b"host: x\r\n"
@@ -167,3 +168,19 @@ def test_noise_is_refused_or_waited_for(data, cuts):
         front.end()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: x\r\n"])
+def test_an_idle_connection_stays_open_whatever_was_begun(begun):
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    async def scenario():
+        front = Front(lambda collected: collected.response.send(200, []))
+        await front.feed(request + begun)
+        await asyncio.sleep(3 * 86_400)
+        assert not front.transport.closed
+        await front.feed(request[len(begun) :])
+        assert [status for status, _, _ in responses(front.transport.out)] == [200, 200]
+        front.end()
+
+    run_virtual(scenario())
