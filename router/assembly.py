@@ -31,7 +31,10 @@ def quic_settings(settings: Settings) -> QuicSettings:
         idle_timeout_ms=settings.quic_idle_timeout_ms,
         keepalive_ms=settings.quic_keepalive_ms,
         max_streams_bidi=settings.quic_max_streams,
+        stream_window_bytes=settings.quic_stream_window_bytes,
+        max_consecutive_ptos=settings.quic_max_probe_timeouts,
         qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
+        keylog_path=None if settings.quic_keylog_path is None else Path(settings.quic_keylog_path),
     )
 
 

@@ -118,6 +118,14 @@ def count_above_zero(value: str) -> int:
     return _above_zero(value, "invalid count")
 
 
+def stream_window(value: str) -> int:
+    """Bytes, from a kilobyte to a gigabyte."""
+    number = _integer(value, _U64)
+    if not 1_024 <= number <= 1 << 30:
+        raise ValueRefusedError(f"{number} is not in 1024..={1 << 30}")
+    return number
+
+
 def _above_zero(value: str, complaint: str) -> int:
     try:
         number = _integer(value, _U64)

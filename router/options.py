@@ -19,6 +19,7 @@ from router.option_values import (
     milliseconds_above_zero,
     quic_engine,
     socket_address,
+    stream_window,
     text,
     true_or_false,
     tunnel_protocol,
@@ -196,9 +197,27 @@ OPTIONS: tuple[Option, ...] = (
         added=True,
     ),
     Option(
+        *("--quic-stream-window-bytes", "BYTES", stream_window, "1250000", _TUNNELS),
+        "What a worker may send on a stream beyond what its client has taken: the memory of an exchange.",
+        env="STARGATE_QUIC_STREAM_WINDOW_BYTES",
+        added=True,
+    ),
+    Option(
+        *("--quic-max-probe-timeouts", "N", PLAIN_COUNT_32, "0", _TUNNELS),
+        "Close a connection after this many unanswered probes in a row; 0 leaves it to the idle timeout.",
+        env="STARGATE_QUIC_MAX_PROBE_TIMEOUTS",
+        added=True,
+    ),
+    Option(
         *("--quic-qlog-dir", "DIR", text, None, _TUNNELS),
         "Write a qlog file per QUIC connection there (large; for debugging).",
         env="STARGATE_QUIC_QLOG_DIR",
+        added=True,
+    ),
+    Option(
+        *("--quic-keylog-path", "PATH", text, None, _TUNNELS),
+        "Append the TLS secrets of tunnels there, to decrypt captures (whoever reads it reads the tunnels).",
+        env="STARGATE_QUIC_KEYLOG_PATH",
         added=True,
     ),
     Option(

@@ -44,7 +44,10 @@ class Settings:
     quic_max_streams: int
     quic_idle_timeout_ms: int
     quic_keepalive_ms: int
+    quic_stream_window_bytes: int
+    quic_max_probe_timeouts: int
     quic_qlog_dir: str | None
+    quic_keylog_path: str | None
     proxy_max_connect_retries: int
     proxy_max_request_retries: int
     proxy_max_replay_body_bytes: int

@@ -68,6 +68,7 @@ class UdpRelay(_Relay):
         super().__init__()
         self.target_port = target_port
         self.weather = weather or Weather()
+        self.largest_passed = 0
         self.passed = self.lost = self.duplicated = self.delayed = self.too_large = self.moves = 0
         self._random = random.Random(seed)
         self._moving = False
@@ -135,6 +136,7 @@ class UdpRelay(_Relay):
 
     def _send(self, sock: socket.socket, data: bytes, address: tuple[str, int]) -> None:
         self.passed += 1
+        self.largest_passed = max(self.largest_passed, len(data))
         with contextlib.suppress(OSError):
             sock.sendto(data, address)
 

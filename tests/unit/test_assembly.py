@@ -1,6 +1,7 @@
 """What the rooms are given follows from the command line."""
 
 import asyncio
+from pathlib import Path
 
 from router import assembly
 from router.cli import parse
@@ -11,6 +12,7 @@ from router.option_values import SocketAddress
 from router.settings import Settings
 from router.telemetry.metrics import Metrics
 from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.quic.settings import QuicSettings
 
 GRPC = SocketAddress("0.0.0.0", 50071)
 
@@ -63,16 +65,23 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
         "--quic-idle-timeout-ms=5000",
         "--quic-keepalive-ms=600",
         "--quic-max-streams=7",
+        "--quic-stream-window-bytes=65536",
+        "--quic-max-probe-timeouts=5",
+        "--quic-qlog-dir=/q",
+        "--quic-keylog-path=/k",
     )
     tunnels, quic = assembly.tunnel_settings(given), assembly.quic_settings(given)
     assert (tunnels.connect_timeout_ms, tunnels.request_timeout_ms) == (111, 222)
     assert (tunnels.reverse_connect_timeout_ms, tunnels.direct_connections) == (333, 4)
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
+    assert (quic.stream_window_bytes, quic.max_consecutive_ptos) == (65536, 5)
+    assert (quic.qlog_dir, quic.keylog_path) == (Path("/q"), Path("/k"))
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_rooms() -> None:
     assert assembly.proxy_settings(settings()) == ProxySettings()
     assert assembly.tunnel_settings(settings()) == TunnelSettings()
+    assert assembly.quic_settings(settings()) == QuicSettings()
 
 
 def test_discovery_is_off_by_pods_or_by_name() -> None:

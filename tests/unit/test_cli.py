@@ -148,6 +148,7 @@ def test_integers_may_have_a_plus_sign_or_helms_exponent(value: str, expected: i
         ),
         ("--advertise-addr", "localhost:80", "invalid socket address syntax"),
         ("--metrics-port", "65536", "65536 is not in 0..=65535"),
+        ("--quic-stream-window-bytes", "1023", "1023 is not in 1024..=1073741824"),
         ("--proxy-max-connect-retries", "4294967296", "number too large to fit in target type"),
     ],
 )

@@ -1,0 +1,123 @@
+"""QUIC endpoints on the loopback whose streams echo, for tests over real sockets."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+
+import certs
+from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+
+IDENTITY = certs.make_self_signed(["localhost", "stargate"])
+OTHER = certs.make_self_signed(["stargate"])
+TRUSTING = ClientTls(IDENTITY.cert_pem, "stargate")
+
+
+class Talk:
+    def __init__(self, echo_on=None):
+        self.stream = echo_on
+        self.echo = echo_on is not None
+        self.received = b""
+        self.fin = asyncio.Event()
+        self.reset = None
+        self.stopped = None
+        self.lost = None
+
+    def on_data(self, data, fin):
+        self.received += data
+        if self.echo:
+            self.stream.write(data, fin=fin)
+        if fin:
+            self.fin.set()
+
+    def on_reset(self, error_code):
+        self.reset = error_code
+        self.fin.set()
+
+    def on_stop(self, error_code):
+        self.stopped = error_code
+
+    def on_writable(self): ...
+
+    def on_connection_lost(self, error):
+        self.lost = error
+        self.fin.set()
+
+
+class Owner:
+    """Echoes streams, or holds them open without an answer."""
+
+    def __init__(self, *, echoes=True):
+        self.echoes = echoes
+        self.talks = []
+        self.error = None
+        self.closed = asyncio.Event()
+
+    def on_stream(self, stream):
+        talk = Talk(stream)
+        talk.echo = self.echoes
+        self.talks.append(talk)
+        return talk
+
+    def on_closed(self, error):
+        assert self.error is None
+        self.error = error
+        self.closed.set()
+
+
+class Place:
+    def __init__(self, settings):
+        self.settings = settings
+        self.accepted = []
+        self.owners = []
+        self.endpoint = None
+        self.clients = []
+        self.echoes = True
+
+    def on_connection(self, connection):
+        self.accepted.append(connection)
+        self.owners.append(Owner(echoes=self.echoes))
+        return self.owners[-1]
+
+    async def dial(self, tls=TRUSTING, settings=None, owner=None, timeout_s=5, port=None):
+        """Connect a client of its own; through a relay if its `port` is given."""
+        client = await Endpoint.client(socket.AF_INET, settings or QuicSettings())
+        self.clients.append(client)
+        host, own_port = self.endpoint.local_address
+        return await client.connect(host, port or own_port, tls, owner or Owner(), timeout_s)
+
+
+@asynccontextmanager
+async def a_place(settings=None, identity=IDENTITY):
+    place = Place(settings or QuicSettings())
+    tls = ServerTls(identity.cert_pem, identity.key_pem)
+    place.endpoint = await Endpoint.listen("127.0.0.1", 0, tls, place.settings, place.on_connection)
+    try:
+        yield place
+    finally:
+        for client in place.clients:
+            await client.close()
+        await place.endpoint.close()
+
+
+def run(test):
+    async def with_deadline():
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(with_deadline())
+
+
+async def eventually(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - conditions of several objects, none of which tells
+            await asyncio.sleep(0.005)
+
+
+async def echoes(connection, data=b"hello" * 100):
+    talk = Talk()
+    stream = await connection.open_stream(talk)
+    stream.write(data, fin=True)
+    await asyncio.wait_for(talk.fin.wait(), 5)
+    return talk.received == data
