@@ -1,7 +1,8 @@
 """CPU the HTTP front adds to a request and to a relayed chunk, with and without each of its features.
 
 Everything is real but the two ends: client transports that swallow bytes, and tunnels that answer from memory. No system call
-is in the figures. `python -m benchmarks gateway`; results: docs/performance.md, "HTTP front".
+is in the figures. What cannot be switched off (asking whether the chosen worker has a free stream) is timed by itself.
+`python -m benchmarks gateway`; results: docs/performance.md, "HTTP front".
 """
 
 import argparse
@@ -18,13 +19,14 @@ from typing import Any, cast
 
 import uvloop
 
-from router.balancing import BalancingConfig, Selector
+from router.balancing import BalancingConfig, Chosen, RoutingRequest, Selector
 from router.gateway.connection import ClientConnection
 from router.gateway.proxy import Proxy
 from router.gateway.proxy_settings import ProxySettings
 from router.gateway.routes import Routes
 from router.gateway.server import HttpServer
-from router.registry import Identity, ModelStats, ModelUpdate, Registry
+from router.gateway.spill import with_free_stream
+from router.registry import Identity, ModelStats, ModelUpdate, Registry, TargetKey
 from router.registry.tunnel import ExchangeSink, TunnelSet
 from router.telemetry import logging as router_logging
 from router.telemetry.metrics import Metrics
@@ -135,6 +137,7 @@ class _Front:
             )
         counted = Metrics() if metrics else cast("Metrics", _NoMetrics())
         selector = Selector(BalancingConfig(), Random(1))
+        self._registry, self._selector = registry, selector
         proxy = Proxy(registry, selector, counted, settings, time.monotonic)
         routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
         server = HttpServer(routes, time.monotonic)
@@ -142,6 +145,25 @@ class _Front:
         self.transports = [_Transport() for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):
             connection.connection_made(cast("Any", transport))
+
+    def look_for_a_free_stream_us(self, times: int = 100_000) -> float:
+        """What it costs a request to ask whether the worker that was chosen for it has a free stream."""
+        request = RoutingRequest(routing_key=None, model="m", input_tokens=12, received_at=time.monotonic())
+        chosen = self._selector.select(
+            self._selector.resolve("m", None),
+            request,
+            self._registry.target(TargetKey(None, "m")),
+            advertised=lambda: True,
+            failed_backends=set(),
+            failed_clusters=set(),
+            now=time.monotonic(),
+        )
+        assert isinstance(chosen, Chosen)  # noqa: S101 - there are two workers
+        nobody: set[str] = set()
+        began = time.process_time()
+        for _ in range(times):
+            with_free_stream(chosen, nobody, lambda _: None)
+        return (time.process_time() - began) * 1e6 / times
 
     async def ask(self) -> list[_Exchange]:
         """One request on every connection."""
@@ -183,6 +205,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "and with the access log": {"level": "info", "access_log": True},
     "no replay copy": {"max_replay_total_bytes": 1},
     "idle limit on": {"response_idle_timeout_ms": 60_000},
+    "accepted is not repeated": {"no_repeat_accepted": True},
     "no metrics": {"metrics": False},
     "nothing on": {"metrics": False, "max_replay_total_bytes": 1},
 }
@@ -198,6 +221,7 @@ async def _costs(options: argparse.Namespace, variant: dict[str, Any]) -> dict[s
         "request": request,
         "chunk": (streamed - request) / (options.chunks - 1),
         "chunk, 4 a turn": (bunched - request) / (options.chunks - 1),
+        "free stream?": front.look_for_a_free_stream_us(),
     }
 
 

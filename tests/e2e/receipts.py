@@ -43,12 +43,14 @@ def expected(name: str, body: bytes, events: int = 1, pad: int = 0) -> bytes:
 async def exchange(
     session: aiohttp.ClientSession, system: System, name: str, events: int = 1, size: int = 0, pad: int = 0
 ) -> str:
-    """How one request ended: "answered", "error STATUS" or "broken off". Wrong bytes are an assertion error."""
+    """How one request ended: "answered", "error STATUS", "broken off", or "no answer". Wrong bytes are an assertion error."""
     body = body_of(name, size)
     right = expected(name, body, events, pad)
     got = bytearray()
+    begun = False
     try:
         async with session.post(system.url + CHAT, data=body, headers=headers_of(name, events, pad)) as reply:
+            begun = True
             if reply.status != 200:
                 text = await reply.read()
                 assert b'"echo"' not in text, f"{name} got a receipt with status {reply.status}"
@@ -57,7 +59,7 @@ async def exchange(
                 got += piece
     except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError):
         assert right.startswith(got), f"{name} got foreign bytes before it was broken off"
-        return "broken off"
+        return "broken off" if begun else "no answer"
     assert got == right, f"{name} got {len(got)} bytes that are not its own answer of {len(right)}"
     return "answered"
 
