@@ -1,7 +1,7 @@
-"""One client connection: bytes in, parsed requests out, one response at a time in the order of the requests.
+"""One client connection: its requests are answered one at a time and in their order, and it ends so that answers can be read.
 
-llhttp (through httptools) parses; this file adds the limits, keep-alive and pipelining, back-pressure in both directions and
-the detection of clients that leave. A client that half-closes while it waits for a response counts as gone.
+Here are keep-alive and pipelining, back-pressure in both directions and the detection of clients that leave. A client that
+half-closes while it waits for a response counts as gone.
 """
 
 import asyncio
@@ -11,16 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import httptools
-
 from router.gateway.departure import has_left
-from router.gateway.request import ClientRequest, RequestBody
+from router.gateway.request import ClientRequest
+from router.gateway.request_parser import BrokenBodyError, RefusedError, RequestParser
 from router.gateway.response import Response, ResponseFlow
-from tunnel_protocol.head import HeaderList
 
-MAX_HEADERS = 100
-MAX_HEAD_BYTES = 417_792
-MAX_TARGET_BYTES = 65_534
 MAX_PIPELINED = 64
 PIPELINED_BEFORE_PAUSE = 8
 DISCARD_SECONDS = 1.0
@@ -30,7 +25,6 @@ WATCH_SECONDS = 1.0
 """How often a client that is not being read is asked of the system whether it is still there."""
 STALLED_SECONDS = 30.0
 """A closed connection whose client takes nothing of what is left for so long is cut."""
-_VERSIONS = frozenset(("1.0", "1.1"))
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -57,31 +51,14 @@ class Requests(Protocol):
         """Whether connections are to close after their running request."""
 
 
-class _RefusedError(Exception):
-    """A request that is answered by `status` without being handled, and ends its connection."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 class ClientConnection(asyncio.Protocol):
-    """Implements asyncio's protocol, the callbacks of httptools, and the output of a response."""
+    """Implements asyncio's protocol, the owner of what is parsed, and the output of a response."""
 
     def __init__(self, requests: Requests, clock: Callable[[], float]) -> None:
         self._requests = requests
-        self._clock = clock
         self._transport: asyncio.Transport
-        self._parser = self._new_parser()
+        self._parser = RequestParser(self, clock)
         self._loop = asyncio.get_running_loop()
-        # The message being parsed.
-        self._target = b""
-        self._headers: HeaderList = []
-        self._head_bytes = 0
-        self._in_head = False
-        self._arriving: ClientRequest | None = None
-        self._bytes_without_body = 0
-        self._head_of_body: bytes | None = None
         self._refusal: int | None = None
         self._input_over = False
         # The request being answered, and those behind it.
@@ -102,7 +79,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is being answered and no request is arriving, not even half of a head."""
-        return self._current is None and self._arriving is None and not self._in_head and not self._queue
+        return self._current is None and not self._queue and self._parser.between_requests
 
     # --- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -116,49 +93,16 @@ class ClientConnection(asyncio.Protocol):
         """Bytes of the client."""
         if self._input_over:
             return
-        if self._in_head or self._arriving is None:
-            self._head_bytes += len(data)
         try:
-            self._parse(data)
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            if not isinstance(cause, _RefusedError):
-                raise
-            self._refuse(cause.status)
-        except httptools.HttpParserError as error:
-            self._malformed(str(error))
-        else:
-            if self._arriving is not None:
-                self._bytes_without_body += len(data)
-                if self._bytes_without_body > MAX_HEAD_BYTES:
-                    self._malformed("trailers too long")
-            elif self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431)
+            self._parser.feed(data)
+        except RefusedError as refusal:
+            self._refuse(refusal.status)
+        except BrokenBodyError as broken:
+            self._broken(broken.request, broken.reason)
         if self._queue:
             if self._current is None:
                 self._next()
             self._update_reading()
-
-    def _parse(self, data: bytes) -> None:
-        while data:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # Nothing is ever upgraded: what follows is ordinary HTTP, the body of this very request included,
-                # which llhttp takes for the new protocol's.
-                data = data[upgrade.args[0] :]
-                if self._head_of_body is not None:
-                    self._parser = self._new_parser()
-                    self._parser.feed_data(self._head_of_body)
-                    self._head_of_body = None
-            else:
-                return
-
-    def _new_parser(self) -> httptools.HttpRequestParser:
-        parser = httptools.HttpRequestParser(self)
-        # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
-        parser.set_dangerous_leniencies(lenient_chunked_length=True)
-        return parser
 
     def eof_received(self) -> bool:
         """The client half-closed: whoever waits for a response is gone, too. What was answered before still goes out."""
@@ -185,86 +129,27 @@ class ClientConnection(asyncio.Protocol):
         if self._flow is not None:
             self._flow.resume_response()
 
-    # --- httptools -------------------------------------------------------------------------------------------------
+    # --- RequestOwner ----------------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        """A request starts."""
-        if self._head_of_body is not None:
-            return
-        self._target = b""
-        self._headers = []
-        self._in_head = True
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request target."""
-        if not self._in_head:
-            return
-        self._target += url
-        if len(self._target) > MAX_TARGET_BYTES:
-            raise _RefusedError(414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; of the trailers of a chunked body nothing is kept."""
-        if not self._in_head:
-            return
-        if len(self._headers) >= MAX_HEADERS:
-            raise _RefusedError(431)
-        # Blanks around a value are no part of it (RFC 9112 section 5.1); llhttp leaves those behind it.
-        self._headers.append((name.lower(), value.rstrip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        """The head is there."""
-        if self._head_of_body is not None:
-            return
-        if self._head_bytes > MAX_HEAD_BYTES and _size(self._target, self._headers) > MAX_HEAD_BYTES:
-            raise _RefusedError(431)
-        self._in_head = False
-        self._head_bytes = self._bytes_without_body = 0
-        version = self._parser.get_http_version()
-        if version not in _VERSIONS:
-            raise _RefusedError(400)
-        http_1_0 = version == "1.0"
-        headers = self._headers
-        first = dict(headers[::-1])
-        if len(first) != len(headers) or b"transfer-encoding" in first:
-            headers = _consistent(headers, http_1_0=http_1_0)
-            first = dict(headers[::-1])
-        body = RequestBody(self._set_body_reading)
-        request = ClientRequest(
-            self._parser.get_method(),
-            _origin_form(self._target),
-            headers,
-            first,
-            http_1_0=http_1_0,
-            keep_alive=self._parser.should_keep_alive(),
-            received_at=self._clock(),
-            body=body,
-        )
-        if request.expects_continue:
-            body.invite = self._invite_body
+    def request_begun(self, request: ClientRequest) -> None:
+        """It is answered when those before it are."""
         if len(self._queue) > MAX_PIPELINED:
-            raise _RefusedError(400)
-        self._arriving = request
+            raise RefusedError(400)
         self._queue.append(request)
-        if self._parser.should_upgrade():
-            self._head_of_body = _head_of_body(request)
 
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        self._bytes_without_body = 0
-        if self._arriving is not None:
-            self._arriving.body.feed(data)
-
-    def on_message_complete(self) -> None:
-        """The request is complete."""
-        if self._head_of_body is not None and self._parser.should_upgrade():
-            return
-        request, self._arriving = self._arriving, None
-        if request is None:
-            return
-        request.body.finish()
+    def request_complete(self, request: ClientRequest) -> None:
+        """If it was answered before, the next one may begin."""
         if request is self._current and self._response is not None and self._response.over:
             self._settled()
+
+    def set_body_reading(self, reading: bool) -> None:
+        """A body waits for its taker, or no longer does."""
+        self._body_reading = reading
+        self._update_reading()
+
+    def invite_body(self) -> None:
+        """Send the interim response that asks for the body (RFC 9110 section 10.1.1)."""
+        self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # --- ResponseOutput --------------------------------------------------------------------------------------------
 
@@ -332,9 +217,6 @@ class ClientConnection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
 
-    def _invite_body(self) -> None:
-        self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
     # --- drain -----------------------------------------------------------------------------------------------------
 
     def close_when_idle(self) -> None:
@@ -389,14 +271,10 @@ class ClientConnection(asyncio.Protocol):
             self._begin(self._queue.popleft())
             self._update_reading()
 
-    def _malformed(self, reason: str) -> None:
-        """The client broke the framing: of the body that is arriving, or between two requests."""
-        request, self._arriving = self._arriving, None
-        if request is None:
-            self._refuse(400)
-            return
+    def _broken(self, request: ClientRequest, reason: str) -> None:
+        """The body of a request broke off: answered in its turn, by whoever wants the body."""
         self._input_over = True
-        request.body.fail(reason)  # answered in its turn, by whoever wants the body
+        request.body.fail(reason)
         if request is self._current and self._response is not None and self._response.over:
             self._close()
 
@@ -404,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer with `status` once everything before is answered, then close."""
         self._refusal = status
         self._input_over = True
-        self._in_head = False
+        self._parser.abandon()
         if self._current is None and not self._queue:
             self._answer_refusal()
 
@@ -428,14 +306,16 @@ class ClientConnection(asyncio.Protocol):
             if flow is not None:
                 flow.client_gone()
             response.abandoned()
-        self._current = self._arriving = None
+        self._current = None
+        self._parser.abandon()
         self._queue.clear()
         self._out = []
 
     def _linger(self) -> None:
         """Close, but read on for a moment: closing a socket with unread bytes would take the answer from the client."""
         self._input_over = self._closing = True
-        self._current = self._response = self._arriving = None
+        self._current = self._response = None
+        self._parser.abandon()
         self._queue.clear()
         self.flush()
         if self._gone or self._transport.is_closing():
@@ -462,10 +342,6 @@ class ClientConnection(asyncio.Protocol):
         elif left:
             self._loop.call_later(STALLED_SECONDS, self._cut_if_stalled, left)
 
-    def _set_body_reading(self, reading: bool) -> None:
-        self._body_reading = reading
-        self._update_reading()
-
     def _update_reading(self) -> None:
         # A client whose bytes are not read cannot be seen to leave, so a few requests may wait before it is paused.
         reading = self._body_reading and len(self._queue) <= PIPELINED_BEFORE_PAUSE
@@ -489,44 +365,6 @@ class ClientConnection(asyncio.Protocol):
             self._watch = self._loop.call_later(WATCH_SECONDS, self._look_whether_left)
 
 
-def _origin_form(target: bytes) -> bytes:
-    """Path and query of a target that may be in absolute form (RFC 9112 section 3.2.2) or carry a fragment."""
-    if not target.startswith(b"/"):
-        scheme, separator, rest = target.partition(b"://")
-        if separator and scheme.lower() in (b"http", b"https"):
-            path = rest.partition(b"/")[2]
-            target = b"/" + path
-    return target.partition(b"#")[0]
-
-
-def _head_of_body(request: ClientRequest) -> bytes | None:
-    """A head that announces the body of `request` and nothing else; None if there is none."""
-    framing = [entry for entry in request.headers if entry[0] in (b"content-length", b"transfer-encoding")]
-    if not framing:
-        return None
-    lines = [b"POST / HTTP/1.0" if request.http_1_0 else b"POST / HTTP/1.1"]
-    lines += [b"%b: %b" % entry for entry in framing]
-    lines.append(b"connection: keep-alive" if request.keep_alive else b"connection: close")
-    return b"\r\n".join([*lines, b"\r\n"])
-
-
 def _withheld(request: ClientRequest) -> bool:
     """Whether the client still waits to be asked for its body, and has not been."""
     return request.expects_continue and not request.body.wanted and not request.body.complete
-
-
-def _size(target: bytes, headers: HeaderList) -> int:
-    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
-
-
-def _consistent(headers: HeaderList, *, http_1_0: bool) -> HeaderList:
-    """Headers without a `content-length` that chunked framing overrides; refuses framing that could be read in two ways."""
-    encodings = [value for name, value in headers if name == b"transfer-encoding"]
-    lengths = {value for name, value in headers if name == b"content-length"}
-    if len(lengths) > 1:
-        raise _RefusedError(400)
-    if not encodings:
-        return headers
-    if http_1_0 or len(encodings) > 1 or encodings[0].lower() != b"chunked":
-        raise _RefusedError(400)
-    return [entry for entry in headers if entry[0] != b"content-length"] if lengths else headers

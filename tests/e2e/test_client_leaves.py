@@ -232,7 +232,7 @@ def test_a_client_that_leaves_is_noticed(stage, go, monkeypatch):
             go(client)
             await eventually(lambda: not house.http.connections)
             assert not house.proxy.running
-            assert not any(worker.waiting for worker in workers)
+            await eventually(lambda: not any(worker.waiting for worker in workers))
             assert all(one.cancelled for worker in workers for one in worker.exchanges)
             assert sum(len(worker.exchanges) for worker in workers) <= 1  # nothing behind it was begun
             assert house.proxy.replay_budget.used_bytes == 0
