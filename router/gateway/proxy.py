@@ -13,37 +13,22 @@ import structlog
 from router.balancing import AdmissionRejected, Chosen, NotFound, Selector, Wait
 from router.gateway import retry
 from router.gateway.access_log import AccessLog
+from router.gateway.account import RequestAccount
+from router.gateway.answers import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, OwnAnswer, headers_to_client
 from router.gateway.attempt import Attempt
 from router.gateway.proxy_settings import ProxySettings
-from router.gateway.replay import Replay, ReplayBudget, ReplayBuffer
+from router.gateway.replay import ReplayBudget, ReplayBuffer
 from router.gateway.request import ClientRequest
 from router.gateway.response import Response
+from router.gateway.retry import Verdict
 from router.gateway.spill import with_free_stream
 from router.gateway.validation import InvalidRequestError, Validator, ValidRequest
 from router.registry import Publication, Registry, Reservation, TargetKey
 from router.registry.tunnel import TunnelError
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.head import (
-    ERROR_CODE,
-    EXPECTED_QUEUE_MS,
-    NOT_TO_CALLER,
-    HeaderList,
-    RequestHead,
-    ResponseHead,
-    request_headers_to_worker,
-)
+from tunnel_protocol.head import EXPECTED_QUEUE_MS, HeaderList, RequestHead, ResponseHead, request_headers_to_worker
 
 _log = structlog.get_logger()
-
-_JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
-_NO_CANDIDATES = b"no_eligible_candidates"
-_NO_CANDIDATES_BODY = b'{"error":"no eligible candidates","code":"no_eligible_candidates"}'
-_ADMISSION = b"input_work_limit_exceeded"
-_ADMISSION_BODY = b'{"error":"input work admission limit exceeded","code":"input_work_limit_exceeded"}'
-_SERVER_ID = b"x-inference-server-id"
-_SERVER_URL = b"x-inference-server-url"
-_CLUSTER_ID = b"x-stargate-cluster-id"
-_NOT_PASSED_ON = NOT_TO_CALLER | {_SERVER_ID, _SERVER_URL, _CLUSTER_ID}
 
 
 class Clock(Protocol):
@@ -109,6 +94,7 @@ class ProxiedRequest:
     """Implements the flow of its response and the owner of its attempts."""
 
     __slots__ = (
+        "_account",
         "_attempt",
         "_attempts",
         "_backend",
@@ -119,7 +105,6 @@ class ProxiedRequest:
         "_first_byte_at",
         "_headers",
         "_key",
-        "_labels",
         "_over",
         "_paused",
         "_proxy",
@@ -129,7 +114,6 @@ class ProxiedRequest:
         "_reservation",
         "_response",
         "_routing_retries",
-        "_selected_before",
         "_task",
         "_valid",
         "_wait",
@@ -142,7 +126,7 @@ class ProxiedRequest:
         self._valid = valid
         routing = valid.routing
         self._key = TargetKey(routing.routing_key, routing.model)
-        self._labels = (routing.routing_key or "", routing.model)
+        self._account = RequestAccount(proxy.metrics, proxy.access_log, valid, request.received_at)
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
         self._failed_backends: set[str] = set()
         self._failed_clusters: set[str] = set()
@@ -150,7 +134,6 @@ class ProxiedRequest:
         self._request_retries = 0
         self._routing_retries = 0
         self._attempts = 0
-        self._selected_before = False
         self._chosen: Chosen | None = None
         self._backend: Publication | None = None
         self._reservation: Reservation | None = None
@@ -184,55 +167,25 @@ class ProxiedRequest:
             self._routing_retries += 1
             self._wait = proxy.loop.call_later(outcome.seconds, self.route)
         elif isinstance(outcome, AdmissionRejected):
-            _log.warning(
-                "rejecting request before routing due to input-work admission",
-                routing_key=routing.routing_key,
-                model_id=routing.model,
-                rejection_reason=outcome.reason,
-            )
-            proxy.metrics.admission_rejections_total.inc((*self._labels, outcome.reason))
-            self._refuse(503, [_JSON, (ERROR_CODE, _ADMISSION)], _ADMISSION_BODY)
+            self._account.not_admitted(outcome.reason)
+            self._refuse(TOO_MUCH_INPUT_WORK)
         else:
-            self._no_candidates(known=not isinstance(outcome, NotFound))
+            self._account.nobody_left(
+                failed_backends=len(self._failed_backends),
+                routing_retries=self._routing_retries,
+                after_failures=bool(self._failed_backends or self._failed_clusters),
+            )
+            self._refuse(NO_CANDIDATES if isinstance(outcome, NotFound) else UNAVAILABLE)
 
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
 
-    def _no_candidates(self, *, known: bool) -> None:
-        _log.warning(
-            "no inference server candidates for routing target",
-            routing_key=self._valid.routing.routing_key,
-            model_id=self._valid.routing.model,
-            failed_backend_count=len(self._failed_backends),
-            routing_retry_attempts=self._routing_retries,
-        )
-        if self._failed_backends or self._failed_clusters:
-            self._exhausted(retry.NO_ELIGIBLE_BACKEND)
-        if known:
-            self._refuse(503, [])
-        else:
-            self._refuse(404, [_JSON, (ERROR_CODE, _NO_CANDIDATES)], _NO_CANDIDATES_BODY)
-
     def _enter(self, chosen: Chosen, now: float) -> None:
-        """A cluster was chosen: count it, and begin with the backend it gave."""
-        metrics = self._proxy.metrics
-        if not self._selected_before:
-            self._selected_before = True
-            waited = now - self._valid.routing.received_at
-            metrics.routing_duration_seconds.observe(waited, self._labels)
-            if self._routing_retries:
-                metrics.routing_wait_seconds.observe(waited, self._labels)
-        spilled = with_free_stream(chosen, self._failed_backends, self._select_elsewhere)
-        if spilled is not chosen:
-            metrics.spills_total.inc(self._labels)
-            chosen = spilled
-        selection = "fallback" if chosen.rank_depth > 1 else "primary"
-        algorithm = self._valid.effective.algorithm
-        metrics.routing_selections_total.inc((*self._labels, algorithm, selection))
-        if chosen.skipped_for_kv:
-            metrics.routing_kv_free_token_fallback_selections_total.inc((*self._labels, algorithm))
-        self._chosen = chosen
-        self._try(chosen.backend)
+        """A cluster was chosen: begin with the backend it gave, or another one that has a free stream."""
+        asked = with_free_stream(chosen, self._failed_backends, self._select_elsewhere)
+        self._account.chosen(asked, now, self._routing_retries > 0, asked is not chosen)
+        self._chosen = asked
+        self._try(asked.backend)
 
     def _select_elsewhere(self, excluded_clusters: set[str]) -> Chosen | None:
         proxy = self._proxy
@@ -256,8 +209,8 @@ class ProxiedRequest:
         settings = self._proxy.settings
         if tunnels.direct and not tunnels.healthy() and self._connect_retries < settings.max_connect_retries:
             self._connect_retries += 1
-            self._evict("stale_connection")
-            self._task = self._proxy.spawn(self._reconnect_stale(backend), self._defect)
+            self._account.dials_again(backend, stale=True)
+            self._task = self._proxy.spawn(self._dial_again(backend, stale=True), self._defect)
             return
         self._start_attempt(backend)
 
@@ -268,19 +221,7 @@ class ProxiedRequest:
         self._attempts += 1
         routing = self._valid.routing
         self._reservation = chosen.candidate.cluster.reserve(backend, routing.input_tokens, routing.priority)
-        line = self._proxy.access_log.attempt
-        if line.enabled:
-            line.write(
-                routing.routing_key,
-                routing.model,
-                routing.input_tokens,
-                self._valid.requested_method,
-                self._valid.effective.algorithm,
-                backend.inference_server_id,
-                backend.inference_server_url,
-                self._connect_retries,
-                self._request_retries,
-            )
+        self._account.attempt_begins(backend, self._connect_retries, self._request_retries)
         settings = self._proxy.settings
         attempt = Attempt(
             self,
@@ -303,31 +244,19 @@ class ProxiedRequest:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]
         return RequestHead(self._request.method, self._request.target, headers)
 
-    async def _reconnect_stale(self, backend: Publication) -> None:
+    async def _dial_again(self, backend: Publication, *, stale: bool) -> None:
+        """Replace the connections to a worker, `stale` ones before an attempt; then ask it, or if that fails the next one."""
+        error = None
         try:
             await backend.registration.tunnels.reconnect()
-        except TunnelError as error:
-            self._reconnected("error")
-            self._log_reconnect("failed to reconnect stale QUIC upstream", backend, error.reason)
+        except TunnelError as raised:
+            error = raised.reason
+        self._task = None
+        self._account.dialled_again(backend, self._connect_retries, error, stale=stale)
+        if error is None:
+            self._start_attempt(backend)
+        else:
             self._fail_backend(backend)
-            return
-        self._reconnected("success")
-        self._count_retry(retry.HOT_PATH_RECONNECT)
-        self._start_attempt(backend)
-
-    async def _reconnect_failed(self, backend: Publication) -> None:
-        try:
-            await backend.registration.tunnels.reconnect()
-        except TunnelError as error:
-            self._reconnected("error")
-            self._log_reconnect("failed to reconnect QUIC upstream", backend, error.reason)
-            self._count_retry(retry.CONNECT_FAILOVER)
-            self._fail_backend(backend)
-            return
-        self._reconnected("success")
-        self._log_reconnect("reconnected QUIC upstream after proxy failure", backend, None)
-        self._count_retry(retry.HOT_PATH_RECONNECT)
-        self._start_attempt(backend)
 
     def _fail_backend(self, backend: Publication) -> None:
         """Not again on this backend: a sibling of the same cluster, else a new choice."""
@@ -349,36 +278,34 @@ class ProxiedRequest:
         backend = self._backend
         if self._over or backend is None:
             return
-        metrics, settings = self._proxy.metrics, self._proxy.settings
-        metrics.proxy_attempts_total.inc((*self._labels, backend.inference_server_id, "proxy_502"))
-        metrics.proxy_replay_buffer_bytes.observe(self._replay.held_bytes, (self._labels[1],))
-        _log.warning(
-            "quic upstream request failed", inference_server_id=backend.inference_server_id, error=error.reason
+        account, settings, replay = self._account, self._proxy.settings, self._replay
+        account.attempt_failed(backend, error.reason, replay.held_bytes)
+        verdict = retry.verdict(
+            budget_over=self._budget_over(),
+            retries_left=self._connect_retries < settings.max_connect_retries,
+            replay=replay.state,
+            accepted=settings.no_repeat_accepted and error.accepted,
         )
-        if self._budget_spent():
-            self._exhausted(retry.BUDGET_EXHAUSTED)
-            self._answer(502)
-        elif self._connect_retries >= settings.max_connect_retries:
-            self._exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
-            self._answer(502)
-        elif self._replay.state is Replay.TOO_LARGE:
-            self._answer(413)
-        elif self._replay.state is Replay.INCOMPLETE:
-            self._log_not_replayable(502, "retryable_proxy_error", "proxy error")
-            self._answer(502)
-        elif settings.no_repeat_accepted and error.accepted:
-            metrics.accepted_not_repeated_total.inc(self._labels)
-            self._answer(502)
-        else:
+        if verdict is Verdict.AGAIN:
             self._retry_after_failure(backend)
+            return
+        if verdict is Verdict.BUDGET_OVER:
+            account.exhausted(retry.BUDGET_EXHAUSTED)
+        elif verdict is Verdict.RETRIES_USED_UP:
+            account.exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
+        elif verdict is Verdict.INCOMPLETE:
+            account.not_replayable(backend, 502, "retryable_proxy_error", "proxy error")
+        elif verdict is Verdict.ACCEPTED:
+            account.accepted_already()
+        self._answer(413 if verdict is Verdict.TOO_LARGE else 502)
 
     def _retry_after_failure(self, backend: Publication) -> None:
         self._connect_retries += 1
         if backend.registration.tunnels.direct:
-            self._evict("proxy_error")
-            self._task = self._proxy.spawn(self._reconnect_failed(backend), self._defect)
+            self._account.dials_again(backend, stale=False)
+            self._task = self._proxy.spawn(self._dial_again(backend, stale=False), self._defect)
         else:
-            self._count_retry(retry.CONNECT_FAILOVER)
+            self._account.retried(retry.CONNECT_FAILOVER)
             self._fail_backend(backend)
 
     def attempt_answered(self, head: ResponseHead) -> None:
@@ -386,48 +313,37 @@ class ProxiedRequest:
         backend, attempt = self._backend, self._attempt
         if self._over or backend is None or attempt is None:
             return
-        metrics, settings = self._proxy.metrics, self._proxy.settings
-        server_id = backend.inference_server_id
+        account, settings, replay = self._account, self._proxy.settings, self._replay
         now = self._proxy.clock()
-        metrics.proxy_attempts_total.inc((*self._labels, server_id, f"upstream_{head.status}"))
-        metrics.proxy_replay_buffer_bytes.observe(self._replay.held_bytes, (self._labels[1],))
-        metrics.proxy_duration_seconds.observe(now - self._request.received_at, (*self._labels, server_id))
+        account.attempt_answered(backend, head.status, replay.held_bytes, now)
         if self._reservation is not None and retry.releases_reservation(head):
             self._reservation.release()
         reason = retry.retry_reason(head, signal_required=settings.require_retry_signal)
         if reason is None:
             self._pass_on(head, backend, attempt, now)
-        elif self._budget_spent():
-            self._exhausted(retry.BUDGET_EXHAUSTED)
-            self._pass_on(head, backend, attempt, now)
-        elif self._request_retries >= settings.max_request_retries:
-            self._exhausted(reason)
-            self._pass_on(head, backend, attempt, now)
-        elif self._replay.state is Replay.TOO_LARGE:
-            attempt.discard()
-            self._answer(413)
-        elif self._replay.state is Replay.INCOMPLETE:
-            self._log_not_replayable(head.status, reason, "response")
-            self._pass_on(head, backend, attempt, now)
-        else:
+            return
+        verdict = retry.verdict(
+            budget_over=self._budget_over(),
+            retries_left=self._request_retries < settings.max_request_retries,
+            replay=replay.state,
+        )
+        if verdict is Verdict.AGAIN:
             attempt.discard()
             self._retry_after_answer(head.status, reason, backend)
+        elif verdict is Verdict.TOO_LARGE:
+            attempt.discard()
+            self._answer(413)
+        else:
+            if verdict is Verdict.INCOMPLETE:
+                account.not_replayable(backend, head.status, reason, "response")
+            else:
+                account.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
+            self._pass_on(head, backend, attempt, now)
 
     def _retry_after_answer(self, status: int, reason: str, backend: Publication) -> None:
         self._request_retries += 1
-        self._count_retry(reason)
-        sibling = reason == retry.QUEUE_ESTIMATE_MISMATCH
-        _log.warning(
-            "retrying request on a sibling backend after local queue mismatch"
-            if sibling
-            else "retrying request after retryable upstream response",
-            inference_server_id=backend.inference_server_id,
-            cluster_id=backend.cluster_id,
-            status=status,
-            request_retries=self._request_retries,
-            retry_reason=reason,
-        )
-        if sibling:
+        self._account.retried_after_answer(backend, status, reason, self._request_retries)
+        if reason == retry.QUEUE_ESTIMATE_MISMATCH:
             self._fail_backend(backend)
         else:
             self._failed_clusters.add(backend.cluster_id)
@@ -436,10 +352,7 @@ class ProxiedRequest:
     def response_ended(self, failure: str | None) -> None:
         """The relayed response is over."""
         if failure is not None and self._backend is not None:
-            self._proxy.metrics.midstream_failures_total.inc(
-                (*self._labels, self._backend.inference_server_id, "upstream")
-            )
-            _log.debug("response broken off", inference_server_id=self._backend.inference_server_id, error=failure)
+            self._account.broken_off(self._backend, failure)
         self._finish("complete" if failure is None else "truncated")
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
@@ -461,7 +374,7 @@ class ProxiedRequest:
         if self._over:
             return
         phase = "body" if self._response.started else ("head" if self._request.body.complete else "upload")
-        self._proxy.metrics.client_aborts_total.inc((*self._labels, phase))
+        self._account.client_gone(phase)
         if self._attempt is not None:
             self._attempt.discard()
         self._finish("client_gone")
@@ -470,24 +383,17 @@ class ProxiedRequest:
 
     def _pass_on(self, head: ResponseHead, backend: Publication, attempt: Attempt, now: float) -> None:
         """The answer is the client's: send its head and relay what follows."""
-        server_id = backend.inference_server_id
-        self._count_request(server_id, head.status)
+        self._account.answered(backend.inference_server_id, head.status)
         try:
-            ours = [
-                (_SERVER_ID, _header_value(server_id)),
-                (_SERVER_URL, _header_value(backend.inference_server_url)),
-                (_CLUSTER_ID, _header_value(backend.cluster_id)),
-            ]
+            headers = headers_to_client(head.headers, backend)
         except ValueError:
             attempt.discard()
             self._response.send(500, [])
             self._finish("failed")
             return
-        headers = [entry for entry in head.headers if entry[0] not in _NOT_PASSED_ON]
-        headers += ours
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
-        self._proxy.metrics.request_first_byte_seconds.observe(now - self._request.received_at, self._labels)
+        self._account.first_byte(now)
         self._response.start(head.status, headers)
         attempt.relay(self._response)
 
@@ -498,14 +404,14 @@ class ProxiedRequest:
     def _answer(self, status: int) -> None:
         """An answer of our own about an attempt that was made."""
         backend = self._backend
-        self._count_request("" if backend is None else backend.inference_server_id, status)
+        self._account.answered("" if backend is None else backend.inference_server_id, status)
         self._response.send(status, [])
         self._finish("failed")
 
-    def _refuse(self, status: int, headers: HeaderList, body: bytes = b"") -> None:
+    def _refuse(self, answer: OwnAnswer) -> None:
         """An answer of our own because there is nobody to ask."""
-        self._count_request("", status)
-        self._response.send(status, headers, body)
+        self._account.answered("", answer.status)
+        self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 
     def _finish(self, end: str) -> None:
@@ -522,71 +428,10 @@ class ProxiedRequest:
         self._attempt = None
         proxy = self._proxy
         proxy.running.discard(self)
-        now, received_at = proxy.clock(), self._request.received_at
-        proxy.metrics.request_duration_seconds.observe(now - received_at, self._labels)
-        line = proxy.access_log.finished
-        if line.enabled:
-            line.write(
-                self._valid.request_id,
-                self._valid.routing.routing_key,
-                self._valid.routing.model,
-                self._request.path.decode("latin-1"),
-                self._response.status,
-                "" if self._backend is None else self._backend.inference_server_id,
-                self._attempts,
-                None if self._first_byte_at is None else round((self._first_byte_at - received_at) * 1000, 3),
-                round((now - received_at) * 1000, 3),
-                self._response.body_bytes,
-                end,
-            )
+        self._account.finished(
+            self._request, self._response, self._backend, self._attempts, self._first_byte_at, end, proxy.clock()
+        )
 
-    # --- counting --------------------------------------------------------------------------------------------------
-
-    def _budget_spent(self) -> bool:
+    def _budget_over(self) -> bool:
         deadline = self._valid.retry_deadline
         return deadline is not None and self._proxy.clock() >= deadline
-
-    def _count_request(self, server_id: str, status: int) -> None:
-        self._proxy.metrics.requests_total.inc((*self._labels, server_id, str(status)))
-
-    def _count_retry(self, reason: str) -> None:
-        self._proxy.metrics.proxy_retries_total.inc((*self._labels, reason))
-
-    def _exhausted(self, reason: str) -> None:
-        self._proxy.metrics.proxy_retry_exhausted_total.inc((*self._labels, reason))
-
-    def _evict(self, reason: str) -> None:
-        if self._backend is not None:
-            self._proxy.metrics.quic_connection_evictions_total.inc((self._backend.inference_server_id, reason))
-
-    def _reconnected(self, result: str) -> None:
-        self._task = None
-        if self._backend is not None:
-            self._proxy.metrics.quic_hot_path_reconnect_total.inc((self._backend.inference_server_id, result))
-
-    def _log_reconnect(self, event: str, backend: Publication, error: str | None) -> None:
-        _log.warning(
-            event,
-            inference_server_id=backend.inference_server_id,
-            connect_retries=self._connect_retries,
-            error=error,
-        )
-
-    def _log_not_replayable(self, status: int, reason: str, source: str) -> None:
-        _log.warning(
-            "not retrying because request body replay buffer is incomplete",
-            inference_server_id="" if self._backend is None else self._backend.inference_server_id,
-            status=status,
-            retry_reason=reason,
-            source=source,
-        )
-
-
-def _header_value(value: str) -> bytes:
-    """`value` as a header value. Raises `ValueError` if it cannot be one."""
-    if value.isascii() and value.isprintable():
-        return value.encode()
-    if any((ord(character) < 0x20 and character != "\t") or ord(character) == 0x7F for character in value):
-        message = "control character in a header value"
-        raise ValueError(message)
-    return value.encode()

@@ -1,8 +1,8 @@
-"""Which answers ask for another attempt, and for what reason. Pure functions over response heads.
+"""Which failures and answers lead to another attempt. Pure functions; docs/gateway.md, "Retries", has them as tables."""
 
-See docs/gateway.md, "Retries".
-"""
+from enum import Enum
 
+from router.gateway.replay import Replay
 from tunnel_protocol.head import RETRY_REASON, RETRYABLE, ResponseHead
 
 RETRYABLE_STATUSES = frozenset((429, 503))
@@ -13,6 +13,30 @@ CONNECT_RETRIES_EXHAUSTED = "connect_retries_exhausted"
 NO_ELIGIBLE_BACKEND = "no_eligible_backend"
 HOT_PATH_RECONNECT = "hot_path_reconnect"
 CONNECT_FAILOVER = "connect_failover"
+
+
+class Verdict(Enum):
+    """What follows from a failed attempt or a retryable answer."""
+
+    AGAIN = "another attempt"
+    BUDGET_OVER = "the time for retries is over"
+    RETRIES_USED_UP = "there were as many as allowed"
+    TOO_LARGE = "the body outgrew its copy"
+    INCOMPLETE = "the body is not complete in the copy"
+    ACCEPTED = "the worker had accepted all of the request"
+
+
+def verdict(*, budget_over: bool, retries_left: bool, replay: Replay, accepted: bool = False) -> Verdict:
+    """The first reason against another attempt, in the order that is promised. `accepted` counts only where it is to count."""
+    if budget_over:
+        return Verdict.BUDGET_OVER
+    if not retries_left:
+        return Verdict.RETRIES_USED_UP
+    if replay is Replay.TOO_LARGE:
+        return Verdict.TOO_LARGE
+    if replay is Replay.INCOMPLETE:
+        return Verdict.INCOMPLETE
+    return Verdict.ACCEPTED if accepted else Verdict.AGAIN
 
 
 def retry_reason(head: ResponseHead, *, signal_required: bool) -> str | None:

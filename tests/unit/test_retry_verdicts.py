@@ -1,0 +1,27 @@
+"""The order in which reasons against another attempt are looked at; docs/gateway.md, "Retries"."""
+
+import itertools
+
+import pytest
+
+from router.gateway.replay import Replay
+from router.gateway.retry import Verdict, verdict
+
+ORDER = (
+    (Verdict.BUDGET_OVER, {"budget_over": True}),
+    (Verdict.RETRIES_USED_UP, {"retries_left": False}),
+    (Verdict.TOO_LARGE, {"replay": Replay.TOO_LARGE}),
+    (Verdict.INCOMPLETE, {"replay": Replay.INCOMPLETE}),
+    (Verdict.ACCEPTED, {"accepted": True}),
+)
+NOTHING_AGAINST_IT = {"budget_over": False, "retries_left": True, "replay": Replay.READY, "accepted": False}
+
+
+def test_nothing_against_it_is_another_attempt():
+    assert verdict(**NOTHING_AGAINST_IT) is Verdict.AGAIN
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations(ORDER, 2), *zip(ORDER, ORDER, strict=True)])
+def test_the_first_reason_in_the_promised_order_counts(first, second):
+    expected, facts = first
+    assert verdict(**{**NOTHING_AGAINST_IT, **second[1], **facts}) is expected
