@@ -115,6 +115,7 @@ class ClientConnection(asyncio.Protocol):
         """The connection is over."""
         self._lost = True
         self._leave()
+        self._parser.release()
         self._requests.connection_closed(self)
 
     def pause_writing(self) -> None:

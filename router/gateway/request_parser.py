@@ -50,6 +50,23 @@ class RequestOwner(Protocol):
         """Ask the client, which waits for it, to send the body."""
 
 
+class _Nobody:
+    """The owner of a parser that is never fed again."""
+
+    __slots__ = ()
+
+    def request_begun(self, request: ClientRequest) -> None: ...
+
+    def request_complete(self, request: ClientRequest) -> None: ...
+
+    def set_body_reading(self, reading: bool) -> None: ...
+
+    def invite_body(self) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class RequestParser:
     """Implements the callbacks of httptools. After an error it must not be fed again."""
 
@@ -67,7 +84,7 @@ class RequestParser:
     )
 
     def __init__(self, owner: RequestOwner, clock: Callable[[], float]) -> None:
-        self._owner = owner
+        self._owner: RequestOwner = owner
         self._clock = clock
         self._target = b""
         self._headers: HeaderList = []
@@ -76,7 +93,7 @@ class RequestParser:
         self._arriving: ClientRequest | None = None
         self._bytes_without_body = 0
         self._head_of_body: bytes | None = None
-        self._syntax = self._new_syntax()
+        self._syntax: httptools.HttpRequestParser | None = self._new_syntax()
 
     @property
     def between_requests(self) -> bool:
@@ -108,17 +125,24 @@ class RequestParser:
         self._arriving = None
         self._in_head = False
 
+    def release(self) -> None:
+        """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
+        self.abandon()
+        self._syntax = None
+        self._owner = _NOBODY
+
     def _feed(self, data: bytes) -> None:
-        while data:
+        syntax = self._syntax
+        while data and syntax is not None:
             try:
-                self._syntax.feed_data(data)
+                syntax.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 # Nothing is ever upgraded: what follows is ordinary HTTP, the body of this very request included,
                 # which llhttp takes for the new protocol's.
                 data = data[upgrade.args[0] :]
                 if self._head_of_body is not None:
-                    self._syntax = self._new_syntax()
-                    self._syntax.feed_data(self._head_of_body)
+                    syntax = self._syntax = self._new_syntax()
+                    syntax.feed_data(self._head_of_body)
                     self._head_of_body = None
             else:
                 return
@@ -163,13 +187,14 @@ class RequestParser:
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        if self._head_of_body is not None:
+        syntax = self._syntax
+        if self._head_of_body is not None or syntax is None:
             return
         if self._head_bytes > MAX_HEAD_BYTES and _size(self._target, self._headers) > MAX_HEAD_BYTES:
             raise RefusedError(431)
         self._in_head = False
         self._head_bytes = self._bytes_without_body = 0
-        version = self._syntax.get_http_version()
+        version = syntax.get_http_version()
         if version not in _VERSIONS:
             raise RefusedError(400)
         http_1_0 = version == "1.0"
@@ -180,12 +205,12 @@ class RequestParser:
             first = dict(headers[::-1])
         body = RequestBody(self._owner.set_body_reading)
         request = ClientRequest(
-            self._syntax.get_method(),
+            syntax.get_method(),
             _origin_form(self._target),
             headers,
             first,
             http_1_0=http_1_0,
-            keep_alive=self._syntax.should_keep_alive(),
+            keep_alive=syntax.should_keep_alive(),
             received_at=self._clock(),
             body=body,
         )
@@ -193,7 +218,7 @@ class RequestParser:
             body.invite = self._owner.invite_body
         self._owner.request_begun(request)
         self._arriving = request
-        if self._syntax.should_upgrade():
+        if syntax.should_upgrade():
             self._head_of_body = _head_of_body(request)
 
     def on_body(self, data: bytes) -> None:
@@ -204,7 +229,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         """The request is complete."""
-        if self._head_of_body is not None and self._syntax.should_upgrade():
+        if self._head_of_body is not None and self._syntax is not None and self._syntax.should_upgrade():
             return
         request, self._arriving = self._arriving, None
         if request is not None:

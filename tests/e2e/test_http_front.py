@@ -1,7 +1,9 @@
 """The listener as a client of raw bytes sees it: framing, limits, keep-alive, pipelining, bodies, the drain."""
 
 import asyncio
+import gc
 import socket
+import weakref
 
 import pytest
 from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
@@ -638,3 +640,20 @@ async def test_a_drain_out_of_time_says_so():
         with pytest.raises(BrokenOffError):
             await client.answer()
         await eventually(lambda: exchange.cancelled)
+
+
+@scenario
+async def test_a_closed_connection_is_freed_without_the_collector():
+    async with a_house() as house:
+        client = await house.client()
+        client.send(post() + post(body=b"half", content_length="9"))
+        assert [(await client.answer()).status, (await client.answer()).status] == [404, 404]
+        (connection,) = house.http._connections
+        freed = weakref.ref(connection)
+        del connection
+        gc.disable()
+        try:
+            client.leave()
+            await eventually(lambda: freed() is None)
+        finally:
+            gc.enable()
