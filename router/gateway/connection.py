@@ -9,6 +9,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from router.gateway.departure import has_left
@@ -18,14 +19,27 @@ from router.gateway.response import Response, ResponseFlow
 
 MAX_PIPELINED = 64
 PIPELINED_BEFORE_PAUSE = 8
-DISCARD_SECONDS = 1.0
-"""How long a client may go on sending what nobody wants, so that it reads its answer rather than a reset."""
-HALF_SENT_SECONDS = 2.0
-WATCH_SECONDS = 1.0
-"""How often a client that is not being read is asked of the system whether it is still there."""
-STALLED_SECONDS = 30.0
-"""A closed connection whose client takes nothing of what is left for so long is cut."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a connection waits where neither its client nor a request sets an end; in seconds."""
+
+    discard: float = 1.0
+    """A client may go on sending for so long what nobody wants, so that it reads its answer rather than a reset."""
+
+    half_sent: float = 2.0
+    """In a drain, for the rest of a head."""
+
+    watch: float = 1.0
+    """Between two questions to the system whether a client that is not being read is still there."""
+
+    stalled: float = 30.0
+    """A closed connection whose client takes nothing of what is left for so long is cut."""
+
+
+PATIENCE = Patience()
 
 
 class Requests(Protocol):
@@ -54,8 +68,9 @@ class Requests(Protocol):
 class ClientConnection(asyncio.Protocol):
     """Implements asyncio's protocol, the owner of what is parsed, and the output of a response."""
 
-    def __init__(self, requests: Requests, clock: Callable[[], float]) -> None:
+    def __init__(self, requests: Requests, clock: Callable[[], float], patience: Patience = PATIENCE) -> None:
         self._requests = requests
+        self._patience = patience
         self._transport: asyncio.Transport
         self._parser = RequestParser(self, clock)
         self._loop = asyncio.get_running_loop()
@@ -197,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
         else:
             request.body.detach()
-            self._discard_timer = self._loop.call_later(DISCARD_SECONDS, self._close)
+            self._discard_timer = self._loop.call_later(self._patience.discard, self._close)
 
     def response_broken(self, *, reset: bool) -> None:
         """What is queued goes out, then the connection ends."""
@@ -225,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
         if self.idle:
             self._close()
         elif self._current is None:
-            self._loop.call_later(HALF_SENT_SECONDS, self._close_if_unanswered)
+            self._loop.call_later(self._patience.half_sent, self._close_if_unanswered)
 
     def _close_if_unanswered(self) -> None:
         if self._current is None:
@@ -326,7 +341,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
-        self._discard_timer = self._loop.call_later(DISCARD_SECONDS, self._close)
+        self._discard_timer = self._loop.call_later(self._patience.discard, self._close)
 
     def _close(self) -> None:
         self._input_over = self._closing = True
@@ -341,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
         if left and left == left_before:
             self._transport.abort()
         elif left:
-            self._loop.call_later(STALLED_SECONDS, self._cut_if_stalled, left)
+            self._loop.call_later(self._patience.stalled, self._cut_if_stalled, left)
 
     def _update_reading(self) -> None:
         # A client whose bytes are not read cannot be seen to leave, so a few requests may wait before it is paused.
@@ -353,7 +368,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._transport.pause_reading()
                 if self._watch is None:
-                    self._watch = self._loop.call_later(WATCH_SECONDS, self._look_whether_left)
+                    self._watch = self._loop.call_later(self._patience.watch, self._look_whether_left)
 
     def _look_whether_left(self) -> None:
         self._watch = None
@@ -363,7 +378,7 @@ class ClientConnection(asyncio.Protocol):
             self._leave()
             self._transport.abort()
         else:
-            self._watch = self._loop.call_later(WATCH_SECONDS, self._look_whether_left)
+            self._watch = self._loop.call_later(self._patience.watch, self._look_whether_left)
 
 
 def _withheld(request: ClientRequest) -> bool:

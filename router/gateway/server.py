@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from router.gateway.connection import ClientConnection
+from router.gateway.connection import PATIENCE, ClientConnection, Patience
 from router.gateway.request import ClientRequest
 from router.gateway.response import Response, ResponseFlow
 from router.gateway.routes import Routes
@@ -19,8 +19,9 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 class HttpServer:
     """One listening socket and its connections. A connection stays open as long as its client likes."""
 
-    def __init__(self, routes: Routes, clock: Callable[[], float]) -> None:
+    def __init__(self, routes: Routes, clock: Callable[[], float], patience: Patience = PATIENCE) -> None:
         self._routes = routes
+        self._patience = patience
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._connections: set[ClientConnection] = set()
@@ -50,7 +51,7 @@ class HttpServer:
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._server = await self._loop.create_server(
-            lambda: ClientConnection(self, self._clock), sock=sock, backlog=BACKLOG
+            lambda: ClientConnection(self, self._clock, self._patience), sock=sock, backlog=BACKLOG
         )
 
     async def wait(self) -> None:

@@ -10,6 +10,7 @@ from random import Random
 import uvloop
 
 from router.balancing import BalancingConfig, Selector, load_config
+from router.gateway.connection import PATIENCE, Patience
 from router.gateway.proxy import Proxy
 from router.gateway.proxy_settings import ProxySettings
 from router.gateway.routes import Routes
@@ -195,7 +196,7 @@ class Worker:
 class House:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
-    def __init__(self, settings: ProxySettings, config: BalancingConfig) -> None:
+    def __init__(self, settings: ProxySettings, config: BalancingConfig, patience: Patience) -> None:
         self.metrics = Metrics()
         self.registry = Registry()
         self.selector = Selector(config, Random(1))
@@ -209,7 +210,7 @@ class House:
             is_ready=lambda: self.ready and not self.http.draining,
             debug_config=lambda: {"stargate_id": "test"},
         )
-        self.http = HttpServer(routes, loop.time)
+        self.http = HttpServer(routes, loop.time, patience)
         self.port = 0
         self.clients: list[Client] = []
 
@@ -257,8 +258,8 @@ class House:
 
 
 @asynccontextmanager
-async def a_house(config: bytes | None = None, **settings):
-    house = House(ProxySettings(**settings), BalancingConfig() if config is None else load_config(config))
+async def a_house(config: bytes | None = None, patience: Patience = PATIENCE, **settings):
+    house = House(ProxySettings(**settings), BalancingConfig() if config is None else load_config(config), patience)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     house.port = listening.getsockname()[1]

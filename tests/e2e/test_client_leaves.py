@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from gateway_house import Client, a_house, eventually, get, post, scenario
 
-from router.gateway import connection
+from router.gateway.connection import Patience
 
 POLICY = b"""{"models": {"picky": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
 FULL = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
@@ -218,13 +218,10 @@ async def fill(exchange):
 
 @STAGES
 @WAYS
-def test_a_client_that_leaves_is_noticed(stage, go, monkeypatch):
-    monkeypatch.setattr(connection, "WATCH_SECONDS", 0.02)
-    monkeypatch.setattr(connection, "STALLED_SECONDS", 0.02)
-
+def test_a_client_that_leaves_is_noticed(stage, go):
     @scenario
     async def test():
-        async with a_house(POLICY) as house:
+        async with a_house(POLICY, Patience(watch=0.02, stalled=0.02)) as house:
             client = await Client.connect(house.port, limit=1 << 12)
             house.clients.append(client)
             await stage(house, client)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from gateway_house import Client, a_house, eventually, post, scenario
 
-from router.gateway import connection
+from router.gateway.connection import Patience
 
 
 def ok(exchange):
@@ -154,12 +154,10 @@ async def test_requests_behind_one_whose_client_left_are_never_started():
 
 
 @WAYS
-def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go, monkeypatch):
-    monkeypatch.setattr(connection, "WATCH_SECONDS", 0.02)
-
+def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go):
     @scenario
     async def test():
-        async with a_house() as house:
+        async with a_house(patience=Patience(watch=0.02)) as house:
             worker = house.worker()
             client = await house.client()
             client.send(post(body=b"", content_length="9000000"))
