@@ -22,7 +22,8 @@ from tunnel_protocol.raw_quic import RAW_QUIC
 _log = structlog.get_logger()
 
 STOP_S = 5.0
-_QUIC = QuicSettings(keepalive_ms=10_000, max_streams_bidi=256)
+_QUIC = QuicSettings(keepalive_ms=3_000, max_streams_bidi=256)
+"""Routers probe each second, so the PINGs are for when none arrive: a NAT may have forgotten us, and only our word helps."""
 
 
 class StartError(Exception):

@@ -7,6 +7,7 @@ from functools import cache
 
 import certs
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
@@ -194,8 +195,9 @@ class World:
                 if node.engine is not None:
                     node.tick()
             return
-        node.engine.receive(data, source, self.now)
-        node.tick()
+        if destination_cid(data) in node.cids:
+            node.engine.receive(data, source, self.now)
+            node.tick()
 
 
 class WrongCallError(BaseException):

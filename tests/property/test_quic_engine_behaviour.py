@@ -134,6 +134,20 @@ def test_a_client_may_move_to_another_address_and_the_new_path_is_validated():
     assert world.server.engine._ordinary(), "the short way again"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_client_that_is_moved_while_it_has_nothing_to_say_is_found_again_by_its_keepalive(seed):
+    """The server sends to where it was; only a word from the client can help, and one has to be enough."""
+    weather = Weather(delay_s=0.005, loss=0.02)
+    world = connected(weather, settings=QuicSettings(keepalive_ms=3_000), server_settings=QuicSettings(), seed=seed)
+    assert exchange_completes(world)
+    world.run(lambda: at_rest(world), 5)
+    world.client.address = ("192.0.2.77", 41_000)
+    lost = exchange(world.server, bytes(30_000))
+    began = world.now
+    world.run(lambda: lost.fin, 30)
+    assert 2 < world.now - began < 3.5
+
+
 def test_packets_with_a_stolen_address_do_not_move_the_connection():
     """Somebody who sends a copy of a packet from elsewhere wins nothing: that path never answers (RFC 9000 9.3.2)."""
     world = connected()

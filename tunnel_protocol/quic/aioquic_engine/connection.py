@@ -109,7 +109,13 @@ class AioquicEngine(FastConnection):
             self._late_packets += 1
             self._repeat_farewell = self._late_packets & (self._late_packets - 1) == 0
             return
+        paths = self._network_paths
+        path = paths[0] if paths else None
         self.receive_datagram(data, address, now)
+        if path is not None and self._network_paths[0] is not path:
+            # The peer has moved. What is in flight is lost where it was and fills the congestion window: challenge the new
+            # path with a probe, which is free of that, now and not when the probe timer fires (RFC 9000 section 9.4).
+            self._probe_pending = True
 
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
         """See `Engine`."""
