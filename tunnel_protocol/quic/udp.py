@@ -28,17 +28,19 @@ Datagram = tuple[bytes, Address]
 class UdpSocket:
     """Owns the file descriptor; the caller waits for readiness."""
 
-    def __init__(self, sock: socket.socket, receive_bytes: int = _RECEIVE_BYTES) -> None:
+    def __init__(
+        self, sock: socket.socket, receive_bytes: int = _RECEIVE_BYTES, *, linux: bool = sys.platform == "linux"
+    ) -> None:
         self._socket = sock
         self._receive_bytes = max(receive_bytes, _RECEIVE_BYTES)
-        self._segmentation = sys.platform == "linux"
+        self._segmentation = linux
         self._backlog: deque[tuple[bytes, int, Address]] = deque()
         self.dropped = 0
         """Datagrams (or segmented batches) the kernel refused or the backlog had no room for."""
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-        if sys.platform == "linux":
+        if linux:
             if sock.family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
             else:

@@ -146,11 +146,9 @@ class AioquicEngine(FastConnection):
 
     def deadline(self) -> float | None:
         """See `Engine`."""
-        if not self._handshake_confirmed or self._state is not _CONNECTED:
+        if not self._handshake_confirmed or self._state is not _CONNECTED or not self._network_paths[0].is_validated:
             return self.get_timer()
-        at = self._timer() if self._network_paths[0].is_validated else self.get_timer()
-        if at is None:
-            return None
+        at = self._timer()
         if self._keepalive_at is not None and self._keepalive_at < at:
             at = self._keepalive_at
         if self.path_mtu.probe_at is not None:
@@ -294,8 +292,7 @@ class AioquicEngine(FastConnection):
 
     def _why_closed(self) -> ConnectionClosedError:
         event = self._close_event
-        if event is None:
-            return ConnectionClosedError(None, "connection closed", by_peer=False)
+        assert event is not None  # noqa: S101 - every way to an end state sets it
         code, reason = event.error_code, event.reason_phrase
         by_peer = self._state is QuicConnectionState.DRAINING
         if (code, reason) == _TIMED_OUT:

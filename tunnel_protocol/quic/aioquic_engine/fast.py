@@ -28,7 +28,6 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
-from aioquic.quic.stream import QuicStream
 from cryptography.exceptions import InvalidTag
 
 from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
@@ -102,7 +101,6 @@ class FastConnection(StreamConnection):
         """The caller's clock at the last call."""
         self._app_space: QuicPacketSpace
         self._app_crypto: CryptoPair
-        self._app_crypto_stream: QuicStream
         self._loss_by_aioquic = self._loss._on_packets_lost
         self._loss._on_packets_lost = self._on_packets_lost  # type: ignore[method-assign]
 
@@ -110,7 +108,6 @@ class FastConnection(StreamConnection):
         super()._initialize(peer_cid)
         self._app_space = self._spaces[_ONE_RTT]
         self._app_crypto = self._cryptos[_ONE_RTT] = LastingKeys(self._cryptos[_ONE_RTT])
-        self._app_crypto_stream = self._crypto_streams[_ONE_RTT]
 
     def _confirm_handshake(self) -> None:
         super()._confirm_handshake()
@@ -133,8 +130,8 @@ class FastConnection(StreamConnection):
         if path.addr != address or not path.is_validated:
             return False
         crypto = self._app_crypto.recv
-        if crypto.hp is None or crypto.aead is None:
-            return False
+        assert crypto.hp is not None  # noqa: S101 - the handshake is confirmed
+        assert crypto.aead is not None  # noqa: S101
         # Header protection, RFC 9001 section 5.4.
         mask = crypto.hp._mask(data[_SHORT_HEADER_BYTES + 4 : _SHORT_HEADER_BYTES + 20])
         first = data[0] ^ (mask[0] & 0x1F)
@@ -229,11 +226,10 @@ class FastConnection(StreamConnection):
 
     def _read_other_frame(self, frame_type: int, buf: Buffer, path: QuicNetworkPath, now: float) -> None:
         try:
-            handler, epochs = self._QuicConnection__frame_handlers[frame_type]  # type: ignore[attr-defined]
+            # Every frame may come in a 1-RTT packet (RFC 9000 table 3).
+            handler, _ = self._QuicConnection__frame_handlers[frame_type]  # type: ignore[attr-defined]
         except KeyError:
             raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "Unknown frame type") from None
-        if _ONE_RTT not in epochs:
-            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "Unexpected frame type")
         context = QuicReceiveContext(
             epoch=_ONE_RTT,
             host_cid=self.host_cid,
@@ -357,7 +353,6 @@ class FastConnection(StreamConnection):
                 or self._remote_preferred_address is not None
                 or self._app_crypto._update_key_requested
             )
-            and self._app_crypto_stream.sender.buffer_is_empty
         )
 
     def _other_paths_need_frames(self) -> bool:
@@ -497,12 +492,11 @@ class FastConnection(StreamConnection):
         self._pacing_at = now + max(0.001, -self._pace_tokens / rate)
         return False
 
-    def _timer(self) -> float | None:
+    def _timer(self) -> float:
         """`get_timer` for a confirmed handshake and a validated path: one packet space, nothing blocked."""
         space, loss = self._app_space, self._loss
         at = self._close_at
-        if at is None:
-            return None
+        assert at is not None  # noqa: S101 - set while connected
         if space.ack_at is not None and space.ack_at < at:
             at = space.ack_at
         loss_at = space.loss_time

@@ -140,8 +140,7 @@ class StreamConnection(QuicConnection):
             self._local_max_streams_bidi.value += 1
 
     def wake(self) -> None:
-        """See `StreamOwner`; the engine knows whom to wake."""
-        raise NotImplementedError
+        """See `StreamOwner`; the engine, which knows whom to wake, does it."""
 
     def _create_stream(self, stream_id: int, handler: StreamHandler, send_limit: int) -> EngineStream:
         settings = self.settings
@@ -352,7 +351,10 @@ class StreamConnection(QuicConnection):
         return size
 
     def _write_application(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
-        """Every kind of frame, with qlog; `fast.py` has a shorter way for the ordinary packet."""
+        """Every kind of frame, with qlog; `fast.py` has a shorter way for the ordinary packet.
+
+        Without session tickets there is no CRYPTO frame after the handshake.
+        """
         crypto = self._cryptos[_ONE_RTT]
         if not crypto.send.is_valid():
             return
@@ -368,9 +370,6 @@ class StreamConnection(QuicConnection):
             if self._handshake_complete:
                 self._write_connection_frames(builder, network_path, now)
             self._write_probes(builder)
-            crypto_stream = self._crypto_streams[_ONE_RTT]
-            if not crypto_stream.sender.buffer_is_empty:
-                self._write_crypto_frame(builder=builder, space=space, stream=crypto_stream)
             if self._handshake_complete:
                 self._write_stream_frames(builder)
             if builder.packet_is_empty:
