@@ -261,7 +261,7 @@ class ClientConnection(asyncio.Protocol):
         )
         self._current, self._response = request, response
         flow = self._requests.handle(request, response)
-        if self._response is response and not response.over:
+        if not response.over:  # else it was answered, or its client is gone
             self._flow = flow
             if flow is not None and not self._writable:
                 flow.pause_response()
