@@ -18,10 +18,10 @@ demo: setup ## Router, two workers and a mock engine at work; STAY=1 keeps them 
 test: setup ## All tests
 	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
 
-# Every branch of these is run by the unit and property tests alone.
-COVERED := router/registry/*,router/balancing/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py
-cover: setup ## Branch coverage of registry, balancing and the wire: all of it, or it fails
-	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q tests/unit tests/property --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
+# Every branch of these is run by the unit and property tests, and the QUIC endpoint's with real sockets.
+COVERED := router/registry/*,router/balancing/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
+cover: setup ## Branch coverage of registry, balancing, QUIC and the wire: all of it, or it fails
+	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q tests/unit tests/property tests/e2e/test_quic_endpoint.py --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
 	@$(PYTHON_IN_VENV) -m coverage report --include='$(COVERED)' --show-missing --skip-covered --fail-under=100
 	@rm -f .coverage
 

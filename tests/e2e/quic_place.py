@@ -5,6 +5,7 @@ import socket
 from contextlib import asynccontextmanager
 
 import certs
+from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
@@ -80,9 +81,13 @@ class Place:
         self.owners.append(Owner(echoes=self.echoes))
         return self.owners[-1]
 
-    async def dial(self, tls=TRUSTING, settings=None, owner=None, timeout_s=5, port=None):
-        """Connect a client of its own; through a relay if its `port` is given."""
-        client = await Endpoint.client(socket.AF_INET, settings or QuicSettings())
+    async def dial(self, tls=TRUSTING, settings=None, owner=None, timeout_s=5, port=None, udp=None):
+        """Connect a client of its own; through a relay if its `port` is given, from a socket that was made for it."""
+        settings = settings or QuicSettings()
+        if udp is None:
+            client = await Endpoint.client(socket.AF_INET, settings)
+        else:
+            client = Endpoint(udp, settings, AioquicFactory(settings, None), None)
         self.clients.append(client)
         host, own_port = self.endpoint.local_address
         return await client.connect(host, port or own_port, tls, owner or Owner(), timeout_s)

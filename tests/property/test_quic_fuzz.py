@@ -20,8 +20,8 @@ class Echo(Recorder):
         self.stream.write(data, fin=fin)
 
 
-def connected(seed=0):
-    world = World(seed, Weather(delay_s=0.001), QuicSettings(), QuicSettings()).connect()
+def connected(seed=0, settings=None):
+    world = World(seed, Weather(delay_s=0.001), QuicSettings(), settings or QuicSettings()).connect()
 
     def accept(stream):
         echo = Echo()
@@ -131,25 +131,89 @@ def test_a_peer_that_talks_nonsense_costs_itself_the_connection_at_most(nonsense
         world.run(lambda: near.error is not None, 40)
 
 
-@pytest.mark.parametrize(
-    ("payload", "code"),
-    [
-        (b"\x08\x02" + b"x", 0x4),  # a unidirectional stream: none granted
-        (b"\x08\x41\x94" + b"x", 0x4),  # stream 404: the 102nd of the client
-        (b"\x08\x01" + b"xx", 0x5),  # a stream of ours that we never opened
-        (b"\x0c\x00\x80\x20\x00\x00" + b"x", 0x3),  # far beyond the stream's window
-        (b"\x1e" + bytes(3), 0xA),  # HANDSHAKE_DONE from a client
-        (b"\x21" + bytes(3), 0x7),  # an unknown frame
-        (b"\x02\x44\x00\x00\x00\x00", 0xA),  # acknowledges packet 1,024, which was never sent
-        (b"\x04\x00\x00\x05\x04\x00\x00\x06", 0x6),  # two final sizes
-    ],
-)
-def test_a_broken_rule_ends_the_connection_with_its_code(payload, code):
-    world = connected()
+BROKEN_RULES = [
+    (b"\x08\x02" + b"x", 0x4),  # a unidirectional stream: none granted
+    (b"\x08\x41\x94" + b"x", 0x4),  # stream 404: the 102nd of the client
+    (b"\x08\x01" + b"xx", 0x5),  # a stream of ours that we never opened
+    (b"\x0c\x00\x80\x20\x00\x00" + b"x", 0x3),  # far beyond the stream's window
+    (b"\x0c\x00" + b"\xff" * 8 + b"x", None),  # beyond what an offset can be
+    (b"\x1e" + bytes(3), 0xA),  # HANDSHAKE_DONE from a client
+    (b"\x21" + bytes(3), 0x7),  # an unknown frame
+    (b"\x0e\x00\x40", 0x7),  # a STREAM frame that ends in its offset
+    (b"\x02\x44\x00\x00\x00\x00", 0xA),  # acknowledges packet 1,024, which was never sent
+    (b"\x02\x00\x00\x00\x05", 0x7),  # acknowledges packets before the first
+    (b"\x04\x00\x00\x05\x04\x00\x00\x06", 0x6),  # two final sizes
+    (b"\x04\x00\x00\x80\x20\x00\x00", 0x3),  # a final size far beyond the stream's window
+    (b"\x05\x03\x00" + bytes(1), 0x5),  # STOP_SENDING for a stream of ours that we never opened
+]
+
+
+@pytest.mark.parametrize("long_way", [False, True])
+@pytest.mark.parametrize(("payload", "code"), BROKEN_RULES)
+def test_a_broken_rule_ends_the_connection_with_its_code(payload, code, long_way, tmp_path):
+    """The short way through a packet and the long one, which qlog takes, know the same rules."""
+    world = connected(settings=QuicSettings(qlog_dir=tmp_path) if long_way else None)
     datagram = world.client.engine._seal(payload)
     world.server.engine.receive(datagram, world.client.address, world.now)
     world.server.tick()
-    assert world.server.error.error_code == code
+    assert code is None or world.server.error.error_code == code
     assert not world.server.error.by_peer
     world.run(lambda: world.client.error is not None, 5)
-    assert (world.client.error.error_code, world.client.error.by_peer) == (code, True)
+    assert world.client.error.by_peer
+    assert world.client.error.error_code == world.server.error.error_code
+
+
+@pytest.mark.parametrize("long_way", [False, True])
+def test_rare_frames_are_understood_either_way(long_way, tmp_path):
+    """RESET_STREAM, STOP_SENDING, MAX_STREAM_DATA, STREAM_DATA_BLOCKED, MAX_DATA, and ACK with ECN counts."""
+    world = connected(settings=QuicSettings(qlog_dir=tmp_path) if long_way else None)
+    handlers = []
+
+    def accept(_):
+        handlers.append(Recorder())
+        return handlers[-1]
+
+    world.server.accept = accept
+    client = world.client.engine
+    ids = [world.client.engine.open_stream(Recorder()).stream_id for _ in range(3)]
+    assert ids == [0, 4, 8]
+
+    def say(payload):
+        world.server.engine.receive(client._seal(payload), world.client.address, world.now)
+        world.server.tick()
+
+    say(b"\x08\x00" + b"first")
+    say(b"\x04\x04\x07\x00" + b"\x05\x00\x09")
+    assert handlers[0].received == b"first"
+    assert (handlers[1].reset, handlers[0].stopped) == (7, 9)
+    say(b"\x11\x08\x80\x40\x00\x00" + b"\x15\x08\x00" + b"\x10\x80\x40\x00\x00")
+    assert len(handlers) == 3
+    assert world.server.engine.streams[8].send_limit == 4 << 20
+    unacknowledged = sorted(world.server.engine._app_space.sent_packets)
+    if unacknowledged:
+        say(b"\x03" + encode_varint(unacknowledged[-1]) + b"\x00\x00\x00" + b"\x01\x00\x00")
+        assert unacknowledged[-1] not in world.server.engine._app_space.sent_packets
+    assert world.server.error is None
+
+
+@pytest.mark.parametrize("long_way", [False, True])
+def test_a_packet_without_frames_is_refused(long_way, tmp_path):
+    world = connected(settings=QuicSettings(qlog_dir=tmp_path) if long_way else None)
+    client = world.client.engine
+    number = client._packet_number
+    header = bytes((0x43,)) + client._peer_cid.cid + number.to_bytes(4, "big")
+    datagram = client._app_crypto.encrypt_packet(header, b"", number)
+    world.server.engine.receive(datagram, world.client.address, world.now)
+    world.server.tick()
+    assert world.server.error.error_code == 0xA
+
+
+def test_a_peer_that_skips_packet_numbers_makes_no_list_without_end():
+    world = connected()
+    client, space = world.client.engine, world.server.engine._app_space
+    for _ in range(600):
+        client._packet_number += 2
+        world.server.engine.receive(client._seal(b"\x01" + bytes(3)), world.client.address, world.now)
+        world.server.tick()
+    assert len(space.ack_queue) <= 256
+    assert world.server.error is None

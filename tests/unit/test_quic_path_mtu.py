@@ -32,6 +32,14 @@ def test_a_narrow_path_is_used_almost_in_full(path_bytes):
     assert mtu.probe_at > 60, "looks again, but not soon"
 
 
+def test_what_is_known_already_changes_nothing():
+    mtu, _ = search(1_400)
+    found = mtu.current
+    mtu.probe_acked(1_300, 0.0)
+    mtu.probe_lost(1_300, 0.0)
+    assert mtu.current == found
+
+
 def test_the_peers_limit_is_respected():
     mtu, _ = search(1_500, peer_bytes=1_300)
     assert mtu.current == 1_300

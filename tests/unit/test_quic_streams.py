@@ -326,6 +326,54 @@ def test_when_sent_is_called_once_whatever_ends_the_sending_side(end):
     assert told == [1, 2]
 
 
+def test_everybody_who_waits_for_the_end_of_sending_is_told_and_nobody_after_a_lost_connection():
+    rig = Rig()
+    told = []
+    rig.stream.when_sent(lambda: told.append(1))
+    rig.stream.when_sent(lambda: told.append(2))
+    rig.stream.reset()
+    assert told == [1, 2]
+    rig = Rig()
+    rig.stream.connection_lost(ConnectionClosedError(0, "", by_peer=True))
+    rig.stream.when_sent(lambda: told.append(3))
+    assert told == [1, 2]
+
+
+def test_a_fin_that_is_acknowledged_before_its_data_waits_for_it():
+    rig = Rig()
+    rig.stream.write(b"abc")
+    rig.sent()
+    rig.stream.write(b"", fin=True)
+    assert rig.sent() == (3, b"", True)
+    rig.stream.on_data_acked(3, 3, True)
+    assert not rig.stream.acknowledged()
+    rig.stream.on_data_acked(0, 3, False)
+    assert rig.stream.acknowledged()
+
+
+def test_an_empty_piece_says_nothing():
+    rig = Rig()
+    rig.stream.frame_data(0, b"", False)
+    assert rig.calls() == []
+
+
+def test_a_fin_ahead_of_all_data_waits():
+    rig = Rig()
+    rig.stream.frame_data(5, b"", True)
+    assert rig.calls() == []
+    rig.stream.frame_data(0, b"abcde", False)
+    assert rig.calls() == [(b"abcde", True)]
+
+
+@pytest.mark.parametrize(("final_size", "code"), [(2, 0x6), (1_001, 0x3)])
+def test_a_reset_below_what_was_received_or_beyond_the_credit_is_an_error(final_size, code):
+    rig = Rig(window=1_000)
+    rig.stream.frame_data(0, b"abc", False)
+    with pytest.raises(StreamError) as caught:
+        rig.stream.frame_reset(0, final_size)
+    assert caught.value.error_code == code
+
+
 def test_a_lost_connection_is_the_last_call_and_what_was_acknowledged_stays_so():
     rig = Rig()
     rig.stream.write(b"abc", fin=True)

@@ -44,7 +44,14 @@ def test_a_client_that_checks_needs_something_to_trust():
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_datagram_bytes": 1_199}, {"ack_delay_ms": 26}, {"stream_window_bytes": 0}, {"keepalive_ms": -1}]
+    "values",
+    [
+        {"max_datagram_bytes": 1_199},
+        {"ack_delay_ms": 26},
+        {"stream_window_bytes": 0},
+        {"keepalive_ms": -1},
+        {"ack_every": 0},
+    ],
 )
 def test_settings_quic_cannot_express_are_refused(values):
     with pytest.raises(ValueError, match="must"):

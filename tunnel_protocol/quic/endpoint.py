@@ -51,6 +51,7 @@ class Connection:
         self.error: ConnectionClosedError | None = None
         """Why the connection has ended."""
         self.opening: asyncio.Future[None] | None = None
+        """Until `Endpoint.connect` has returned."""
         self._ended: asyncio.Event | None = None
         self._waiting: deque[tuple[asyncio.Future[Stream], StreamHandler]] = deque()
         self.cids: set[bytes] = set()
@@ -193,11 +194,11 @@ class Connection:
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(error)
-        established = self.opening is None or self.opening.done()
-        if not established and self.opening is not None:
-            self.opening.set_exception(error)
+        opening = self.opening
+        if opening is not None and not opening.done():
+            opening.set_exception(error)
         self._endpoint.ended(self, error)
-        if self.handler is not None and established:
+        if self.handler is not None and opening is None:
             self.handler.on_closed(error)
         if self._ended is not None:
             self._ended.set()
@@ -313,6 +314,7 @@ class Endpoint:
             raise
         if connection.error is not None:
             raise connection.error
+        connection.opening = None
         return connection
 
     @property

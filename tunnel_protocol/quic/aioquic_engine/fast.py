@@ -244,6 +244,10 @@ class FastConnection(StreamConnection):
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         if context.epoch is not _ONE_RTT or self._quic_logger is not None or not self._handshake_confirmed:
+            at = buf.tell()
+            if buf.pull_uint_var() >= self._packet_number:  # one counter for all packet spaces
+                raise _never_sent()
+            buf.seek(at)
             super()._handle_ack_frame(context, frame_type, buf)
             return
         self._read_ack(buf, context.time)
@@ -259,7 +263,7 @@ class FastConnection(StreamConnection):
         more = pull()
         low = high - pull()
         if largest >= self._packet_number:
-            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 2, "Acknowledgement of a packet never sent")
+            raise _never_sent()
         space = self._app_space
         sent = space.sent_packets
         acked: list[int] = []
@@ -559,6 +563,10 @@ class FastConnection(StreamConnection):
         self._max_datagram_size = size
         self._loss._pacer._max_datagram_size = size
         self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+
+
+def _never_sent() -> QuicConnectionError:
+    return QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 2, "Acknowledgement of a packet never sent")
 
 
 def _within(sent: dict[int, Any], low: int, high: int) -> list[int]:

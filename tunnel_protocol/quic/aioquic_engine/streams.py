@@ -390,7 +390,7 @@ class StreamConnection(QuicConnection):
         for frame_type, frame, handler, args in frames:
             builder.start_frame(frame_type, len(frame), handler, args).push_bytes(frame[1:])
             if self._quic_logger is not None and builder.quic_logger_frames is not None:
-                builder.quic_logger_frames.append(self._describe(frame_type, args))
+                builder.quic_logger_frames.append(_described(frame_type, args))
 
     def _write_connection_frames(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
         """Frames about paths and connection ids, as aioquic writes them."""
@@ -416,13 +416,13 @@ class StreamConnection(QuicConnection):
             self._write_retire_connection_id_frame(builder=builder, sequence_number=sequence_number)
             self._retire_connection_ids.pop(0)
 
-    def _describe(self, frame_type: int, args: tuple[Any, ...]) -> dict[str, Any]:
-        """A frame of ours for qlog."""
-        stream = args[0] if args and isinstance(args[0], EngineStream) else None
-        name = QuicFrameType(frame_type & 0xF8 if 8 <= frame_type <= 15 else frame_type).name.lower()
-        described: dict[str, Any] = {"frame_type": "stream" if name == "stream_base" else name}
-        if stream is not None:
-            described["stream_id"] = stream.stream_id
-        if len(args) == 4:
-            described.update(offset=args[1], length=args[2] - args[1], fin=args[3])
-        return described
+
+def _described(frame_type: int, args: tuple[Any, ...]) -> dict[str, Any]:
+    """A frame of ours for qlog."""
+    name = QuicFrameType(frame_type & 0xF8 if 8 <= frame_type <= 15 else frame_type).name.lower()
+    if name.endswith("_bidi"):
+        return {"frame_type": name.removesuffix("_bidi"), "stream_type": "bidirectional"}
+    described: dict[str, Any] = {"frame_type": name.removesuffix("_base"), "stream_id": args[0].stream_id}
+    if len(args) == 4:
+        described.update(offset=args[1], length=args[2] - args[1], fin=args[3])
+    return described

@@ -1,0 +1,464 @@
+"""The endpoint with an engine that does as it is told: credit and cancellation in one instant, faults, timers, a full socket."""
+
+import asyncio
+import errno
+import socket
+
+import pytest
+
+from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls
+from tunnel_protocol.quic.udp import UdpSocket
+
+CID = b"12345678"
+HELLO = b"\xc0first"
+TLS = ClientTls(None, "stargate", insecure=True)
+
+
+class Handed:
+    """A stream that only remembers what was done to it."""
+
+    stream_id = 0
+
+    def __init__(self):
+        self.calls = []
+
+    def reset(self, error_code=0):
+        self.calls.append("reset")
+
+    def stop(self, error_code=0):
+        self.calls.append("stop")
+
+
+class Engine:
+    """Implements `Engine`; a test sets what it does next."""
+
+    peer_address = ("127.0.0.1", 1)
+    server_name = None
+    smoothed_rtt_ms = 1.5
+    open_streams = 0
+
+    def __init__(self, owner):
+        self.owner = owner
+        self.established = self.closed = self.finished = False
+        self.free_streams = 0
+        self.received, self.outgoing, self.calls = [], [], []
+        self.at = None
+        self.fault_in = None
+
+    def _maybe(self, name):
+        self.calls.append(name)
+        if self.fault_in == name:
+            self.fault_in = None
+            raise ZeroDivisionError
+
+    def receive(self, data, address, now):
+        self._maybe("receive")
+        self.received.append(data)
+
+    def deliver(self):
+        self._maybe("deliver")
+
+    def poll(self, now):
+        self._maybe("poll")
+        outgoing, self.outgoing = self.outgoing, []
+        return outgoing
+
+    def deadline(self):
+        return self.at
+
+    def handle_timer(self, now):
+        self.calls.append("timer")
+        self.at = None
+
+    def open_stream(self, handler):
+        if not self.free_streams:
+            return None
+        self.free_streams -= 1
+        return Handed()
+
+    def ping(self):
+        self.calls.append("ping")
+
+    def shutdown(self, error_code, reason):
+        self.closed = True
+        self.owner.on_closed(ConnectionClosedError(error_code, reason, by_peer=False))
+
+    def abandon(self, error):
+        if not self.closed:
+            self.closed = self.finished = True
+            self.owner.on_closed(error)
+
+
+class Factory:
+    """Implements `EngineFactory`."""
+
+    def __init__(self):
+        self.engines = []
+        self.fault = None
+        self.closed = False
+
+    def _make(self, owner):
+        if self.fault is not None:
+            raise self.fault
+        engine = Engine(owner)
+        owner.on_connection_id(CID)
+        self.engines.append(engine)
+        return engine
+
+    def connect(self, address, tls, owner, now):
+        return self._make(owner)
+
+    def accept(self, data, address, owner, now):
+        return None if data.endswith(b"nonsense") else self._make(owner)
+
+    def starts_connection(self, data):
+        return data.startswith(HELLO)
+
+    def answer_version(self, data):
+        return None
+
+    def refuse(self, data):
+        return b"refused" if data.endswith(b"politely") else None
+
+    def close(self):
+        self.closed = True
+
+
+class Owner:
+    def __init__(self):
+        self.error = None
+
+    def on_stream(self, stream):
+        return None
+
+    def on_closed(self, error):
+        self.error = error
+
+
+class Rig:
+    def __init__(self, settings=None, sock=None):
+        self.factory = Factory()
+        self.owner = Owner()
+        self.failed = []
+        self.udp = UdpSocket(sock) if sock else UdpSocket.bind("127.0.0.1", 0)
+        self.endpoint = Endpoint(
+            self.udp,
+            settings or QuicSettings(),
+            self.factory,
+            lambda _: self.owner,
+            lambda *one: self.failed.append(one),
+        )
+        self.outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    @property
+    def engine(self):
+        return self.factory.engines[-1]
+
+    def send(self, data):
+        self.outside.sendto(data, self.endpoint.local_address)
+
+    async def until(self, condition):
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - the engine is called by the loop
+                await asyncio.sleep(0)
+
+    async def accepted(self):
+        self.send(HELLO)
+        await self.until(lambda: self.factory.engines)
+        self.engine.established = True
+        self.engine.owner.on_established()
+        return self.engine.owner
+
+    async def dialled(self):
+        dialling = asyncio.create_task(self.endpoint.connect("127.0.0.1", 1, TLS, self.owner, 5))
+        await self.until(lambda: self.factory.engines)
+        self.engine.established = True
+        self.engine.owner.on_established()
+        return await dialling
+
+
+def rigged(test):
+    """Run the coroutine with a rig, and close it."""
+
+    def run():
+        async def with_rig():
+            rig = Rig()
+            try:
+                async with asyncio.timeout(10):
+                    await test(rig)
+            finally:
+                rig.outside.close()
+                await rig.endpoint.close()
+
+        asyncio.run(with_rig())
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def waiting_opener(connection):
+    opener = asyncio.create_task(connection.open_stream(object()))
+    while not connection.waiting_openers:  # noqa: ASYNC110 - it is a step away
+        await asyncio.sleep(0)
+    return opener
+
+
+@rigged
+async def test_a_stream_opened_for_somebody_who_left_in_the_same_instant_is_given_back(rig):
+    connection = await rig.dialled()
+    handed = Handed()
+    rig.engine.open_stream = lambda _: handed if rig.engine.free_streams else None
+    opener = await waiting_opener(connection)
+    rig.engine.free_streams = 1
+    connection.on_stream_credit()
+    opener.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opener
+    assert handed.calls == ["reset", "stop"]
+
+
+@rigged
+async def test_credit_passes_over_somebody_who_has_just_left(rig):
+    connection = await rig.dialled()
+    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
+    await rig.until(lambda: connection.waiting_openers == 2)
+    rig.engine.free_streams = 1
+    first.cancel()
+    connection.on_stream_credit()
+    assert await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert connection.waiting_openers == 0
+
+
+@rigged
+async def test_credit_for_fewer_than_wait_goes_to_the_first(rig):
+    connection = await rig.dialled()
+    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
+    await rig.until(lambda: connection.waiting_openers == 2)
+    rig.engine.free_streams = 1
+    connection.on_stream_credit()
+    assert await first
+    assert connection.waiting_openers == 1
+    second.cancel()
+
+
+@rigged
+async def test_a_dialled_connection_that_ends_as_soon_as_it_is_there_was_never_there(rig):
+    dialling = asyncio.create_task(rig.endpoint.connect("127.0.0.1", 1, TLS, rig.owner, 5))
+    await rig.until(lambda: rig.factory.engines)
+    rig.engine.owner.on_established()
+    rig.engine.owner.close(9, "changed my mind")
+    with pytest.raises(ConnectionClosedError, match="changed my mind"):
+        await dialling
+    assert rig.owner.error is None, "its handler never had it"
+
+
+@rigged
+async def test_a_dialled_connection_that_is_not_there_in_time_is_none_its_handler_hears_of(rig):
+    with pytest.raises(TimeoutError):
+        await rig.endpoint.connect("127.0.0.1", 1, TLS, rig.owner, 0.01)
+    assert rig.engine.closed
+    assert rig.owner.error is None
+
+
+@rigged
+async def test_an_incoming_connection_that_ends_before_it_is_there_is_told_to_whom_failures_are_told(rig):
+    rig.send(HELLO)
+    await rig.until(lambda: rig.factory.engines)
+    rig.engine.abandon(ConnectionClosedError(0x128, "bad certificate", by_peer=True))
+    assert [error.reason for _, error in rig.failed] == ["bad certificate"]
+    assert rig.owner.error is None
+
+
+def test_an_incoming_connection_that_takes_too_long_is_given_up():
+    async def test():
+        rig = Rig(QuicSettings(handshake_timeout_ms=20))
+        rig.send(HELLO)
+        await rig.until(lambda: rig.failed)
+        assert [error.reason for _, error in rig.failed] == ["handshake timed out"]
+        await rig.until(lambda: not rig.endpoint._connections)
+        rig.outside.close()
+        await rig.endpoint.close()
+
+    asyncio.run(test())
+
+
+@rigged
+async def test_credit_beyond_those_who_wait_stays_where_it_is(rig):
+    connection = await rig.dialled()
+    opener = await waiting_opener(connection)
+    rig.engine.free_streams = 3
+    connection.on_stream_credit()
+    assert await opener
+    assert connection.free_streams == 2
+    assert connection.try_open_stream(object())
+
+
+@rigged
+async def test_the_end_of_a_connection_reaches_those_who_wait_and_not_who_left(rig):
+    connection = await rig.dialled()
+    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
+    ends = [asyncio.create_task(connection.wait_closed()) for _ in range(2)]
+    await rig.until(lambda: connection.waiting_openers == 2)
+    first.cancel()
+    connection.close(7, "over")
+    with pytest.raises(ConnectionClosedError):
+        await second
+    assert [await end for end in ends] == [connection.error] * 2
+    assert rig.owner.error is connection.error
+    connection.ping()
+    assert "ping" not in rig.engine.calls
+
+
+@rigged
+async def test_a_ping_is_passed_on_while_there_is_a_connection(rig):
+    (await rig.dialled()).ping()
+    assert "ping" in rig.engine.calls
+
+
+@pytest.mark.parametrize("where", ["receive", "deliver", "poll"])
+def test_a_fault_of_ours_costs_the_connection_it_served_and_no_other(where):
+    @rigged
+    async def test(rig):
+        connection = await rig.accepted()
+        rig.engine.fault_in = where
+        rig.send(b"\x40" + CID + b"data")
+        await rig.until(lambda: connection.error)
+        assert connection.error.reason == "internal error"
+        await rig.until(lambda: not rig.endpoint._connections)
+        assert isinstance(await rig.accepted(), Connection)
+
+    test()
+
+
+@rigged
+async def test_a_first_datagram_that_breaks_something_costs_itself(rig):
+    rig.factory.fault = ZeroDivisionError()
+    rig.send(HELLO)
+    rig.send(HELLO + b" nonsense")
+    await asyncio.sleep(0.01)
+    assert rig.endpoint._connections == {}
+    rig.factory.fault = None
+    await rig.accepted()
+
+
+@rigged
+async def test_whoever_comes_after_the_door_was_closed_is_told_where_there_are_words_for_it(rig):
+    rig.endpoint.stop_accepting()
+    rig.outside.setblocking(False)
+    rig.send(HELLO)
+    rig.send(HELLO + b" politely")
+    answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(rig.outside, 100), 5)
+    assert answer == b"refused"
+    assert rig.factory.engines == []
+
+
+@rigged
+async def test_an_id_that_was_retired_leads_nowhere(rig):
+    connection = await rig.accepted()
+    connection.on_connection_id_retired(CID)
+    connection.on_connection_id(b"abcdefgh")
+    rig.send(b"\x40" + CID + b"old")
+    rig.send(b"\x40abcdefgh" + b"new")
+    await rig.until(lambda: rig.engine.received)
+    assert rig.engine.received == [b"\x40abcdefghnew"]
+
+
+@rigged
+async def test_a_timer_fires_at_its_time_not_before_and_not_when_it_was_taken_back(rig):
+    connection = await rig.accepted()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    rig.engine.at = began + 0.02
+    connection.arm(began)
+    rig.engine.at = began + 0.06
+    connection.arm(began)  # later: the armed one stays, and finds that it is too early
+    await rig.until(lambda: "timer" in rig.engine.calls)
+    assert loop.time() - began > 0.055
+    rig.engine.calls.clear()
+    rig.engine.at = loop.time() + 0.01
+    connection.arm(loop.time())
+    rig.engine.at = None
+    connection.arm(loop.time())
+    await asyncio.sleep(0.03)
+    assert "timer" not in rig.engine.calls
+
+
+@rigged
+async def test_an_earlier_deadline_moves_the_timer(rig):
+    connection = await rig.accepted()
+    loop = asyncio.get_running_loop()
+    rig.engine.at = loop.time() + 60
+    connection.arm(loop.time())
+    rig.engine.at = loop.time() + 0.01
+    connection.arm(loop.time())
+    await asyncio.wait_for(rig.until(lambda: "timer" in rig.engine.calls), 2)
+
+
+@rigged
+async def test_an_endpoint_that_was_closed_does_nothing_more(rig):
+    connection = await rig.accepted()
+    await rig.endpoint.close(3, "bye")
+    await rig.endpoint.close(4, "again")
+    assert (connection.error.error_code, connection.error.reason) == (3, "bye")
+    assert rig.factory.closed
+    rig.endpoint.touch(connection)
+    calls = len(rig.engine.calls)
+    await asyncio.sleep(0)
+    assert len(rig.engine.calls) == calls
+    with pytest.raises(ConnectionClosedError, match="endpoint is closed"):
+        await rig.endpoint.connect("127.0.0.1", 1, TLS, rig.owner, 1)
+
+
+class FullSocket(socket.socket):
+    """Takes nothing while `full`."""
+
+    full = False
+
+    def sendto(self, *args):
+        if self.full:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        return super().sendto(*args)
+
+
+def a_full_socket():
+    sock = FullSocket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_has_room():
+    async def test():
+        sock = a_full_socket()
+        rig = Rig(sock=sock)
+        rig.outside.bind(("127.0.0.1", 0))
+        rig.outside.setblocking(False)
+        to = rig.outside.getsockname()
+        connection = await rig.accepted()
+        await asyncio.sleep(0)
+        sock.full = True
+        rig.engine.outgoing = [(b"one", to)]
+        rig.endpoint.touch(connection)
+        await rig.until(lambda: rig.udp.blocked)
+        rig.engine.outgoing = [(b"two", to)]
+        polls = rig.engine.calls.count("poll")
+        rig.endpoint.touch(connection)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert rig.engine.calls.count("poll") == polls
+        sock.full = False
+        loop = asyncio.get_running_loop()
+        assert [await asyncio.wait_for(loop.sock_recv(rig.outside, 100), 5) for _ in range(2)] == [b"one", b"two"]
+        assert not rig.endpoint._watching_writable
+        sock.full = True
+        rig.engine.outgoing = [(b"three", to)]
+        rig.endpoint.touch(connection)
+        await rig.until(lambda: rig.udp.blocked)
+        rig.outside.close()
+        await asyncio.wait_for(rig.endpoint.close(), 5)
+
+    asyncio.run(test())
