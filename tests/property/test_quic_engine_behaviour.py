@@ -248,6 +248,14 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
     world.run(lambda: at_rest(world), 10)
 
 
+def test_room_for_a_writer_that_sending_makes_is_told_at_once():
+    """And not when the next packet of the peer happens to arrive."""
+    world = connected(Weather(delay_s=1), settings=QuicSettings(send_buffer_bytes=2_000))
+    writer = Recorder()
+    assert not world.client.engine.open_stream(writer).write(bytes(3_000))
+    world.run(lambda: writer.writable == 1, 0.5)
+
+
 def test_ninety_nine_small_streams_do_not_wait_for_a_greedy_one():
     world = connected(Weather(delay_s=0.005, bytes_per_s=5e6))
     greedy = exchange(world.client, bytes(5_000_000))

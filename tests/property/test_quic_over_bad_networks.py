@@ -207,5 +207,6 @@ def test_streams_of_a_closed_connection_are_told_and_released(seed):
     assert (world.client.error.error_code, world.client.error.reason) == (0, "shutdown")
     assert world.client.error.by_peer
     assert all(recorder.lost is world.client.error for recorder in recorders)
-    assert not world.client.engine.streams
-    assert not world.server.engine.streams
+    for node in (world.client, world.server):
+        left = Leftovers.of(node.engine)
+        assert (left.streams, left.marks) == (0, 0)
