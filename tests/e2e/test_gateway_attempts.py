@@ -1,6 +1,8 @@
 """One attempt at one worker: deadline, upload beside the answer, what a client sees of each outcome; docs/gateway.md, "Attempts"."""
 
 import asyncio
+import os
+import types
 
 import pytest
 from gateway_house import BrokenOffError, a_house, eventually, post, scenario
@@ -300,3 +302,34 @@ async def test_a_silent_response_is_ended_by_the_idle_limit_and_never_without_on
             await client.answer()
         assert broken.value.answer.body == b"1"
         assert exchange.cancelled
+
+
+@scenario
+async def test_neither_a_request_nor_its_chunks_cost_a_task():
+    tasks = []
+
+    def make(loop, coroutine, **options):
+        compiled = not isinstance(coroutine, types.CoroutineType)
+        if compiled or f"{os.sep}router{os.sep}" in coroutine.cr_code.co_filename:
+            tasks.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async with a_house() as house:
+        worker = house.worker()
+        asyncio.get_running_loop().set_task_factory(make)
+        client = await house.client()
+        client.send(unfinished(10))
+        exchange = await worker.next()
+        client.send(b"ended")
+        await eventually(lambda: exchange.ended)
+        exchange.head()
+        answer = await client.head()
+        for number in range(50):
+            exchange.body(b"%d" % number)
+            assert await client.chunk() == b"%d" % number
+        exchange.end()
+        await client.rest(answer)
+        assert not tasks
+        worker.free = 0  # waiting for a stream does cost one, so they are seen
+        client.send(post())
+        await eventually(lambda: tasks)

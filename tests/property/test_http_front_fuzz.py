@@ -20,6 +20,7 @@ def asked(framing: bytes, body: bytes) -> bytes:
 # connection closes, and the request that some reader might see behind it is never handled.
 AMBIGUOUS = {
     "two lengths": asked(b"content-length: 0\r\ncontent-length: 33\r\n", HIDDEN),
+    "the same length twice": asked(b"content-length: 33\r\ncontent-length: 33\r\n", HIDDEN),
     "two lengths in one": asked(b"content-length: 0, 33\r\n", HIDDEN),
     "negative length": asked(b"content-length: -1\r\n", HIDDEN),
     "signed length": asked(b"content-length: +0\r\n", HIDDEN),
