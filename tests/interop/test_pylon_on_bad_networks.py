@@ -9,8 +9,9 @@ from tunnel_load import BAD, LOAD_S, MOVING, NETEM, assert_all_was_well, load_in
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120 + 2 * LOAD_S)]
 
 
-def test_a_good_network_in_a_namespace_of_its_own(pylon):
-    assert_all_was_well(load_in_a_process(LOAD_S, pylon=pylon, before="true"))
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_good_network_in_a_namespace_of_its_own(pylon, direct):
+    assert_all_was_well(load_in_a_process(LOAD_S, pylon=pylon, before="true", direct=direct))
 
 
 def test_a_network_that_loses_repeats_and_reorders_costs_time_only(pylon):
@@ -25,7 +26,9 @@ def test_a_worker_behind_a_nat_that_forgets_keeps_its_tunnel(pylon):
     assert report["relay"]["moves"] >= 3
 
 
-def test_the_kernels_own_bad_network_costs_time_only(pylon):
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_kernels_own_bad_network_costs_time_only(pylon, direct):
     if missing := why_no_netem():
         pytest.skip(missing)
-    assert_all_was_well(load_in_a_process(LOAD_S, pylon=pylon, before=f"tc qdisc add dev lo root netem {NETEM}"))
+    netem = f"tc qdisc add dev lo root netem {NETEM}"
+    assert_all_was_well(load_in_a_process(LOAD_S, pylon=pylon, before=netem, direct=direct))
