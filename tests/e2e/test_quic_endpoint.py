@@ -234,6 +234,21 @@ def test_the_code_and_reason_of_a_close_reach_the_peer_and_streams_hear_first():
     run(test())
 
 
+def test_nothing_of_connections_that_have_ended_is_kept():
+    async def test():
+        async with a_place() as place:
+            for turn in range(20):
+                connection = await place.dial()
+                assert await echoes(connection)
+                await eventually(lambda turn=turn: len(place.accepted) > turn)
+                (connection if turn % 2 else place.accepted[-1]).close()
+            endpoints = [place.endpoint, *place.clients]
+            await eventually(lambda: not any(endpoint._connections or endpoint._routes for endpoint in endpoints))
+            assert not any(endpoint._half_open or endpoint._touched for endpoint in endpoints)
+
+    run(test())
+
+
 def test_an_endpoint_that_stops_accepting_refuses_at_once_and_keeps_what_it_has():
     async def test():
         async with a_place() as place:
