@@ -218,6 +218,37 @@ def test_datagrams_grow_to_what_the_path_carries_and_shrink_when_it_shrinks():
     assert world.client.error is None
 
 
+def test_a_path_that_swallows_only_large_datagrams_is_noticed_although_small_ones_are_answered():
+    world = connected(Weather(delay_s=0.005))
+    for _ in range(5):
+        assert exchange_completes(world, 20_000)
+    assert world.client.engine._max_datagram_size == 1_452
+    world.weather.mtu = 1_200
+    bulk = exchange(world.client, bytes(100_000))
+    began = world.now
+    while world.client.engine._max_datagram_size > 1_200:
+        exchange(world.client, b"small")
+        world.idle(0.004)
+        assert world.client.engine._loss._pto_count < 2, "no probe timer had to say so"
+        assert world.now - began < 2
+    world.run(lambda: bulk.fin, 10)
+
+
+def test_what_the_window_allows_leaves_evenly_over_the_round_trip():
+    """Pacing (RFC 9002 section 7.7): not in one burst, and not only when the first acknowledgement comes."""
+    world = connected(Weather(delay_s=0.2))
+    for _ in range(8):
+        assert exchange_completes(world, 200_000)
+    world.run(lambda: at_rest(world), 5)
+    world.server.accept = lambda _: Recorder()
+    stream = world.client.engine.open_stream(Recorder())
+    stream.write(bytes(150_000))
+    world.idle(0.002)
+    assert stream.unsent_bytes() > 80_000
+    world.idle(0.39)
+    assert stream.unsent_bytes() == 0
+
+
 # --- flow, fairness, memory ------------------------------------------------------------------------------------------
 
 
@@ -251,6 +282,8 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
 def test_room_for_a_writer_that_sending_makes_is_told_at_once():
     """And not when the next packet of the peer happens to arrive."""
     world = connected(Weather(delay_s=1), settings=QuicSettings(send_buffer_bytes=2_000))
+    world.run(lambda: at_rest(world), 10)
+    world.idle(5)
     writer = Recorder()
     assert not world.client.engine.open_stream(writer).write(bytes(3_000))
     world.run(lambda: writer.writable == 1, 0.5)

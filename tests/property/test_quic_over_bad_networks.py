@@ -197,10 +197,13 @@ def test_streams_of_a_closed_connection_are_told_and_released(seed):
     rng, world = scenario(seed)
     world.weather.loss = 0.0
     world.server.accept = lambda _: Recorder()
-    recorders = [Recorder() for _ in range(3)]
+    recorders = [Recorder() for _ in range(2)]
     for recorder in recorders:
         world.client.engine.open_stream(recorder).write(rng.randbytes(5_000))
     world.idle(0.3)
+    recorders.append(Recorder())
+    world.client.engine.open_stream(recorders[-1]).write(bytes(1_000_000))  # more than can be under way
+    world.idle(0)
     world.server.engine.shutdown(0, "shutdown")
     world.pending[world.server] = None
     world.run(lambda: world.client.error is not None, 5)
