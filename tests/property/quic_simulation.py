@@ -174,9 +174,9 @@ class World:
         if node is not None:
             node.engine.handle_timer(self.now)
             node.tick()
-            # Twice in a row is a matter of rounding.
+            # A few in a row are rounding, and timers of several kinds that are due together.
             node.stale = node.stale + 1 if node.timer is not None and node.timer <= self.now else 0
-            assert node.stale < 3, "a timer that would fire again and again"
+            assert node.stale < 10, "a timer that would fire again and again"
         else:
             _, _, *what = heapq.heappop(self.queue)
             if len(what) == 1:

@@ -234,6 +234,19 @@ def test_a_path_that_swallows_only_large_datagrams_is_noticed_although_small_one
     world.run(lambda: bulk.fin, 10)
 
 
+def test_a_congestion_window_that_is_not_used_does_not_grow():
+    """Or a connection that has only seen small exchanges would flood its path with the first large one (RFC 9002 7.8)."""
+    world = connected()
+    world.run(lambda: at_rest(world), 5)
+    window = world.client.engine._loss._cc.congestion_window
+    for _ in range(100):
+        assert exchange_completes(world, 1_000)
+    assert world.client.engine._loss._cc.congestion_window == window
+    for _ in range(5):
+        assert exchange_completes(world, 100_000)
+    assert world.client.engine._loss._cc.congestion_window > 2 * window
+
+
 def test_what_the_window_allows_leaves_evenly_over_the_round_trip():
     """Pacing (RFC 9002 section 7.7): not in one burst, and not only when the first acknowledgement comes."""
     world = connected(Weather(delay_s=0.2))
