@@ -73,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--matrix", action="store_true", help="run the suggested shapes one after the other")
     parser.add_argument("--scale", type=float, default=1.0, help="of the requests in the matrix (default: 1.0)")
-    parser.add_argument("--sweep", action="store_true", help="vary open streams, tunnels and chunk size")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="vary open streams, tunnels and chunk size (4,000 requests each unless told)",
+    )
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of each point of the sweep (default: 3)")
     parser.add_argument("--output-dir", type=Path, default=Path(".bench-out/transport"), help="default: %(default)s")
     return parser

@@ -136,7 +136,7 @@ def draw(series: list[Series], path: Path) -> None:
         if one.points[0].client_us * 20 < one.points[-1].client_us:
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.15 * max(max(point.client_us, point.server_us) for point in one.points))
         axes.set_xlabel(one.name)
         axes.set_ylabel(f"us CPU a {one.points[0].per}")
         axes.grid(visible=True, alpha=0.3)
