@@ -1,16 +1,23 @@
 # The router alone: no shell wrapper, any user, read-only root file system, nothing writable.
 FROM python:3.12-slim AS build
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements/run.txt requirements/run.txt
 RUN python -m venv /opt/router \
     && /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-compile -r requirements/run.txt
-COPY pyproject.toml README.md ./
+COPY requirements/build.txt requirements/build.txt
+RUN python -m venv /opt/build \
+    && /opt/build/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-compile -r requirements/build.txt
+COPY pyproject.toml setup.py README.md ./
 COPY certs certs
 COPY tunnel_protocol tunnel_protocol
 COPY router router
 COPY stargate_client stargate_client
 COPY benchmarks/__init__.py benchmarks/__init__.py
-RUN /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps . \
+# Compiled, or the build fails; the compilers stay behind.
+RUN LLM_ROUTER_COMPILE=require /opt/build/bin/python -m pip wheel --disable-pip-version-check --no-cache-dir --no-deps \
+        --no-build-isolation --wheel-dir /build/wheels . \
+    && /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps /build/wheels/*.whl \
     && /opt/router/bin/python -m compileall -q /opt/router/lib \
     && rm -rf /opt/router/lib/python*/site-packages/benchmarks
 

@@ -1,6 +1,6 @@
 # One word per habit. Everything runs from the tree with .venv; nothing is installed elsewhere.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover check bench proto format clean
+.PHONY: help setup compile demo test cover check bench proto format clean
 
 PYTHON_IN_VENV := .venv/bin/python
 # Processes for tests: as many as there are cores, at most two (the tests start processes of their own).
@@ -12,6 +12,9 @@ help: ## Show this list
 setup: ## Make .venv with the pinned requirements (quick when nothing changed)
 	@PYTHON="$(PYTHON)" scripts/setup
 
+compile: setup ## Compile the packages again, after their sources changed (without it they run as written)
+	@scripts/compile
+
 demo: setup ## Router, two workers and a mock engine at work; STAY=1 keeps them running
 	@$(PYTHON_IN_VENV) -m stargate_client.demo $(if $(STAY),--stay)
 
@@ -21,7 +24,7 @@ test: setup ## All tests
 # Every branch of these is run by the unit and property tests, and the QUIC endpoint's with real sockets.
 COVERED := router/registry/*,router/balancing/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
 cover: setup ## Branch coverage of registry, balancing, QUIC and the wire: all of it, or it fails
-	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q tests/unit tests/property tests/e2e/test_quic_endpoint.py --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
+	@LLM_ROUTER_PURE_PYTHON=1 $(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q tests/unit tests/property tests/e2e/test_quic_endpoint.py --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
 	@$(PYTHON_IN_VENV) -m coverage report --include='$(COVERED)' --show-missing --skip-covered --fail-under=100
 	@rm -f .coverage
 
@@ -43,4 +46,5 @@ format: setup ## Format the code and mend what the linter can
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
 clean: ## Remove .venv and caches
-	@rm -rf .venv .mypy_cache .ruff_cache
+	@rm -rf .venv .mypy_cache .ruff_cache build
+	@find . -name '*.so' -not -path './.venv/*' -delete

@@ -21,6 +21,7 @@ from router.critical_tasks import CriticalTaskError
 from router.settings import Settings
 from router.startup_checks import StartupError
 from router.telemetry import logging as log_lines
+from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
 _log = structlog.get_logger()
 
@@ -60,7 +61,7 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **App.build(), config=settings.told())
+    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
     app = App(settings)
     starting = asyncio.create_task(app.start())
     await _first(starting, signals.received)

@@ -29,7 +29,7 @@ def queue_time_delta_ms(tokens: int, tps: float) -> int | None:
     delta = math.inf
     quotient = float(tokens) / tps * 1000.0
     if quotient < _INF:
-        delta = math.ceil(quotient)
+        delta = float(math.ceil(quotient))
     return None if delta > _U64_FLOAT else min(int(delta), _U64_MAX)
 
 

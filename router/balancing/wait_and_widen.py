@@ -1,6 +1,5 @@
 """`wait-and-widen`: near clusters first, farther ones the longer a request has waited; optionally with cache affinity."""
 
-import copy
 from collections.abc import Collection, Sequence
 from random import Random
 
@@ -39,6 +38,17 @@ class WaitAndWiden:
         ring = AffinityRing(prefix(self._seed, routing_key, model), self._virtual_nodes)
         return WaitAndWidenBalancer(self, ring)
 
+    def with_lots_of_its_own(self) -> "WaitAndWiden":
+        """The same definition with another source of random numbers, not one to keep secrets by."""
+        return WaitAndWiden(
+            self.settings,
+            self._score,
+            Random(),  # noqa: S311
+            seed=self._seed,
+            virtual_nodes=self._virtual_nodes,
+            affinity_count=self.affinity_count,
+        )
+
     def better(self, one: Candidate, other: Candidate, request: RoutingRequest) -> bool:
         """By the configured comparator."""
         tokens, priority = request.input_tokens or 0, request.priority
@@ -56,9 +66,7 @@ class WaitAndWidenBalancer:
 
     def copy(self) -> "WaitAndWidenBalancer":
         """One for explanations, with lots of its own. It shares the ring, which is large and remembers no decision."""
-        algorithm = copy.copy(self._algorithm)
-        algorithm.random = Random()  # noqa: S311 - nothing is kept secret by it
-        return WaitAndWidenBalancer(algorithm, self._ring)
+        return WaitAndWidenBalancer(self._algorithm.with_lots_of_its_own(), self._ring)
 
     def choose(
         self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float

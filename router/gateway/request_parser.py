@@ -106,8 +106,8 @@ class RequestParser:
             self._head_bytes += len(data)
         try:
             self._feed(data)
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
+        except httptools.HttpParserCallbackError as raised:
+            cause = raised.__context__
             if not isinstance(cause, RefusedError):
                 raise
             raise cause from None

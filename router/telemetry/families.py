@@ -204,7 +204,7 @@ class _Distribution:
 
     def __init__(self, buckets: int) -> None:
         self.counts = [0] * buckets
-        self.sum: float = 0
+        self.sum = 0.0
         self.texts: list[str] = []
 
 

@@ -96,8 +96,8 @@ class DirectDialer:
             connection = await endpoint.connect(
                 target.ip, target.port, self._tls, handler, self._settings.connect_timeout_ms / 1000
             )
-        except TimeoutError as error:
-            raise TunnelError("quic connect timed out") from error
+        except TimeoutError as slow:
+            raise TunnelError("quic connect timed out") from slow
         except ConnectionClosedError as error:
             if is_certificate_error(error.error_code) and not error.by_peer:
                 self._credential_failures.failed(

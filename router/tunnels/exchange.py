@@ -58,6 +58,7 @@ class StreamExchange:
     `on_upload_stopped`); after `on_failed` or `cancel` it hears nothing.
     """
 
+    __deletable__ = ["_framing"]  # noqa: RUF012 - for mypyc, which wants a list
     __slots__ = (
         "_failure",
         "_fin_sent",

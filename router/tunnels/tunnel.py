@@ -105,9 +105,9 @@ class Tunnel:
         except (ConnectionClosedError, StreamClosedError) as error:
             self.exchange_over()
             raise TunnelError(f"connection to inference server '{self.inference_server_id}' is closed") from error
-        except StreamCreditError as error:
+        except StreamCreditError as full:
             self.exchange_over()
-            raise TunnelError(str(error)) from error
+            raise TunnelError(str(full)) from full
         except BaseException:  # cancelled while waiting for credit, or lost in the same instant
             self.exchange_over()
             raise

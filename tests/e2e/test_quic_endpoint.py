@@ -15,6 +15,7 @@ from quic_place import IDENTITY, OTHER, TRUSTING, Owner, Place, Talk, a_place, e
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
+from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
@@ -392,7 +393,7 @@ def test_a_socket_that_would_block_is_waited_for_and_nothing_is_lost():
         sock = ChoosySocket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
         async with a_place() as place:
-            connection = await place.dial(udp=UdpSocket(sock))
+            connection = await place.dial(udp=UdpSocket(sock, datagrams=Datagrams))
             assert await echoes(connection, os.urandom(300_000))
             assert sock.asked > 20
             assert place.clients[0]._udp.dropped == 0

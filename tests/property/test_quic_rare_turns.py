@@ -12,7 +12,7 @@ from aioquic.quic.packet import (
 from quic_simulation import Recorder, Weather, World, nothing_left
 
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine.streams import varint
+from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.settings import QuicSettings
 
 
@@ -101,6 +101,7 @@ def test_a_peers_largest_datagram_is_respected():
     push_quic_transport_parameters(buf, QuicTransportParameters(**vars(told)))
     engine._parse_transport_parameters(buf.data)
     engine.path_mtu.start(world.now, engine._peer_max_udp_payload)
+    engine.undisturbed = False  # as by the handshake, which starts it otherwise
     world.server.tick()
     world.idle(1)
     assert engine.path_mtu.current == 1_300

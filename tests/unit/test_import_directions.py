@@ -30,7 +30,11 @@ PORTS_ANY_ROOM_MAY_IMPLEMENT = {
     ("tunnels", "router.control_plane.worker_tunnels"),
 }
 SANS_IO = ("tunnel_protocol", "router/registry", "router/balancing")
-MAY_USE_ASYNCIO = {"tunnel_protocol/quic/endpoint.py", "tunnel_protocol/quic/udp.py"}
+MAY_USE_ASYNCIO = {
+    "tunnel_protocol/quic/endpoint.py",
+    "tunnel_protocol/quic/udp.py",
+    "tunnel_protocol/quic/datagrams.py",
+}
 
 
 def modules(package: str) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls
@@ -143,7 +144,7 @@ class Rig:
         self.factory = Factory()
         self.owner = Owner()
         self.failed = []
-        self.udp = UdpSocket(sock) if sock else UdpSocket.bind("127.0.0.1", 0)
+        self.udp = UdpSocket(sock, datagrams=Datagrams) if sock else UdpSocket.bind("127.0.0.1", 0)
         self.endpoint = Endpoint(
             self.udp,
             settings or QuicSettings(),

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.udp import _BACKLOG, UdpSocket
 
 TO = ("127.0.0.1", 9)
@@ -39,6 +40,10 @@ class Kernel(socket.socket):
         return b"x", TO
 
 
+def over(kernel, *, linux=True):
+    return UdpSocket(kernel, linux=linux, datagrams=Datagrams)
+
+
 @pytest.fixture
 def kernel():
     kernel = Kernel()
@@ -47,7 +52,7 @@ def kernel():
 
 
 def test_equal_datagrams_leave_in_one_call_and_the_shorter_last_one_with_them(kernel):
-    udp = UdpSocket(kernel, linux=True)
+    udp = over(kernel)
     udp.send([(b"aaaa", TO), (b"bbbb", TO), (b"cc", TO), (b"dddd", TO), (b"eeee", ("127.0.0.1", 10))])
     assert kernel.sent == [b"aaaabbbbcc", b"dddd", b"eeee"]
     assert kernel.segments == [4]
@@ -65,19 +70,19 @@ def test_the_path_is_probed_by_us_and_not_by_the_kernel(family, option):
     options = []
     Recording.family = family
     with Recording() as kernel:
-        UdpSocket(kernel, linux=True)
+        over(kernel)
     assert option in options
 
 
 def test_elsewhere_than_on_linux_each_leaves_alone(kernel):
-    udp = UdpSocket(kernel, linux=False)
+    udp = over(kernel, linux=False)
     udp.send([(b"aaaa", TO), (b"bbbb", TO)])
     assert kernel.sent == [b"aaaa", b"bbbb"]
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT])
 def test_a_kernel_that_cannot_segment_is_asked_once(kernel, code):
-    udp = UdpSocket(kernel, linux=True)
+    udp = over(kernel)
     kernel.failures = [code]
     udp.send([(b"aaaa", TO), (b"bbbb", TO)])
     assert kernel.sent == [b"aaaa", b"bbbb"]
@@ -88,14 +93,14 @@ def test_a_kernel_that_cannot_segment_is_asked_once(kernel, code):
 
 @pytest.mark.parametrize("datagrams", [[(b"aaaa", TO)], [(b"aaaa", TO), (b"bbbb", TO)]])
 def test_an_error_is_a_loss(kernel, datagrams):
-    udp = UdpSocket(kernel, linux=True)
+    udp = over(kernel)
     kernel.failures = [errno.ENETUNREACH]
     udp.send(datagrams)
     assert (udp.dropped, udp.blocked, kernel.sent) == (1, False, [])
 
 
 def test_what_the_socket_does_not_take_waits_in_order_and_within_bounds(kernel):
-    udp = UdpSocket(kernel, linux=True)
+    udp = over(kernel)
     kernel.failures = [errno.EAGAIN]
     udp.send([(b"first", TO)])
     assert udp.blocked
@@ -111,7 +116,7 @@ def test_what_the_socket_does_not_take_waits_in_order_and_within_bounds(kernel):
 
 
 def test_a_segmented_batch_that_has_to_wait_leaves_as_one(kernel):
-    udp = UdpSocket(kernel, linux=True)
+    udp = over(kernel)
     kernel.failures = [errno.EAGAIN]
     udp.send([(b"aaaa", TO), (b"bbbb", TO), (b"c", TO), (b"dd", TO)])
     udp.send_backlog()
@@ -119,7 +124,7 @@ def test_a_segmented_batch_that_has_to_wait_leaves_as_one(kernel):
 
 
 def test_an_icmp_error_while_receiving_ends_the_batch(kernel):
-    udp = UdpSocket(kernel, linux=True)
+    udp = over(kernel)
     kernel.failures = [None, errno.ECONNREFUSED]
     assert udp.receive(10) == [(b"x", TO)]
     assert udp.dropped == 1

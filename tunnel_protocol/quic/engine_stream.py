@@ -168,7 +168,7 @@ class EngineStream:
 
     # --- Stream: sending ---------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes, fin: bool = False) -> bool:
+    def write(self, data: bytes | bytearray, fin: bool = False) -> bool:
         """See `Stream.write`."""
         if self._write_state:
             if self._write_state in (_STOPPED, _LOST):

@@ -35,7 +35,7 @@ class Stream(Protocol):
 
     stream_id: int
 
-    def write(self, data: bytes, fin: bool = False) -> bool:
+    def write(self, data: bytes | bytearray, fin: bool = False) -> bool:
         """Queue bytes. False means the send buffer is above its high-water mark: pause until `on_writable`.
 
         Raises `StreamClosedError` after FIN or a reset of ours; silently drops after the peer's STOP_SENDING.

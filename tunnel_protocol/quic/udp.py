@@ -6,33 +6,41 @@ waits in a bounded backlog; what does not fit there is dropped, which QUIC treat
 
 import errno
 import socket
-import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
 
+from tunnel_protocol.quic.datagrams import Datagram
 from tunnel_protocol.quic.engine import Address
+
+try:
+    from tunnel_protocol.quic.datagram_speedups import Datagrams
+except ImportError:
+    from tunnel_protocol.quic.datagrams import Datagrams
 
 _SOCKET_BUFFER_BYTES = 4 << 20
 _RECEIVE_BYTES = 2_048
 _BACKLOG = 1_024
 _MAX_SEGMENTS = 64
 _MAX_SEGMENTED_BYTES = 65_000
-_UDP_SEGMENT = 103
+_WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
+_CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 """Linux: never fragment, and do not believe what the kernel remembers of the path; we probe it ourselves."""
-
-Datagram = tuple[bytes, Address]
 
 
 class UdpSocket:
     """Owns the file descriptor; the caller waits for readiness."""
 
     def __init__(
-        self, sock: socket.socket, receive_bytes: int = _RECEIVE_BYTES, *, linux: bool = sys.platform == "linux"
+        self,
+        sock: socket.socket,
+        receive_bytes: int = _RECEIVE_BYTES,
+        *,
+        linux: bool = sys.platform == "linux",
+        datagrams: type[Datagrams] = Datagrams,
     ) -> None:
         self._socket = sock
-        self._receive_bytes = max(receive_bytes, _RECEIVE_BYTES)
         self._segmentation = linux
         self._backlog: deque[tuple[bytes, int, Address]] = deque()
         self.dropped = 0
@@ -40,6 +48,7 @@ class UdpSocket:
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+        self._datagrams = datagrams(sock, max(receive_bytes, _RECEIVE_BYTES))
         if linux:
             if sock.family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
@@ -88,15 +97,9 @@ class UdpSocket:
         return found[0][4]  # type: ignore[return-value]  # typeshed allows addresses of other families here
 
     def receive(self, limit: int) -> list[Datagram]:
-        """Up to `limit` datagrams that are there now."""
-        datagrams: list[Datagram] = []
-        receive, size = self._socket.recvfrom, self._receive_bytes
-        try:
-            for _ in range(limit):
-                datagrams.append(receive(size))  # noqa: PERF401 - the list must survive the exception
-        except BlockingIOError:
-            pass
-        except OSError:
+        """What is there now: `limit` datagrams, or a few more at the most."""
+        datagrams, error = self._datagrams.receive(limit)
+        if error:
             # An ICMP error of an earlier datagram; the connection it concerns will notice by itself.
             self.dropped += 1
         return datagrams
@@ -155,23 +158,16 @@ class UdpSocket:
 
     def _try(self, data: bytes, segment: int, address: Address) -> bool:
         """False if the socket would block; errors count as loss."""
-        try:
-            if segment:
-                self._socket.sendmsg(
-                    (data,), ((socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment)),), 0, address
-                )
-            else:
-                self._socket.sendto(data, address)
-        except BlockingIOError:
+        error = self._datagrams.send(data, segment, address)
+        if error in _WOULD_BLOCK:
             return False
-        except OSError as error:
-            if segment and error.errno in (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT):
-                # The kernel or the device cannot segment: never ask again.
-                self._segmentation = False
-                for at in range(0, len(data), segment):
-                    self._send(data[at : at + segment], 0, address)
-            else:
-                self.dropped += 1
+        if segment and error in _CANNOT_SEGMENT:
+            # The kernel or the device cannot segment: never ask again.
+            self._segmentation = False
+            for at in range(0, len(data), segment):
+                self._send(data[at : at + segment], 0, address)
+        elif error:
+            self.dropped += 1
         return True
 
     def _keep(self, data: bytes, segment: int, address: Address) -> None:

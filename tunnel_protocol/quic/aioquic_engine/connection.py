@@ -49,6 +49,8 @@ class AioquicEngine(FastConnection):
         self._closed_told = False
         self._error: ConnectionClosedError | None = None
         self._keepalive_at: float | None = None
+        self._deadline: float | None = None
+        self._deadline_known = False
         self._farewell: list[tuple[bytes, Address]] = []
         """The packets that carried our CONNECTION_CLOSE, for a peer that keeps sending."""
         self._late_packets = 0
@@ -104,6 +106,7 @@ class AioquicEngine(FastConnection):
         self.awake = True
         if data and data[0] & 0xC0 == 0x40 and self._receive_fast(data, address, now):
             return
+        self.undisturbed = False
         if self._state is QuicConnectionState.CLOSING:
             # RFC 9000 section 10.2.1: say it again, ever more rarely.
             self._late_packets += 1
@@ -121,12 +124,17 @@ class AioquicEngine(FastConnection):
         """See `Engine`."""
         self._now = now
         self.awake = False
+        if self.undisturbed and not (self.sending or self.control or self.ready):
+            return []
+        self.undisturbed = False
         if self._state is not _CONNECTED and self._state in END_STATES:
             if self._repeat_farewell:
                 self._repeat_farewell = False
                 return self._farewell
             return []
-        if self._ordinary():
+        self._deadline_known = False
+        ordinary = self._ordinary()
+        if ordinary:
             datagrams = self._poll_fast(now)
         else:
             closing = self._close_pending
@@ -142,10 +150,19 @@ class AioquicEngine(FastConnection):
         if self.ready and not self.awake:
             # Sending has made room for a writer.
             self.wake()
+        else:
+            self.undisturbed = ordinary and not self._has_frames()
         return datagrams
 
     def deadline(self) -> float | None:
         """See `Engine`."""
+        if self._deadline_known and self.undisturbed:
+            return self._deadline
+        self._deadline_known = True
+        self._deadline = self._next_deadline()
+        return self._deadline
+
+    def _next_deadline(self) -> float | None:
         if not self._handshake_confirmed or self._state is not _CONNECTED or not self._network_paths[0].is_validated:
             return self.get_timer()
         at = self._timer()
@@ -161,6 +178,7 @@ class AioquicEngine(FastConnection):
         """See `Engine`."""
         self._now = now
         self.awake = True
+        self.undisturbed = False
         if self._close_at is None:
             return
         super().handle_timer(now)
@@ -184,6 +202,7 @@ class AioquicEngine(FastConnection):
     def ping(self) -> None:
         """See `Engine`."""
         self._ping_pending.append(0)
+        self.undisturbed = False
         if not self.awake:
             self.wake()
 
@@ -258,6 +277,7 @@ class AioquicEngine(FastConnection):
         if self.closed:
             return
         self._error = ConnectionClosedError(error_code, reason, by_peer=False)
+        self.undisturbed = False
         self.close(error_code=error_code, reason_phrase=reason)
         if not self.awake:
             self.wake()
@@ -273,6 +293,7 @@ class AioquicEngine(FastConnection):
                 error_code=QuicErrorCode.NO_ERROR, frame_type=None, reason_phrase=error.reason
             )
         self._close_pending = False
+        self.undisturbed = False
         self._close_end()
 
     def _tell_closed(self) -> None:

@@ -17,28 +17,34 @@ from aioquic.quic.connection import (
     QuicNetworkPath,
     QuicReceiveContext,
 )
-from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.crypto import AEAD, CryptoContext, CryptoPair  # type: ignore[attr-defined]  # re-exported so
 from aioquic.quic.packet import (
     NON_ACK_ELICITING_FRAME_TYPES,
     QuicErrorCode,
     QuicPacketType,
     QuicTransportParameters,
-    decode_packet_number,
     pull_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState
-from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from cryptography.exceptions import InvalidTag
 
 from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
-from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, varint
-from tunnel_protocol.quic.engine import CID_BYTES, Address
+from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection
+from tunnel_protocol.quic.engine import Address
 from tunnel_protocol.quic.engine_stream import StreamError
+from tunnel_protocol.quic.packet_space import PacketSpace
+from tunnel_protocol.quic.packets import HEADER_BYTES, SMALLEST_PACKET_BYTES, Ack
 from tunnel_protocol.quic.path_mtu import BASE_BYTES, PathMtu
 
+try:
+    from tunnel_protocol.quic.packet_speedups import Keys, open_packet, read_ack, read_stream_frames, seal_packet
+except ImportError:
+    from tunnel_protocol.quic.packets import Keys, open_packet, read_ack, read_stream_frames, seal_packet
+
+_NO_KEYS = Keys(lambda *_: b"", 0, lambda _: b"")
 _ONE_RTT = tls.Epoch.ONE_RTT
+_ACK, _STREAM = 0x02, 0x08
 _CONNECTED = QuicConnectionState.CONNECTED
-_SHORT_HEADER_BYTES = 1 + CID_BYTES
 _OVERHEAD_BYTES = 1 + 2 + 16
 """First byte, packet number and AEAD tag; the peer's connection id comes on top."""
 
@@ -88,10 +94,6 @@ class FastConnection(StreamConnection):
         super().__init__(*args, **kwargs)
         self.path_mtu = PathMtu(self.settings.max_datagram_bytes)
         self._peer_max_udp_payload = 65_527
-        self._unacknowledged = 0
-        """Bytes of ack-eliciting packets received since we last sent an ACK; small packets count for some more."""
-        self._ack_after = self.settings.ack_every * BASE_BYTES
-        self._least_counted = self._ack_after // (8 * self.settings.ack_every)
         self._idle_s = 0.0
         """The idle timeout both sides agreed on; set when the handshake is confirmed."""
         self._packets_under_key = 0
@@ -99,14 +101,25 @@ class FastConnection(StreamConnection):
         self._pace_time = 0.0
         self._now = 0.0
         """The caller's clock at the last call."""
-        self._app_space: QuicPacketSpace
+        self._opens_with = self._seals_with = _NO_KEYS
+        self._opens_for: AEAD | None = None
+        """Of which keys `_opens_with` was made: they change when the peer or we update them."""
+        self._seals_for: AEAD | None = None
+        self._app_space: PacketSpace
         self._app_crypto: CryptoPair
         self._loss_by_aioquic = self._loss._on_packets_lost
         self._loss._on_packets_lost = self._on_packets_lost  # type: ignore[method-assign]
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        self._app_space = self._spaces[_ONE_RTT]
+        ack_after_bytes = self.settings.ack_every * BASE_BYTES
+        self._app_space = PacketSpace(
+            ack_after_bytes=ack_after_bytes,
+            least_counted_bytes=ack_after_bytes // (8 * self.settings.ack_every),
+            ack_delay_s=self._ack_delay,
+        )
+        self._spaces[_ONE_RTT] = self._app_space  # type: ignore[assignment]  # same attributes, see PacketSpace
+        self._loss.spaces = list(self._spaces.values())
         self._app_crypto = self._cryptos[_ONE_RTT] = LastingKeys(self._cryptos[_ONE_RTT])
 
     def _confirm_handshake(self) -> None:
@@ -122,101 +135,72 @@ class FastConnection(StreamConnection):
             or self._state is not _CONNECTED
             or self._close_pending
             or self._quic_logger is not None
-            or data[1:_SHORT_HEADER_BYTES] != self.host_cid
-            or len(data) < _SHORT_HEADER_BYTES + 20
+            or data[1:HEADER_BYTES] != self.host_cid
+            or len(data) < SMALLEST_PACKET_BYTES
         ):
             return False
         path = self._network_paths[0]
         if path.addr != address or not path.is_validated:
             return False
         crypto = self._app_crypto.recv
-        assert crypto.hp is not None  # noqa: S101 - the handshake is confirmed
-        assert crypto.aead is not None  # noqa: S101
-        # Header protection, RFC 9001 section 5.4.
-        mask = crypto.hp._mask(data[_SHORT_HEADER_BYTES + 4 : _SHORT_HEADER_BYTES + 20])
-        first = data[0] ^ (mask[0] & 0x1F)
-        if first & 0x18 or (first >> 2) & 1 != crypto.key_phase:
-            return False
-        number_size = (first & 3) + 1
-        payload_at = _SHORT_HEADER_BYTES + number_size
-        truncated = int.from_bytes(data[_SHORT_HEADER_BYTES:payload_at], "big") ^ int.from_bytes(
-            mask[1 : 1 + number_size], "big"
-        )
+        if crypto.aead is not self._opens_for:
+            self._opens_with, self._opens_for = _keys(crypto, "decrypt"), crypto.aead
         space = self._app_space
-        number = decode_packet_number(truncated, number_size * 8, space.expected_packet_number)
-        aead = crypto.aead
         try:
-            payload = aead._aead.decrypt(
-                aead._nonce(number),
-                data[payload_at:],
-                first.to_bytes(1, "big") + data[1:_SHORT_HEADER_BYTES] + truncated.to_bytes(number_size, "big"),
-            )
+            opened = open_packet(data, self._opens_with, crypto.key_phase, space.expected_packet_number)
         except InvalidTag:
             return True
-        if number in space.received_packets:
+        if opened is None:
+            return False
+        number, payload = opened
+        if not space.is_new(number):
             return True
-        if number > space.expected_packet_number:
-            space.expected_packet_number = number + 1
         try:
             eliciting = self._read_frames(payload, path, now)
         except QuicConnectionError as error:
             self._logger.warning(error)
             self.close(error_code=error.error_code, frame_type=error.frame_type, reason_phrase=error.reason_phrase)
+            self.undisturbed = False
             return True
         if self._state is not _CONNECTED or self._close_pending:
             return True
         self._close_at = now + self._idle_s
         self._ack_eliciting_sent_since_receipt = False
-        self._note_received(space, number, now, len(data) if eliciting else 0)
+        if space.take(number, now, len(data) if eliciting else 0):
+            self.undisturbed = False
         return True
-
-    def _note_received(self, space: QuicPacketSpace, number: int, now: float, size: int) -> None:
-        """Record a packet for acknowledgement, and decide when that is due (RFC 9000 section 13.2).
-
-        `size` is 0 for packets that ask for none. Counting bytes serves the sender: its congestion window is in bytes, and
-        a stream of small chunks does not need an acknowledgement every few packets.
-        """
-        expected = space.largest_received_packet + 1
-        if number >= expected:
-            space.largest_received_packet = number
-            space.largest_received_time = now
-        space.ack_queue.add(number)
-        space.received_packets.add(number)
-        if len(space.ack_queue) > MAX_ACK_RANGES:
-            space.ack_queue.shift()
-        if size:
-            self._unacknowledged += max(size, self._least_counted)
-            if number != expected or self._unacknowledged >= self._ack_after:
-                space.ack_at = now
-            elif space.ack_at is None:
-                space.ack_at = now + self._ack_delay
 
     def _read_frames(self, payload: bytes, path: QuicNetworkPath, now: float) -> bool:
         """Handle the frames of a 1-RTT packet; True if it asks for an acknowledgement."""
-        buf = Buffer(data=payload)
-        pull = buf.pull_uint_var
         size = len(payload)
         if not size:
             raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "Packet contains no frames")
-        eliciting = False
-        frame_type = 0
+        frame_type = _STREAM
+        buf: Buffer | None = None
         try:
-            while buf.tell() < size:
-                frame_type = pull()
-                if 0x08 <= frame_type <= 0x0F:
-                    eliciting = True
-                    stream_id = pull()
-                    offset = pull() if frame_type & 4 else 0
-                    data = buf.pull_bytes(pull() if frame_type & 2 else size - buf.tell())
-                    stream = self.streams.get(stream_id) or self._find_stream(frame_type, stream_id)
-                    if stream is not None:
-                        stream.frame_data(offset, data, frame_type & 1 == 1)
-                elif frame_type == 0x02:
-                    self._read_ack(buf, now)
+            at = read_stream_frames(payload, 0, self.streams)
+            if at == size:
+                return True
+            eliciting = at > 0
+            self.undisturbed = False
+            while at < size:
+                if payload[at] == _ACK:
+                    frame_type = _ACK
+                    ack = read_ack(payload, at + 1)
+                    self._acknowledge(ack, now)
+                    at = ack.end
                 else:
+                    if buf is None:
+                        buf = Buffer(data=payload)
+                    buf.seek(at)
+                    frame_type = buf.pull_uint_var()
                     self._read_other_frame(frame_type, buf, path, now)
                     eliciting = eliciting or frame_type not in NON_ACK_ELICITING_FRAME_TYPES
-        except BufferReadError as error:
+                    at = buf.tell()
+                others_at, frame_type = at, _STREAM
+                at = read_stream_frames(payload, at, self.streams)
+                eliciting = eliciting or at > others_at
+        except (BufferReadError, IndexError) as error:
             raise QuicConnectionError(
                 QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "Failed to parse frame"
             ) from error
@@ -250,42 +234,39 @@ class FastConnection(StreamConnection):
             buf.seek(at)
             super()._handle_ack_frame(context, frame_type, buf)
             return
-        self._read_ack(buf, context.time)
+        try:
+            at = buf.tell()
+            ack = read_ack(buf.data_slice(at, buf.capacity), 0)
+            buf.seek(at + ack.end)
+        except IndexError as error:
+            raise BufferReadError from error
+        self._acknowledge(ack, context.time)
         if frame_type & 1:
             for _ in range(3):
                 buf.pull_uint_var()
 
-    def _read_ack(self, buf: Buffer, now: float) -> None:
-        """An ACK frame of the application space (RFC 9000 section 19.3), up to the ECN counts."""
-        pull = buf.pull_uint_var
-        largest = high = pull()
-        delay_s = (pull() << self._remote_ack_delay_exponent) / 1_000_000
-        more = pull()
-        low = high - pull()
+    def _acknowledge(self, ack: Ack, now: float) -> None:
+        """An ACK frame of the application space (RFC 9000 section 19.3)."""
+        largest, delay, ranges, _ = ack
         if largest >= self._packet_number:
             raise _never_sent()
+        if ranges[-1][0] < 0:
+            raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, _ACK, "Negative packet number")
         space = self._app_space
         sent = space.sent_packets
         acked: list[int] = []
-        numbers = list(sent) if more else []
-        while True:
-            if low < 0:
-                raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, 2, "Negative packet number")
-            if numbers:
+        if len(ranges) > 1:
+            numbers = list(sent)
+            for low, high in ranges:
                 acked += numbers[bisect_left(numbers, low) : bisect_right(numbers, high)]
-            elif sent:
-                acked = _within(sent, low, high)
-            if not more:
-                break
-            more -= 1
-            high = low - pull() - 2
-            low = high - pull()
+        elif sent:
+            acked = _within(sent, *ranges[0])
         if largest > space.largest_acked_packet:
             space.largest_acked_packet = largest
         if acked:
-            self._on_acked(space, acked, largest, delay_s, now)
+            self._on_acked(space, acked, largest, (delay << self._remote_ack_delay_exponent) / 1_000_000, now)
 
-    def _on_acked(self, space: QuicPacketSpace, acked: list[int], largest: int, delay_s: float, now: float) -> None:
+    def _on_acked(self, space: PacketSpace, acked: list[int], largest: int, delay_s: float, now: float) -> None:
         """Aioquic's `on_ack_received` without its walk over everything in flight (RFC 9002 appendix A.7)."""
         loss = self._loss
         congestion = loss._cc
@@ -313,7 +294,7 @@ class FastConnection(StreamConnection):
         loss._pto_count = 0
         oldest = next(iter(sent), None)
         if oldest is not None and oldest < space.largest_acked_packet:
-            loss._detect_loss(now=now, space=space)
+            loss._detect_loss(now=now, space=space)  # type: ignore[arg-type]  # same attributes, see PacketSpace
         else:
             space.loss_time = None
 
@@ -370,7 +351,7 @@ class FastConnection(StreamConnection):
         """Packets for what streams have to say and for the acknowledgement that is due."""
         space = self._app_space
         self._pacing_at = None
-        ack_due = space.ack_at is not None and space.ack_at <= now
+        ack_due = space.ack_due(now)
         has_frames = self._has_frames()
         datagrams: list[tuple[bytes, Address]] = []
         if not (ack_due or has_frames):
@@ -390,17 +371,17 @@ class FastConnection(StreamConnection):
                 datagram = self._seal_frames(space, ack, frames, now)
                 datagrams.append((datagram, address))
                 if ack:
-                    self._ack_sent(space)
+                    space.ack_sent()
                     ack_due = False
                 has_frames = self._has_frames()
                 if has_frames:
                     continue
             elif ack_due:
                 datagrams.append((self._seal(ack), address))
-                self._ack_sent(space)
+                space.ack_sent()
             return datagrams
 
-    def _seal_frames(self, space: QuicPacketSpace, ack: bytes, frames: list[Frame], now: float) -> bytes:
+    def _seal_frames(self, space: PacketSpace, ack: bytes, frames: list[Frame], now: float) -> bytes:
         handlers: list[tuple[Any, tuple[Any, ...]]] = [(frame[2], frame[3]) for frame in frames]
         if ack:
             handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
@@ -410,9 +391,9 @@ class FastConnection(StreamConnection):
         self._pace_tokens -= len(datagram)
         return datagram
 
-    def _track(self, space: QuicPacketSpace, packet: SentPacket, now: float) -> None:
+    def _track(self, space: PacketSpace, packet: SentPacket, now: float) -> None:
         """Aioquic's `on_packet_sent` for an ack-eliciting 1-RTT packet; pure acknowledgements are not tracked."""
-        space.sent_packets[packet.packet_number] = packet  # type: ignore[assignment]  # same fields, see SentPacket
+        space.sent_packets[packet.packet_number] = packet
         space.ack_eliciting_in_flight += 1
         self._loss._time_of_last_sent_ack_eliciting_packet = now
         if packet.in_flight:
@@ -432,57 +413,20 @@ class FastConnection(StreamConnection):
         if self._packets_under_key >= KEY_UPDATE_PACKETS:
             self._packets_under_key = 0
             self.request_key_update()
-        cid = self._peer_cid.cid
         first = 0x41 | (self._spin_bit << 5) | (pair.recv.key_phase << 2)
-        truncated = number & 0xFFFF
-        aead, protection = send.aead, send.hp
-        assert aead is not None  # noqa: S101 - `_ordinary` looked: the handshake is confirmed
-        assert protection is not None  # noqa: S101
-        sealed = aead._aead.encrypt(
-            aead._nonce(number), payload, first.to_bytes(1, "big") + cid + truncated.to_bytes(2, "big")
-        )
-        mask = protection._mask(sealed[2:18])
-        return b"".join(
-            (
-                (first ^ (mask[0] & 0x1F)).to_bytes(1, "big"),
-                cid,
-                (truncated ^ (mask[1] << 8 | mask[2])).to_bytes(2, "big"),
-                sealed,
-            )
-        )
+        if send.aead is not self._seals_for:
+            self._seals_with, self._seals_for = _keys(send, "encrypt"), send.aead
+        return seal_packet(first, self._peer_cid.cid, number, payload, self._seals_with)
 
-    def _ack_frame(self, space: QuicPacketSpace, now: float, room: int) -> bytes:
-        """An ACK of everything received, newest ranges first (RFC 9000 section 19.3)."""
-        ranges = space.ack_queue
-        newest = ranges[-1]
-        received_at = space.largest_received_time
-        delay = 0 if received_at is None else int((now - received_at) * 1_000_000) >> self._local_ack_delay_exponent
-        count = min(len(ranges), max(1, room // 32))
-        parts = [
-            b"\x02",
-            varint(newest.stop - 1),
-            varint(max(0, delay)),
-            varint(count - 1),
-            varint(newest.stop - newest.start - 1),
-        ]
-        smallest = newest.start
-        for index in range(2, count + 1):
-            older = ranges[-index]
-            parts.append(varint(smallest - older.stop - 1))
-            parts.append(varint(older.stop - older.start - 1))
-            smallest = older.start
-        if count > 1 and self._packet_number % 8 == 0 and not self._ping_pending:
+    def _ack_frame(self, space: PacketSpace, now: float, room: int) -> bytes:
+        if len(space.ack_queue) > 1 and self._packet_number % 8 == 0 and not self._ping_pending:
             # Have the peer acknowledge this, so that old ranges can be forgotten.
             self._ping_pending.append(0)
-        return b"".join(parts)
-
-    def _ack_sent(self, space: QuicPacketSpace) -> None:
-        space.ack_at = None
-        self._unacknowledged = 0
+        return space.ack_frame(now, room, self._local_ack_delay_exponent)
 
     def _write_ack_frame(self, *args: Any, **kwargs: Any) -> None:
         super()._write_ack_frame(*args, **kwargs)
-        self._unacknowledged = 0
+        self._app_space.unacknowledged = 0
 
     def _may_send(self, now: float) -> bool:
         """Pacing (RFC 9002 section 7.7), no finer than timers are; sets when to try again."""
@@ -563,6 +507,15 @@ class FastConnection(StreamConnection):
         self._max_datagram_size = size
         self._loss._pacer._max_datagram_size = size
         self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+
+
+def _keys(crypto: CryptoContext, direction: str) -> Keys:
+    """What `quic/packets.py` needs of aioquic's keys, past its wrappers."""
+    aead, protection = crypto.aead, crypto.hp
+    assert aead is not None  # noqa: S101 - the handshake is confirmed
+    assert protection is not None  # noqa: S101
+    mask = protection._mask if protection._is_chacha20 else protection._encryptor.update
+    return Keys(getattr(aead._aead, direction), aead._iv, mask)
 
 
 def _never_sent() -> QuicConnectionError:

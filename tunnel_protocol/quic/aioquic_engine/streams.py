@@ -22,8 +22,14 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, Qu
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
 from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
+from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import StreamHandler
+
+try:
+    from tunnel_protocol.quic.packet_speedups import stream_frame
+except ImportError:
+    from tunnel_protocol.quic.packets import stream_frame
 
 Frame = tuple[int, bytes, Callable[..., None], tuple[Any, ...]]
 """Frame type, the whole encoded frame, and whom to tell (with which arguments) when it was acknowledged or lost."""
@@ -33,19 +39,6 @@ ACKED = QuicDeliveryState.ACKED
 _ONE_RTT = tls.Epoch.ONE_RTT
 _SMALLEST_STREAM_FRAME = 24
 """Room below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
-_STREAM_TYPES = tuple(bytes((0x0A | flags,)) for flags in range(6))
-"""STREAM with a length, by flags: 1 FIN, 4 offset (RFC 9000 section 19.8)."""
-
-
-def varint(value: int) -> bytes:
-    """A variable-length integer (RFC 9000 section 16)."""
-    if value < 0x40:
-        return value.to_bytes(1, "big")
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2, "big")
-    if value < 0x40000000:
-        return (value | 0x80000000).to_bytes(4, "big")
-    return (value | 0xC000000000000000).to_bytes(8, "big")
 
 
 def data_delivery(delivery: QuicDeliveryState, stream: EngineStream, start: int, stop: int, fin: bool) -> None:
@@ -94,6 +87,8 @@ class StreamConnection(QuicConnection):
         self.control: dict[EngineStream, None] = {}
         self.ready: dict[EngineStream, None] = {}
         self.awake = False
+        self.undisturbed = False
+        """Since the last `poll`, which left nothing unsaid, only stream data has arrived: no timer is due earlier."""
         self._starved: dict[EngineStream, None] = {}
         """Streams that only wait for connection-level credit."""
         self._arrived: list[EngineStream] = []
@@ -123,6 +118,7 @@ class StreamConnection(QuicConnection):
         if stream_id >> 2 >= limit:
             if self._blocked_told != limit:
                 self._blocked_told = self._blocked_at = limit
+                self.undisturbed = False
                 if not self.awake:
                     self.wake()
             return None
@@ -138,6 +134,7 @@ class StreamConnection(QuicConnection):
         self._starved.pop(stream, None)
         if (stream.stream_id & 1) == self._is_client:
             self._local_max_streams_bidi.value += 1
+            self.undisturbed = False
 
     def wake(self) -> None:
         """See `StreamOwner`; the engine, which knows whom to wake, does it."""
@@ -321,11 +318,7 @@ class StreamConnection(QuicConnection):
             offset, data, fin = piece
             self._remote_max_data_used += stream.sent - before
             stop = offset + len(data)
-            length = (len(data) | 0x4000).to_bytes(2, "big")
-            if offset:
-                frame = b"".join((_STREAM_TYPES[4 | fin], stream.id_bytes, varint(offset), length, data))
-            else:
-                frame = b"".join((_STREAM_TYPES[fin], stream.id_bytes, length, data))
+            frame = stream_frame(stream.id_bytes, offset, data, fin)
             frames.append((frame[0], frame, data_delivery, (stream, offset, stop, fin)))
             room -= len(frame)
             if stream.has_data():

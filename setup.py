@@ -1,0 +1,104 @@
+"""The optional compiled form of the packages; everything else about the build is in pyproject.toml.
+
+Two compilers, one rule: the program as it is written is complete, and nothing here is needed to run it.
+
+- mypyc compiles the modules of `COMPILED_ROOMS` as they are. Their source is their twin.
+- Cython compiles the few `.pyx` files, which work on single bytes. Each has a Python twin that its module falls back to.
+
+Without mypy, Cython, the runtime dependencies (for their types) or a C compiler the packages are built uncompiled, with a
+line that says so. `LLM_ROUTER_COMPILE=0` asks for that, `LLM_ROUTER_COMPILE=require` makes it an error.
+"""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+COMPILED_ROOMS = (
+    "tunnel_protocol",
+    "tunnel_protocol/quic",
+    "router/balancing",
+    "router/gateway",
+    "router/registry",
+    "router/tunnels",
+)
+COMPILED_MODULES = ("router/telemetry/families.py",)
+AS_WRITTEN = (
+    "tunnel_protocol/compilation.py",  # decides whether compiled modules are used
+    # Python twins of the .pyx files: compiled, callers would be bound to them and not to the faster ones.
+    "tunnel_protocol/capnp_layouts.py",
+    "tunnel_protocol/quic/datagrams.py",
+    "tunnel_protocol/quic/packets.py",
+    "router/balancing/json_document.py",  # derives from int and str, which mypyc cannot
+)
+GROUP = "llm_router"
+"""Name of the shared library that holds what mypyc makes: `llm_router__mypyc`."""
+
+
+class OptionalBuild(build_ext):
+    """Goes on without compiled modules if there is no working C compiler, unless they are required."""
+
+    def run(self) -> None:
+        """Build all extensions or none: modules compiled together rely on each other."""
+        try:
+            super().run()
+        except Exception as error:
+            if _wish() == "require":
+                raise
+            print(f"not compiled, the packages run as written: {error}", file=sys.stderr)
+            for path in self.get_outputs():
+                Path(path).unlink(missing_ok=True)
+            self.extensions = []
+
+
+def _wish() -> str:
+    return os.environ.get("LLM_ROUTER_COMPILE", "1")
+
+
+def _sources() -> list[str]:
+    found = [path for room in COMPILED_ROOMS for path in sorted(Path(room).glob("*.py"))]
+    found += [Path(name) for name in COMPILED_MODULES]
+    return [path.as_posix() for path in found if path.name != "__init__.py" and path.as_posix() not in AS_WRITTEN]
+
+
+def _extensions() -> list[Extension]:
+    if _wish() == "0":
+        return []
+    missing = [name for name in ("mypyc", "Cython", "aioquic", "structlog", "xxhash") if find_spec(name) is None]
+    if missing:
+        if _wish() == "require":
+            raise SystemExit(f"cannot compile without {', '.join(missing)}")
+        print(f"not compiled: {', '.join(missing)} not installed", file=sys.stderr)
+        return []
+    from Cython.Build import cythonize
+    from mypyc.build import mypycify
+
+    level = os.environ.get("LLM_ROUTER_OPT_LEVEL", "2")
+    by_cython = [
+        Extension(
+            ".".join(path.with_suffix("").parts),
+            [path.as_posix()],
+            extra_compile_args=[f"-O{level}", "-fvisibility=hidden"],
+        )
+        for path in sorted(Path("tunnel_protocol").rglob("*.pyx"))
+    ]
+    # The private side of aioquic has annotations that do not hold; mypyc would enforce them on classes derived from it,
+    # so `quic/aioquic_engine` is none of the rooms.
+    return [
+        *cythonize(by_cython, build_dir="build/cython", language_level=3, quiet=True),
+        *mypycify(
+            ["--config-file", "pyproject.toml", "--no-error-summary", *_sources()],
+            separate=[
+                ([name for name in _sources() if name.startswith(package)], f"{package}_compiled")
+                for package in ("tunnel_protocol", "router")
+            ],
+            opt_level=level,
+            debug_level="0",
+        ),
+    ]
+
+
+setup(ext_modules=_extensions(), cmdclass={"build_ext": OptionalBuild})

@@ -1,0 +1,258 @@
+# cython: cdivision=True
+"""`datagrams.py` for Linux: many datagrams with one system call, and no address made twice for one peer.
+
+The interpreter lock is kept: no call here ever waits.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EAFNOSUPPORT, EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <netinet/udp.h>
+    #include <sys/socket.h>
+    #ifndef SOL_UDP
+    #define SOL_UDP 17
+    #endif
+    #ifndef UDP_SEGMENT
+    #define UDP_SEGMENT 103
+    #endif
+    #ifndef UDP_GRO
+    #define UDP_GRO 104
+    #endif
+    """
+    enum:
+        AF_INET
+        AF_INET6
+        INET6_ADDRSTRLEN
+        MSG_DONTWAIT
+        SOL_UDP
+        UDP_GRO
+        UDP_SEGMENT
+    ctypedef unsigned int socklen_t
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        unsigned short sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        void* msg_name
+        socklen_t msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cmsghdr* CMSG_FIRSTHDR(msghdr*)
+    cmsghdr* CMSG_NXTHDR(msghdr*, cmsghdr*)
+    unsigned char* CMSG_DATA(cmsghdr*)
+    size_t CMSG_LEN(size_t)
+    size_t CMSG_SPACE(size_t)
+    int recvmmsg(int, mmsghdr*, unsigned int, int, void*) nogil
+    ssize_t sendmsg(int, const msghdr*, int) nogil
+    int setsockopt(int, int, int, const void*, socklen_t)
+    uint16_t htons(uint16_t)
+    uint16_t ntohs(uint16_t)
+    uint32_t htonl(uint32_t)
+    uint32_t ntohl(uint32_t)
+    const char* inet_ntop(int, const void*, char*, socklen_t)
+    int inet_pton(int, const char*, void*)
+
+cdef enum:
+    BATCH = 16
+    BUFFER_BYTES = 65536
+    CONTROL_BYTES = 64
+
+
+cdef class Datagrams:
+    """See `datagrams.Datagrams`."""
+
+    cdef object _socket
+    cdef int _fd
+    cdef uint8_t* _buffers
+    cdef uint8_t* _controls
+    cdef mmsghdr* _messages
+    cdef iovec* _vectors
+    cdef sockaddr_storage* _names
+    # The last peer heard of and the last one written to: mostly there is one.
+    cdef sockaddr_storage _from
+    cdef socklen_t _from_size
+    cdef object _from_address
+    cdef sockaddr_storage _to
+    cdef socklen_t _to_size
+    cdef object _to_address
+
+    def __cinit__(self, sock, receive_bytes):
+        cdef int on = 1
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._buffers = <uint8_t*>malloc(BATCH * BUFFER_BYTES)  # pages that are never needed are never there
+        self._controls = <uint8_t*>calloc(BATCH, CONTROL_BYTES)
+        self._messages = <mmsghdr*>calloc(BATCH, sizeof(mmsghdr))
+        self._vectors = <iovec*>calloc(BATCH, sizeof(iovec))
+        self._names = <sockaddr_storage*>calloc(BATCH, sizeof(sockaddr_storage))
+        if not (self._buffers and self._controls and self._messages and self._vectors and self._names):
+            raise MemoryError
+        # Where the kernel cannot join datagrams, they come one by one.
+        setsockopt(self._fd, SOL_UDP, UDP_GRO, &on, sizeof(on))
+
+    def __dealloc__(self):
+        free(self._buffers)
+        free(self._controls)
+        free(self._messages)
+        free(self._vectors)
+        free(self._names)
+
+    def receive(self, int limit):
+        """See `datagrams.Datagrams.receive`."""
+        cdef list datagrams = []
+        cdef int count, i, wanted
+        cdef mmsghdr* message
+        while True:
+            wanted = BATCH
+            for i in range(wanted):
+                message = &self._messages[i]
+                self._vectors[i].iov_base = self._buffers + i * BUFFER_BYTES
+                self._vectors[i].iov_len = BUFFER_BYTES
+                message.msg_hdr.msg_iov = &self._vectors[i]
+                message.msg_hdr.msg_iovlen = 1
+                message.msg_hdr.msg_name = &self._names[i]
+                message.msg_hdr.msg_namelen = sizeof(sockaddr_storage)
+                message.msg_hdr.msg_control = self._controls + i * CONTROL_BYTES
+                message.msg_hdr.msg_controllen = CONTROL_BYTES
+            count = recvmmsg(self._fd_now(), self._messages, wanted, MSG_DONTWAIT, NULL)
+            if count < 0:
+                if errno == EAGAIN or errno == EINTR:
+                    return datagrams, 0
+                return datagrams, errno
+            for i in range(count):
+                self._take(i, datagrams)
+            if count < wanted or len(datagrams) >= limit:
+                return datagrams, 0
+
+    def send(self, bytes data not None, unsigned int segment, tuple address not None):
+        """See `datagrams.Datagrams.send`."""
+        cdef msghdr message
+        cdef iovec vector
+        cdef uint8_t control[CONTROL_BYTES]
+        cdef cmsghdr* header
+        cdef uint16_t size = <uint16_t>segment
+        if address is not self._to_address and not self._write_to(address):
+            return EAFNOSUPPORT
+        memset(&message, 0, sizeof(message))
+        vector.iov_base = PyBytes_AS_STRING(data)
+        vector.iov_len = PyBytes_GET_SIZE(data)
+        message.msg_iov = &vector
+        message.msg_iovlen = 1
+        message.msg_name = &self._to
+        message.msg_namelen = self._to_size
+        if segment:
+            memset(control, 0, sizeof(control))
+            message.msg_control = control
+            message.msg_controllen = CMSG_SPACE(sizeof(size))
+            header = CMSG_FIRSTHDR(&message)
+            header.cmsg_level = SOL_UDP
+            header.cmsg_type = UDP_SEGMENT
+            header.cmsg_len = CMSG_LEN(sizeof(size))
+            memcpy(CMSG_DATA(header), &size, sizeof(size))
+        if sendmsg(self._fd_now(), &message, MSG_DONTWAIT) < 0:
+            return errno
+        return 0
+
+    cdef int _fd_now(self) except -2:
+        """The descriptor, or -1 once the socket was closed: the number may be another file's by then."""
+        return <int>self._socket.fileno()
+
+    cdef int _take(self, int i, list datagrams) except -1:
+        """One message of the kernel: a datagram, or several of equal size (the last may be shorter)."""
+        cdef mmsghdr* message = &self._messages[i]
+        cdef const uint8_t* data = self._buffers + i * BUFFER_BYTES
+        cdef Py_ssize_t size = message.msg_len, segment = size, at = 0, piece
+        cdef int told
+        cdef cmsghdr* header = CMSG_FIRSTHDR(&message.msg_hdr)
+        while header is not NULL:
+            if header.cmsg_level == SOL_UDP and header.cmsg_type == UDP_GRO:
+                memcpy(&told, CMSG_DATA(header), sizeof(told))
+                if told > 0:
+                    segment = told
+            header = CMSG_NXTHDR(&message.msg_hdr, header)
+        address = self._address_of(i, message.msg_hdr.msg_namelen)
+        if size == 0:
+            datagrams.append((b"", address))
+        while at < size:
+            piece = min(segment, size - at)
+            datagrams.append((PyBytes_FromStringAndSize(<char*>data + at, piece), address))
+            at += piece
+        return 0
+
+    cdef object _address_of(self, int i, socklen_t size):
+        cdef sockaddr_storage* name = &self._names[i]
+        if self._from_address is None or size != self._from_size or memcmp(name, &self._from, size) != 0:
+            self._from_address = _address(name)
+            memcpy(&self._from, name, size)
+            self._from_size = size
+        return self._from_address
+
+    cdef bint _write_to(self, tuple address) except -1:
+        """Make `address` the one to send to; False if it is none of a family we know."""
+        cdef sockaddr_in* v4 = <sockaddr_in*>&self._to
+        cdef sockaddr_in6* v6 = <sockaddr_in6*>&self._to
+        cdef bytes host = address[0].encode()
+        self._to_address = None
+        memset(&self._to, 0, sizeof(self._to))
+        if len(address) == 2:
+            v4.sin_family = AF_INET
+            v4.sin_port = htons(address[1])
+            self._to_size = sizeof(sockaddr_in)
+            if inet_pton(AF_INET, PyBytes_AS_STRING(host), &v4.sin_addr) != 1:
+                return False
+        else:
+            v6.sin6_family = AF_INET6
+            v6.sin6_port = htons(address[1])
+            v6.sin6_flowinfo = htonl(address[2])
+            v6.sin6_scope_id = address[3]
+            self._to_size = sizeof(sockaddr_in6)
+            if inet_pton(AF_INET6, PyBytes_AS_STRING(host), &v6.sin6_addr) != 1:
+                return False
+        self._to_address = address
+        return True
+
+
+cdef object _address(sockaddr_storage* name):
+    """A socket address as Python writes it."""
+    cdef char text[64]
+    cdef sockaddr_in* v4 = <sockaddr_in*>name
+    cdef sockaddr_in6* v6 = <sockaddr_in6*>name
+    if name.ss_family == AF_INET:
+        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
+        return (<bytes>text).decode("ascii"), ntohs(v4.sin_port)
+    inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
+    return (<bytes>text).decode("ascii"), ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id

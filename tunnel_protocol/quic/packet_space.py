@@ -1,0 +1,183 @@
+"""The application packet number space: what has arrived, what of it is to be acknowledged and when (RFC 9000 section 13.2).
+
+It stands in for the space a QUIC library has made and has all of that one's attributes, so that the library's own code works
+on it; `take` and `ack_frame` are the short ways for ordinary packets. Times are seconds of the caller's monotonic clock.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.ranges import Ranges
+
+MAX_RANGES = 64
+"""Ranges kept for acknowledgements; older ones are forgotten."""
+
+WINDOW_PACKETS = 2 * MAX_RANGES
+"""Packets this far below the largest number count as received: a range that was forgotten held only such."""
+
+_BYTES_PER_RANGE = 32
+"""Generous estimate of a range in an ACK frame."""
+
+
+class SeenNumbers:
+    """Packet numbers received lately, to tell duplicates; those below the window count as seen."""
+
+    __slots__ = ("_lower", "_seen")
+
+    def __init__(self) -> None:
+        self._lower = 0
+        self._seen: set[int] = set()
+
+    def __contains__(self, number: int) -> bool:
+        return number < self._lower or number in self._seen
+
+    def add(self, number: int) -> None:
+        """Note a number; the window moves up with the largest."""
+        if number < self._lower:
+            return
+        self._seen.add(number)
+        lower = number - WINDOW_PACKETS + 1
+        if lower > self._lower:
+            self._lower = lower
+            if len(self._seen) > 2 * WINDOW_PACKETS:
+                self._seen = {one for one in self._seen if one >= lower}
+
+
+class AckRanges:
+    """Packet numbers to acknowledge, as ascending disjoint ranges; reads like a sequence of `range`."""
+
+    __slots__ = ("ranges",)
+
+    def __init__(self) -> None:
+        self.ranges = Ranges()
+
+    def __len__(self) -> int:
+        return len(self.ranges.starts)
+
+    def __getitem__(self, index: int) -> range:
+        return range(self.ranges.starts[index], self.ranges.stops[index])
+
+    def __iter__(self) -> Iterator[range]:
+        return iter([range(start, stop) for start, stop in zip(self.ranges.starts, self.ranges.stops, strict=True)])
+
+    def add(self, start: int, stop: int | None = None) -> None:
+        """Add one number, or `[start, stop)`."""
+        stops = self.ranges.stops
+        if stop is None:
+            stop = start + 1
+            if stops and stops[-1] == start:
+                stops[-1] = stop
+                return
+        self.ranges.add(start, stop)
+
+    def shift(self) -> range:
+        """Forget the oldest range."""
+        return range(self.ranges.starts.pop(0), self.ranges.stops.pop(0))
+
+    def subtract(self, start: int, stop: int) -> None:
+        """Forget `[start, stop)`, where nothing below `start` is kept: the peer knows that we have these."""
+        starts, stops = self.ranges.starts, self.ranges.stops
+        while starts and stops[0] <= stop:
+            self.shift()
+        if starts and starts[0] < stop and stops[0] > start:
+            starts[0] = stop
+
+
+class PacketSpace:
+    """The application space of one connection."""
+
+    __slots__ = (
+        "_ack_after",
+        "_ack_delay_s",
+        "_least_counted",
+        "ack_at",
+        "ack_eliciting_in_flight",
+        "ack_queue",
+        "discarded",
+        "expected_packet_number",
+        "is_application_data",
+        "largest_acked_packet",
+        "largest_received_packet",
+        "largest_received_time",
+        "loss_time",
+        "received_packets",
+        "sent_packets",
+        "unacknowledged",
+    )
+
+    def __init__(self, *, ack_after_bytes: int, least_counted_bytes: int, ack_delay_s: float) -> None:
+        self._ack_after = ack_after_bytes
+        self._least_counted = least_counted_bytes
+        self._ack_delay_s = ack_delay_s
+        self.unacknowledged = 0
+        """Bytes of ack-eliciting packets received since we last sent an ACK; small packets count for some more."""
+        self.ack_at: float | None = None
+        """When an acknowledgement has to leave."""
+        self.ack_queue = AckRanges()
+        self.discarded = False
+        self.is_application_data = True
+        self.expected_packet_number = 0
+        self.largest_received_packet = -1
+        self.largest_received_time: float | None = None
+        self.received_packets = SeenNumbers()
+        self.ack_eliciting_in_flight = 0
+        self.largest_acked_packet = 0
+        self.loss_time: float | None = None
+        self.sent_packets: dict[int, Any] = {}
+        """What is in flight, in the order it was sent."""
+
+    def is_new(self, number: int) -> bool:
+        """Whether this packet was not received before."""
+        return number not in self.received_packets
+
+    def take(self, number: int, now: float, size: int) -> bool:
+        """Record a packet, and decide when it is acknowledged; True if that is earlier than it was.
+
+        `size` is 0 for packets that ask for no acknowledgement. Counting bytes serves the sender: its congestion window is in
+        bytes, and a stream of small chunks does not need an acknowledgement every few packets.
+        """
+        expected = self.largest_received_packet + 1
+        if number >= expected:
+            self.largest_received_packet = number
+            self.largest_received_time = now
+        if number >= self.expected_packet_number:
+            self.expected_packet_number = number + 1
+        self.ack_queue.add(number)
+        self.received_packets.add(number)
+        if len(self.ack_queue) > MAX_RANGES:
+            self.ack_queue.shift()
+        if not size:
+            return False
+        self.unacknowledged += max(size, self._least_counted)
+        if number != expected or self.unacknowledged >= self._ack_after:
+            self.ack_at = now
+            return True
+        if self.ack_at is None:
+            self.ack_at = now + self._ack_delay_s
+            return True
+        return False
+
+    def ack_due(self, now: float) -> bool:
+        """Whether an acknowledgement has to leave now."""
+        return self.ack_at is not None and self.ack_at <= now
+
+    def ack_frame(self, now: float, room: int, delay_exponent: int) -> bytes:
+        """An ACK of everything received, newest ranges first, as many as fit in `room` bytes (RFC 9000 section 19.3)."""
+        starts, stops = self.ack_queue.ranges.starts, self.ack_queue.ranges.stops
+        at = len(starts) - 1
+        received_at = self.largest_received_time
+        delay = 0 if received_at is None else max(0, int((now - received_at) * 1_000_000)) >> delay_exponent
+        more = min(at, max(0, room // _BYTES_PER_RANGE - 1))
+        parts = [b"\x02", varint(stops[at] - 1), varint(delay), varint(more), varint(stops[at] - starts[at] - 1)]
+        for _ in range(more):
+            smallest = starts[at]
+            at -= 1
+            parts.append(varint(smallest - stops[at] - 1))
+            parts.append(varint(stops[at] - starts[at] - 1))
+        return b"".join(parts)
+
+    def ack_sent(self) -> None:
+        """An acknowledgement of everything has left."""
+        self.ack_at = None
+        self.unacknowledged = 0

@@ -1,0 +1,168 @@
+"""Ordinary 1-RTT packets as bytes: protection on and off, STREAM and ACK frames in and out (RFC 9000, RFC 9001).
+
+No state and no I/O. This is the Python twin of `packet_speedups.pyx`, which is used instead where it was compiled; tests run
+against both. Whatever is not ordinary is left to the caller, who has aioquic's own way for it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from tunnel_protocol.quic.engine import CID_BYTES
+
+HEADER_BYTES = 1 + CID_BYTES
+"""What precedes the packet number of a packet sent to us."""
+
+SAMPLE_AT, SAMPLE_BYTES = HEADER_BYTES + 4, 16
+"""The part of a packet that header protection is made from (RFC 9001 section 5.4.2)."""
+
+SMALLEST_PACKET_BYTES = SAMPLE_AT + SAMPLE_BYTES
+_NONCE_BYTES = 12
+
+
+class Keys(NamedTuple):
+    """One direction of packet protection (RFC 9001 section 5)."""
+
+    aead: Callable[[bytes, bytes, bytes], bytes]
+    """Opens or seals: nonce, data, associated data. Opening raises what the library raises for forged packets."""
+    iv: int
+    mask: Callable[[bytes], bytes]
+    """Sample to mask of header protection."""
+
+
+class FrameTaker(Protocol):
+    """A stream that takes what a STREAM frame brings."""
+
+    def frame_data(self, offset: int, data: bytes, fin: bool) -> None:
+        """Bytes at an offset."""
+
+
+class Ack(NamedTuple):
+    """An ACK frame without its ECN counts (RFC 9000 section 19.3)."""
+
+    largest: int
+    delay: int
+    """As sent: to be scaled by the peer's exponent."""
+    ranges: list[tuple[int, int]]
+    """Lowest and highest number of each range, newest first. The lowest may be negative: then the frame is invalid."""
+    end: int
+    """Where the next frame begins."""
+
+
+def varint(value: int) -> bytes:
+    """A variable-length integer (RFC 9000 section 16)."""
+    if value < 0x40:
+        return value.to_bytes(1, "big")
+    if value < 0x4000:
+        return (value | 0x4000).to_bytes(2, "big")
+    if value < 0x40000000:
+        return (value | 0x80000000).to_bytes(4, "big")
+    return (value | 0xC000000000000000).to_bytes(8, "big")
+
+
+def pull_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The integer at `at` and where the next thing begins. Raises IndexError if it is cut short."""
+    first = data[at]
+    size = 1 << (first >> 6)
+    end = at + size
+    if end > len(data):
+        raise IndexError("integer is cut short")
+    return int.from_bytes(data[at:end], "big") & ((1 << (8 * size - 2)) - 1), end
+
+
+def packet_number(truncated: int, size: int, expected: int) -> int:
+    """The whole number of which `size` bytes were sent (RFC 9000 appendix A.3)."""
+    window = 1 << (8 * size)
+    candidate = (expected & -window) | truncated
+    if candidate <= expected - window // 2 and candidate < (1 << 62) - window:
+        return candidate + window
+    if candidate > expected + window // 2 and candidate >= window:
+        return candidate - window
+    return candidate
+
+
+def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple[int, bytes] | None:
+    """Number and payload of a packet of at least `SMALLEST_PACKET_BYTES`; None if it was sent under other keys or is odd.
+
+    `expected` is the number after the largest received. Raises what `keys.aead` raises.
+    """
+    mask = keys.mask(data[SAMPLE_AT : SAMPLE_AT + SAMPLE_BYTES])
+    first = data[0] ^ (mask[0] & 0x1F)
+    if first & 0x18 or (first >> 2) & 1 != key_phase:
+        return None
+    size = (first & 3) + 1
+    payload_at = HEADER_BYTES + size
+    truncated = int.from_bytes(data[HEADER_BYTES:payload_at], "big") ^ int.from_bytes(mask[1 : 1 + size], "big")
+    number = packet_number(truncated, size, expected)
+    header = first.to_bytes(1, "big") + data[1:HEADER_BYTES] + truncated.to_bytes(size, "big")
+    return number, keys.aead((keys.iv ^ number).to_bytes(_NONCE_BYTES, "big"), data[payload_at:], header)
+
+
+def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: Keys) -> bytes:
+    """A protected packet with a packet number of two bytes. `first` is the first byte without protection."""
+    truncated = (number & 0xFFFF).to_bytes(2, "big")
+    header = first.to_bytes(1, "big") + peer_cid + truncated
+    sealed = keys.aead((keys.iv ^ number).to_bytes(_NONCE_BYTES, "big"), payload, header)
+    mask = keys.mask(sealed[2:18])
+    return b"".join(
+        (
+            (first ^ (mask[0] & 0x1F)).to_bytes(1, "big"),
+            peer_cid,
+            bytes((truncated[0] ^ mask[1], truncated[1] ^ mask[2])),
+            sealed,
+        )
+    )
+
+
+def read_stream_frames(payload: bytes, at: int, streams: Mapping[int, FrameTaker]) -> int:
+    """Give the STREAM frames that begin at `at` to the streams they are for; returns where the first other frame begins.
+
+    Frames that are cut short, or for streams that are not there, count as others. Raises what a stream raises.
+    """
+    size = len(payload)
+    while at < size:
+        kind = payload[at]
+        if kind & 0xF8 != 0x08:
+            return at
+        try:
+            stream_id, data_at = pull_varint(payload, at + 1)
+            offset = 0
+            if kind & 4:
+                offset, data_at = pull_varint(payload, data_at)
+            end = size
+            if kind & 2:
+                length, data_at = pull_varint(payload, data_at)
+                end = data_at + length
+        except IndexError:
+            return at
+        stream = streams.get(stream_id)
+        if end > size or stream is None:
+            return at
+        stream.frame_data(offset, payload[data_at:end], kind & 1 == 1)
+        at = end
+    return at
+
+
+def read_ack(payload: bytes, at: int) -> Ack:
+    """The ACK frame whose type ends before `at`. Raises IndexError if it is cut short."""
+    largest, at = pull_varint(payload, at)
+    delay, at = pull_varint(payload, at)
+    more, at = pull_varint(payload, at)
+    length, at = pull_varint(payload, at)
+    low = largest - length
+    ranges = [(low, largest)]
+    while more and low >= 0:
+        gap, at = pull_varint(payload, at)
+        length, at = pull_varint(payload, at)
+        high = low - gap - 2
+        low = high - length
+        ranges.append((low, high))
+        more -= 1
+    return Ack(largest, delay, ranges, at)
+
+
+def stream_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
+    """A STREAM frame with its length, which is below 16 KiB (RFC 9000 section 19.8)."""
+    length = (len(data) | 0x4000).to_bytes(2, "big")
+    if offset:
+        return b"".join((b"\x0f" if fin else b"\x0e", id_bytes, varint(offset), length, data))
+    return b"".join((b"\x0b" if fin else b"\x0a", id_bytes, length, data))
