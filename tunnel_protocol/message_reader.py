@@ -8,16 +8,8 @@ arrives. See docs/protocol.md, "Messages".
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from tunnel_protocol.capnp import (
-    BODY_PREFIX,
-    BODY_PREFIX_BYTES,
-    BODY_WORDS,
-    Body,
-    Headers,
-    Trailers,
-    canonical_body_size,
-    decode_message,
-)
+from tunnel_protocol.capnp import Body, Headers, Trailers, canonical_body_size, cut_bodies, decode_message
+from tunnel_protocol.capnp_layouts import BODY_PREFIX_BYTES
 from tunnel_protocol.capnp_reader import WORD_BYTES, body_words, table_bytes
 from tunnel_protocol.errors import ProtocolError
 
@@ -26,8 +18,6 @@ WHOLE_BODY_BYTES = 64 * 1024
 """Body messages up to this size are delivered whole, so that their boundaries survive."""
 MAX_MESSAGE_BYTES = 1024 * 1024
 """The largest message that is kept until it is complete: heads, and bodies in an unusual encoding."""
-
-_body_prefix = BODY_PREFIX.unpack_from
 
 
 class MessageReader(ABC):
@@ -43,7 +33,8 @@ class MessageReader(ABC):
         self._padding_left = 0
         self._closed = False
         self.on_body: Callable[[bytes], None] | None = None
-        """A short cut for the content of body messages that is not empty; without it everything goes to `on_message`."""
+        """A short cut for the content of body messages that is not empty; without it everything goes to `on_message`.
+        None once the reader is closed."""
 
     @abstractmethod
     def on_message(self, message: Headers | Body | Trailers) -> None:
@@ -70,28 +61,12 @@ class MessageReader(ABC):
                 return
             data = bytes(self._held)
             self._held.clear()
-        offset = 0
         size = len(data)
+        offset = 0
         while offset < size and not self._closed:
-            # The path of a chunk: a complete, canonical, non-empty body.
-            if self.on_body is not None and size - offset > BODY_PREFIX_BYTES:
-                segments, words, middle, low, high = _body_prefix(data, offset)
-                length = high >> 3
-                end = offset + WORD_BYTES + words * WORD_BYTES
-                if (
-                    middle == BODY_WORDS
-                    and end <= size
-                    and words == 4 + ((length + 7) >> 3)
-                    and high & 7 == 2
-                    and length
-                    and low == 1
-                    and not segments
-                ):
-                    offset += BODY_PREFIX_BYTES
-                    self.on_body(data[offset : offset + length])
-                    offset = end
-                    continue
-            offset = self._next(data, offset, size)
+            offset = cut_bodies(self, data, offset)  # the path of a chunk
+            if offset < size and not self._closed:
+                offset = self._next(data, offset, size)
 
     def finish(self) -> None:
         """The stream ended. Raises `ProtocolError` unless it ended between two messages."""
