@@ -8,6 +8,8 @@ arrives. See docs/protocol.md, "Messages".
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
+
 from tunnel_protocol.capnp import Body, Headers, Trailers, canonical_body_size, cut_bodies, decode_message
 from tunnel_protocol.capnp_layouts import BODY_PREFIX_BYTES
 from tunnel_protocol.capnp_reader import WORD_BYTES, body_words, table_bytes
@@ -20,6 +22,7 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 """The largest message that is kept until it is complete: heads, and bodies in an unusual encoding."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class MessageReader(ABC):
     """Reads one direction of a request stream; `on_message` is called for each message, in order."""
 
