@@ -113,12 +113,19 @@ async def test_a_run_that_takes_too_long_is_given_up(monkeypatch):
     assert (caught.value.finished, caught.value.wanted) == (0, 10)
 
 
+def answered_with(data):
+    def on_end(self):
+        self._stream.write(data, fin=True)
+
+    return on_end
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         (lambda self: self._stream.reset(7), "reset by the server (code 7)"),
-        (lambda self: self._stream.write(b"nonsense" * 9, fin=True), None),
-        (lambda self: self._stream.write(b"", fin=True), "expected header message, got none"),
+        (answered_with(b"nonsense" * 9), None),
+        (answered_with(b""), "expected header message, got none"),
     ],
     ids=["reset", "nonsense", "nothing"],
 )
