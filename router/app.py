@@ -261,6 +261,9 @@ class App:
         debug_config = assembly.debug_config(self.settings, self.bound, self._advertise)
         routes = Routes(proxy, self.registry, self.metrics, is_ready=self._is_ready, debug_config=lambda: debug_config)
         self.http = HttpServer(routes, time.monotonic)
+        for tunnels in (self._listener, self._dialer):
+            if tunnels is not None:
+                tunnels.observe_ticks(self.http)
         self.metrics.requests_in_flight.track(lambda: len(proxy.running))
         self.metrics.replay_memory_bytes.track(lambda: proxy.replay_budget.used_bytes)
         await self.http.start(http_socket)

@@ -30,6 +30,8 @@ class HttpServer:
         self._refusing = False
         self.draining = False
         self._unflushed: list[ClientConnection] = []
+        self._flush_planned = False
+        self._in_tick = False
         self._date = b""
         self._date_second = 0
 
@@ -105,12 +107,26 @@ class HttpServer:
         self._changed.set()
 
     def flush_later(self, connection: ClientConnection) -> None:
-        """One flush at the end of the turn for all connections that were written to."""
-        if not self._unflushed:
+        """One flush for all connections that were written to: at the end of the tick, or else of the turn."""
+        if not (self._in_tick or self._flush_planned):
+            self._flush_planned = True
             self._loop.call_soon(self._flush)
         self._unflushed.append(connection)
 
+    # --- TickObserver ----------------------------------------------------------------------------------------------
+
+    def tick_begins(self) -> None:
+        """Tunnels are about to call back: nothing of what they bring needs a further turn of the event loop."""
+        self._in_tick = True
+
+    def tick_ends(self) -> None:
+        """They have."""
+        self._in_tick = False
+        if self._unflushed:
+            self._flush()
+
     def _flush(self) -> None:
+        self._flush_planned = False
         unflushed, self._unflushed = self._unflushed, []
         for connection in unflushed:
             connection.flush()

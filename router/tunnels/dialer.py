@@ -16,7 +16,7 @@ from router.tunnels.tunnel import Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
-from tunnel_protocol.quic.endpoint import Endpoint
+from tunnel_protocol.quic.endpoint import Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
 from tunnel_protocol.quic.tls import ClientTls
@@ -80,6 +80,11 @@ class DirectDialer:
     def connections(self) -> int:
         """How many connections are open."""
         return sum(len(endpoint.connections) for endpoint in self._endpoints.values())
+
+    def observe_ticks(self, observer: TickObserver) -> None:
+        """Tell `observer` of each tick of the endpoints."""
+        for endpoint in self._endpoints.values():
+            endpoint.observe_ticks(observer)
 
     async def close(self) -> None:
         """Close all connections and release the sockets."""

@@ -12,7 +12,7 @@ from router.tunnels.incoming import IncomingConnection, Registrations
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
-from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint
+from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream
 from tunnel_protocol.quic.tls import ServerTls
@@ -63,6 +63,11 @@ class ReverseListener:
     def pending(self) -> int:
         """Connections that are not tunnels (yet)."""
         return len(self._pending)
+
+    def observe_ticks(self, observer: TickObserver) -> None:
+        """Tell `observer` of each tick of the endpoint."""
+        if self._endpoint is not None:
+            self._endpoint.observe_ticks(observer)
 
     def replace_tls(self, tls: ServerTls) -> None:
         """Serve another identity from the next handshake on; running connections keep theirs."""

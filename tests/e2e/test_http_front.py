@@ -453,6 +453,32 @@ async def test_chunks_of_one_turn_leave_in_one_write():
         assert len(writes) == 1
 
 
+@scenario
+async def test_chunks_of_a_tick_of_the_tunnels_leave_with_its_end_and_not_a_turn_later():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post())
+        exchange = await worker.next()
+        connection = next(iter(house.http._connections))
+        writes = []
+        transport, connection._transport = connection._transport, Recording(connection._transport, writes)
+        exchange.head(200)
+        house.http.tick_begins()
+        exchange.body(b"a")
+        exchange.body(b"b")
+        assert not writes
+        house.http.tick_ends()
+        assert len(writes) == 1
+        await asyncio.sleep(0)
+        exchange.body(b"c")
+        exchange.end()
+        answer = await client.answer()
+        connection._transport = transport
+        assert answer.chunks == [b"a", b"b", b"c"]
+        assert len(writes) == 2
+
+
 class Recording:
     def __init__(self, transport, writes):
         self._transport = transport

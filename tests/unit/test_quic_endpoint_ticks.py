@@ -336,6 +336,45 @@ def test_a_fault_of_ours_costs_the_connection_it_served_and_no_other(where):
     test()
 
 
+class Observer:
+    """Notes ticks among the calls of an engine."""
+
+    def __init__(self, calls, fault=None):
+        self.calls = calls
+        self.fault = fault
+
+    def tick_begins(self):
+        self.calls.append("tick begins")
+
+    def tick_ends(self):
+        self.calls.append("tick ends")
+        if self.fault is not None:
+            raise self.fault
+
+
+@rigged
+async def test_an_observer_is_told_before_handlers_are_called_and_before_anything_is_sent(rig):
+    await rig.accepted()
+    calls = rig.engine.calls
+    rig.endpoint.observe_ticks(Observer(calls))
+    calls.clear()
+    rig.send(b"\x40" + CID + b"data")
+    await rig.until(lambda: "poll" in calls)
+    assert calls[:5] == ["receive", "tick begins", "deliver", "tick ends", "poll"]
+
+
+@rigged
+async def test_a_fault_of_the_observer_costs_no_tunnel(rig):
+    connection = await rig.accepted()
+    rig.endpoint.observe_ticks(Observer([], fault=ZeroDivisionError()))
+    rig.engine.calls.clear()
+    for _ in range(2):
+        rig.send(b"\x40" + CID + b"data")
+        await rig.until(lambda: "poll" in rig.engine.calls)
+        rig.engine.calls.clear()
+    assert connection.error is None
+
+
 @rigged
 async def test_a_first_datagram_that_breaks_something_costs_itself(rig):
     rig.factory.fault = ZeroDivisionError()

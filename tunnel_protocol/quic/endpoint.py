@@ -40,6 +40,16 @@ class ConnectionHandler(Protocol):
         """The connection has ended and its streams have been told; the last call."""
 
 
+class TickObserver(Protocol):
+    """Somebody who wants to know when handlers are called, to go on with all that they left at once."""
+
+    def tick_begins(self) -> None:
+        """Handlers are about to be called."""
+
+    def tick_ends(self) -> None:
+        """All were called; nothing has been sent yet."""
+
+
 class Connection:
     """One QUIC connection. The `on_*` methods are for its engine."""
 
@@ -264,6 +274,7 @@ class Endpoint:
         self._flush_planned = False
         self._watching_writable = False
         self._closed = False
+        self._observer: TickObserver | None = None
         self.loop.add_reader(udp.fileno(), self._readable)
 
     @classmethod
@@ -326,6 +337,10 @@ class Endpoint:
     def connections(self) -> list[Connection]:
         """Connections whose handshake is complete and that have not ended."""
         return [c for c in self._connections if c.engine.established and not c.closed]
+
+    def observe_ticks(self, observer: TickObserver) -> None:
+        """Tell `observer` of each tick."""
+        self._observer = observer
 
     def replace_tls(self, tls: ServerTls) -> None:
         """Serve another identity from the next handshake on. Raises ValueError, and keeps the old one, if it is unfit."""
@@ -459,15 +474,7 @@ class Endpoint:
         self._flush_planned = True
         if self._closed:
             return
-        polled: dict[Connection, None] = {}
-        while self._touched:
-            batch, self._touched = self._touched, {}
-            for connection in batch:
-                try:
-                    connection.engine.deliver()
-                except Exception:  # noqa: BLE001 - logged there
-                    self._fault(connection)
-            polled.update(batch)
+        polled = self._call_handlers()
         now = self.loop.time()
         udp = self._udp
         for connection in polled:
@@ -490,6 +497,27 @@ class Endpoint:
         elif self._touched:
             self._flush_planned = True
             self.loop.call_soon(self._flush)
+
+    def _call_handlers(self) -> "dict[Connection, None]":
+        """Let the engines of all touched connections call back; returns these connections."""
+        observer = self._observer
+        if observer is not None:
+            observer.tick_begins()
+        called: dict[Connection, None] = {}
+        while self._touched:
+            batch, self._touched = self._touched, {}
+            for connection in batch:
+                try:
+                    connection.engine.deliver()
+                except Exception:  # noqa: BLE001 - logged there
+                    self._fault(connection)
+            called.update(batch)
+        if observer is not None:
+            try:
+                observer.tick_ends()
+            except Exception:  # noqa: BLE001 - a fault of the observer must not cost the tunnels
+                _log.exception("observer of ticks failed")
+        return called
 
     def _await_writable(self) -> None:
         if not self._watching_writable:
