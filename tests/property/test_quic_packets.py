@@ -34,6 +34,12 @@ def form_of(name: str) -> ModuleType:
     return packets
 
 
+needs_compiled = pytest.mark.skipif(
+    AS_WRITTEN_BECAUSE is not None, reason=f"the program runs as written: {AS_WRITTEN_BECAUSE}"
+)
+FORMS = ("as written", "compiled") if AS_WRITTEN_BECAUSE is None else ("as written",)
+
+
 @pytest.fixture(params=["as written", "compiled"])
 def form(request: pytest.FixtureRequest) -> Any:
     return form_of(request.param)
@@ -67,13 +73,14 @@ def sealed(form: Any, number: int, payload: bytes, *, cid: bytes = OUR_CID, firs
 
 @given(number=LARGE, payload=st.binary(min_size=2, max_size=1_400), behind=st.integers(0, 30_000))
 def test_a_sealed_packet_opens_to_its_number_and_payload(number: int, payload: bytes, behind: int) -> None:
-    for form in map(form_of, ("as written", "compiled") if AS_WRITTEN_BECAUSE is None else ("as written",)):
+    for form in map(form_of, FORMS):
         packet = sealed(form, number, payload)
         if len(packet) >= packets.SMALLEST_PACKET_BYTES:
             expected = max(0, number - behind)
             assert form.open_packet(packet, keys(form, "decrypt"), 0, expected) == (number, payload)
 
 
+@needs_compiled
 @given(
     number=LARGE, payload=st.binary(max_size=100), cid=st.binary(max_size=20), first=st.sampled_from((0x41, 0x45, 0x61))
 )
@@ -85,6 +92,7 @@ def test_both_forms_seal_alike(number: int, payload: bytes, cid: bytes, first: i
         )
 
 
+@needs_compiled
 @given(data=st.binary(min_size=29, max_size=200), phase=st.integers(0, 1), expected=LARGE)
 def test_both_forms_treat_forged_packets_alike(data: bytes, phase: int, expected: int) -> None:
     def outcome(form: Any) -> Any:
@@ -124,7 +132,7 @@ FRAMES = st.lists(
 
 @given(frames=FRAMES)
 def test_stream_frames_arrive_as_they_were_written(frames: list[tuple[int, int, bytes, bool]]) -> None:
-    for name in ("as written", "compiled") if AS_WRITTEN_BECAUSE is None else ("as written",):
+    for name in FORMS:
         form, streams = form_of(name), Streams()
         payload = b"".join(
             form.stream_frame(packets.varint(number), offset, data, fin) for number, offset, data, fin in frames
@@ -157,6 +165,7 @@ def test_what_a_stream_raises_passes(form: Any) -> None:
         form.read_stream_frames(b"\x0a\x00\x00", 0, {0: Angry()})
 
 
+@needs_compiled
 @settings(max_examples=500)
 @given(
     payload=st.binary(max_size=80)
@@ -183,6 +192,7 @@ def test_both_forms_read_arbitrary_bytes_alike(payload: bytes, cut: int, flip: i
     assert outcome(form_of("compiled")) == outcome(packets)
 
 
+@needs_compiled
 def test_arguments_that_no_caller_gives_are_refused() -> None:
     compiled = form_of("compiled")
     with pytest.raises(ValueError, match="negative"):
@@ -212,7 +222,7 @@ def test_an_ack_frame_says_what_was_received(numbers: set[int], late_us: int) ->
     assert kept <= numbers
     assert max(numbers) in said
     assert abs(delay * 8 - late_us) <= 9
-    for name in ("as written", "compiled") if AS_WRITTEN_BECAUSE is None else ("as written",):
+    for name in FORMS:
         ack = form_of(name).read_ack(frame, 1)
         assert {number for low, high in ack.ranges for number in range(low, high + 1)} == said
         assert (ack.largest, ack.delay, ack.end) == (max(numbers), delay, len(frame))

@@ -1,11 +1,12 @@
 """The application packet number space: what has arrived, what of it is to be acknowledged and when (RFC 9000 section 13.2).
 
 It stands in for the space a QUIC library has made and has all of that one's attributes, so that the library's own code works
-on it; `take` and `ack_frame` are the short ways for ordinary packets. Times are seconds of the caller's monotonic clock.
+on it; `take`, `ack_frame` and `acknowledged` are the short ways for ordinary packets. Times are seconds of the caller's monotonic clock.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
@@ -18,6 +19,58 @@ WINDOW_PACKETS = 2 * MAX_RANGES
 
 _BYTES_PER_RANGE = 32
 """Generous estimate of a range in an ACK frame."""
+
+
+Handlers = list[tuple[Any, tuple[Any, ...]]]
+"""Whom to tell, and with which further arguments, when a packet was acknowledged or lost."""
+
+
+class SentPacket:
+    """What loss recovery keeps of a packet: the fields of the library's own record, without its cost."""
+
+    __slots__ = (
+        "delivery_handlers",
+        "epoch",
+        "in_flight",
+        "is_ack_eliciting",
+        "is_crypto_packet",
+        "packet_number",
+        "packet_type",
+        "sent_bytes",
+        "sent_time",
+    )
+
+    def __init__(
+        self,
+        packet_number: int,
+        sent_time: float,
+        sent_bytes: int,
+        delivery_handlers: Handlers,
+        *,
+        in_flight: bool,
+        epoch: Any,
+        packet_type: Any,
+    ) -> None:
+        self.packet_number = packet_number
+        self.sent_time = sent_time
+        self.sent_bytes = sent_bytes
+        self.delivery_handlers = delivery_handlers
+        self.in_flight = in_flight
+        self.is_ack_eliciting = True
+        self.is_crypto_packet = False
+        self.epoch = epoch
+        self.packet_type = packet_type
+
+
+class Acknowledged(NamedTuple):
+    """What an ACK frame has brought."""
+
+    packets: list[Any]
+    """Those it was the first to acknowledge, in the order they were sent in within each range."""
+    flight_bytes: int
+    """What they had in flight."""
+    largest_sent_at: float | None
+    """When the largest number it names was sent, if that is among them and asked for an acknowledgement."""
 
 
 class SeenNumbers:
@@ -176,6 +229,37 @@ class PacketSpace:
             parts.append(varint(smallest - stops[at] - 1))
             parts.append(varint(stops[at] - starts[at] - 1))
         return b"".join(parts)
+
+    def acknowledged(self, largest: int, ranges: list[tuple[int, int]]) -> Acknowledged:
+        """Take what the peer has received out of flight (RFC 9000 section 13.1). `ranges` are those of its ACK frame."""
+        sent = self.sent_packets
+        if largest > self.largest_acked_packet:
+            self.largest_acked_packet = largest
+        numbers: list[int] = []
+        if len(ranges) > 1:
+            known = list(sent)
+            for low, high in ranges:
+                numbers += known[bisect_left(known, low) : bisect_right(known, high)]
+        else:
+            low, high = ranges[0]
+            for number in sent:
+                if number > high:
+                    break
+                if number >= low:
+                    numbers.append(number)
+        packets: list[Any] = []
+        flight_bytes = 0
+        largest_sent_at: float | None = None
+        for number in numbers:
+            packet = sent.pop(number)
+            packets.append(packet)
+            if packet.is_ack_eliciting:
+                self.ack_eliciting_in_flight -= 1
+                if number == largest:
+                    largest_sent_at = packet.sent_time
+            if packet.in_flight:
+                flight_bytes += packet.sent_bytes
+        return Acknowledged(packets, flight_bytes, largest_sent_at)
 
     def ack_sent(self) -> None:
         """An acknowledgement of everything has left."""

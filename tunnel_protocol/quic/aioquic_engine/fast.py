@@ -5,7 +5,6 @@ Everything else takes aioquic's own way through the same state, so that handshak
 updates, qlog and closing stay as they are there. Loss detection and congestion control are aioquic's (RFC 9002).
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,10 +28,10 @@ from aioquic.quic.packet_builder import QuicDeliveryState
 from cryptography.exceptions import InvalidTag
 
 from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
-from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection
+from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, data_delivery
 from tunnel_protocol.quic.engine import Address
 from tunnel_protocol.quic.engine_stream import StreamError
-from tunnel_protocol.quic.packet_space import PacketSpace
+from tunnel_protocol.quic.packet_space import Acknowledged, Handlers, PacketSpace, SentPacket
 from tunnel_protocol.quic.packets import HEADER_BYTES, SMALLEST_PACKET_BYTES, Ack
 from tunnel_protocol.quic.path_mtu import BASE_BYTES, PathMtu
 
@@ -56,35 +55,6 @@ _BURST_PACKETS = 32
 
 _PACING_GRAIN_S = 0.002
 """Timers of event loops are no finer than this: what the rate allows in this time may leave at once."""
-
-
-class SentPacket:
-    """What loss recovery keeps of a packet; the fields of aioquic's class, without its cost."""
-
-    __slots__ = (
-        "delivery_handlers",
-        "epoch",
-        "in_flight",
-        "is_ack_eliciting",
-        "is_crypto_packet",
-        "packet_number",
-        "packet_type",
-        "sent_bytes",
-        "sent_time",
-    )
-
-    def __init__(
-        self, packet_number: int, now: float, size: int, handlers: list[tuple[Any, tuple[Any, ...]]], *, in_flight: bool
-    ) -> None:
-        self.epoch = _ONE_RTT
-        self.in_flight = in_flight
-        self.is_ack_eliciting = True
-        self.is_crypto_packet = False
-        self.packet_number = packet_number
-        self.packet_type = QuicPacketType.ONE_RTT
-        self.sent_time = now
-        self.sent_bytes = size
-        self.delivery_handlers = handlers
 
 
 class FastConnection(StreamConnection):
@@ -252,47 +222,33 @@ class FastConnection(StreamConnection):
             raise _never_sent()
         if ranges[-1][0] < 0:
             raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, _ACK, "Negative packet number")
-        space = self._app_space
-        sent = space.sent_packets
-        acked: list[int] = []
-        if len(ranges) > 1:
-            numbers = list(sent)
-            for low, high in ranges:
-                acked += numbers[bisect_left(numbers, low) : bisect_right(numbers, high)]
-        elif sent:
-            acked = _within(sent, *ranges[0])
-        if largest > space.largest_acked_packet:
-            space.largest_acked_packet = largest
-        if acked:
-            self._on_acked(space, acked, largest, (delay << self._remote_ack_delay_exponent) / 1_000_000, now)
+        acked = self._app_space.acknowledged(largest, ranges)
+        if acked.packets:
+            self._on_acked(acked, (delay << self._remote_ack_delay_exponent) / 1_000_000, now)
 
-    def _on_acked(self, space: PacketSpace, acked: list[int], largest: int, delay_s: float, now: float) -> None:
+    def _on_acked(self, acked: Acknowledged, delay_s: float, now: float) -> None:
         """Aioquic's `on_ack_received` without its walk over everything in flight (RFC 9002 appendix A.7)."""
-        loss = self._loss
+        loss, space, path_mtu = self._loss, self._app_space, self.path_mtu
         congestion = loss._cc
-        sent = space.sent_packets
-        latest_sent_at: float | None = None
         # A window that is not used must not grow (RFC 9002 section 7.8).
         used = congestion.bytes_in_flight * 2 >= congestion.congestion_window
-        for number in acked:
-            packet = sent.pop(number)
-            if packet.is_ack_eliciting:
-                space.ack_eliciting_in_flight -= 1
-                if number == largest:
-                    latest_sent_at = packet.sent_time
+        if not used:
+            congestion.bytes_in_flight -= acked.flight_bytes
+        for packet in acked.packets:
             if packet.in_flight:
                 if used:
                     congestion.on_packet_acked(packet=packet, now=now)
-                else:
-                    congestion.bytes_in_flight -= packet.sent_bytes
                 if packet.sent_bytes > BASE_BYTES:
-                    self.path_mtu.large_acked()
+                    path_mtu.large_acked()
             for handler, args in packet.delivery_handlers:
-                handler(ACKED, *args)
-        if latest_sent_at is not None:
-            self._measure_rtt(now - latest_sent_at, delay_s, now)
+                if handler is data_delivery:
+                    args[0].on_data_acked(args[1], args[2], args[3])
+                else:
+                    handler(ACKED, *args)
+        if acked.largest_sent_at is not None:
+            self._measure_rtt(now - acked.largest_sent_at, delay_s, now)
         loss._pto_count = 0
-        oldest = next(iter(sent), None)
+        oldest = next(iter(space.sent_packets), None)
         if oldest is not None and oldest < space.largest_acked_packet:
             loss._detect_loss(now=now, space=space)  # type: ignore[arg-type]  # same attributes, see PacketSpace
         else:
@@ -382,12 +338,12 @@ class FastConnection(StreamConnection):
             return datagrams
 
     def _seal_frames(self, space: PacketSpace, ack: bytes, frames: list[Frame], now: float) -> bytes:
-        handlers: list[tuple[Any, tuple[Any, ...]]] = [(frame[2], frame[3]) for frame in frames]
+        handlers: Handlers = [(frame[2], frame[3]) for frame in frames]
         if ack:
             handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
         number = self._packet_number
         datagram = self._seal(ack + b"".join([frame[1] for frame in frames]))
-        self._track(space, SentPacket(number, now, len(datagram), handlers, in_flight=True), now)
+        self._track(space, _sent(number, now, len(datagram), handlers), now)
         self._pace_tokens -= len(datagram)
         return datagram
 
@@ -484,7 +440,7 @@ class FastConnection(StreamConnection):
         number = self._packet_number
         payload = b"\x01" + bytes(size - _OVERHEAD_BYTES - len(self._peer_cid.cid) - 1)
         datagram = self._seal(payload)
-        packet = SentPacket(number, now, len(datagram), [(self._on_probe_delivery, (size,))], in_flight=False)
+        packet = _sent(number, now, len(datagram), [(self._on_probe_delivery, (size,))], in_flight=False)
         self._track(self._app_space, packet, now)
         return datagram, self._network_paths[0].addr
 
@@ -518,16 +474,11 @@ def _keys(crypto: CryptoContext, direction: str) -> Keys:
     return Keys(getattr(aead._aead, direction), aead._iv, mask)
 
 
+def _sent(number: int, now: float, size: int, handlers: Handlers, *, in_flight: bool = True) -> SentPacket:
+    return SentPacket(
+        number, now, size, handlers, in_flight=in_flight, epoch=_ONE_RTT, packet_type=QuicPacketType.ONE_RTT
+    )
+
+
 def _never_sent() -> QuicConnectionError:
     return QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 2, "Acknowledgement of a packet never sent")
-
-
-def _within(sent: dict[int, Any], low: int, high: int) -> list[int]:
-    """The numbers of `sent` (ascending) between `low` and `high`."""
-    found = []
-    for number in sent:
-        if number > high:
-            break
-        if number >= low:
-            found.append(number)
-    return found
