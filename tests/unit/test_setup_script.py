@@ -1,4 +1,4 @@
-"""`make setup` fails readably when something is missing, and does nothing when nothing changed."""
+"""`make setup` fails readably when something is missing, compiles once, and does nothing when nothing changed."""
 
 import shutil
 import subprocess
@@ -22,9 +22,14 @@ def tree(tmp_path: Path) -> tuple[Path, Path]:
     return project, tools
 
 
-def setup(project: Path, tools: Path) -> "subprocess.CompletedProcess[str]":
+def setup(project: Path, tools: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [project / "scripts/setup"], env={"PATH": str(tools)}, capture_output=True, text=True, check=False, timeout=20
+        [project / "scripts/setup"],
+        env={"PATH": str(tools), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
     )
 
 
@@ -74,3 +79,58 @@ def test_nothing_happens_when_nothing_changed(tmp_path: Path) -> None:
     assert (first.returncode, second.returncode, second.stderr) == (0, 0, "")
     (project / "requirements/run.txt").write_text("changed==1\n")
     assert setup(project, tools).returncode == 1
+
+
+BUILDS = 'case "$*" in *build_ext*) echo built >>.venv/builds; echo "cc1: no"; {};; esac'
+
+
+def built(project: Path) -> int:
+    builds = project / ".venv/builds"
+    return len(builds.read_text().splitlines()) if builds.exists() else 0
+
+
+def with_compile(tmp_path: Path, python: str) -> tuple[Path, Path]:
+    """A checkout whose .venv has what is pinned, after nothing was compiled yet."""
+    project, tools = tree(tmp_path)
+    shutil.copy(ROOT / "scripts/compile", project / "scripts/compile")
+    (project / ".venv/bin").mkdir(parents=True)
+    stub(project / ".venv/bin/python", python)
+    return project, tools
+
+
+def test_the_packages_are_compiled_once(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, BUILDS.format("exit 0"))
+    first, second = setup(project, tools), setup(project, tools)
+    assert (first.returncode, second.returncode, second.stderr) == (0, 0, "")
+    assert "compiled\n" in first.stderr
+    assert built(project) == 1
+    (project / "requirements/run.txt").write_text("changed==1\n")
+    assert setup(project, tools).returncode == 0
+    assert built(project) == 1
+
+
+def test_the_packages_are_not_compiled_if_that_is_not_wished(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, BUILDS.format("exit 0"))
+    ended = setup(project, tools, LLM_ROUTER_COMPILE="0")
+    assert (ended.returncode, built(project)) == (0, 0)
+    assert setup(project, tools).returncode == 0
+    assert built(project) == 1
+
+
+def test_failed_compilation_shows_the_end_of_its_log_and_is_tried_again(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, BUILDS.format("exit 1"))
+    ended = setup(project, tools)
+    assert ended.returncode == 1
+    assert "compilation failed" in ended.stderr
+    assert "cc1: no" in ended.stderr
+    assert setup(project, tools).returncode == 1
+    assert built(project) == 2
+
+
+def test_what_runs_as_written_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+    project, tools = with_compile(
+        tmp_path, BUILDS.format("exit 0") + '; case "$*" in *WRITTEN*) echo not compiled;; esac'
+    )
+    ended = setup(project, tools)
+    assert ended.returncode == 0
+    assert "runs as written: not compiled; the last lines of .venv/compile.log:\ncc1: no\n" in ended.stderr
