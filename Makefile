@@ -45,6 +45,6 @@ format: setup ## Format the code and mend what the linter can
 	@$(PYTHON_IN_VENV) -m ruff format .
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
-clean: ## Remove .venv and caches
-	@rm -rf .venv .mypy_cache .ruff_cache build
+clean: ## Remove .venv, caches and what was built
+	@rm -rf .venv .mypy_cache .ruff_cache build dist *.egg-info
 	@find . -name '*.so' -not -path './.venv/*' -delete
