@@ -1,7 +1,13 @@
 """The plug-in that other projects get by installation; here it comes from the tree."""
 
+from hypothesis import settings
+
 from router.testing.plugin import llm_router, pytest_configure, pytest_runtest_makereport
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
+
+# A busy machine is no failure; what hangs is ended by pytest-timeout.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_report_header() -> str:
