@@ -4,7 +4,6 @@ Two compilers, one rule: the program as it is written is complete, and nothing h
 
 - mypyc compiles the modules of `COMPILED_ROOMS` as they are. Their source is their twin.
 - Cython compiles the few `.pyx` files, which work on single bytes. Each has a Python twin that its module falls back to.
-  It also compiles, as they are, the modules of `BY_CYTHON`.
 
 Without mypy, Cython, the runtime dependencies (with types that fit) or a C compiler the packages are built uncompiled, with
 a line that says so. `LLM_ROUTER_COMPILE=0` asks for that, `LLM_ROUTER_COMPILE=require` makes it an error.
@@ -29,8 +28,6 @@ COMPILED_ROOMS = (
     "router/tunnels",
 )
 COMPILED_MODULES = ("router/telemetry/families.py",)
-BY_CYTHON = tuple(f"tunnel_protocol/quic/aioquic_engine/{name}.py" for name in ("connection", "fast", "streams"))
-"""Classes derived from aioquic's, whose private annotations do not all hold: mypyc would enforce them, Cython lets them be."""
 AS_WRITTEN = (
     "tunnel_protocol/compilation.py",  # decides whether compiled modules are used
     # Python twins of the .pyx files: compiled, callers would be bound to them and not to the faster ones.
@@ -106,19 +103,14 @@ def _translated() -> list[Extension]:
     from mypyc.build import mypycify
 
     level = os.environ.get("LLM_ROUTER_OPT_LEVEL", "2")
-    speedups = [path.as_posix() for path in sorted(Path("tunnel_protocol").rglob("*.pyx"))]
     by_cython = [
-        Extension(os.path.splitext(name)[0].replace("/", "."), [name], extra_compile_args=[f"-O{level}"])  # noqa: PTH122
-        for name in (*speedups, *BY_CYTHON)
+        Extension(".".join(path.with_suffix("").parts), [path.as_posix()], extra_compile_args=[f"-O{level}"])
+        for path in sorted(Path("tunnel_protocol").rglob("*.pyx"))
     ]
+    # `quic/aioquic_engine` is none of the rooms: its classes derive from aioquic's, whose private annotations do not all hold
+    # and would be enforced by mypyc.
     return [
-        *cythonize(
-            by_cython,
-            build_dir="build/cython",
-            language_level=3,
-            quiet=True,
-            compiler_directives={"annotation_typing": False},
-        ),
+        *cythonize(by_cython, build_dir="build/cython", language_level=3, quiet=True),
         *mypycify(
             ["--config-file", "pyproject.toml", "--no-error-summary", *_sources()],
             separate=[

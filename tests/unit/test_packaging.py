@@ -68,7 +68,6 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_no_name_is_bound_to_exceptions_of_different_types(sources: list[Path]) -> None:
     assert len(sources) > 50
-    assert not {ROOT / name for name in SETUP.BY_CYTHON} & set(sources)
     assert [f"{path.name}: {found}" for path in sources for found in rebound_exceptions(path.read_text())] == []
 
 
@@ -100,7 +99,7 @@ def test_such_a_name_is_found(first: str, between: str, second: str, found: list
 
 
 def test_what_is_named_exists_and_is_named_once() -> None:
-    named = [*SETUP.AS_WRITTEN, *SETUP.COMPILED_MODULES, *SETUP.BY_CYTHON]
+    named = [*SETUP.AS_WRITTEN, *SETUP.COMPILED_MODULES]
     assert len(set(named)) == len(named)
     assert [name for name in named if not (ROOT / name).is_file()] == []
     assert [name for name in SETUP.COMPILED_ROOMS if not (ROOT / name / "__init__.py").is_file()] == []
