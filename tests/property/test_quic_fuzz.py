@@ -142,6 +142,8 @@ BROKEN_RULES = [
     (b"\x0e\x00\x40", 0x7),  # a STREAM frame that ends in its offset
     (b"\x02\x44\x00\x00\x00\x00", 0xA),  # acknowledges packet 1,024, which was never sent
     (b"\x02\x00\x00\x00\x05", 0x7),  # acknowledges packets before the first
+    (b"\x03\x00\x00\x80", 0x7),  # an ACK with ECN counts that ends in its ranges
+    (b"\x0a\x00\x01x" + b"\x0b\x00\x00", 0x6),  # a stream that is open by now ends before what it has brought
     (b"\x04\x00\x00\x05\x04\x00\x00\x06", 0x6),  # two final sizes
     (b"\x04\x00\x00\x80\x20\x00\x00", 0x3),  # a final size far beyond the stream's window
     (b"\x05\x03\x00" + bytes(1), 0x5),  # STOP_SENDING for a stream of ours that we never opened
