@@ -433,22 +433,27 @@ async def test_a_client_that_does_not_wait_to_be_asked_is_asked_all_the_same():
 # --- output
 
 
+async def an_answer_begun(house):
+    """A client, its exchange with the head of an answer, and what is written to the client from here on."""
+    worker = house.worker()
+    client = await house.client()
+    client.send(post())
+    exchange = await worker.next()
+    connection = next(iter(house.http._connections))
+    writes = []
+    connection._transport = Recording(connection._transport, writes)
+    exchange.head(200)
+    return client, exchange, writes
+
+
 @scenario
 async def test_chunks_of_one_turn_leave_in_one_write():
     async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
-        client.send(post())
-        exchange = await worker.next()
-        connection = next(iter(house.http._connections))
-        writes = []
-        transport, connection._transport = connection._transport, Recording(connection._transport, writes)
-        exchange.head(200)
+        client, exchange, writes = await an_answer_begun(house)
         for piece in (b"a", b"b", b"c"):
             exchange.body(piece)
         exchange.end()
         answer = await client.answer()
-        connection._transport = transport
         assert answer.chunks == [b"a", b"b", b"c"]
         assert len(writes) == 1
 
@@ -456,25 +461,16 @@ async def test_chunks_of_one_turn_leave_in_one_write():
 @scenario
 async def test_chunks_of_a_tick_of_the_tunnels_leave_with_its_end_and_not_a_turn_later():
     async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
-        client.send(post())
-        exchange = await worker.next()
-        connection = next(iter(house.http._connections))
-        writes = []
-        transport, connection._transport = connection._transport, Recording(connection._transport, writes)
-        exchange.head(200)
+        client, exchange, writes = await an_answer_begun(house)
         house.http.tick_begins()
         exchange.body(b"a")
         exchange.body(b"b")
         assert not writes
         house.http.tick_ends()
         assert len(writes) == 1
-        await asyncio.sleep(0)
         exchange.body(b"c")
         exchange.end()
         answer = await client.answer()
-        connection._transport = transport
         assert answer.chunks == [b"a", b"b", b"c"]
         assert len(writes) == 2
 

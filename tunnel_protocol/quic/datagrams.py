@@ -24,7 +24,10 @@ class Datagrams:
         self._receive_bytes = receive_bytes
 
     def receive(self, limit: int) -> tuple[list[Datagram], int]:
-        """What is there now, `limit` or a few more at the most; and the error that ended it, 0 if there was none."""
+        """What is there now, and the error that ended it, 0 if there was none.
+
+        Nothing more is asked for once there are `limit`; compiled, what the last call brings (at most 1 MiB) comes on top.
+        """
         datagrams: list[Datagram] = []
         receive, size = self._socket.recvfrom, self._receive_bytes
         try:

@@ -97,7 +97,7 @@ class UdpSocket:
         return found[0][4]  # type: ignore[return-value]  # typeshed allows addresses of other families here
 
     def receive(self, limit: int) -> list[Datagram]:
-        """What is there now: `limit` datagrams, or a few more at the most."""
+        """What is there now; once there are `limit` datagrams no more are asked for (see `Datagrams.receive`)."""
         datagrams, error = self._datagrams.receive(limit)
         if error:
             # An ICMP error of an earlier datagram; the connection it concerns will notice by itself.
