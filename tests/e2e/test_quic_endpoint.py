@@ -347,21 +347,42 @@ def test_an_unknown_version_is_answered_with_the_one_we_speak_and_small_ones_are
     run(test())
 
 
-def test_half_open_connections_are_bounded_and_given_up(monkeypatch):
+async def first_flights(place, count, **settings):
+    """Clients that never hear an answer: `count` first flights from sockets nobody reads; returns the dials."""
+    dials = []
+    for _ in range(count):
+        client = await Endpoint.client(socket.AF_INET, QuicSettings(**settings))
+        client.loop.remove_reader(client._udp.fileno())
+        dials.append(asyncio.create_task(client.connect(*place.endpoint.local_address, TRUSTING, Owner(), 0.2)))
+        place.clients.append(client)
+    return dials
+
+
+def test_half_open_connections_are_bounded_and_given_up():
     async def test():
-        settings = QuicSettings(max_half_open=2, handshake_timeout_ms=300)
-        async with a_place(settings) as place:
-            # Clients whose answers never arrive: first flights only, from sockets nobody reads.
-            heard = []
-            for _ in range(5):
-                client = await Endpoint.client(socket.AF_INET, QuicSettings())
-                client.loop.remove_reader(client._udp.fileno())
-                heard.append(asyncio.create_task(client.connect(*place.endpoint.local_address, TRUSTING, Owner(), 0.2)))
-                place.clients.append(client)
-            await eventually(lambda: len(place.endpoint._half_open) == 2)
-            await asyncio.gather(*heard, return_exceptions=True)
+        async with a_place(QuicSettings(max_half_open=4, handshake_timeout_ms=300)) as place:
+            dials = await first_flights(place, 5)
+            await eventually(lambda: place.endpoint._admission.retries >= 3)
+            assert len(place.endpoint._half_open) == 2, "half of the bound is for clients that prove their address"
+            await asyncio.gather(*dials, return_exceptions=True)
             await eventually(lambda: not place.endpoint._half_open)
             assert await echoes(await place.dial())
+
+    run(test())
+
+
+def test_under_pressure_an_honest_client_follows_the_retry_and_gets_in():
+    async def test():
+        async with a_place(QuicSettings(max_half_open=4)) as place:
+            dials = await first_flights(place, 5)
+            await eventually(lambda: place.endpoint._admission.retries >= 3)
+            before = place.endpoint._admission.retries
+            connections = [await place.dial() for _ in range(8)]
+            assert place.endpoint._admission.retries >= before + 8
+            for connection in connections:
+                assert await echoes(connection)
+            assert len(place.endpoint._half_open.proved) == 0
+            await asyncio.gather(*dials, return_exceptions=True)
 
     run(test())
 
