@@ -24,6 +24,7 @@ from tunnel_protocol.quic.admission import (
     UNPROVED,
     UNPROVED_PER_ADDRESS,
     UNPROVED_PER_PREFIX,
+    UNPROVED_PER_SECOND,
     Admission,
     Admitted,
     HalfOpen,
@@ -33,6 +34,7 @@ from tunnel_protocol.quic.sources import Source, SourceQueue, source_of
 from tunnel_protocol.quic.tls import ServerTls
 
 CLIENT = ("192.0.2.1", 4000)
+SOMEWHERE = source_of("203.0.113.1")
 
 
 class Factory:
@@ -232,6 +234,14 @@ def test_under_pressure_from_many_networks_everybody_must_prove_their_address():
     assert one.decide(retried(packet), CLIENT, 0.1, accepting=True) == Admitted(source_of(CLIENT[0]), b"original")
 
 
+def test_handshakes_that_fail_at_once_are_pressure_too():
+    one = admission()
+    decisions = [one.decide(initial(), address(n), 5.0, accepting=True) for n in range(UNPROVED_PER_SECOND.pieces + 20)]
+    assert sum(isinstance(decision, Admitted) for decision in decisions) == UNPROVED_PER_SECOND.pieces
+    assert sum(isinstance(decision, bytes) for decision in decisions) == 20
+    assert isinstance(one.decide(initial(), CLIENT, 5.5, accepting=True), Admitted)
+
+
 def test_a_thousand_clients_of_one_address_get_in_while_it_floods():
     """The flood is of 5,000 first packets; each client proves its address, and no other bound is in its way."""
     one = admission()
@@ -249,7 +259,7 @@ def test_a_thousand_clients_of_one_address_get_in_while_it_floods():
                 decision = one.decide(retried(decision), client, now, accepting=True)
             assert isinstance(decision, Admitted)
             if one.half_open.full:
-                victim = one.half_open.makes_way(now)
+                victim = one.half_open.makes_way(decision.source, now)
                 assert victim[0] == "flood"
                 one.half_open.discard(victim)
             one.half_open.add(("client", turn), decision.source, proved=decision.original_cid is not None, now=now)
@@ -331,11 +341,11 @@ def test_proof_makes_those_without_it_go_first_and_then_the_oldest_of_the_most_f
     half_open.add("a2", source_of("10.0.1.1"), proved=True, now=1.0)
     assert half_open.full
     gone = []
-    while (name := half_open.makes_way(SETTLED_S)) is not None:
+    while (name := half_open.makes_way(SOMEWHERE, SETTLED_S)) is not None:
         gone.append(name)
         assert half_open.discard(name)
     assert gone == ["unproved", "b1", "a1", "b2", "b3"]
-    assert half_open.makes_way(SETTLED_S + 1.0) == "a2"
+    assert half_open.makes_way(SOMEWHERE, SETTLED_S + 1.0) == "a2"
     assert "a2" in half_open
     assert not half_open.discard("b1")
 
@@ -344,8 +354,16 @@ def test_a_handshake_with_proof_is_given_time_to_go_on():
     half_open = HalfOpen(1)
     half_open.add("a", source_of("10.0.0.1"), proved=True, now=10.0)
     assert half_open.must_prove(source_of("10.0.0.2"))
-    assert half_open.makes_way(10.0 + SETTLED_S - 0.01) is None
-    assert half_open.makes_way(10.0 + SETTLED_S) == "a"
+    assert half_open.makes_way(SOMEWHERE, 10.0 + SETTLED_S - 0.01) is None
+    assert half_open.makes_way(SOMEWHERE, 10.0 + SETTLED_S) == "a"
+
+
+def test_an_address_that_has_most_of_the_places_gives_one_up_at_once_and_only_to_others():
+    half_open = HalfOpen(1_024)
+    for n in range(1_024):
+        half_open.add(n, source_of("192.0.2.1"), proved=True, now=0.0)
+    assert half_open.makes_way(source_of("192.0.2.1"), 0.5) is None
+    assert half_open.makes_way(source_of("192.0.2.2"), 0.5) == 0
 
 
 # --- stateless resets ------------------------------------------------------------------------------------------------

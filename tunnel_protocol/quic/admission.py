@@ -31,6 +31,9 @@ UNPROVED_PER_PREFIX = Limit("quic.half_open_unproved_per_prefix", pieces=32)
 UNPROVED_PER_ADDRESS = Limit("quic.half_open_unproved_per_address", pieces=8)
 """... of one IPv4 address or IPv6 /64."""
 
+UNPROVED_PER_SECOND = Limit("quic.handshakes_unproved_per_second", pieces=100)
+"""Handshakes begun without proof, those among them that fail with the first packet."""
+
 REFUSALS = Limit("quic.refusals_per_second", pieces=200)
 """CONNECTION_REFUSED and INVALID_TOKEN, which cost the keys of an Initial packet each."""
 
@@ -116,13 +119,21 @@ class HalfOpen(Generic[T]):
         """Whether one has to go before another may begin."""
         return len(self) >= self._limit
 
-    def makes_way(self, now: float) -> T | None:
-        """Which one has to go for a newcomer that has proved its address; None if all are too young to be judged."""
+    def makes_way(self, source: Source, now: float) -> T | None:
+        """Which one has to go for a newcomer that has proved its address; None if all are too young to be judged.
+
+        Age counts only among addresses that have about as many: one that has most of the places gives one up at once.
+        """
         unproved = self.unproved.most_expendable()
         if unproved is not None:
             return unproved
         proved = self.proved.most_expendable()
-        return proved if proved is not None and now - self._since[proved] >= SETTLED_S else None
+        if proved is None:
+            return None
+        most = self.proved.at_address(self.proved.source(proved))
+        if now - self._since[proved] >= SETTLED_S or most > 2 * (self.proved.at_address(source) + 1):
+            return proved
+        return None
 
 
 class Admitted(NamedTuple):
@@ -143,6 +154,7 @@ class Admission(Generic[T]):
         self._factory = factory
         self._validation = AddressValidation()
         self._resets = StatelessResets(factory.reset_key)
+        self._unproved = Budget(UNPROVED_PER_SECOND.pieces or 0)
         self._refusals = Budget(REFUSALS.pieces or 0)
         self._answers = Budget(ANSWERS.pieces or 0)
 
@@ -166,7 +178,7 @@ class Admission(Generic[T]):
             if is_retry_token(header.token):
                 # Its client follows no second Retry: tell it to start anew (RFC 9000 section 8.1.2).
                 return self._refuse(data, INVALID_TOKEN, now)
-        if self.half_open.must_prove(source):
+        if self.half_open.must_prove(source) or not self._unproved.spend(now):
             self.retries += 1
             return self._validation.retry(header, address, now)
         return Admitted(source, None)

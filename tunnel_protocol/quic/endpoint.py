@@ -13,10 +13,12 @@ from typing import Protocol
 import structlog
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
-from tunnel_protocol.quic.admission import Admission
+from tunnel_protocol.quic.admission import Admission, Admitted
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.engine import Address, Engine, EngineFactory, MakeEngineFactory, destination_cid
+from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN, FirstPacketQueue
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.sources import Source
 from tunnel_protocol.quic.stream import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.quic.udp import UdpSocket
@@ -274,6 +276,9 @@ class Endpoint:
         self._connections: dict[Connection, None] = {}
         self._admission: Admission[Connection] = Admission(factory, settings.max_half_open)
         self._half_open = self._admission.half_open
+        self._first_packets = FirstPacketQueue()
+        self._accepts_left = 0
+        self._accepts_planned = False
         self._dialled: dict[Address, dict[Connection, None]] = {}
         """Whom a stateless reset may come from."""
         self._touched: dict[Connection, None] = {}
@@ -422,6 +427,7 @@ class Endpoint:
     def _readable(self) -> None:
         now = self.loop.time()
         routes, touched = self._routes, self._touched
+        self._accepts_left = ACCEPTS_PER_TURN
         # Whatever the engines ask for until `_flush` is part of this tick.
         planned, self._flush_planned = self._flush_planned, True
         for data, address in self._udp.receive(self.settings.receive_batch):
@@ -453,12 +459,48 @@ class Endpoint:
         if isinstance(decision, bytes):
             self._udp.send([(decision, address)])
             return None
-        if self._half_open.full and not self._make_way(now):
+        if not self._accepts_left or self._first_packets:
+            self._first_packets.add(destination_cid(data), data, address, decision)
+            self._plan_accepts()
+            return None
+        return self._begin(data, address, decision, now)
+
+    def _plan_accepts(self) -> None:
+        if not self._accepts_planned:
+            self._accepts_planned = True
+            self.loop.call_soon(self._accept_waiting)
+
+    def _accept_waiting(self) -> None:
+        """A turn of the event loop for those whose first datagram waits."""
+        self._accepts_planned = False
+        if self._closed:
+            return
+        now = self.loop.time()
+        planned, self._flush_planned = self._flush_planned, True
+        self._accepts_left = ACCEPTS_PER_TURN
+        while self._accepts_left:
+            first = self._first_packets.take()
+            if first is None:
+                break
+            connection = self._begin(first.datagrams[0], first.address, first.admitted, now)
+            if connection is not None:
+                for data in first.datagrams[1:]:
+                    connection.engine.receive(data, first.address, now)
+                self._touched[connection] = None
+        self._flush()
+        self._flush_planned = self._flush_planned or planned
+        if self._first_packets:
+            self._plan_accepts()
+
+    def _begin(self, data: bytes, address: Address, admitted: Admitted, now: float) -> Connection | None:
+        """Begin a handshake, if there is a place for it."""
+        if self._half_open.full and not self._make_way(admitted.source, now):
             # Silence: honest clients try again, and then there is a place.
             return None
+        self._accepts_left -= 1
         connection = Connection(self, None)
         try:
-            engine = self._factory.accept(data, address, connection, now, decision.original_cid)
+            engine = self._factory.accept(data, address, connection, now, admitted.original_cid)
         except Exception:  # noqa: BLE001 - a fault of ours costs this datagram
             _log.exception("first datagram of a connection could not be taken")
             return None
@@ -469,12 +511,12 @@ class Endpoint:
             self.settings.handshake_timeout_ms / 1000, self._handshake_too_slow, connection
         )
         self._connections[connection] = None
-        self._half_open.add(connection, decision.source, proved=decision.original_cid is not None, now=now)
+        self._half_open.add(connection, admitted.source, proved=admitted.original_cid is not None, now=now)
         return connection
 
-    def _make_way(self, now: float) -> bool:
+    def _make_way(self, source: Source, now: float) -> bool:
         """Give up one half-open connection for another; False if none may go."""
-        connection = self._half_open.makes_way(now)
+        connection = self._half_open.makes_way(source, now)
         if connection is None:
             return False
         connection.engine.abandon(ConnectionClosedError(None, "made way for another handshake", by_peer=False))

@@ -71,6 +71,10 @@ class SourceQueue(Generic[T]):
         """How many members have this prefix."""
         return self._by_prefix.get(source.prefix, 0)
 
+    def source(self, member: T) -> Source:
+        """Where this member comes from. Raises KeyError if it is not here."""
+        return self._members[member]
+
     def add(self, member: T, source: Source) -> None:
         """A new member, which must not be here yet."""
         self._members[member] = source
