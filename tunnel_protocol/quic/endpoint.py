@@ -485,12 +485,18 @@ class Endpoint:
             connection = self._begin(first.datagrams[0], first.address, first.admitted, now)
             if connection is not None:
                 for data in first.datagrams[1:]:
-                    connection.engine.receive(data, first.address, now)
+                    self._give(connection, data, first.address, now)
                 self._touched[connection] = None
         self._flush()
         self._flush_planned = self._flush_planned or planned
         if self._first_packets:
             self._plan_accepts()
+
+    def _give(self, connection: Connection, data: bytes, address: Address, now: float) -> None:
+        try:
+            connection.engine.receive(data, address, now)
+        except Exception:  # noqa: BLE001 - logged there
+            self._fault(connection)
 
     def _begin(self, data: bytes, address: Address, admitted: Admitted, now: float) -> Connection | None:
         """Begin a handshake, if there is a place for it."""
