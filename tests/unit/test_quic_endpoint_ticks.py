@@ -579,3 +579,16 @@ async def test_a_fault_while_a_waiting_clients_datagrams_are_taken_costs_that_cl
     rig.factory._make = broken
     await rig.until(lambda: len(rig.factory.engines) == ACCEPTS_PER_TURN + 1)
     assert rig.engine.closed
+
+
+def test_who_waits_while_the_last_place_is_taken_gets_none():
+    async def test():
+        rig = Rig(QuicSettings(max_connections=ACCEPTS_PER_TURN + 1))
+        rig.outside.bind(("127.0.0.1", 0))
+        crowd(rig, ACCEPTS_PER_TURN + 3)
+        await rig.until(lambda: len(rig.factory.engines) > ACCEPTS_PER_TURN and not len(rig.endpoint._first_packets))
+        assert len(rig.factory.engines) == ACCEPTS_PER_TURN + 1
+        rig.outside.close()
+        await rig.endpoint.close()
+
+    asyncio.run(test())
