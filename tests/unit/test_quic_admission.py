@@ -352,6 +352,7 @@ def test_proof_makes_those_without_it_go_first_and_then_the_oldest_of_the_most_f
 
 def test_a_handshake_with_proof_is_given_time_to_go_on():
     half_open = HalfOpen(1)
+    assert half_open.makes_way(SOMEWHERE, 0.0) is None
     half_open.add("a", source_of("10.0.0.1"), proved=True, now=10.0)
     assert half_open.must_prove(source_of("10.0.0.2"))
     assert half_open.makes_way(SOMEWHERE, 10.0 + SETTLED_S - 0.01) is None
