@@ -6,8 +6,7 @@ from grpc_loop import run_grpc
 from name_server import name_server_in_a_thread
 from registered_worker import routable, unroutable
 
-from router.testing import System
-from router.testing.system import DNS_NAME
+from llm_request_router.testing import DNS_NAME, System
 
 
 class Service:
