@@ -243,9 +243,8 @@ class System:
         if reverse:
             command += ["--backend-connectivity", "reverse", "--reverse-tunnel-listen-addr", "127.0.0.1:0"]
             command += ["--advertised-hostname-template", "127.0.0.1"]
-        self._router = self.spawn(
-            "router", [*command, *options], {**programs.environment({**os.environ, **environment}), **environment}
-        )
+        found = {**environment, **programs.environment({**os.environ, **environment})}
+        self._router = self.spawn("router", [*command, *options], found)
         self._ports = self._router.until(lambda: Ports.read(ports_file), "it told its ports", timeout_s=30)
 
     def _served(self, models: Sequence[str]) -> bool:
