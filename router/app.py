@@ -282,6 +282,9 @@ class App:
         if self._listener is not None:
             listener = self._listener
             self.metrics.quic_connections.track(lambda: listener.connections, ("incoming",))
+            self.metrics.quic_handshakes_half_open.track(lambda: listener.half_open[0], ("false",))
+            self.metrics.quic_handshakes_half_open.track(lambda: listener.half_open[1], ("true",))
+            self.metrics.reverse_handshakes_pending.track(lambda: listener.pending)
         if self._dialer is not None:
             dialer = self._dialer
             self.metrics.quic_connections.track(lambda: dialer.connections, ("outgoing",))

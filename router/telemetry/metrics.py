@@ -292,7 +292,16 @@ class Metrics:
         self.health_probe_failures_total = self._counter(
             "health_probe_failures_total", "Failed health probes", "inference_server_id"
         )
+        self.reverse_handshakes_pending = self._gauge(
+            "reverse_handshakes_pending",
+            "Connections whose QUIC handshake is complete and whose tunnel handshake is not",
+        )
         self.quic_connections = self._gauge("quic_connections", "Open QUIC connections", "direction")
+        self.quic_handshakes_half_open = self._gauge(
+            "quic_handshakes_half_open",
+            "Incoming QUIC handshakes under way; 64 without proved address mean that newcomers have to prove theirs",
+            "proved",
+        )
         self.stream_credit_waits_total = self._counter(
             "stream_credit_waits_total", "Streams that had to wait for the peer's stream limit"
         )

@@ -67,6 +67,11 @@ class ReverseListener:
         return 0 if self._endpoint is None else len(self._endpoint.connections)
 
     @property
+    def half_open(self) -> tuple[int, int]:
+        """QUIC handshakes under way, without and with a proved address."""
+        return (0, 0) if self._endpoint is None else self._endpoint.half_open
+
+    @property
     def pending(self) -> int:
         """Connections that are not tunnels (yet)."""
         return len(self._pending)

@@ -247,7 +247,7 @@ def test_nothing_of_connections_that_have_ended_is_kept():
                 (connection if turn % 2 else place.accepted[-1]).close()
             endpoints = [place.endpoint, *place.clients]
             await eventually(lambda: not any(endpoint._connections or endpoint._routes for endpoint in endpoints))
-            assert not any(endpoint._half_open or endpoint._touched for endpoint in endpoints)
+            assert not any(endpoint._half_open or endpoint._touched or endpoint._ended for endpoint in endpoints)
 
     run(test())
 
@@ -271,6 +271,27 @@ def test_connections_beyond_the_limit_are_refused():
         async with a_place(QuicSettings(max_connections=2)) as place:
             await place.dial()
             await place.dial()
+            with pytest.raises(ConnectionClosedError):
+                await place.dial(timeout_s=2)
+
+    run(test())
+
+
+def test_connections_that_have_ended_make_way_before_anybody_is_refused():
+    async def test():
+        async with a_place(QuicSettings(max_connections=2)) as place:
+            first = await place.dial()
+            await place.dial()
+            await eventually(lambda: len(place.accepted) == 2)
+            # A peer with a long round trip keeps our side in the closing state for as long as it likes.
+            place.accepted[0].engine._loss._rtt_smoothed = 100.0
+            place.accepted[0].close()
+            await eventually(lambda: first.error is not None)
+            assert len(place.endpoint._connections) == 2
+            assert await echoes(await place.dial(timeout_s=2))
+            assert len(place.endpoint._connections) == 2
+            assert not place.endpoint._ended
+            assert place.endpoint.half_open == (0, 0)
             with pytest.raises(ConnectionClosedError):
                 await place.dial(timeout_s=2)
 

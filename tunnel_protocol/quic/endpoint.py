@@ -277,6 +277,8 @@ class Endpoint:
         self._admission: Admission[Connection] = Admission(factory, settings.max_half_open)
         self._half_open = self._admission.half_open
         self._first_packets = FirstPacketQueue()
+        self._ended: dict[Connection, None] = {}
+        """Those that have ended and are not forgotten yet: their peers decide for how long (RFC 9000 section 10.2)."""
         self._accepts_left = 0
         self._accepts_planned = False
         self._dialled: dict[Address, dict[Connection, None]] = {}
@@ -347,6 +349,11 @@ class Endpoint:
         return self._udp.address
 
     @property
+    def half_open(self) -> tuple[int, int]:
+        """Incoming handshakes that are not complete, of clients that have not proved their address and of those that have."""
+        return len(self._half_open.unproved), len(self._half_open.proved)
+
+    @property
     def connections(self) -> list[Connection]:
         """Connections whose handshake is complete and that have not ended."""
         return [c for c in self._connections if c.engine.established and not c.closed]
@@ -405,6 +412,7 @@ class Endpoint:
     def ended(self, connection: Connection, error: ConnectionClosedError) -> None:
         """The connection has ended; its last packets may still be on their way."""
         # It stays among the half-open ones until it is forgotten: a closing connection is not free.
+        self._ended[connection] = None
         if connection.handler is None and self._on_failed is not None:
             self._on_failed(connection, error)
 
@@ -452,7 +460,7 @@ class Endpoint:
             return None
         if self._on_connection is None:
             return self._reset_by_peer(data, address)
-        accepting = self._accepting and len(self._connections) < self.settings.max_connections
+        accepting = self._accepting and (len(self._connections) < self.settings.max_connections or bool(self._ended))
         decision = self._admission.decide(data, address, now, accepting=accepting)
         if decision is None:
             return None
@@ -485,12 +493,18 @@ class Endpoint:
             connection = self._begin(first.datagrams[0], first.address, first.admitted, now)
             if connection is not None:
                 for data in first.datagrams[1:]:
-                    connection.engine.receive(data, first.address, now)
+                    self._give(connection, data, first.address, now)
                 self._touched[connection] = None
         self._flush()
         self._flush_planned = self._flush_planned or planned
         if self._first_packets:
             self._plan_accepts()
+
+    def _give(self, connection: Connection, data: bytes, address: Address, now: float) -> None:
+        try:
+            connection.engine.receive(data, address, now)
+        except Exception:  # noqa: BLE001 - logged there
+            self._fault(connection)
 
     def _begin(self, data: bytes, address: Address, admitted: Admitted, now: float) -> Connection | None:
         """Begin a handshake, if there is a place for it."""
@@ -498,6 +512,8 @@ class Endpoint:
             # Silence: honest clients try again, and then there is a place.
             return None
         self._accepts_left -= 1
+        if len(self._connections) >= self.settings.max_connections and not self._forget_one_ended():
+            return None
         connection = Connection(self, None)
         try:
             engine = self._factory.accept(data, address, connection, now, admitted.original_cid)
@@ -513,6 +529,15 @@ class Endpoint:
         self._connections[connection] = None
         self._half_open.add(connection, admitted.source, proved=admitted.original_cid is not None, now=now)
         return connection
+
+    def _forget_one_ended(self) -> bool:
+        """Give up the connection that ended first; False if none has ended."""
+        connection = next(iter(self._ended), None)
+        if connection is None:
+            return False
+        connection.engine.abandon(ConnectionClosedError(None, "made way for another connection", by_peer=False))
+        self._forget(connection)
+        return True
 
     def _make_way(self, source: Source, now: float) -> bool:
         """Give up one half-open connection for another; False if none may go."""
@@ -608,6 +633,7 @@ class Endpoint:
     def _forget(self, connection: Connection) -> None:
         connection.disarm()
         self._connections.pop(connection, None)
+        self._ended.pop(connection, None)
         self._half_open.discard(connection)
         if connection.dialled is not None:
             dialled = self._dialled[connection.dialled]
