@@ -21,6 +21,7 @@ import structlog
 
 from tunnel_protocol.observers.line_logger import LibraryLines, LineLoggerFactory
 from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.observers.sampler import SampleLines, Sampler, summary_event
 
 _MESSAGES = frozenset({"error", "addr"})
 """Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
@@ -122,9 +123,10 @@ def set_up(
     levels = Levels.of(environment.get("RUST_LOG"))
     colours = form == "text" and not environment.get("NO_COLOR") and stream.isatty()
     renderer = _Json() if form == "json" else _Text(colours)
-    writer = _writer_on(stream, renderer)
+    sampler = Sampler()
+    writer = _writer_on(stream, renderer, sampler)
     structlog.configure(
-        processors=[_Unfailing(renderer)],
+        processors=[SampleLines(sampler, _no_reminder if writer is None else writer.remind), _Unfailing(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(levels.own),
         logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else LineLoggerFactory(writer),
         cache_logger_on_first_use=cache,
@@ -148,16 +150,24 @@ def flush(timeout_s: float) -> None:
         writer.flush(timeout_s)
 
 
-def _writer_on(stream: TextIO, renderer: "_Text | _Json") -> LineWriter | None:
+def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineWriter | None:
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
         return None
 
     def told(count: int) -> str:
-        return renderer(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
+        return form(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
 
-    return LineWriter(descriptor, told, name="log")
+    def reminders() -> tuple[list[str], bool]:
+        summaries, more = sampler.summaries()
+        return [form(None, "warning", summary_event(summary)) for summary in summaries], more
+
+    return LineWriter(descriptor, told, name="log", reminders=reminders)
+
+
+def _no_reminder() -> None:
+    """Without a writer there is nobody to tell what was left out."""
 
 
 class FrequentLine:

@@ -1,6 +1,7 @@
 """Key log and qlog of QUIC connections: bounded, and without influence on the connections."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -80,17 +81,20 @@ def test_the_number_of_files_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_full_disk_or_a_lost_directory_costs_the_trace_and_a_line(tmp_path: Path) -> None:
     directory = tmp_path / "qlog"
     files = TraceFiles(directory)
-    (directory / "0000000000000001.qlog").symlink_to("/dev/full")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with capture_logs() as lines:
-        files.end_trace(_trace(files, 1))
-        files.close(20)
-        (directory / "0000000000000001.qlog").unlink()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+            files.end_trace(_trace(files, 1))
+            files.close(20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         directory.rmdir()
         files.end_trace(_trace(files, 2))
         files.close(20)
     assert files.dropped == 2
     assert [line["event"] for line in lines] == ["qlog trace cannot be written"] * 2
-    assert "No space left" in lines[0]["error"]
+    assert "File too large" in lines[0]["error"]
     assert "No such file" in lines[1]["error"]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 
 from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.observers.sampler import KIND
 
 
 class LineLogger:
@@ -36,7 +37,8 @@ class LibraryLines(logging.Handler):
         level = (
             "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
         )
-        fields: dict[str, Any] = {"logger": record.name}
+        # One kind per place in the library: its texts hold numbers and names.
+        fields: dict[str, Any] = {"logger": record.name, KIND: f"{record.name}, {record.module} line {record.lineno}"}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         try:

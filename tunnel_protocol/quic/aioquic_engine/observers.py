@@ -1,7 +1,6 @@
 """Key log and qlog of aioquic connections: a thread writes them, so that neither a full disk nor a slow one costs packets."""
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -120,7 +119,12 @@ class TraceFiles(QuicLogger):
                 _log.warning("qlog trace cannot be written", path=str(self._directory), error=str(error))
 
     def _write(self, trace: Trace) -> None:
-        path = self._directory / f"{trace.name}.qlog"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(trace.pieces())
+        # In one step: nobody reads half a trace, and both ends of a connection may use one directory.
+        unfinished = self._directory / f".{trace.name}.{threading.get_ident()}"
+        try:
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.writelines(trace.pieces())
+            unfinished.replace(self._directory / f"{trace.name}.qlog")
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
