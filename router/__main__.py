@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from tunnel_protocol import standard_streams
+from tunnel_protocol.observers import standard_streams
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ from typing import Any, Literal, TextIO
 import msgspec
 import structlog
 
-from tunnel_protocol.line_writer import LineWriter
+from tunnel_protocol.observers.line_logger import LibraryLines, LineLoggerFactory
+from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.observers.sampler import SampleLines, Sampler, summary_event
 
 _MESSAGES = frozenset({"error", "addr"})
 """Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
@@ -121,15 +123,16 @@ def set_up(
     levels = Levels.of(environment.get("RUST_LOG"))
     colours = form == "text" and not environment.get("NO_COLOR") and stream.isatty()
     renderer = _Json() if form == "json" else _Text(colours)
-    writer = _writer_on(stream, renderer)
+    sampler = Sampler()
+    writer = _writer_on(stream, renderer, sampler)
     structlog.configure(
-        processors=[_Unfailing(renderer)],
+        processors=[SampleLines(sampler, _no_reminder if writer is None else writer.remind), _Unfailing(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(levels.own),
-        logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else _QueueFactory(writer),
+        logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else LineLoggerFactory(writer),
         cache_logger_on_first_use=cache,
     )
     root = logging.getLogger()
-    root.handlers[:] = [_Bridge()]
+    root.handlers[:] = [LibraryLines()]
     root.setLevel(levels.libraries)
     return writer
 
@@ -137,7 +140,7 @@ def set_up(
 def writer_in_use() -> LineWriter | None:
     """The writer that `set_up` made for this process, if any."""
     factory = structlog.get_config()["logger_factory"]
-    return factory.writer if isinstance(factory, _QueueFactory) else None
+    return factory.writer if isinstance(factory, LineLoggerFactory) else None
 
 
 def flush(timeout_s: float) -> None:
@@ -147,35 +150,24 @@ def flush(timeout_s: float) -> None:
         writer.flush(timeout_s)
 
 
-def _writer_on(stream: TextIO, renderer: "_Text | _Json") -> LineWriter | None:
+def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineWriter | None:
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
         return None
 
     def told(count: int) -> str:
-        return renderer(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
+        return form(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
 
-    return LineWriter(descriptor, told, name="log")
+    def reminders() -> tuple[list[str], bool]:
+        summaries, more = sampler.summaries()
+        return [form(None, "warning", summary_event(summary)) for summary in summaries], more
 
-
-class _Queue:
-    """Where structlog's lines go; one method per level, all the same."""
-
-    def __init__(self, writer: LineWriter) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = writer.write
-        self.msg = self.warn = self.fatal = self.failure = self.err = self.exception = self.log = writer.write
+    return LineWriter(descriptor, told, name="log", reminders=reminders)
 
 
-class _QueueFactory:
-    """A structlog logger factory."""
-
-    def __init__(self, writer: LineWriter) -> None:
-        self.writer = writer
-        self._queue = _Queue(writer)
-
-    def __call__(self, *_names: object) -> _Queue:
-        return self._queue
+def _no_reminder() -> None:
+    """Without a writer there is nobody to tell what was left out."""
 
 
 class FrequentLine:
@@ -217,19 +209,6 @@ class _Unfailing:
         except Exception as error:  # noqa: BLE001 - whatever a value's own methods raise
             shown = message if isinstance(message, str) else type(message).__name__
             return self.form(logger, method, {"event": shown, "not_shown_because": type(error).__name__})
-
-
-class _Bridge(logging.Handler):
-    """Lines of libraries (asyncio, grpc, ...) come out like ours, with the logger's name as a field."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = (
-            "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
-        )
-        fields: dict[str, Any] = {"logger": record.name}
-        if record.exc_info:
-            fields["exc_info"] = record.exc_info
-        getattr(structlog.get_logger(), level)(record.getMessage(), **fields)
 
 
 class _Now:
