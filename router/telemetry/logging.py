@@ -4,7 +4,8 @@
 
 Texts are quoted, except names that operators search for bare. What peers sent can neither break a line nor fill the
 disk: control characters are escaped and long values cut. Names that could carry secrets are masked, whoever logs them.
-The format is described in docs/operations.md, "Logs".
+What a line costs its caller is making the text: a thread of its own writes it, and a reader that is gone, a full disk or
+a blocked pipe cost lines and nothing else. The format is described in docs/operations.md, "Logs".
 """
 
 import logging
@@ -17,6 +18,8 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 import structlog
+
+from tunnel_protocol.line_writer import LineWriter
 
 _MESSAGES = frozenset({"error", "addr"})
 """Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
@@ -109,20 +112,70 @@ class Levels:
 
 def set_up(
     form: Literal["text", "json"], environment: Mapping[str, str], out: TextIO | None = None, *, cache: bool = True
-) -> None:
-    """Configure structlog and the standard library's logging for the whole process; `out` is stdout unless given."""
+) -> LineWriter | None:
+    """Configure structlog and the standard library's logging for the whole process; `out` is stdout unless given.
+
+    Returns the writer of the lines, to be closed at the end; None for an `out` without a descriptor, as tests have it.
+    """
     stream = sys.stdout if out is None else out
     levels = Levels.of(environment.get("RUST_LOG"))
     colours = form == "text" and not environment.get("NO_COLOR") and stream.isatty()
+    renderer = _Json() if form == "json" else _Text(colours)
+    writer = _writer_on(stream, renderer)
     structlog.configure(
-        processors=[structlog.processors.format_exc_info, _Json() if form == "json" else _Text(colours)],
+        processors=[_Unfailing(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(levels.own),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else _QueueFactory(writer),
         cache_logger_on_first_use=cache,
     )
     root = logging.getLogger()
     root.handlers[:] = [_Bridge()]
     root.setLevel(levels.libraries)
+    return writer
+
+
+def writer_in_use() -> LineWriter | None:
+    """The writer that `set_up` made for this process, if any."""
+    factory = structlog.get_config()["logger_factory"]
+    return factory.writer if isinstance(factory, _QueueFactory) else None
+
+
+def flush(timeout_s: float) -> None:
+    """Wait until the lines logged by now are written, or lost, or the time is over."""
+    writer = writer_in_use()
+    if writer is not None:
+        writer.flush(timeout_s)
+
+
+def _writer_on(stream: TextIO, renderer: "_Text | _Json") -> LineWriter | None:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+    def told(count: int) -> str:
+        return renderer(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
+
+    return LineWriter(descriptor, told, name="log")
+
+
+class _Queue:
+    """Where structlog's lines go; one method per level, all the same."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = writer.write
+        self.msg = self.warn = self.fatal = self.failure = self.err = self.exception = self.log = writer.write
+
+
+class _QueueFactory:
+    """A structlog logger factory."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self.writer = writer
+        self._queue = _Queue(writer)
+
+    def __call__(self, *_names: object) -> _Queue:
+        return self._queue
 
 
 class FrequentLine:
@@ -137,9 +190,8 @@ class FrequentLine:
         self.enabled: bool = structlog.get_logger().bind().is_enabled_for(logging.INFO)
         """Whether the line is written at all; ask first, then one that is not costs nothing."""
         configured = structlog.get_config()
-        form = configured["processors"][-1]
-        ours = isinstance(form, (_Text, _Json))
-        self._line = form.of_info(event, fields) if ours else None
+        last = configured["processors"][-1]
+        self._line = last.form.of_info(event, fields) if isinstance(last, _Unfailing) else None
         self._write = configured["logger_factory"]().info
 
     def write(self, *values: object) -> None:
@@ -150,6 +202,21 @@ class FrequentLine:
             structlog.get_logger().info(self._event, **dict(zip(self._fields, values, strict=True)))
         else:
             self._write(self._line(values))
+
+
+class _Unfailing:
+    """The last processor: makes the line, and makes one that says so where a value cannot be shown."""
+
+    def __init__(self, form: "_Text | _Json") -> None:
+        self.form = form
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        message = event.get("event", "")
+        try:
+            return self.form(logger, method, structlog.processors.format_exc_info(logger, method, event))
+        except Exception as error:  # noqa: BLE001 - whatever a value's own methods raise
+            shown = message if isinstance(message, str) else type(message).__name__
+            return self.form(logger, method, {"event": shown, "not_shown_because": type(error).__name__})
 
 
 class _Bridge(logging.Handler):
@@ -226,7 +293,7 @@ class _Json:
         message = str(event.pop("event", ""))
         document = {"timestamp": self._now(), "level": _SHOWN.get(method, " INFO").strip(), "message": message}
         document.update({key: _plain(value, _style(key)) for key, value in event.items()})
-        return msgspec.json.encode(document).decode()
+        return _encoded(document)
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
         """Makes lines of one event, given the values of its fields in order; the same text as a call, for less."""
@@ -237,9 +304,25 @@ class _Json:
             document: dict[str, Any] = {"timestamp": now(), "level": "INFO", "message": event}
             for (name, style), value in zip(known, values, strict=True):
                 document[name] = _plain(value, style)
-            return msgspec.json.encode(document).decode()
+            return _encoded(document)
 
         return line
+
+
+def _encoded(document: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(document).decode()
+    except UnicodeEncodeError:
+        # A lone surrogate (from a file, or from bytes of the command line) has no UTF-8; it is shown as its escape.
+        return msgspec.json.encode(_without_surrogates(document)).decode()
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_without_surrogates(key): _without_surrogates(one) for key, one in value.items()}
+    return value
 
 
 class _Style(Enum):

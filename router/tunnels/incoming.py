@@ -48,6 +48,9 @@ class Desk(Protocol):
     metrics: Metrics
     credential_failures: CredentialFailures
 
+    def identified(self, incoming: "IncomingConnection", server_id: str) -> None:
+        """The worker has said who it is; whether it may is being decided."""
+
     def decided(self, incoming: "IncomingConnection") -> None:
         """The connection is a tunnel now, or closed: it is no longer pending."""
 
@@ -102,6 +105,7 @@ class IncomingConnection:
         if not fin:
             # One message is all there is to say; do not grant credit for more.
             self._stream.stop()
+        self._desk.identified(self, hello.inference_server_id)
         self._decision = asyncio.get_running_loop().create_task(self._decide(hello))
         self._decision.add_done_callback(self._decided)
 
@@ -185,6 +189,12 @@ class IncomingConnection:
         self._desk.metrics.reverse_handshakes_total.inc((reason,))
         self._stream.write(self._handshake.refuse(reason), fin=True)
         self._stream.when_sent(self._close)
+
+    def make_way(self) -> None:
+        """Too many handshakes are under way, and this one is the most expendable of them."""
+        if not self._over:
+            self._desk.metrics.reverse_handshakes_total.inc(("made way",))
+            self._close()
 
     # --- the ways it ends --------------------------------------------------------------------------------------------
 

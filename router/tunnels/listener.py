@@ -3,24 +3,29 @@
 See docs/protocol.md, "Reverse handshake".
 """
 
+import asyncio
+
 import structlog
 
 from router.registry.authentication import Authenticator
 from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection, Registrations
+from router.tunnels.pending import PendingHandshakes
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream
 from tunnel_protocol.quic.tls import ServerTls
 
 _log = structlog.get_logger()
 
 SHUTDOWN = "shutdown"
 """The reason in CONNECTION_CLOSE when the listener goes away."""
+
+_TELL_EVERY_S = 10.0
+"""How often a line tells of connections that made way: a stranger can cause as many of them as it likes."""
 
 
 class ReverseListener:
@@ -40,7 +45,9 @@ class ReverseListener:
         self.authenticator = authenticator
         self.framing = framing
         self.settings = settings
-        self._pending: set[IncomingConnection] = set()
+        self._pending: PendingHandshakes[IncomingConnection] = PendingHandshakes(settings.max_pending_handshakes)
+        self._made_way = 0
+        self._made_way_told_at = -_TELL_EVERY_S
         self._endpoint: Endpoint | None = None
 
     async def listen(
@@ -88,6 +95,10 @@ class ReverseListener:
         """A connection is a tunnel now, or closed."""
         self._pending.discard(incoming)
 
+    def identified(self, incoming: IncomingConnection, server_id: str) -> None:
+        """A worker has said who it is."""
+        self._makes_way(self._pending.identified(incoming, incoming.connection.peer_address[0], server_id))
+
     def _on_failed(self, connection: Connection, error: ConnectionClosedError) -> None:
         """A worker that does not trust this router's certificate leaves before it says who it is."""
         if error.by_peer and is_certificate_error(error.error_code):
@@ -96,20 +107,20 @@ class ReverseListener:
 
     def _on_connection(self, connection: Connection) -> ConnectionHandler:
         self.credential_failures.passed(Credential.ROUTER_CERTIFICATE, host=connection.peer_address[0])
-        if len(self._pending) >= self.settings.max_pending_handshakes:
-            _log.warning("too many reverse handshakes under way; connection closed", pending=len(self._pending))
-            connection.close()
-            return _Turned()
         incoming = IncomingConnection(connection, self)
-        self._pending.add(incoming)
+        self._makes_way(self._pending.add(incoming, connection.peer_address[0]))
         return incoming
 
-
-class _Turned:
-    """Handler of a connection that was turned away."""
-
-    def on_stream(self, stream: Stream) -> None:
-        """Refuse it."""
-
-    def on_closed(self, error: ConnectionClosedError) -> None:
-        """Nothing hangs on it."""
+    def _makes_way(self, incoming: IncomingConnection | None) -> None:
+        if incoming is None:
+            return
+        self._made_way += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._made_way_told_at >= _TELL_EVERY_S:
+            self._made_way_told_at = now
+            _log.warning(
+                "too many reverse handshakes under way; the oldest make way",
+                pending=len(self._pending),
+                made_way=self._made_way,
+            )
+        incoming.make_way()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from router.tunnels.pending import PENDING
+
 
 @dataclass(frozen=True, slots=True)
 class TunnelSettings:
@@ -25,8 +27,8 @@ class TunnelSettings:
     max_handshake_bytes: int = 64 * 1024
     """Size limit of the one message a worker sends before it is known."""
 
-    max_pending_handshakes: int = 1_024
-    """Connections that are not tunnels (yet); one more is closed at once."""
+    max_pending_handshakes: int = PENDING.pieces or 0
+    """Connections that have not said who they are, and as many whose claim is being decided. One more makes one of them go."""
 
     health_interval_ms: int = 1_000
     """Pause between the end of one health probe and the start of the next."""

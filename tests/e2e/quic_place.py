@@ -72,6 +72,7 @@ class Place:
         self.settings = settings
         self.accepted = []
         self.owners = []
+        self.failed = []
         self.endpoint = None
         self.clients = []
         self.echoes = True
@@ -97,7 +98,14 @@ class Place:
 async def a_place(settings=None, identity=IDENTITY):
     place = Place(settings or QuicSettings())
     tls = ServerTls(identity.cert_pem, identity.key_pem)
-    place.endpoint = await Endpoint.listen("127.0.0.1", 0, tls, place.settings, place.on_connection)
+    place.endpoint = await Endpoint.listen(
+        "127.0.0.1",
+        0,
+        tls,
+        place.settings,
+        place.on_connection,
+        on_failed=lambda connection, _: place.failed.append(connection),
+    )
     try:
         yield place
     finally:

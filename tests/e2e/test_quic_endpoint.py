@@ -15,9 +15,11 @@ from quic_place import IDENTITY, OTHER, TRUSTING, Owner, Place, Talk, a_place, e
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
+from tunnel_protocol.quic.address_validation import StatelessResets
 from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.sources import source_of
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.quic.udp import UdpSocket
 
@@ -347,21 +349,186 @@ def test_an_unknown_version_is_answered_with_the_one_we_speak_and_small_ones_are
     run(test())
 
 
-def test_half_open_connections_are_bounded_and_given_up(monkeypatch):
+async def first_flights(place, count, **settings):
+    """Clients that never hear an answer: `count` first flights from sockets nobody reads; returns the dials."""
+    dials = []
+    for _ in range(count):
+        client = await Endpoint.client(socket.AF_INET, QuicSettings(**settings))
+        client.loop.remove_reader(client._udp.fileno())
+        dials.append(asyncio.create_task(client.connect(*place.endpoint.local_address, TRUSTING, Owner(), 0.2)))
+        place.clients.append(client)
+    return dials
+
+
+def test_half_open_connections_are_bounded_and_given_up():
     async def test():
-        settings = QuicSettings(max_half_open=2, handshake_timeout_ms=300)
-        async with a_place(settings) as place:
-            # Clients whose answers never arrive: first flights only, from sockets nobody reads.
-            heard = []
-            for _ in range(5):
-                client = await Endpoint.client(socket.AF_INET, QuicSettings())
-                client.loop.remove_reader(client._udp.fileno())
-                heard.append(asyncio.create_task(client.connect(*place.endpoint.local_address, TRUSTING, Owner(), 0.2)))
-                place.clients.append(client)
-            await eventually(lambda: len(place.endpoint._half_open) == 2)
-            await asyncio.gather(*heard, return_exceptions=True)
+        async with a_place(QuicSettings(max_half_open=4, handshake_timeout_ms=300)) as place:
+            dials = await first_flights(place, 5)
+            await eventually(lambda: place.endpoint._admission.retries >= 3)
+            assert len(place.endpoint._half_open) == 2, "half of the bound is for clients that prove their address"
+            await asyncio.gather(*dials, return_exceptions=True)
             await eventually(lambda: not place.endpoint._half_open)
             assert await echoes(await place.dial())
+
+    run(test())
+
+
+def test_under_pressure_an_honest_client_follows_the_retry_and_gets_in():
+    async def test():
+        async with a_place(QuicSettings(max_half_open=4)) as place:
+            dials = await first_flights(place, 5)
+            await eventually(lambda: place.endpoint._admission.retries >= 3)
+            before = place.endpoint._admission.retries
+            connections = [await place.dial() for _ in range(8)]
+            assert place.endpoint._admission.retries >= before + 8
+            for connection in connections:
+                assert await echoes(connection)
+            assert len(place.endpoint._half_open.proved) == 0
+            await asyncio.gather(*dials, return_exceptions=True)
+
+    run(test())
+
+
+def test_peers_of_a_restarted_endpoint_hear_at_once_that_their_connections_are_gone():
+    async def test():
+        async with a_place() as place:
+            owner = Owner()
+            connection = await place.dial(owner=owner)
+            assert await echoes(connection)
+            address = place.endpoint.local_address
+            place.endpoint._connections.clear()  # as if it was killed: nobody is told
+            await place.endpoint.close()
+            tls = ServerTls(IDENTITY.cert_pem, IDENTITY.key_pem)
+            place.endpoint = await Endpoint.listen(*address, tls, place.settings, place.on_connection)
+            connection.ping()
+            await asyncio.wait_for(owner.closed.wait(), 2)
+            assert owner.error.reason == "stateless reset"
+            assert owner.error.by_peer
+            assert not place.clients[0]._dialled
+            assert await echoes(await place.dial())
+
+    run(test())
+
+
+def test_a_reset_with_another_token_or_from_elsewhere_ends_nothing():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            client = place.clients[0]
+            port = client.local_address[1]
+            stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            token = connection.engine._peer_cid.stateless_reset_token
+            assert len(token) == 16
+            stranger.sendto(b"\x40" + bytes(20) + token, ("127.0.0.1", port))
+            for packet in (b"\x40" + bytes(36), b"\x40", b"\x00" + bytes(20) + token, b"\xc0" + bytes(20) + token):
+                place.endpoint._udp.send([(packet, ("127.0.0.1", port))])
+            await asyncio.sleep(0.05)
+            assert await echoes(connection)
+            place.endpoint._udp.send([(b"\x40" + bytes(20) + token, ("127.0.0.1", port))])
+            await eventually(lambda: connection.closed)
+            stranger.close()
+
+    run(test())
+
+
+def test_ids_issued_later_have_tokens_of_the_same_key():
+    async def test():
+        async with a_place() as place:
+            connection = await place.dial()
+            assert await echoes(connection)
+            await eventually(lambda: len(connection.engine._peer_cid_available) > 0)
+            resets = StatelessResets(place.endpoint._factory.reset_key)
+            for issued in (connection.engine._peer_cid, *connection.engine._peer_cid_available):
+                assert issued.stateless_reset_token == resets.token(issued.cid)
+
+    run(test())
+
+
+def test_what_is_sent_before_validation_is_three_times_what_came_at_most():
+    """A ClientHello from a forged address, and nothing else, until the handshake is given up."""
+
+    async def test():
+        async with a_place(QuicSettings(handshake_timeout_ms=1_500)) as place:
+            client = await Endpoint.client(socket.AF_INET, QuicSettings())
+            place.clients.append(client)
+            forged = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            forged.setblocking(False)
+            dial = asyncio.create_task(client.connect("127.0.0.1", 9, TRUSTING, Owner(), 0.1))
+            await asyncio.sleep(0)
+            hello = next(iter(client._connections)).engine.poll(client.loop.time())[0][0]
+            forged.sendto(hello, place.endpoint.local_address)
+            await eventually(lambda: place.endpoint._half_open)
+            await eventually(lambda: not place.endpoint._half_open)
+            got = 0
+            try:
+                while True:
+                    got += len(forged.recv(65_536))
+            except BlockingIOError:
+                pass
+            assert len(hello) < got <= 3 * len(hello)
+            forged.close()
+            await asyncio.gather(dial, return_exceptions=True)
+
+    run(test())
+
+
+def test_a_proved_newcomer_takes_the_place_of_a_handshake_that_stands_still():
+    async def test():
+        async with a_place(QuicSettings(max_half_open=2)) as place:
+            dials = await first_flights(place, 1)
+            await eventually(lambda: len(place.endpoint._half_open) == 1)
+            place.endpoint._half_open.add(
+                "another", source_of("127.0.0.2"), proved=True, now=place.endpoint.loop.time()
+            )
+            assert await echoes(await place.dial())
+            assert len(place.endpoint._half_open.unproved) == 0
+            assert len(place.failed) == 1
+            await asyncio.gather(*dials, return_exceptions=True)
+
+    run(test())
+
+
+def test_while_all_half_open_handshakes_are_young_a_newcomer_has_to_come_again():
+    async def test():
+        async with a_place(QuicSettings(max_half_open=1)) as place:
+            place.endpoint._half_open.add(
+                "another", source_of("127.0.0.2"), proved=True, now=place.endpoint.loop.time()
+            )
+            dial = asyncio.create_task(place.dial())
+            await eventually(lambda: place.endpoint._admission.retries)
+            await asyncio.sleep(0.05)
+            assert not place.accepted
+            place.endpoint._half_open.discard("another")
+            assert await echoes(await dial)
+
+    run(test())
+
+
+def test_two_hundred_dials_from_one_address_get_in_while_first_packets_flood_from_there():
+    async def test():
+        async with a_place() as place:
+            flood = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            client = await Endpoint.client(socket.AF_INET, QuicSettings())
+            place.clients.append(client)
+            hellos = []
+            for _ in range(300):
+                dial = asyncio.create_task(client.connect("127.0.0.1", 9, TRUSTING, Owner(), 0))
+                await asyncio.sleep(0)
+                hellos.append(list(client._connections)[-1].engine.poll(client.loop.time())[0][0])
+                await asyncio.gather(dial, return_exceptions=True)
+            host, port = place.endpoint.local_address
+            honest = await Endpoint.client(socket.AF_INET, QuicSettings())
+            place.clients.append(honest)
+            dials = []
+            for n, hello in enumerate(hellos):
+                flood.sendto(hello, (host, port))
+                if n % 3:
+                    dials.append(asyncio.create_task(honest.connect(host, port, TRUSTING, Owner(), 15)))
+                    await asyncio.sleep(0)
+            connections = await asyncio.gather(*dials)
+            assert len(connections) == 200
+            assert await echoes(connections[-1])
+            flood.close()
 
     run(test())
 

@@ -10,6 +10,7 @@ from tunnel_house import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_house, e
 
 import certs
 from router.registry.tunnel import TunnelError, TunnelStep
+from router.tunnels.pending import PER_SERVER_ID
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.settings import QuicSettings
@@ -338,16 +339,31 @@ async def test_streams_a_worker_opens_after_its_handshake_are_refused():
 
 
 @scenario
-async def test_more_pending_handshakes_than_allowed_are_turned_away_and_room_returns():
+async def test_when_too_many_are_silent_the_oldest_makes_way_and_the_newcomer_gets_in():
     async with a_house(settings=replace(SETTINGS, max_pending_handshakes=2)) as house:
         registration = house.register()
         silent = [await house.dial(), await house.dial()]
         await eventually(lambda: house.listener.pending == 2)
-        turned = await house.dial()
-        assert await turned.why_closed() == (0, "")
-        await silent[0].close()
-        await eventually(lambda: house.listener.pending == 1)
-        assert await serves(registration, await house.tunnel())
+        worker = await house.tunnel()
+        assert await silent[0].why_closed() == (0, "")
+        assert await serves(registration, worker)
+        assert house.listener.pending == 1
+        assert silent[1].connection.error is None
+
+
+@scenario
+async def test_claims_of_one_id_compete_with_each_other_only():
+    async with a_house() as house:
+        house.register()
+        house.tokens.gate = asyncio.Event()
+        claiming = [await house.dial() for _ in range(PER_SERVER_ID.pieces + 1)]
+        for peer in claiming:
+            (await peer.open()).send(capnp.encode_handshake("w1", None), fin=True)
+        assert await claiming[0].why_closed() == (0, "")
+        other = await house.dial()
+        (await other.open()).send(capnp.encode_handshake("w2", None), fin=True)
+        await eventually(lambda: house.listener.pending == PER_SERVER_ID.pieces + 1)
+        assert claiming[1].connection.error is None
 
 
 # --- exchanges on a real tunnel --------------------------------------------------------------------------------------

@@ -125,6 +125,9 @@ class Desk:
     async def routing_key(self, token):
         return None
 
+    def identified(self, incoming, server_id):
+        pass
+
     def decided(self, incoming):
         self.over += 1
 

@@ -32,6 +32,9 @@ class Desk:
         self.credential_failures = CredentialFailures(self.metrics)
         self.over = []
 
+    def identified(self, incoming, server_id):
+        pass
+
     def decided(self, incoming):
         self.over.append(incoming)
 

@@ -14,7 +14,8 @@ from tunnel_protocol.quic.tls import ClientTls
 from tunnel_protocol.quic.udp import UdpSocket
 
 CID = b"12345678"
-HELLO = b"\xc0first"
+HELLO = b"\xc3\x00\x00\x00\x01\x08" + b"original" + b"\x04peer" + b"\x00\x44\x80" + bytes(1_170)
+"""Looks like a client's first datagram."""
 TLS = ClientTls(None, "stargate", insecure=True)
 
 
@@ -83,6 +84,9 @@ class Engine:
     def ping(self):
         self.calls.append("ping")
 
+    def is_reset(self, data):
+        return data.endswith(b"reset token of it")
+
     def shutdown(self, error_code, reason):
         self.closed = True
         self.owner.on_closed(ConnectionClosedError(error_code, reason, by_peer=False))
@@ -101,6 +105,8 @@ class Factory:
         self.fault = None
         self.closed = False
 
+    reset_key = b"key of resets"
+
     def _make(self, owner):
         if self.fault is not None:
             raise self.fault
@@ -112,7 +118,7 @@ class Factory:
     def connect(self, address, tls, owner, now):
         return self._make(owner)
 
-    def accept(self, data, address, owner, now):
+    def accept(self, data, address, owner, now, original_cid):
         return None if data.endswith(b"nonsense") else self._make(owner)
 
     def starts_connection(self, data):
@@ -121,7 +127,7 @@ class Factory:
     def answer_version(self, data):
         return None
 
-    def refuse(self, data):
+    def refuse(self, data, error_code):
         return b"refused" if data.endswith(b"politely") else None
 
     def close(self):

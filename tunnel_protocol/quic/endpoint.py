@@ -13,9 +13,12 @@ from typing import Protocol
 import structlog
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
+from tunnel_protocol.quic.admission import Admission, Admitted
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.engine import Address, Engine, EngineFactory, MakeEngineFactory, destination_cid
+from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN, FirstPacketQueue
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.sources import Source
 from tunnel_protocol.quic.stream import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.quic.udp import UdpSocket
@@ -69,6 +72,8 @@ class Connection:
         self._timer_at = 0.0
         self._deadline: float | None = None
         self.too_slow: asyncio.TimerHandle | None = None
+        self.dialled: Address | None = None
+        """Where it was dialled."""
         self.heard_at = endpoint.loop.time()
         """Loop time of the last datagram from the peer."""
 
@@ -269,7 +274,13 @@ class Endpoint:
         self._accepting = on_connection is not None
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
-        self._half_open: dict[Connection, None] = {}
+        self._admission: Admission[Connection] = Admission(factory, settings.max_half_open)
+        self._half_open = self._admission.half_open
+        self._first_packets = FirstPacketQueue()
+        self._accepts_left = 0
+        self._accepts_planned = False
+        self._dialled: dict[Address, dict[Connection, None]] = {}
+        """Whom a stateless reset may come from."""
         self._touched: dict[Connection, None] = {}
         self._flush_planned = False
         self._watching_writable = False
@@ -316,6 +327,8 @@ class Endpoint:
         opening = connection.opening = self.loop.create_future()
         connection.engine = self._factory.connect(address, tls, connection, self.loop.time())
         self._connections[connection] = None
+        self._dialled.setdefault(address, {})[connection] = None
+        connection.dialled = address
         self.touch(connection)
         try:
             async with asyncio.timeout(timeout_s):
@@ -382,7 +395,7 @@ class Endpoint:
 
     def established(self, connection: Connection) -> None:
         """A handshake is complete; if it was incoming, somebody wants to know."""
-        self._half_open.pop(connection, None)
+        self._half_open.discard(connection)
         if connection.too_slow is not None:
             connection.too_slow.cancel()
             connection.too_slow = None
@@ -391,9 +404,8 @@ class Endpoint:
 
     def ended(self, connection: Connection, error: ConnectionClosedError) -> None:
         """The connection has ended; its last packets may still be on their way."""
-        half_open = connection in self._half_open
-        self._half_open.pop(connection, None)
-        if half_open and self._on_failed is not None:
+        # It stays among the half-open ones until it is forgotten: a closing connection is not free.
+        if connection.handler is None and self._on_failed is not None:
             self._on_failed(connection, error)
 
     def route(self, connection_id: bytes, connection: Connection) -> None:
@@ -415,6 +427,7 @@ class Endpoint:
     def _readable(self) -> None:
         now = self.loop.time()
         routes, touched = self._routes, self._touched
+        self._accepts_left = ACCEPTS_PER_TURN
         # Whatever the engines ask for until `_flush` is part of this tick.
         planned, self._flush_planned = self._flush_planned, True
         for data, address in self._udp.receive(self.settings.receive_batch):
@@ -435,25 +448,59 @@ class Endpoint:
 
     def _accept(self, data: bytes, address: Address, now: float) -> Connection | None:
         """A datagram of no known connection: a client's first, perhaps."""
-        if self._on_connection is None or not data:
+        if not data:
             return None
-        factory = self._factory
-        if not factory.starts_connection(data):
-            answer = factory.answer_version(data)
-            if answer is not None:
-                self._udp.send([(answer, address)])
+        if self._on_connection is None:
+            return self._reset_by_peer(data, address)
+        accepting = self._accepting and len(self._connections) < self.settings.max_connections
+        decision = self._admission.decide(data, address, now, accepting=accepting)
+        if decision is None:
             return None
-        if not self._accepting or len(self._connections) >= self.settings.max_connections:
-            refusal = factory.refuse(data)
-            if refusal is not None:
-                self._udp.send([(refusal, address)])
+        if isinstance(decision, bytes):
+            self._udp.send([(decision, address)])
             return None
-        if len(self._half_open) >= self.settings.max_half_open:
-            # Silence: honest clients try again, and a flood is not worth answers.
+        if not self._accepts_left or self._first_packets:
+            self._first_packets.add(destination_cid(data), data, address, decision)
+            self._plan_accepts()
             return None
+        return self._begin(data, address, decision, now)
+
+    def _plan_accepts(self) -> None:
+        if not self._accepts_planned:
+            self._accepts_planned = True
+            self.loop.call_soon(self._accept_waiting)
+
+    def _accept_waiting(self) -> None:
+        """A turn of the event loop for those whose first datagram waits."""
+        self._accepts_planned = False
+        if self._closed:
+            return
+        now = self.loop.time()
+        planned, self._flush_planned = self._flush_planned, True
+        self._accepts_left = ACCEPTS_PER_TURN
+        while self._accepts_left:
+            first = self._first_packets.take()
+            if first is None:
+                break
+            connection = self._begin(first.datagrams[0], first.address, first.admitted, now)
+            if connection is not None:
+                for data in first.datagrams[1:]:
+                    connection.engine.receive(data, first.address, now)
+                self._touched[connection] = None
+        self._flush()
+        self._flush_planned = self._flush_planned or planned
+        if self._first_packets:
+            self._plan_accepts()
+
+    def _begin(self, data: bytes, address: Address, admitted: Admitted, now: float) -> Connection | None:
+        """Begin a handshake, if there is a place for it."""
+        if self._half_open.full and not self._make_way(admitted.source, now):
+            # Silence: honest clients try again, and then there is a place.
+            return None
+        self._accepts_left -= 1
         connection = Connection(self, None)
         try:
-            engine = factory.accept(data, address, connection, now)
+            engine = self._factory.accept(data, address, connection, now, admitted.original_cid)
         except Exception:  # noqa: BLE001 - a fault of ours costs this datagram
             _log.exception("first datagram of a connection could not be taken")
             return None
@@ -463,8 +510,29 @@ class Endpoint:
         connection.too_slow = self.loop.call_later(
             self.settings.handshake_timeout_ms / 1000, self._handshake_too_slow, connection
         )
-        self._connections[connection] = self._half_open[connection] = None
+        self._connections[connection] = None
+        self._half_open.add(connection, admitted.source, proved=admitted.original_cid is not None, now=now)
         return connection
+
+    def _make_way(self, source: Source, now: float) -> bool:
+        """Give up one half-open connection for another; False if none may go."""
+        connection = self._half_open.makes_way(source, now)
+        if connection is None:
+            return False
+        connection.engine.abandon(ConnectionClosedError(None, "made way for another handshake", by_peer=False))
+        self._half_open.discard(connection)
+        self.touch(connection)
+        return True
+
+    def _reset_by_peer(self, data: bytes, address: Address) -> Connection | None:
+        """The peer of a dialled connection has lost it, if this is a stateless reset (RFC 9000 section 10.3.1)."""
+        if data[0] & 0xC0 != 0x40:
+            return None
+        for connection in self._dialled.get(address, ()):
+            if connection.engine.is_reset(data):
+                connection.engine.abandon(ConnectionClosedError(None, "stateless reset", by_peer=True))
+                return connection
+        return None
 
     def _handshake_too_slow(self, connection: Connection) -> None:
         connection.engine.abandon(ConnectionClosedError(None, "handshake timed out", by_peer=False))
@@ -540,7 +608,13 @@ class Endpoint:
     def _forget(self, connection: Connection) -> None:
         connection.disarm()
         self._connections.pop(connection, None)
-        self._half_open.pop(connection, None)
+        self._half_open.discard(connection)
+        if connection.dialled is not None:
+            dialled = self._dialled[connection.dialled]
+            del dialled[connection]
+            if not dialled:
+                del self._dialled[connection.dialled]
+            connection.dialled = None
         for connection_id in connection.cids:
             self._routes.pop(connection_id, None)
         connection.cids.clear()

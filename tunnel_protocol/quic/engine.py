@@ -106,6 +106,9 @@ class Engine(Protocol):
     def shutdown(self, error_code: int, reason: str) -> None:
         """Close with an application code; `on_closed` follows with the next `deliver`. No effect when closed."""
 
+    def is_reset(self, data: bytes) -> bool:
+        """Whether a datagram of an unknown connection id is the peer's stateless reset of this connection."""
+
     def abandon(self, error: ConnectionClosedError) -> None:
         """Forget the connection without a word to the peer."""
 
@@ -113,14 +116,23 @@ class Engine(Protocol):
 class EngineFactory(Protocol):
     """Makes engines for one endpoint."""
 
+    @property
+    def reset_key(self) -> bytes:
+        """What the stateless reset tokens of our connection ids are made with (`StatelessResets`)."""
+
     def connect(self, address: Address, tls: ClientTls, owner: EngineOwner, now: float) -> Engine:
         """Start a handshake as client. Raises ValueError if `tls` cannot be used."""
 
     def replace_tls(self, tls: ServerTls) -> None:
         """Serve this identity from the next `accept` on. Raises ValueError if it cannot be used."""
 
-    def accept(self, data: bytes, address: Address, owner: EngineOwner, now: float) -> Engine | None:
-        """A connection for a client's first datagram, which is taken in; None if it does not start one."""
+    def accept(
+        self, data: bytes, address: Address, owner: EngineOwner, now: float, original_cid: bytes | None
+    ) -> Engine | None:
+        """A connection for a client's first datagram, which is taken in; None if it does not start one.
+
+        With `original_cid` the client has followed a Retry: it sent its first packet to that id, and `address` is proved.
+        """
 
     def starts_connection(self, data: bytes) -> bool:
         """Whether this datagram of an unknown destination id looks like a client's first; cheap."""
@@ -128,8 +140,8 @@ class EngineFactory(Protocol):
     def answer_version(self, data: bytes) -> bytes | None:
         """A version negotiation packet, if that is what this datagram needs."""
 
-    def refuse(self, data: bytes) -> bytes | None:
-        """A packet that tells the sender of a first datagram CONNECTION_REFUSED."""
+    def refuse(self, data: bytes, error_code: int) -> bytes | None:
+        """A packet that tells the sender of a first datagram this transport error code (RFC 9000 section 20.1)."""
 
     def close(self) -> None:
         """Release what the factory holds (files); its engines must be finished."""

@@ -44,8 +44,8 @@ class QuicSettings:
     max_connections: int = 16_384
     """Connections an endpoint holds; one more is refused."""
 
-    max_half_open: int = 512
-    """Incoming connections whose handshake has not completed; one more is ignored."""
+    max_half_open: int = 1_024
+    """Incoming connections whose handshake has not completed. One more makes the most expendable of them go (`quic.admission`)."""
 
     receive_batch: int = 256
     """Datagrams taken from the socket before other work of the event loop gets its turn."""

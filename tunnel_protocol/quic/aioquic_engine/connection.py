@@ -1,18 +1,22 @@
 # ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
 """One connection as the port `quic/engine.py` wants it: when to call back, how it ends, what its timers are."""
 
+import hmac
+from collections.abc import Callable
+
 import structlog
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import END_STATES, QuicConnectionState
+from aioquic.quic.connection import END_STATES, QuicConnectionState, QuicNetworkPath
 from aioquic.quic.packet import QuicErrorCode
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.address_validation import RESET_TOKEN_BYTES
 from tunnel_protocol.quic.aioquic_engine.fast import FastConnection
 from tunnel_protocol.quic.engine import Address, EngineOwner
 from tunnel_protocol.quic.engine_stream import EngineStream
@@ -45,6 +49,7 @@ class AioquicEngine(FastConnection):
         self.anchors: tuple[x509.Certificate, ...] = ()
         """Whom a client trusts."""
         self.server_name: str | None = configuration.server_name
+        self._reset_token: Callable[[bytes], bytes] | None = None
         self._established_told = False
         self._closed_told = False
         self._error: ConnectionClosedError | None = None
@@ -331,6 +336,30 @@ class AioquicEngine(FastConnection):
         if leaf is not None and not anchors:
             anchors = [anchor for anchor in self.anchors if any(_issued(anchor, one) for one in (leaf, *chain))]
         return b"".join(anchor.public_bytes(Encoding.PEM) for anchor in anchors)
+
+    # --- address validation and stateless resets ---------------------------------------------------------------------
+
+    def use_reset_tokens(self, token: Callable[[bytes], bytes]) -> None:
+        """Have `token` make the stateless reset tokens of our connection ids. Before the first packet."""
+        self._reset_token = token
+        self._host_cids[0].stateless_reset_token = token(self.host_cid)
+
+    def follows_retry(self, retry_cid: bytes, address: Address) -> None:
+        """The client at `address` has proved it by the token of a Retry that named `retry_cid`. Before the first packet."""
+        self._retry_source_connection_id = retry_cid
+        self._network_paths = [QuicNetworkPath(address, is_validated=True)]
+
+    def is_reset(self, data: bytes) -> bool:
+        """See `Engine`."""
+        token = self._peer_cid.stateless_reset_token
+        return len(token) == RESET_TOKEN_BYTES and hmac.compare_digest(token, data[-RESET_TOKEN_BYTES:])
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        if self._reset_token is not None:
+            for connection_id in self._host_cids:
+                if not connection_id.was_sent:
+                    connection_id.stateless_reset_token = self._reset_token(connection_id.cid)
 
     # --- TLS ---------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from tunnel_protocol.quic.address_validation import StatelessResets, reset_key
 from tunnel_protocol.quic.aioquic_engine.connection import AioquicEngine
 from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineOwner
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
@@ -46,6 +47,8 @@ class AioquicFactory:
         if settings.qlog_dir is not None:
             Path(settings.qlog_dir).mkdir(parents=True, exist_ok=True)
         self._server = self._server_configuration(server_tls) if server_tls is not None else None
+        self.reset_key = reset_key(server_tls)
+        self._resets = StatelessResets(self.reset_key)
 
     def replace_tls(self, tls: ServerTls) -> None:
         """See `EngineFactory`."""
@@ -71,14 +74,22 @@ class AioquicFactory:
         engine.connect(address, now)
         return engine
 
-    def accept(self, data: bytes, address: Address, owner: EngineOwner, now: float) -> AioquicEngine | None:
+    def accept(
+        self, data: bytes, address: Address, owner: EngineOwner, now: float, original_cid: bytes | None = None
+    ) -> AioquicEngine | None:
         """See `EngineFactory`."""
         header = _header(data)
         if self._server is None or header is None:
             return None
         engine = AioquicEngine(
-            owner, self._settings, self._server, original_destination_connection_id=header.destination_cid
+            owner,
+            self._settings,
+            self._server,
+            original_destination_connection_id=header.destination_cid if original_cid is None else original_cid,
         )
+        engine.use_reset_tokens(self._resets.token)
+        if original_cid is not None:
+            engine.follows_retry(header.destination_cid, address)
         engine.receive(data, address, now)
         if not engine.authenticated:
             return None
@@ -111,7 +122,7 @@ class AioquicFactory:
             supported_versions=_VERSIONS,
         )
 
-    def refuse(self, data: bytes) -> bytes | None:
+    def refuse(self, data: bytes, error_code: int = QuicErrorCode.CONNECTION_REFUSED) -> bytes | None:
         """See `EngineFactory`."""
         header = _header(data)
         if header is None or header.version is None:
@@ -127,7 +138,7 @@ class AioquicFactory:
         )
         builder.start_packet(QuicPacketType.INITIAL, crypto)
         buf = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY)
-        buf.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
+        buf.push_uint_var(error_code)
         buf.push_uint_var(QuicFrameType.PADDING)
         buf.push_uint_var(0)
         datagrams, _ = builder.flush()

@@ -1,0 +1,165 @@
+"""Address validation with Retry, without any state per client (RFC 9000 section 8.1.2), and stateless resets (section 10.3).
+
+Everything here is a few microseconds of symmetric cryptography: it is what a stranger's datagram may cost.
+"""
+
+import hmac
+import os
+import platform
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tunnel_protocol.quic.engine import CID_BYTES, Address
+from tunnel_protocol.quic.packets import pull_varint
+from tunnel_protocol.quic.tls import ServerTls
+
+TOKEN_LIFE_S = 15.0
+"""How long after a Retry its token is good: the time in which a client repeats its Initial a few times."""
+
+_MAGIC = b"\x52"
+"""First byte of our tokens."""
+_MAX_CID_BYTES = 20
+_TAG_BYTES = 16
+TOKEN_BYTES = 1 + 8 + 1 + _MAX_CID_BYTES + _TAG_BYTES
+"""Length of every token; magic, time of issue, length of the original id, the id with padding, tag."""
+
+_RETRY_KEY = bytes.fromhex("be0c690b9f66575a1d766b54e368c84e")
+_RETRY_NONCE = bytes.fromhex("461599d35d632bf2239825bb")
+"""Public constants of RFC 9001 section 5.8."""
+
+RESET_TOKEN_BYTES = 16
+_SMALLEST_RESET_BYTES = 5 + RESET_TOKEN_BYTES
+_LARGEST_RESET_BYTES = 42
+"""A reset looks like a small ordinary packet (RFC 9000 section 10.3)."""
+
+
+class InitialHeader(NamedTuple):
+    """The readable part of a client's Initial packet (RFC 9000 section 17.2.2)."""
+
+    destination_cid: bytes
+    source_cid: bytes
+    token: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> "InitialHeader | None":
+        """The header of an Initial packet of QUIC version 1; None if it is none or is cut short."""
+        if len(data) < 7 or data[0] & 0xF0 != 0xC0 or data[1:5] != b"\x00\x00\x00\x01":
+            return None
+        source_at = 6 + data[5]
+        if data[5] > _MAX_CID_BYTES or len(data) <= source_at or data[source_at] > _MAX_CID_BYTES:
+            return None
+        token_at = source_at + 1 + data[source_at]
+        try:
+            token_bytes, token_at = pull_varint(data, token_at)
+        except IndexError:
+            return None
+        end = token_at + token_bytes
+        if end > len(data):
+            return None
+        return cls(data[6:source_at], data[source_at + 1 : source_at + 1 + data[source_at]], data[token_at:end])
+
+
+class Retry(NamedTuple):
+    """An answer to a client's first packet."""
+
+    packet: bytes
+    cid: bytes
+    """The destination id of the client's next packet."""
+
+
+class AddressValidation:
+    """Makes Retry packets and checks the tokens that come back: a MAC over time, address and connection ids.
+
+    The key is the object's own: another endpoint's tokens, those of a restarted process among them, do not pass.
+    """
+
+    def __init__(self) -> None:
+        self._key = os.urandom(32)
+        self._seal = AESGCM(_RETRY_KEY)
+
+    def retry(self, header: InitialHeader, address: Address, now: float) -> bytes:
+        """A Retry packet for the client at `address` (RFC 9000 section 17.2.5); `now` in seconds of a monotonic clock."""
+        retry_cid = os.urandom(CID_BYTES)
+        original = header.destination_cid
+        packet = b"".join(
+            (
+                b"\xf0\x00\x00\x00\x01",
+                len(header.source_cid).to_bytes(1, "big"),
+                header.source_cid,
+                CID_BYTES.to_bytes(1, "big"),
+                retry_cid,
+                self.token(address, original, retry_cid, now),
+            )
+        )
+        pseudo = b"".join((len(original).to_bytes(1, "big"), original, packet))
+        return packet + self._seal.encrypt(_RETRY_NONCE, b"", pseudo)
+
+    def token(self, address: Address, original_cid: bytes, retry_cid: bytes, now: float) -> bytes:
+        """A token for the client at `address` that sent `original_cid` first and is to use `retry_cid` next."""
+        head = b"".join(
+            (
+                _MAGIC,
+                int(now * 1000).to_bytes(8, "big"),
+                len(original_cid).to_bytes(1, "big"),
+                original_cid.ljust(_MAX_CID_BYTES, b"\0"),
+            )
+        )
+        return head + self._tag(head, address, retry_cid)
+
+    def original_cid(self, header: InitialHeader, address: Address, now: float) -> bytes | None:
+        """The destination id of the client's very first packet; None if the token is not from here or too old."""
+        token = header.token
+        head = token[:-_TAG_BYTES]
+        if not is_retry_token(token):
+            return None
+        if not hmac.compare_digest(token[-_TAG_BYTES:], self._tag(head, address, header.destination_cid)):
+            return None
+        if now - int.from_bytes(head[1:9], "big") / 1000 > TOKEN_LIFE_S:
+            return None
+        return head[10 : 10 + head[9]]
+
+    def _tag(self, head: bytes, address: Address, retry_cid: bytes) -> bytes:
+        # The port too: another client behind the same translator is another client.
+        where = f"{address[0]}|{address[1]}|".encode()
+        return hmac.digest(self._key, b"".join((head, where, retry_cid)), "sha256")[:_TAG_BYTES]
+
+
+def is_retry_token(token: bytes) -> bool:
+    """Whether a token looks like one of a Retry of ours, valid or not; any other proves nothing and harms nothing."""
+    return len(token) == TOKEN_BYTES and token[:1] == _MAGIC
+
+
+def reset_key(tls: ServerTls | None) -> bytes:
+    """The key of an endpoint's stateless reset tokens.
+
+    The same after a restart with the same private key on the same host, so that peers notice at once that their connections
+    are gone; not the same on other hosts that share the private key, which would tell an observer the tokens of this one
+    (RFC 9000 section 21.11). Endpoints that only dial have a key of their own each time.
+    """
+    secret = os.urandom(32) if tls is None else tls.key_pem
+    return hmac.digest(secret, b"stateless reset|" + platform.node().encode(), "sha256")
+
+
+class StatelessResets:
+    """Tokens of our connection ids, and the packets that bear them; who has `key` can end these connections."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def token(self, connection_id: bytes) -> bytes:
+        """The stateless reset token of a connection id of ours."""
+        return hmac.digest(self._key, connection_id, "sha256")[:RESET_TOKEN_BYTES]
+
+    def packet(self, data: bytes) -> bytes | None:
+        """A stateless reset for a datagram nobody here knows; None if there is nothing to be said.
+
+        Only packets with a short header are answered, and always with less than they had: two endpoints that do not
+        know each other stop after a few datagrams (RFC 9000 section 10.3.3).
+        """
+        if len(data) <= _SMALLEST_RESET_BYTES or data[0] & 0xC0 != 0x40:
+            return None
+        size = min(len(data) - 1, _LARGEST_RESET_BYTES)
+        noise = os.urandom(size - RESET_TOKEN_BYTES)
+        first = (noise[0] & 0x3F | 0x40).to_bytes(1, "big")
+        return first + noise[1:] + self.token(data[1 : 1 + CID_BYTES])
