@@ -65,6 +65,7 @@ class BoundedConnection(QuicConnection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._crypto_received: dict[tls.Epoch, CryptoStream] = {}
         self._frame_handlers = CountedFrames(self._QuicConnection__frame_handlers)  # type: ignore[has-type]
         self._QuicConnection__frame_handlers = self._frame_handlers
 
@@ -104,7 +105,7 @@ class BoundedConnection(QuicConnection):
             super()._handle_crypto_frame(context, frame_type, buf)
             buf.seek(end)
 
-    def release(self) -> None:
+    def discard(self) -> None:
         """Cut every cycle of references through this connection, which has ended: it is then freed at once, without a collector.
 
         What is read of an ended connection (its addresses, names and error) stays.
@@ -120,10 +121,9 @@ class BoundedConnection(QuicConnection):
         self._loss._send_probe = _nothing
         self._streams.clear()
         if hasattr(self, "tls"):
+            vars(self.tls).clear()  # our wrappers of its methods refer to it, and its callbacks to this connection
             del self.tls
 
 
 def _nothing() -> None:
     """Stands in for a callback of a connection that has ended."""
-
-
