@@ -88,6 +88,7 @@ class AioquicFactory:
             engine.follows_retry(header.destination_cid, address)
         engine.receive(data, address, now)
         if not engine.authenticated:
+            engine.discard()
             return None
         owner.on_connection_id(header.destination_cid)
         owner.on_connection_id(engine.host_cid)
