@@ -13,13 +13,12 @@ COPY certs certs
 COPY tunnel_protocol tunnel_protocol
 COPY router router
 COPY stargate_client stargate_client
-COPY benchmarks/__init__.py benchmarks/__init__.py
+COPY llm_request_router llm_request_router
 # Compiled, or the build fails; the compilers stay behind.
 RUN LLM_ROUTER_COMPILE=require /opt/build/bin/python -m pip wheel --disable-pip-version-check --no-cache-dir --no-deps \
         --no-build-isolation --wheel-dir /build/wheels . \
     && /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps /build/wheels/*.whl \
-    && /opt/router/bin/python -m compileall -q /opt/router/lib \
-    && rm -rf /opt/router/lib/python*/site-packages/benchmarks
+    && /opt/router/bin/python -m compileall -q /opt/router/lib
 
 FROM python:3.12-slim
 ARG COMMIT=unknown

@@ -15,7 +15,8 @@ setup: ## Make .venv with the pinned requirements (quick when nothing changed)
 compile: setup ## Compile the packages again, after their sources changed (without it they run as written)
 	@scripts/compile
 
-demo: setup ## Router, two workers and a mock engine at work; STAY=1 keeps them running
+demo: ## Router, two workers and a mock engine at work; STAY=1 keeps them running
+	@PYTHON="$(PYTHON)" scripts/setup run
 	@$(PYTHON_IN_VENV) -m stargate_client.demo $(if $(STAY),--stay)
 
 test: setup ## All tests

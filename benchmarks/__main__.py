@@ -8,10 +8,15 @@ import benchmarks
 
 
 def main(arguments: list[str]) -> int:
-    """Run one benchmark module's `run(args)`; exit status 2 if there is none of that name."""
+    """Run one benchmark module's `run(args)`, or list them; exit status 2 if there is none of that name."""
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
-    if not arguments or arguments[0] not in names:
-        print("benchmarks: " + ", ".join(names))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m benchmarks NAME [options]; NAME --help tells the options of one")
+        for name in names:
+            print(f"  {name:<12} {(importlib.import_module(f'benchmarks.{name}').__doc__ or '').splitlines()[0]}")
+        return 0
+    if arguments[0] not in names:
+        print(f"error: there is no benchmark '{arguments[0]}'; there are {', '.join(names)}", file=sys.stderr)
         return 2
     importlib.import_module(f"benchmarks.{arguments[0]}").run(arguments[1:])
     return 0

@@ -4,15 +4,20 @@ Signals are handled from the first moment on: as process 1 of a container an unh
 would hang until it is killed. That is why the imports of everything else stand inside functions.
 """
 
+import faulthandler
 import os
 import signal
 import sys
 
+from tunnel_protocol.observers import standard_streams
+
 
 def main() -> None:
     """Run the router with the words of the command line; ends the process with the documented exit codes."""
+    standard_streams.make_safe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_before_start)
+    faulthandler.enable()
     if sys.argv[1:2] == ["explain"]:
         from router import explain_command
 
@@ -23,8 +28,6 @@ def main() -> None:
     from router.lifecycle import run_process
 
     code = run_process(settings, os.environ)
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Nothing is left to clean up; a stuck thread of a library must not hold the process back.
     os._exit(code)
 

@@ -43,6 +43,7 @@ from router.startup_checks import (
     read_trust_bundle,
 )
 from router.telemetry.families import MetricNameError
+from router.telemetry.logging import writer_in_use
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
 from router.telemetry.operators_server import OperatorsServer
@@ -51,6 +52,7 @@ from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -76,6 +78,7 @@ class App:
         self._grpc: dict[str, GrpcServer] = {}
         self._listener: ReverseListener | None = None
         self._dialer: DirectDialer | None = None
+        self._key_log: LineWriter | None = None
 
     @staticmethod
     def build() -> dict[str, str]:
@@ -90,6 +93,7 @@ class App:
         check_options(settings)
         self._warn_about_options()
         self.metrics = self._make_metrics()
+        self._open_key_log()
         trust = self._read_tls()
         self._tunnel_settings = assembly.tunnel_settings(settings)
         self.registry = Registry(self._on_active_count)
@@ -129,6 +133,25 @@ class App:
         metrics.draining.set(0)
         return metrics
 
+    def _open_key_log(self) -> None:
+        key_log = self._key_log = assembly.key_log(self.settings)
+        dropped = self.metrics.log_lines_dropped_total
+        log = writer_in_use()
+        if log is not None:
+            dropped.track(lambda: log.dropped, ("log",))
+        if key_log is not None:
+            dropped.track(lambda: key_log.dropped, ("key_log",))
+
+            async def close() -> None:
+                key_log.close()
+
+            self._closers.append(close)
+
+    def reopen_logs(self) -> None:
+        """Open the key log again, at its path: the file was rotated away. A failure keeps the old one, and is logged."""
+        if self._key_log is not None:
+            self._key_log.reopen()
+
     def _on_active_count(self, key: TargetKey, count: int) -> None:
         self.metrics.set_active_inference_servers(key.routing_key, key.model, count)
 
@@ -155,7 +178,7 @@ class App:
                 address.host,
                 address.port,
                 _server_tls(self._identity.identity),
-                assembly.quic_settings(settings),
+                assembly.quic_settings(settings, self._key_log),
                 engine=settings.quic_engine,
             )
         except OSError as error:
@@ -203,7 +226,7 @@ class App:
         # In reverse mode too: a worker may register to be dialled whatever the mode of the router.
         settings = self.settings
         tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
-        quic = assembly.quic_settings(settings)
+        quic = assembly.quic_settings(settings, self._key_log)
         try:
             self._dialer = await DirectDialer.open(
                 tls, RAW_QUIC, quic, self._tunnel_settings, self.metrics, engine=settings.quic_engine

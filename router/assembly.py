@@ -6,6 +6,8 @@ Pure construction: nothing here opens a socket or starts a task.
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
+
 from certs import IdentityError, load_identity
 from router.control_plane.discovery import HeadlessService, Lookup, PlainDns, SelfOnly
 from router.control_plane.gateway_credentials import ClientCredentials, CredentialSource, FileCredential, SecretsFile
@@ -17,15 +19,18 @@ from router.control_plane.worker_auth import GatewayAuthenticator, GatewayAuthSe
 from router.gateway.proxy_settings import ProxySettings
 from router.option_values import SocketAddress
 from router.settings import Settings
-from router.startup_checks import StartupError, retry_budget_header
+from router.startup_checks import StartupError, causes_of, retry_budget_header
 from router.telemetry.metrics import Metrics
 from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.settings import QuicSettings
+
+_log = structlog.get_logger()
 
 DEFAULT_HOSTNAME_TEMPLATE = "{pod_name}.stargate.external"
 
 
-def quic_settings(settings: Settings) -> QuicSettings:
+def quic_settings(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
     """Limits and timers of every QUIC connection."""
     return QuicSettings(
         idle_timeout_ms=settings.quic_idle_timeout_ms,
@@ -34,8 +39,23 @@ def quic_settings(settings: Settings) -> QuicSettings:
         stream_window_bytes=settings.quic_stream_window_bytes,
         max_consecutive_ptos=settings.quic_max_probe_timeouts,
         qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
-        keylog_path=None if settings.quic_keylog_path is None else Path(settings.quic_keylog_path),
+        key_log=key_log,
     )
+
+
+def key_log(settings: Settings) -> LineWriter | None:
+    """The writer of TLS secrets, if they are wanted. Raises `StartupError` for a file that cannot be opened."""
+    path = settings.quic_keylog_path
+    if path is None:
+        return None
+
+    def failed(error: OSError) -> None:
+        _log.warning("key log cannot be written; secrets are lost", path=path, error=str(error))
+
+    try:
+        return LineWriter(Path(path), "# {} secrets were lost".format, name="key log", failed=failed)
+    except OSError as error:
+        raise StartupError(f"failed to open key log {path}", *causes_of(error)) from None
 
 
 def tunnel_settings(settings: Settings) -> TunnelSettings:

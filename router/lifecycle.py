@@ -9,7 +9,6 @@ import asyncio
 import gc
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,23 +21,30 @@ from router.settings import Settings
 from router.startup_checks import StartupError
 from router.telemetry import logging as log_lines
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
+from tunnel_protocol.observers.standard_streams import say
 
 _log = structlog.get_logger()
 
 DRAIN_SHARE = 0.9
 """Share of the drain time that running requests may use."""
 
+_LAST_LINES_S = 1.0
+"""How long the end waits for a reader of the log."""
+
 
 def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the router until it ends; returns the exit code. Errors go to stderr as `Error: ...`."""
-    log_lines.set_up(settings.log_format, environment)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
+    writer = log_lines.set_up(settings.log_format, environment)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings))
-        except StartupError as error:
-            sys.stdout.flush()
-            print(error.told(), file=sys.stderr)  # noqa: T201 - not a log line: the contract with operators
-            return 1
+    except StartupError as error:
+        log_lines.flush(_LAST_LINES_S)
+        say(f"{error.told()}\n")  # not a log line: the contract with operators
+        return 1
+    finally:
+        if writer is not None:
+            writer.close(_LAST_LINES_S)
 
 
 class Signals:
@@ -55,7 +61,7 @@ class Signals:
             self.received.set_result(name)
             return
         _log.info("received second termination signal; forcing immediate exit", signal=name)
-        sys.stdout.flush()
+        log_lines.flush(_LAST_LINES_S)
         os._exit(1)
 
 

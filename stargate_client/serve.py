@@ -11,8 +11,8 @@ from typing import Protocol
 import aiohttp
 import structlog
 
-from stargate_client.answers import Problem, engine_head
-from stargate_client.engine import Engine, EngineConnectError
+from stargate_client.answers import Problem, carried, engine_head
+from stargate_client.engine import Engine, EngineAnswerError, EngineConnectError
 from stargate_client.request_rules import (
     CHAT,
     EMBEDDINGS,
@@ -77,7 +77,7 @@ class TunnelRequest:
         self._known: RequestFacts | None = None
         self._load: ModelLoad | None = None
         self._live: LiveRequest | None = None
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._body_bytes = 0
         self._answered = False
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +141,7 @@ class TunnelRequest:
             _log.warning("request body too large", limit_bytes=MAX_BODY_BYTES)
             self._tear_down()
         else:
-            self._body.append(data)
+            self._body += data
 
     def on_end(self) -> None:
         """The request is complete."""
@@ -156,8 +156,8 @@ class TunnelRequest:
     async def _serve(self, head: RequestHead) -> None:
         complete = False
         try:
-            body = b"".join(self._body)
-            self._body = []
+            body = bytes(self._body)
+            self._body = bytearray()
             if self._known is not None and self._load is not None:
                 check_body(head.method, self._path(), body)
                 check_queue(head, self._known, self._load, self._service.settings.admission)
@@ -169,6 +169,10 @@ class TunnelRequest:
             self._answer(
                 Problem(503, "local upstream connection failed", retryable=retryable, reason="local_connect_failure")
             )
+        except EngineAnswerError as error:
+            # The engine has done its work; a reset would have the router ask for it again elsewhere.
+            _log.warning("engine's answer is no HTTP response", error=error.reason)
+            self._answer(Problem(502, "the engine's answer is not a valid HTTP response"))
         except (aiohttp.ClientError, BrokenAnswerError, TimeoutError, StreamClosedError, OSError) as error:
             _log.warning("engine failed", error=str(error) or type(error).__name__)
             self._tear_down()
@@ -232,11 +236,17 @@ class TunnelRequest:
             await self._writable.wait()
 
     def _send_head(self, head: ResponseHead) -> None:
-        self._answered = True
+        """Write the head; what the tunnel cannot carry of it is left out, for the engine has done its work by now."""
         try:
-            self._stream.write(self._exchange.encode_head(head))
+            data = self._exchange.encode_head(head)
         except ProtocolError as error:
-            raise BrokenAnswerError(error.reason) from error
+            _log.warning("header of the engine's answer left out", error=error.reason)
+            try:
+                data = self._exchange.encode_head(ResponseHead(head.status, carried(head.headers)))
+            except ProtocolError:
+                raise Problem(502, "the engine's response head cannot be passed on") from error
+        self._answered = True
+        self._stream.write(data)
 
     def _answer(self, problem: Problem) -> None:
         if self._answered:
@@ -250,7 +260,7 @@ class TunnelRequest:
 
     def _tear_down(self) -> None:
         self._answered = True
-        self._body = []
+        self._body = bytearray()
         self._stream.reset()
         self._stream.stop()
         self._cancel()

@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-from router.testing.plugin import llm_router, pytest_configure, pytest_runtest_makereport
+from llm_request_router.pytest_plugin import llm_router, pytest_configure, pytest_runtest_makereport
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
 # A busy machine is no failure; what hangs is ended by pytest-timeout.

@@ -74,11 +74,13 @@ class RequestParser:
         "_arriving",
         "_bytes_without_body",
         "_clock",
+        "_further",
         "_head_bytes",
         "_head_of_body",
         "_headers",
         "_in_head",
         "_owner",
+        "_piece",
         "_syntax",
         "_target",
     )
@@ -93,6 +95,9 @@ class RequestParser:
         self._arriving: ClientRequest | None = None
         self._bytes_without_body = 0
         self._head_of_body: bytes | None = None
+        # What one delivery of the socket brings of a body goes on as one piece, however small its chunks are.
+        self._piece = b""
+        self._further: list[bytes] = []
         self._syntax: httptools.HttpRequestParser | None = self._new_syntax()
 
     @property
@@ -106,6 +111,8 @@ class RequestParser:
             self._head_bytes += len(data)
         try:
             self._feed(data)
+            if self._piece:
+                self._hand_over()
         except httptools.HttpParserCallbackError as raised:
             cause = raised.__context__
             if not isinstance(cause, RefusedError):
@@ -124,6 +131,8 @@ class RequestParser:
         """Nothing that arrives is of interest any more."""
         self._arriving = None
         self._in_head = False
+        self._piece = b""
+        self._further = []
 
     def release(self) -> None:
         """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
@@ -147,6 +156,16 @@ class RequestParser:
             else:
                 return
 
+    def _hand_over(self) -> None:
+        """Give the collected pieces to the body they belong to."""
+        data = self._piece
+        self._piece = b""
+        if self._further:
+            data = b"".join((data, *self._further))
+            self._further = []
+        if self._arriving is not None:
+            self._arriving.body.feed(data)
+
     def _new_syntax(self) -> httptools.HttpRequestParser:
         syntax = httptools.HttpRequestParser(self)
         # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
@@ -155,6 +174,8 @@ class RequestParser:
 
     def _malformed(self, reason: str) -> Exception:
         """What is wrong if the client broke the framing: of the body that is arriving, or between two requests."""
+        if self._piece:
+            self._hand_over()
         request, self._arriving = self._arriving, None
         return RefusedError(400) if request is None else BrokenBodyError(request, reason)
 
@@ -224,13 +245,17 @@ class RequestParser:
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         self._bytes_without_body = 0
-        if self._arriving is not None:
-            self._arriving.body.feed(data)
+        if not self._piece:
+            self._piece = data
+        else:
+            self._further.append(data)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
         if self._head_of_body is not None and self._syntax is not None and self._syntax.should_upgrade():
             return
+        if self._piece:
+            self._hand_over()
         request, self._arriving = self._arriving, None
         if request is not None:
             request.body.finish()

@@ -4,7 +4,8 @@
 
 Texts are quoted, except names that operators search for bare. What peers sent can neither break a line nor fill the
 disk: control characters are escaped and long values cut. Names that could carry secrets are masked, whoever logs them.
-The format is described in docs/operations.md, "Logs".
+What a line costs its caller is making the text: a thread of its own writes it, and a reader that is gone, a full disk or
+a blocked pipe cost lines and nothing else. The format is described in docs/operations.md, "Logs".
 """
 
 import logging
@@ -17,6 +18,10 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 import structlog
+
+from tunnel_protocol.observers.line_logger import LibraryLines, LineLoggerFactory
+from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.observers.sampler import SampleLines, Sampler, summary_event
 
 _MESSAGES = frozenset({"error", "addr"})
 """Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
@@ -109,20 +114,60 @@ class Levels:
 
 def set_up(
     form: Literal["text", "json"], environment: Mapping[str, str], out: TextIO | None = None, *, cache: bool = True
-) -> None:
-    """Configure structlog and the standard library's logging for the whole process; `out` is stdout unless given."""
+) -> LineWriter | None:
+    """Configure structlog and the standard library's logging for the whole process; `out` is stdout unless given.
+
+    Returns the writer of the lines, to be closed at the end; None for an `out` without a descriptor, as tests have it.
+    """
     stream = sys.stdout if out is None else out
     levels = Levels.of(environment.get("RUST_LOG"))
     colours = form == "text" and not environment.get("NO_COLOR") and stream.isatty()
+    renderer = _Json() if form == "json" else _Text(colours)
+    sampler = Sampler()
+    writer = _writer_on(stream, renderer, sampler)
     structlog.configure(
-        processors=[structlog.processors.format_exc_info, _Json() if form == "json" else _Text(colours)],
+        processors=[SampleLines(sampler, _no_reminder if writer is None else writer.remind), _Unfailing(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(levels.own),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else LineLoggerFactory(writer),
         cache_logger_on_first_use=cache,
     )
     root = logging.getLogger()
-    root.handlers[:] = [_Bridge()]
+    root.handlers[:] = [LibraryLines()]
     root.setLevel(levels.libraries)
+    return writer
+
+
+def writer_in_use() -> LineWriter | None:
+    """The writer that `set_up` made for this process, if any."""
+    factory = structlog.get_config()["logger_factory"]
+    return factory.writer if isinstance(factory, LineLoggerFactory) else None
+
+
+def flush(timeout_s: float) -> None:
+    """Wait until the lines logged by now are written, or lost, or the time is over."""
+    writer = writer_in_use()
+    if writer is not None:
+        writer.flush(timeout_s)
+
+
+def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineWriter | None:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+    def told(count: int) -> str:
+        return form(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
+
+    def reminders() -> tuple[list[str], bool]:
+        summaries, more = sampler.summaries()
+        return [form(None, "warning", summary_event(summary)) for summary in summaries], more
+
+    return LineWriter(descriptor, told, name="log", reminders=reminders)
+
+
+def _no_reminder() -> None:
+    """Without a writer there is nobody to tell what was left out."""
 
 
 class FrequentLine:
@@ -137,9 +182,8 @@ class FrequentLine:
         self.enabled: bool = structlog.get_logger().bind().is_enabled_for(logging.INFO)
         """Whether the line is written at all; ask first, then one that is not costs nothing."""
         configured = structlog.get_config()
-        form = configured["processors"][-1]
-        ours = isinstance(form, (_Text, _Json))
-        self._line = form.of_info(event, fields) if ours else None
+        last = configured["processors"][-1]
+        self._line = last.form.of_info(event, fields) if isinstance(last, _Unfailing) else None
         self._write = configured["logger_factory"]().info
 
     def write(self, *values: object) -> None:
@@ -152,17 +196,19 @@ class FrequentLine:
             self._write(self._line(values))
 
 
-class _Bridge(logging.Handler):
-    """Lines of libraries (asyncio, grpc, ...) come out like ours, with the logger's name as a field."""
+class _Unfailing:
+    """The last processor: makes the line, and makes one that says so where a value cannot be shown."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        level = (
-            "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
-        )
-        fields: dict[str, Any] = {"logger": record.name}
-        if record.exc_info:
-            fields["exc_info"] = record.exc_info
-        getattr(structlog.get_logger(), level)(record.getMessage(), **fields)
+    def __init__(self, form: "_Text | _Json") -> None:
+        self.form = form
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        message = event.get("event", "")
+        try:
+            return self.form(logger, method, structlog.processors.format_exc_info(logger, method, event))
+        except Exception as error:  # noqa: BLE001 - whatever a value's own methods raise
+            shown = message if isinstance(message, str) else type(message).__name__
+            return self.form(logger, method, {"event": shown, "not_shown_because": type(error).__name__})
 
 
 class _Now:
@@ -226,7 +272,7 @@ class _Json:
         message = str(event.pop("event", ""))
         document = {"timestamp": self._now(), "level": _SHOWN.get(method, " INFO").strip(), "message": message}
         document.update({key: _plain(value, _style(key)) for key, value in event.items()})
-        return msgspec.json.encode(document).decode()
+        return _encoded(document)
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
         """Makes lines of one event, given the values of its fields in order; the same text as a call, for less."""
@@ -237,9 +283,25 @@ class _Json:
             document: dict[str, Any] = {"timestamp": now(), "level": "INFO", "message": event}
             for (name, style), value in zip(known, values, strict=True):
                 document[name] = _plain(value, style)
-            return msgspec.json.encode(document).decode()
+            return _encoded(document)
 
         return line
+
+
+def _encoded(document: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(document).decode()
+    except UnicodeEncodeError:
+        # A lone surrogate (from a file, or from bytes of the command line) has no UTF-8; it is shown as its escape.
+        return msgspec.json.encode(_without_surrogates(document)).decode()
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_without_surrogates(key): _without_surrogates(one) for key, one in value.items()}
+    return value
 
 
 class _Style(Enum):

@@ -211,6 +211,11 @@ class Metrics:
         self.event_loop_lag_seconds = self._histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer, sampled", WIDE_BOUNDS_S
         )
+        self.log_lines_dropped_total = self._counter(
+            "log_lines_dropped_total",
+            "Lines that could not be written, or not soon enough; log is log or key_log",
+            "log",
+        )
         self.tls_last_reload_success = self._gauge(
             "tls_last_reload_success", "1 if the last look at the TLS files found a usable identity", "material_type"
         )

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from receipts import MODEL, active_workers, client, counted, exchange, start_worker
 
-from router.testing import Process, System
+from llm_request_router.testing import Process, System
 
 WORKERS, CLIENTS, LOAD_S, REQUEST_LIMIT_S = 4, 24, 10.0, 20.0
 DOCUMENTED = {"answered", "broken off", "error 404", "error 502", "error 503"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from router.testing import Process, System
+from llm_request_router.testing import Process, System
 from stargate_client.mock_engine import receipt
 
 MODEL = "m"

@@ -11,7 +11,7 @@ import pytest
 from grpc_loop import run_grpc
 from registered_worker import INACTIVE, RegisteredWorker, becomes
 
-from router.testing import System
+from llm_request_router.testing import System
 
 WIDE = {"algorithm": "wait-and-widen", "ttft_bucket_size_ms": 1_000_000}
 POLICY = {

@@ -6,7 +6,7 @@ import pytest
 from gateway_house import BrokenOffError
 from tunnel_case import BUSY, over_tunnels
 
-from router.testing import System
+from llm_request_router.testing import System
 
 TIMEOUT_MS = 600
 BODY = bytes(range(256)) * 300

@@ -13,7 +13,7 @@ import pytest
 from registered_worker import RegisteredWorker
 
 from certs import make_self_signed
-from router.testing import System
+from llm_request_router.testing import System
 
 MODEL = "tiny"
 

@@ -8,7 +8,7 @@ import pytest
 from grpc_loop import run_grpc
 from registered_worker import RegisteredWorker, ask
 
-from router.testing import ProcessEndedError, System
+from llm_request_router.testing import ProcessEndedError, System
 
 PAGE = Path(__file__).parents[2] / "docs" / "balancing.md"
 

@@ -10,7 +10,7 @@ from gateway_house import Client
 from receipts import resident_bytes
 from tunnel_case import over_tunnels
 
-from router.testing import System
+from llm_request_router.testing import System
 
 MIB = 1024 * 1024
 UPLOAD_BYTES = 64 * MIB

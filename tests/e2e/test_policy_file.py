@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from router.testing import ProcessEndedError, System
+from llm_request_router.testing import ProcessEndedError, System
 
 SUCCESS = 'stargate_lb_config_reloads_total{result="success"}'
 REJECTED = 'stargate_lb_config_reloads_total{result="rejected"}'

@@ -7,7 +7,7 @@ import pytest
 from gateway_house import BrokenOffError
 from tunnel_case import over_tunnels
 
-from router.testing import System
+from llm_request_router.testing import System
 
 SECRETS = ("Bearer very-secret", "a private question", "a private answer", "session-cookie")
 

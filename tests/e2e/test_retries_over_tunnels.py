@@ -10,7 +10,7 @@ from gateway_house import BrokenOffError
 from scripted_worker import ScriptedWorker
 from tunnel_case import BUSY, over_tunnels
 
-from router.testing import System
+from llm_request_router.testing import System
 from tunnel_protocol.head import EXPECTED_QUEUE_MS
 
 REPLAY_LIMIT = 100_000

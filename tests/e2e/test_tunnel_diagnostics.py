@@ -5,7 +5,7 @@ import re
 
 from receipts import MODEL
 
-from router.testing import System
+from llm_request_router.testing import System
 
 
 def test_qlog_and_key_log_of_a_running_router(tmp_path):

@@ -22,7 +22,7 @@ from registered_worker import (
 )
 from scripted_worker import ScriptedWorker
 
-from router.testing import System
+from llm_request_router.testing import System
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc, stargate_pb2_grpc
 from tunnel_protocol.control import stargate_pb2 as pb
 

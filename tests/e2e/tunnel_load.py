@@ -21,7 +21,7 @@ from random import Random
 from receipts import MODEL, active_workers, client, exchange, resident_bytes, start_worker
 from relay import UdpRelay, Weather
 
-from router.testing import Process, System
+from llm_request_router.testing import Process, System
 
 CLIENTS = 24
 LISTENERS = 3

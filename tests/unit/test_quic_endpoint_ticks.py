@@ -97,6 +97,8 @@ class Engine:
             self.closed = self.finished = True
             self.owner.on_closed(error)
 
+    def discard(self): ...
+
 
 class Factory:
     """Implements `EngineFactory`."""

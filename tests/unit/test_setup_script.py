@@ -22,9 +22,9 @@ def tree(tmp_path: Path) -> tuple[Path, Path]:
     return project, tools
 
 
-def setup(project: Path, tools: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+def setup(project: Path, tools: Path, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [project / "scripts/setup"],
+        [project / "scripts/setup", *words],
         env={"PATH": str(tools), **environment},
         capture_output=True,
         text=True,
@@ -134,3 +134,22 @@ def test_what_runs_as_written_is_told_with_the_end_of_the_log(tmp_path: Path) ->
     ended = setup(project, tools)
     assert ended.returncode == 0
     assert "runs as written: not compiled; the last lines of .venv/compile.log:\ncc1: no\n" in ended.stderr
+
+
+INSTALLS = 'case "$*" in *pip*) echo "$*" >>.venv/installs;; *build_ext*) echo built >>.venv/builds;; esac; exit 0'
+
+
+def installed(project: Path) -> list[str]:
+    words = [line.split() for line in (project / ".venv/installs").read_text().splitlines()]
+    return [line[line.index("-r") + 1] for line in words]
+
+
+def test_for_running_only_what_runs_is_installed_and_nothing_compiled(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, INSTALLS)
+    assert setup(project, tools, "run").returncode == 0
+    assert (installed(project), built(project)) == (["requirements/run.txt"], 0)
+    assert setup(project, tools, "run").stderr == ""
+    assert setup(project, tools).returncode == 0
+    assert (installed(project), built(project)) == (["requirements/run.txt", "requirements/dev.txt"], 1)
+    assert setup(project, tools, "run").stderr == ""
+    assert len(installed(project)) == 2

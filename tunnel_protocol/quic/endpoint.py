@@ -523,6 +523,13 @@ class Endpoint:
         if engine is None:
             return None
         connection.engine = engine
+        if engine.closed:
+            # Refused for its very first packet: it is told once, and nothing is kept of it.
+            engine.deliver()
+            self._udp.send(engine.poll(now))
+            engine.abandon(ConnectionClosedError(None, "refused", by_peer=False))
+            self._forget(connection)
+            return None
         connection.too_slow = self.loop.call_later(
             self.settings.handshake_timeout_ms / 1000, self._handshake_too_slow, connection
         )
@@ -644,3 +651,5 @@ class Endpoint:
         for connection_id in connection.cids:
             self._routes.pop(connection_id, None)
         connection.cids.clear()
+        connection.engine.discard()
+        connection.handler = None

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunnel_protocol.observers.line_writer import LineWriter
+
 
 @dataclass(frozen=True, slots=True)
 class QuicSettings:
@@ -53,8 +55,8 @@ class QuicSettings:
     qlog_dir: Path | None = None
     """Where to write one qlog trace per connection; switches the fast paths off."""
 
-    keylog_path: Path | None = None
-    """Where to append TLS secrets in NSS key log format, for decrypting captures."""
+    key_log: LineWriter | None = None
+    """Takes TLS secrets in NSS key log format, for decrypting captures; stays its maker's."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for values QUIC cannot express or this program cannot work with."""

@@ -2,15 +2,16 @@
 
 import http.client
 import json
+import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from router.testing.processes import Process
+from llm_request_router import programs
+from llm_request_router.testing.processes import Process
 
 DNS_NAME = "routers.test"
 """Under this name routers with discovery look for each other."""
@@ -121,7 +122,7 @@ class System:
         process = self.spawn(
             name,
             [
-                *(sys.executable, "-m", "stargate_client"),
+                *programs.command("stargate_client"),
                 *("--stargate-address", self.ports.grpc),
                 *("--upstream-http-base-url", engine_url),
                 *("--inference-server-id", name),
@@ -131,6 +132,7 @@ class System:
                 "--quic-insecure",
                 *options,
             ],
+            programs.environment(os.environ),
         )
         worker = Worker(name, process, engine, engine_url, models)
         self.workers.append(worker)
@@ -141,13 +143,17 @@ class System:
         """Start a mock engine; returns it with its base URL."""
         ports_file = self.directory / f"{name}.json"
         command = [
-            *(sys.executable, "-m", "stargate_client.mock_engine"),
+            *programs.command("stargate_client.mock_engine"),
             "--port",
             "0",
             "--ports-file",
             str(ports_file),
         ]
-        engine = self.spawn(name, [*command, *(word for model in models for word in ("--model", model)), *options])
+        engine = self.spawn(
+            name,
+            [*command, *(word for model in models for word in ("--model", model)), *options],
+            programs.environment(os.environ),
+        )
         engine.until(lambda: ports_file.exists() or None, "the engine listens")
         return engine, str(json.loads(ports_file.read_text(encoding="utf-8"))["url"])
 
@@ -226,7 +232,8 @@ class System:
     ) -> None:
         ports_file = self.directory / "router.ports.json"
         command = [
-            *(sys.executable, "-m", "router", "--stargate-id", "test-router"),
+            *programs.command("router"),
+            *("--stargate-id", "test-router"),
             *("--listen-addr", "127.0.0.1:0", "--advertise-addr", "127.0.0.1:0"),
             *("--model-discovery-listen-addr", "127.0.0.1:0", "--http-listen-addr", "127.0.0.1:0"),
             *("--metrics-port", "0", "--stargate-discovery-dns-name", DNS_NAME),
@@ -236,7 +243,8 @@ class System:
         if reverse:
             command += ["--backend-connectivity", "reverse", "--reverse-tunnel-listen-addr", "127.0.0.1:0"]
             command += ["--advertised-hostname-template", "127.0.0.1"]
-        self._router = self.spawn("router", [*command, *options], environment)
+        found = {**environment, **programs.environment({**os.environ, **environment})}
+        self._router = self.spawn("router", [*command, *options], found)
         self._ports = self._router.until(lambda: Ports.read(ports_file), "it told its ports", timeout_s=30)
 
     def _served(self, models: Sequence[str]) -> bool:
