@@ -206,6 +206,8 @@ class ClientConnection(asyncio.Protocol):
         elif request.body.complete:
             if keep_alive:
                 self._settled()
+            elif request.last or self._queue or self._refusal is not None:
+                self._linger()  # the client has sent more, or may
             else:
                 self._close()
         elif not keep_alive or request.body.broken is not None or _withheld(request):

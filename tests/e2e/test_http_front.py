@@ -9,6 +9,8 @@ from gateway_house import BrokenOffError, Client, a_house, eventually, get, post
 
 from router.gateway.connection import ClientConnection
 
+HOST = b"host: x\r\n"
+
 
 def echo(exchange):
     exchange.answer(200, b"ok")
@@ -172,12 +174,12 @@ async def test_a_head_may_arrive_byte_by_byte():
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % n for n in range(100)) + b"\r\n", 200),
-        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % n for n in range(101)) + b"\r\n", 431),
-        (b"GET /healthz HTTP/1.1\r\nbig: " + b"x" * 400_000 + b"\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"".join(b"h%d: x\r\n" % n for n in range(99)) + b"\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"".join(b"h%d: x\r\n" % n for n in range(100)) + b"\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"big: " + b"x" * 400_000 + b"\r\n\r\n", 200),
         (b"GET /healthz HTTP/1.1\r\nbig: " + b"x" * 500_000 + b"\r\n\r\n", 431),
-        (b"GET /" + b"a" * 65_533 + b" HTTP/1.1\r\n\r\n", 404),
-        (b"GET /" + b"a" * 65_534 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /" + b"a" * 65_533 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 404),
+        (b"GET /" + b"a" * 65_534 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
     ],
     ids=["100 headers", "101 headers", "head of 400 kB", "head of 500 kB", "target of 65,534", "target of 65,535"],
 )
@@ -230,6 +232,73 @@ async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
         exchange.answer()
         assert [(await client.answer()).status for _ in range(3)] == [200, 200, 400]
         assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET http://router:8000/healthz", 200),
+        (b"GET HTTPS://[::1]/healthz?a=b", 200),
+        (b"GET http://x/healthz#fragment", 200),
+        (b"GET http://x?/healthz", 404),
+        (b"GET http://x", 404),
+        (b"GET http://user@x/healthz", 400),
+        (b"GET http:///healthz", 400),
+        (b"GET http://x:port/healthz", 400),
+        (b"GET x:80", 400),
+        (b"GET *", 400),
+        (b"OPTIONS *", 404),
+        (b"CONNECT x:80", 404),
+        (b"CONNECT x", 400),
+        (b"CONNECT /healthz", 400),
+        (b'GET /healthz?"', 400),
+        (b"GET /healthz?<", 400),
+        (b"GET /healthz?>", 400),
+        (b"GET /healthz`", 400),
+        (b"GET /healthz?`{}|^\\[]", 200),
+        (b"GET /healthz?\xc3\xa9", 400),
+        (b"GET /healthz?a b", 400),
+        (b"GET /healthz?\x00", 400),
+        (b"GET /healthz?\x7f", 400),
+    ],
+)
+def test_a_target_has_one_of_the_four_forms(line, status):
+    @scenario
+    async def run():
+        async with a_house() as house:
+            assert (await house.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [
+        (b"1.1", [], 400),
+        (b"1.0", [], 200),
+        (b"1.1", [b""], 200),
+        (b"1.1", [b"a.b:80"], 200),
+        (b"1.1", [b"[::1]:80"], 200),
+        (b"1.1", [b"a", b"a"], 400),
+        (b"1.0", [b"a", b"b"], 400),
+        (b"1.1", [b"a b/c"], 400),
+        (b"1.1", [b"a/b"], 400),
+        (b"1.1", [b"user@a"], 400),
+        (b"1.1", [b"a:b"], 400),
+        (b"1.1", [b"a:1:2"], 400),
+        (b"1.1", [b"[::1"], 400),
+        (b"1.1", [b"caf\xc3\xa9"], 400),
+        (b"1.0", [b"a/b"], 400),
+    ],
+)
+def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
+    @scenario
+    async def run():
+        async with a_house() as house:
+            lines = b"".join(b"host: %b\r\n" % host for host in hosts)
+            assert (await house.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
+
+    run()
 
 
 @scenario
@@ -286,9 +355,24 @@ async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on
         assert exchange.received == b"0123456789"
         assert exchange.header("content-length") is None
         exchange.answer()
-        assert (await client.answer()).status == 200
-        client.send(get("/healthz"))
-        assert (await client.answer()).status == 200
+        answer = await client.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await client.closed()
+
+
+@scenario
+async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer_arrives():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(chunked=True, body=b"0123456789", content_length="3") + get("/healthz"))
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        client.send(get("/healthz") * 20_000)  # unread bytes at a close would take the answer from the client
+        exchange.answer()
+        answer = await client.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await client.closed()
 
 
 @scenario
