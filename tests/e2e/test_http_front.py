@@ -2,12 +2,15 @@
 
 import asyncio
 import gc
+import os
+import resource
 import socket
 
 import pytest
 from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
 
-from router.gateway.connection import ClientConnection
+from router.gateway.connection import ClientConnection, Patience
+from router.gateway.server import RESERVED_DESCRIPTORS
 
 HOST = b"host: x\r\n"
 
@@ -690,6 +693,93 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
         client.half_close()
         await eventually(lambda: exchange.cancelled)
         assert await client.closed()
+
+
+# --- limits in time and number
+
+
+@scenario
+async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
+    async with a_house(patience=Patience(body=0.05)) as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"half", content_length="9"))
+        answer = await client.answer()
+        assert (answer.status, answer.is_empty, answer.header("connection")) == (408, True, "close")
+        assert (await worker.next()).cancelled
+        assert await client.closed()
+        assert house.count("requests_rejected_total", 'status="408"') == 1
+
+
+@scenario
+async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
+    async with a_house(patience=Patience(body=0.02)) as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"half", content_length="9"))
+        exchange = await worker.next()
+        exchange.head(200)
+        assert (await client.head()).status == 200
+        connection = next(iter(house.http._connections))
+        await eventually(lambda: connection._arrival is None)  # the limit has passed
+        exchange.body(b"on")
+        assert await client.reader.readuntil(b"on\r\n")
+
+
+@scenario
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
+    async with a_house(patience=Patience(body=0.02)) as house:
+        worker = house.worker(on_request=None)
+        worker.free = 0
+        client = await house.client()
+        client.send(post(body=b"", content_length="4", expect="100-continue"))
+        await eventually(lambda: worker.waiting)
+        connection = next(iter(house.http._connections))
+        first = connection._arrival
+        await eventually(lambda: connection._arrival is not first)  # the limit has passed
+        worker.release_streams(1)
+        assert (await client.answer()).status == 100
+
+
+@scenario
+async def test_connections_above_the_limit_are_closed_at_once_and_counted():
+    async with a_house(max_connections=2) as house:
+        kept = [await house.client() for _ in range(2)]
+        await eventually(lambda: house.http.connections == 2)
+        for _ in range(3):
+            client = await house.client()
+            with pytest.raises((BrokenOffError, ConnectionResetError)):
+                await client.answer()
+        assert house.count("http_connections_refused_total", 'reason="connections"') == 3
+        for client in kept:
+            client.send(get("/healthz"))
+            assert (await client.answer()).status == 200
+        kept.pop().leave()
+        await eventually(lambda: house.http.connections == 1)
+        assert (await house.ask(get("/healthz"))).status == 200
+
+
+@scenario
+async def test_the_last_file_descriptors_are_not_for_client_connections():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with a_house() as house:
+        kept = await house.client()
+        kept.send(get("/healthz"))
+        assert (await kept.answer()).status == 200
+        free = os.dup(0)  # the number of the next one
+        os.close(free)
+        assert RESERVED_DESCRIPTORS.pieces > 6
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 6, hard))
+        try:
+            client = await house.client()
+            with pytest.raises((BrokenOffError, ConnectionResetError)):
+                await client.answer()
+            kept.send(get("/healthz"))
+            assert (await kept.answer()).status == 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert house.count("http_connections_refused_total", 'reason="descriptors"') == 1
+        assert (await house.ask(get("/healthz"))).status == 200
 
 
 # --- the drain
