@@ -324,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
         self._input_over = True
         request.body.fail(reason)
         if request is self._current and self._response is not None and self._response.over:
-            self._close()
+            self._linger()
 
     def _refuse(self, status: int) -> None:
         """Answer with `status` once everything before is answered, then close."""
