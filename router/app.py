@@ -283,7 +283,9 @@ class App:
         )
         debug_config = assembly.debug_config(self.settings, self.bound, self._advertise)
         routes = Routes(proxy, self.registry, self.metrics, is_ready=self._is_ready, debug_config=lambda: debug_config)
-        self.http = HttpServer(routes, time.monotonic)
+        self.http = HttpServer(
+            routes, time.monotonic, assembly.http_times(self.settings), self.settings.http_max_connections
+        )
         for tunnels in (self._listener, self._dialer):
             if tunnels is not None:
                 tunnels.observe_ticks(self.http)

@@ -240,7 +240,13 @@ class Metrics:
         target = ("routing_key", "model")
         self.requests_in_flight = self._gauge("requests_in_flight", "Requests being proxied right now")
         self.requests_rejected_total = self._counter(
-            "requests_rejected_total", "Requests answered before routing (400, 405, early 413)", "status", "reason"
+            "requests_rejected_total",
+            "Requests answered before routing (400, 405, 408, early 413, 414, 431)",
+            "status",
+            "reason",
+        )
+        self.http_connections_refused_total = self._counter(
+            "http_connections_refused_total", "Client connections closed at once, too many being open", "reason"
         )
         self.request_duration_seconds = self._histogram(
             "request_duration_seconds", "Time from request arrival to the end of the body", WIDE_BOUNDS_S, *target
