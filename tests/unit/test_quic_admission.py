@@ -367,6 +367,52 @@ def test_an_address_that_has_most_of_the_places_gives_one_up_at_once_and_only_to
     assert half_open.makes_way(source_of("192.0.2.2"), 0.5) == 0
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["stranger", "proves", "completes", "rests"]), st.integers(0, 40), st.integers(0, 9)),
+        max_size=80,
+    )
+)
+def test_whoever_floods_a_client_that_proves_its_address_gets_a_place(steps):
+    """Few places, floods from any mixture of addresses with and without proof, and one honest client after each step."""
+    one, now = admission(max_half_open=8), 100.0
+
+    def begin(decision, name):
+        if one.half_open.full:
+            gone = one.half_open.makes_way(decision.source, now)
+            if gone is None:
+                return False
+            assert gone in one.half_open
+            one.half_open.discard(gone)
+        one.half_open.add(name, decision.source, proved=decision.original_cid is not None, now=now)
+        return True
+
+    for serial, (step, host, port) in enumerate(steps):
+        client = (f"10.0.{host}.1", port)
+        decision = one.decide(initial(), client, now, accepting=True)
+        if isinstance(decision, bytes) and step == "proves":
+            decision = one.decide(retried(decision), client, now, accepting=True)
+            assert isinstance(decision, Admitted)
+        if isinstance(decision, Admitted):
+            begin(decision, serial)
+        if step == "completes" and len(one.half_open):
+            one.half_open.discard(next(iter(one.half_open._since)))
+        if step == "rests":
+            now += SETTLED_S
+        assert len(one.half_open) <= 8
+        assert len(one.half_open.unproved) <= 4
+    # An honest client is let in at once, or after the time in which the others could have gone on.
+    honest = ("192.0.2.1", 1)
+    for _ in range(2):
+        decision = one.decide(initial(), honest, now, accepting=True)
+        if isinstance(decision, bytes):
+            decision = one.decide(retried(decision), honest, now, accepting=True)
+        if begin(decision, "honest"):
+            break
+        now += SETTLED_S
+    assert "honest" in one.half_open
+
+
 # --- stateless resets ------------------------------------------------------------------------------------------------
 
 
