@@ -14,7 +14,7 @@ import structlog
 from certs import Identity as TlsIdentity
 from router import assembly, build
 from router.control_plane.discovery import Discovery
-from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer
+from router.control_plane.grpc_server import GrpcBindError, GrpcServer
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
@@ -198,7 +198,7 @@ class App:
             listen_address(text)
             for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
         )
-        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings), keepalive=GrpcKeepalive()))
+        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings)))
         self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=assembly.grpc_tls(settings)))
         http_socket = bind_tcp(http, "HTTP")
         metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
@@ -237,6 +237,7 @@ class App:
             )
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        self._dialer.own_ports.add(self._port("reverse_tunnel"))
         self._closers.append(self._dialer.close)
 
     def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
