@@ -27,6 +27,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicDeliveryState
 from cryptography.exceptions import InvalidTag
 
+from tunnel_protocol.quic.aioquic_engine.bounded import MAX_ACK_FRAMES, FrameCountError
 from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
 from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, data_delivery
 from tunnel_protocol.quic.engine import Address
@@ -156,6 +157,7 @@ class FastConnection(StreamConnection):
             raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "Packet contains no frames")
         frame_type = _STREAM
         buf: Buffer | None = None
+        acks = 0
         try:
             at = read_stream_frames(payload, 0, self.streams)
             if at == size:
@@ -165,6 +167,9 @@ class FastConnection(StreamConnection):
             while at < size:
                 if payload[at] == _ACK:
                     frame_type = _ACK
+                    acks += 1
+                    if acks > MAX_ACK_FRAMES:
+                        raise FrameCountError(_ACK)
                     ack = read_ack(payload, at + 1)
                     self._acknowledge(ack, now)
                     at = ack.end

@@ -23,6 +23,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from tunnel_protocol.quic.aioquic_engine.bounded import BoundedConnection
 from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
 from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import StreamHandler
 
@@ -94,6 +95,8 @@ class StreamConnection(BoundedConnection):
         """Streams that only wait for connection-level credit."""
         self._arrived: list[EngineStream] = []
         """Streams the peer opened and nobody was told of yet."""
+        self._unseen = Ranges()
+        """Streams of the peer, counted from 1, that a higher one has opened and on which nothing has arrived."""
         self._credit_raised = False
         self._blocked_at: int | None = None
         """The stream limit at which somebody found us blocked and the peer has not been told yet."""
@@ -165,14 +168,23 @@ class StreamConnection(BoundedConnection):
         limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
         count = (stream_id >> 2) + 1
         if count <= limit.used:
-            return None
+            # No state is held for a stream that only a higher number has opened, until something is said on it.
+            return self._create_peer_stream(stream_id) if self._unseen.discard(count) else None
         if count > limit.value:
             raise QuicConnectionError(QuicErrorCode.STREAM_LIMIT_ERROR, frame_type, "Too many streams open")
         # A stream opens all lower-numbered ones of its kind (RFC 9000 section 2.1).
-        for new_id in range(limit.used * 4 + (stream_id & 3), stream_id + 4, 4):
-            stream = self._create_stream(new_id, NOBODY, self._remote_max_stream_data_bidi_local)
-            self._arrived.append(stream)
+        if not limit.used and count > 1:
+            # Whoever waits for the first stream of a peer is told of that one first.
+            self._create_peer_stream(stream_id & 3)
+            limit.used = 1
+        if count > limit.used + 1:
+            self._unseen.add(limit.used + 1, count)
         limit.used = count
+        return self._create_peer_stream(stream_id)
+
+    def _create_peer_stream(self, stream_id: int) -> EngineStream:
+        stream = self._create_stream(stream_id, NOBODY, self._remote_max_stream_data_bidi_local)
+        self._arrived.append(stream)
         return stream
 
     # --- frames in ---------------------------------------------------------------------------------------------------
