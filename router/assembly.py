@@ -3,6 +3,7 @@
 Pure construction: nothing here opens a socket or starts a task.
 """
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from router.control_plane.replicas import own_replica
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.worker_auth import GatewayAuthenticator, GatewayAuthSettings, OpenAuthenticator
+from router.gateway.connection import Patience
 from router.gateway.proxy_settings import ProxySettings
 from router.option_values import SocketAddress
 from router.settings import Settings
@@ -82,6 +84,14 @@ def proxy_settings(settings: Settings) -> ProxySettings:
         no_repeat_accepted=settings.proxy_no_repeat_accepted,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
         access_log=settings.access_log,
+    )
+
+
+def http_times(settings: Settings) -> Patience:
+    """How long the HTTP listener waits for its clients."""
+    return Patience(
+        head=settings.http_head_timeout_ms / 1000 or math.inf,
+        body=settings.http_body_timeout_ms / 1000 or math.inf,
     )
 
 

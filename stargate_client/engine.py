@@ -92,7 +92,7 @@ class Engine:
                 if response.status != 200:
                     return None
                 found = msgspec.json.decode(await response.read(), type=_Models)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         names = {model.id.strip() for model in found.data}
         return None if "" in names else tuple(sorted(names))

@@ -63,7 +63,7 @@ def check_body(method: bytes, path: bytes, body: bytes) -> None:
                 raise Problem(400, f"{path.decode()} requests must set stream=true")
         else:
             msgspec.json.decode(body, type=msgspec.Raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(400, "request body must be valid JSON") from None
 
 

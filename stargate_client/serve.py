@@ -31,11 +31,15 @@ from stargate_client.usage import output_tokens
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.stream import Stream
 
 _log = structlog.get_logger()
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+BODY = Limit("worker.request_body", bytes=64 * 1024 * 1024)
+"""A tunnelled request body; it is collected whole."""
+
+MAX_BODY_BYTES = BODY.bytes or 0
 EVENT_GAP_S = 30.0
 _HEALTH = b"/health"
 
@@ -195,7 +199,9 @@ class TunnelRequest:
             self._advance(State.INPUT)
             content_type = response.headers.get("content-type", "")
             observed = head.method == b"POST" and self._path() in (CHAT, RESPONSES)
-            if observed and content_type.startswith("text/event-stream"):
+            # Events of a compressed stream cannot be seen; the caller asked for it, so it is passed on as it is.
+            plain = response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
+            if observed and plain and content_type.startswith("text/event-stream"):
                 await self._relay_events(response)
             else:
                 if 200 <= response.status < 300:

@@ -162,6 +162,7 @@ class ClientRequest:
         "headers",
         "http_1_0",
         "keep_alive",
+        "last",
         "method",
         "path",
         "received_at",
@@ -179,6 +180,7 @@ class ClientRequest:
         keep_alive: bool,
         received_at: float,
         body: RequestBody,
+        last: bool = False,
     ) -> None:
         self.method = method
         self.target = target
@@ -189,6 +191,8 @@ class ClientRequest:
         """The first value of each header."""
         self.http_1_0 = http_1_0
         self.keep_alive = keep_alive
+        self.last = last
+        """Two framings were given: nothing behind it is read, and its connection ends (RFC 9112 section 6.1)."""
         self.received_at = received_at
         """Monotonic seconds when the head was complete."""
         self.body = body

@@ -54,6 +54,7 @@ _SECRET = ("authorization", "token", "secret", "password", "prompt", "cookie")
 _MASKED = "<masked>"
 _NUMBERS = frozenset((int, float))
 _MAX_VALUE_CHARS = 2_000
+_MAX_TRACE_CHARS = 20_000
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -134,6 +135,9 @@ def set_up(
     root = logging.getLogger()
     root.handlers[:] = [LibraryLines()]
     root.setLevel(levels.libraries)
+    # What libraries would print on stderr, and wait there for its reader.
+    logging.captureWarnings(True)
+    sys.unraisablehook = _unraisable
     return writer
 
 
@@ -164,6 +168,14 @@ def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineW
         return [form(None, "warning", summary_event(summary)) for summary in summaries], more
 
     return LineWriter(descriptor, told, name="log", reminders=reminders)
+
+
+def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
+    error = problem.exc_value
+    structlog.get_logger().error(
+        problem.err_msg or "exception in a finalizer or callback",
+        error=repr(problem.exc_type if error is None else error),
+    )
 
 
 def _no_reminder() -> None:
@@ -241,7 +253,7 @@ class _Text:
         trace = event.pop("exception", None)
         fields = "".join(f" {key}={_value(value, _style(key))}" for key, value in event.items())
         line = f"{self._now()} {self._levels.get(method, ' INFO')} {message}{fields}"
-        return line if trace is None else f"{line}\n{trace}"
+        return line if trace is None else f"{line}\n{_trace(str(trace))}"
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
         """Makes lines of one event, given the values of its fields in order; the same text as a call, for less."""
@@ -354,7 +366,11 @@ def _value(value: Any, style: _Style) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_value(one, _style(str(name)))}" for name, one in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_escaped(str(name))}: {_value(one, _style(str(name)))}" for name, one in value.items())
+            + "}"
+        )
     if isinstance(value, bytes):
         return _text(value.decode("utf-8", "backslashreplace"), style)
     return _text(value, style) if isinstance(value, str) else _escaped(str(value))
@@ -368,6 +384,15 @@ def _text(value: str, style: _Style) -> str:
     if style is _Style.MESSAGE:
         return _escaped(value)
     return '"' + _escaped(value).replace('"', r"\"") + '"'
+
+
+def _trace(text: str) -> str:
+    """The lines of a traceback; its last line may hold what a peer sent."""
+    if len(text) > _MAX_TRACE_CHARS:
+        text = f"{text[: _MAX_TRACE_CHARS // 2]}\n...\n{text[-_MAX_TRACE_CHARS // 2 :]}"
+    return "\n".join(
+        line if line.isprintable() else line.encode("unicode_escape").decode() for line in text.split("\n")
+    )
 
 
 def _escaped(value: str) -> str:

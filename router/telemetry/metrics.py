@@ -208,6 +208,7 @@ class Metrics:
     def _add_process(self) -> None:
         self.build_info = self._gauge("build_info", "Always 1; the build in its labels", "version", "commit")
         self.draining = self._gauge("draining", "1 while the process drains")
+        self.not_ready = self._gauge("not_ready", "1 for each reason why /readyz is 503", "reason")
         self.event_loop_lag_seconds = self._histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer, sampled", WIDE_BOUNDS_S
         )
@@ -240,7 +241,13 @@ class Metrics:
         target = ("routing_key", "model")
         self.requests_in_flight = self._gauge("requests_in_flight", "Requests being proxied right now")
         self.requests_rejected_total = self._counter(
-            "requests_rejected_total", "Requests answered before routing (400, 405, early 413)", "status", "reason"
+            "requests_rejected_total",
+            "Requests answered before routing (400, 405, 408, early 413, 414, 431)",
+            "status",
+            "reason",
+        )
+        self.http_connections_refused_total = self._counter(
+            "http_connections_refused_total", "Client connections closed at once, too many being open", "reason"
         )
         self.request_duration_seconds = self._histogram(
             "request_duration_seconds", "Time from request arrival to the end of the body", WIDE_BOUNDS_S, *target

@@ -1,11 +1,13 @@
 """The worker between a tunnel and engines that do what HTTP/1.1 allows them, and what it does not: one generation per request."""
 
 import asyncio
+import gzip
 from contextlib import asynccontextmanager
 
 import pytest
 
 from stargate_client.engine import ANSWER_HEAD_LINE, Engine
+from stargate_client.serve import BODY as REQUEST_BODY
 from stargate_client.serve import Service
 from stargate_client.settings import parse
 from stargate_client.stats import ModelLoad
@@ -15,7 +17,7 @@ from tunnel_protocol.raw_quic import RAW_QUIC
 BODY = b'{"stream":true}'
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"hello "}}]}\n\n'
 NEEDED = [(b"x-request-id", b"r"), (b"x-model", b"m"), (b"x-input-tokens", b"1")]
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n" % len(EVENT)
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n"
 
 
 class Stream:
@@ -85,12 +87,12 @@ async def worker(behaviour):
     engine = Engine(settings)
     service = Service(settings, engine, Models(), RAW_QUIC)
 
-    async def ask(*headers):
+    async def ask(*headers, body=BODY):
         stream = Stream()
         handler = service.accept(stream)
         request = stream.exchange
         head = RequestHead(b"POST", b"/v1/chat/completions", [*NEEDED, *headers])
-        handler.on_data(request.encode_head(head) + request.encode_body(BODY) + request.encode_end(), True)
+        handler.on_data(request.encode_head(head) + request.encode_body(body) + request.encode_end(), True)
         async with asyncio.timeout(10):
             await stream.over.wait()
         return stream
@@ -106,10 +108,10 @@ def run(test):
     return lambda: asyncio.run(test())
 
 
-def answers(*lines):
+def answers(*lines, body=EVENT):
     async def behave(number, reader, writer, head):
         await reader.readexactly(len(BODY))
-        writer.write(ANSWER + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + EVENT)
+        writer.write(ANSWER % len(body) + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body)
         return True
 
     return behave
@@ -184,7 +186,7 @@ async def test_a_kept_connection_that_ends_as_it_is_used_costs_a_new_connection(
         await reader.readexactly(len(BODY))
         if number > 1:
             return False
-        writer.write(ANSWER + b"\r\n" + EVENT)
+        writer.write(ANSWER % len(EVENT) + b"\r\n" + EVENT)
         return True
 
     async with worker(once) as (ask, heads):
@@ -200,7 +202,7 @@ async def test_a_request_is_not_repeated_once_bytes_of_an_answer_came():
         if number > 1:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-")
             return False
-        writer.write(ANSWER + b"\r\n" + EVENT)
+        writer.write(ANSWER % len(EVENT) + b"\r\n" + EVENT)
         return True
 
     async with worker(begins) as (ask, heads):
@@ -217,3 +219,19 @@ async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again()
     async with worker(ends) as (ask, heads):
         assert (await ask()).was_reset
     assert len(heads) == 1
+
+
+@run
+async def test_a_compressed_stream_of_events_is_passed_on_as_it_is():
+    packed = gzip.compress(EVENT)
+    async with worker(answers(b"content-encoding: gzip", b"x-other: a", body=packed)) as (ask, _):
+        stream = await ask((b"accept-encoding", b"gzip"))
+        assert (stream.head.status, stream.body, stream.was_reset) == (200, packed, False)
+
+
+@run
+async def test_a_tunnelled_body_above_the_limit_is_reset():
+    async with worker(answers()) as (ask, heads):
+        stream = await ask(body=bytes(REQUEST_BODY.bytes + 1))
+        assert stream.was_reset
+    assert heads == []

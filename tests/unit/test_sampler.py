@@ -1,6 +1,7 @@
 """Lines that somebody outside can cause: the first ones, and how many more there were."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_every_line_is_shown_or_counted(steps: list[tuple[int, int, float]]) -> 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[tuple[LineWriter, Path]]:
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    handlers, level, hook = logging.getLogger().handlers[:], logging.getLogger().level, sys.unraisablehook
     path = tmp_path / "log"
     with path.open("w") as out:
         writer = set_up("text", {}, out, cache=False)
@@ -113,6 +114,8 @@ def log(tmp_path: Path) -> Iterator[tuple[LineWriter, Path]]:
         yield writer, path
         writer.close(20)
     structlog.reset_defaults()
+    sys.unraisablehook = hook
+    logging.captureWarnings(False)
     logging.getLogger().handlers[:] = handlers
     logging.getLogger().setLevel(level)
 
