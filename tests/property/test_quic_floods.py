@@ -5,12 +5,13 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quic_simulation import CLIENT_ADDRESS, SERVER_ADDRESS, Recorder, World
+from quic_simulation import CLIENT_ADDRESS, SERVER_ADDRESS, Recorder, Weather, World, nothing_left
 
 from tunnel_protocol.quic.aioquic_engine.bounded import ACK_FRAMES, CONNECTION_FRAMES, PACKET_FRAMES
 from tunnel_protocol.quic.aioquic_engine.connection import PATH_PROBES
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
+from tunnel_protocol.quic.settings import QuicSettings
 
 PING, PADDING = b"\x01", b"\x00"
 PACKET_BYTES = 1_150
@@ -90,6 +91,23 @@ def test_frames_about_streams_are_counted_per_packet():
     assert hostile.ended_with() is None
     hostile.say(b"\x11\x00\x05" * (PACKET_FRAMES.pieces + 1))
     assert hostile.ended_with() == 0xA
+
+
+def test_our_own_packets_keep_to_the_bound_however_many_streams_are_cancelled_at_once():
+    many = QuicSettings(max_streams_bidi=2_000, max_datagram_bytes=65_527)
+    world = World(1, Weather(mtu=65_527), many, many).connect()
+    world.server.accept = lambda _: Recorder()
+    streams = [world.client.engine.open_stream(Recorder()) for _ in range(1_500)]
+    for stream in streams:
+        stream.write(b"x")
+    world.run(lambda: len(world.server.engine.streams) == 1_500, 5)
+    world.client.engine._use_datagram_size(60_000)
+    for stream in streams:
+        stream.reset(1)
+        stream.stop(1)
+    world.run(lambda: nothing_left(world.client.engine), 10)
+    assert world.client.error is world.server.error is None
+    assert world.largest > 3_000
 
 
 # Cost -------------------------------------------------------------------------------------------------------------------

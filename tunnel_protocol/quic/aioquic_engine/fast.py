@@ -477,7 +477,10 @@ class FastConnection(StreamConnection):
     def _use_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
         self._loss._pacer._max_datagram_size = size
-        self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+        congestion = self._loss._cc
+        congestion._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+        # The smallest window is two datagrams (RFC 9002 section 7.2); one that holds no half of a datagram sends nothing.
+        congestion.congestion_window = max(congestion.congestion_window, 2 * size)
 
 
 def _keys(crypto: CryptoContext, direction: str) -> Keys:

@@ -20,7 +20,7 @@ from aioquic.quic.connection import (
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, QuicStreamFrame
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
-from tunnel_protocol.quic.aioquic_engine.bounded import BoundedConnection
+from tunnel_protocol.quic.aioquic_engine.bounded import PACKET_FRAMES, BoundedConnection
 from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
@@ -40,6 +40,9 @@ ACKED = QuicDeliveryState.ACKED
 _ONE_RTT = tls.Epoch.ONE_RTT
 _SMALLEST_STREAM_FRAME = 24
 """Room below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
+
+_MAX_CONTROL_FRAMES = (PACKET_FRAMES.pieces or 0) // 2
+"""Frames in a packet of ours above which no further stream adds its up to three: peers bound them as we do."""
 
 
 def data_delivery(delivery: QuicDeliveryState, stream: EngineStream, start: int, stop: int, fin: bool) -> None:
@@ -311,7 +314,7 @@ class StreamConnection(BoundedConnection):
             self._blocked_at = None
             room -= len(frame)
         control = self.control
-        while control and room >= 3 * _SMALLEST_STREAM_FRAME:
+        while control and room >= 3 * _SMALLEST_STREAM_FRAME and len(frames) < _MAX_CONTROL_FRAMES:
             stream = next(iter(control))
             del control[stream]
             room -= self._take_control_frames(stream, frames)
