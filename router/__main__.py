@@ -17,6 +17,8 @@ def main() -> None:
     standard_streams.make_safe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_before_start)
+    # Until there is something to reload; its default action would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     faulthandler.enable()
     if sys.argv[1:2] == ["explain"]:
         from router import explain_command

@@ -73,6 +73,7 @@ class App:
         self.tasks = CriticalTasks()
         self.bound: dict[str, SocketAddress | None] = {}
         self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._again: list[asyncio.Event] = []
         self._grpc: dict[str, GrpcServer] = {}
         self._listener: ReverseListener | None = None
         self._dialer: DirectDialer | None = None
@@ -242,9 +243,9 @@ class App:
         )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
-            self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
+            self._look_again(_TLS_RELOAD, settings.tls_poll_ms / 1000, self._look_at_tls)
         if self._policy.watched:
-            self.tasks.start(_LB_RELOAD, every(settings.lb_config_poll_ms / 1000, self._policy.look))
+            self._look_again(_LB_RELOAD, settings.lb_config_poll_ms / 1000, self._policy.look)
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
         await self.operators.wait_started()
@@ -253,6 +254,17 @@ class App:
             await self._grpc[name].start()
             self.tasks.start(task, self._grpc[name].wait())
         await self._serve_http(http_socket)
+
+    def _look_again(self, name: str, interval_s: float, look: Callable[[], Awaitable[None]]) -> None:
+        again = asyncio.Event()
+        self._again.append(again)
+        self.tasks.start(name, every(interval_s, look, name, self.metrics, again))
+
+    def reload(self) -> None:
+        """SIGHUP: look at the policy, certificates and secrets now, and reopen log files. Keeps what cannot be replaced."""
+        _log.info("received SIGHUP, looking at all files again")
+        for again in self._again:
+            again.set()
 
     async def _serve_http(self, http_socket: socket.socket) -> None:
         proxy = Proxy(

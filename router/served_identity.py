@@ -4,7 +4,6 @@ See docs/operations.md, "TLS". Loading happens once, so that what is served and 
 same bytes.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -25,7 +24,9 @@ from certs import (
 from router.settings import Settings
 from router.startup_checks import StartupError
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.quic.tls import server_name_for
+from tunnel_protocol.quic.aioquic_engine.rehearsal import UnusableIdentityError, rehearse
+from tunnel_protocol.quic.tls import ServerTls, server_name_for
+from tunnel_protocol.small_file import FileReader, SmallFileError
 
 _log = structlog.get_logger()
 
@@ -37,8 +38,11 @@ _WARN_BEFORE_S = (7 * 86_400, 86_400, 3_600)
 class ServedIdentity:
     """What is served now, when it expires, and whether there is something new."""
 
-    def __init__(self, identity: Identity, watcher: Watcher | None, metrics: Metrics) -> None:
+    def __init__(
+        self, identity: Identity, watcher: Watcher | None, metrics: Metrics, reader: FileReader | None = None
+    ) -> None:
         self.identity = identity
+        self._reader = reader or FileReader()
         self._watcher = watcher
         self._metrics = metrics
         self._expires_at = float("inf")
@@ -54,12 +58,21 @@ class ServedIdentity:
         if cert_path is None or key_path is None:
             _log.info("no TLS cert/key provided, generating self-signed certificate")
             return cls(make_self_signed(), None, metrics)
+        reader = FileReader()
+
+        def read() -> Identity:
+            found = load_identity(cert_path, key_path, datetime.now(UTC))
+            check_usable(found)
+            return found
+
         try:
-            identity = load_identity(cert_path, key_path, datetime.now(UTC))
+            identity = reader.run(cert_path, read)
         except IdentityError as error:
             causes = (error.reason, error.detail) if error.detail else (error.reason,)
             raise StartupError("load initial reverse listener TLS server identity", *causes) from None
-        return cls(identity, Watcher(cert_path, key_path, identity), metrics)
+        except SmallFileError as error:
+            raise StartupError("load initial reverse listener TLS server identity", str(error)) from None
+        return cls(identity, Watcher(cert_path, key_path, identity, check_usable), metrics, reader)
 
     @property
     def mounted(self) -> bool:
@@ -81,9 +94,13 @@ class ServedIdentity:
 
     async def look(self, activate: Callable[[Identity], None]) -> None:
         """Read the files once more; a valid new pair goes to `activate` and is served from then on."""
-        if self._watcher is None:
+        watcher = self._watcher
+        if watcher is None:
             return
-        found = await asyncio.to_thread(self._watcher.poll, datetime.now(UTC))
+        try:
+            found = await self._reader.result(watcher.cert_path, lambda: watcher.poll(datetime.now(UTC)))
+        except SmallFileError as error:
+            found = watcher.reject(IdentityError("the TLS files cannot be read", str(error)))
         if isinstance(found, Reloaded):
             activate(found.identity)
             self.identity = found.identity
@@ -99,7 +116,7 @@ class ServedIdentity:
                 error=str(found.error),
                 result="rejected",
             )
-        self._metrics.tls_last_reload_success.set(0 if self._watcher.rejecting else 1, _MATERIAL)
+        self._metrics.tls_last_reload_success.set(0 if watcher.rejecting else 1, _MATERIAL)
         self._tell_expiry()
 
     def _activated(self) -> None:
@@ -121,3 +138,11 @@ class ServedIdentity:
         if due:
             self._warned_s = min(due)
             _log.warning("the served TLS certificate expires soon", **_COMPONENT, seconds_left=int(left_s))
+
+
+def check_usable(identity: Identity) -> None:
+    """Do a tunnel's TLS handshake with the pair, as its workers will. Raises `IdentityError`."""
+    try:
+        rehearse(ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+    except UnusableIdentityError as error:
+        raise IdentityError("TLS server identity cannot be used", str(error)) from error

@@ -30,6 +30,7 @@ class FakeApp:
     drains: bool = True
     drain_lasts_s: float = 0
     closed = False
+    reloads = 0
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -48,6 +49,9 @@ class FakeApp:
         assert budget_s == pytest.approx(self.settings.shutdown_drain_timeout_ms / 1000 * 0.9)
         await asyncio.sleep(self.drain_lasts_s)
         return self.drains
+
+    def reload(self) -> None:
+        type(self).reloads += 1
 
     def unfinished(self) -> list[str]:
         return ["2 requests"]
