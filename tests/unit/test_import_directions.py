@@ -34,7 +34,6 @@ SANS_IO = ("tunnel_protocol", "router/registry", "router/balancing")
 MAY_USE_ASYNCIO = {
     "tunnel_protocol/quic/endpoint.py",
     "tunnel_protocol/small_file.py",
-    "tunnel_protocol/line_writer.py",
     "tunnel_protocol/quic/udp.py",
     "tunnel_protocol/quic/datagrams.py",
 }
