@@ -40,6 +40,8 @@ class Watcher:
         self._key_path = key_path
         self._active = active
         self._rejected: str | None = None
+        self._refused: Identity | None = None
+        """The pair that the last check refused: a check is dear, and its answer stays the same."""
 
     @property
     def rejecting(self) -> bool:
@@ -50,11 +52,14 @@ class Watcher:
         """Read both files and compare. Never raises for what the files hold."""
         try:
             found = load_identity(self.cert_path, self._key_path, now)
+            if found == self._refused:
+                return Unchanged()
             if self._check is not None and found != self._active:
+                self._refused = found
                 self._check(found)
         except IdentityError as error:
             return self.reject(error)
-        self._rejected = None
+        self._rejected = self._refused = None
         if found == self._active:
             return Unchanged()
         self._active = found

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from tunnel_protocol import standard_streams
+from tunnel_protocol.observers import standard_streams
 
 
 def main() -> None:
@@ -17,8 +17,7 @@ def main() -> None:
     standard_streams.make_safe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_before_start)
-    # Until there is something to reload; its default action would end the process.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     faulthandler.enable()
     if sys.argv[1:2] == ["explain"]:
         from router import explain_command

@@ -14,7 +14,7 @@ import structlog
 from certs import Identity as TlsIdentity
 from router import assembly, build
 from router.control_plane.discovery import Discovery
-from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer
+from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
@@ -29,6 +29,7 @@ from router.option_values import SocketAddress
 from router.policy import Policy
 from router.polling import every
 from router.ports_file import write_ports_file
+from router.readiness import NotReady, Readiness
 from router.registry import Identity, Registry, TargetKey
 from router.served_identity import ServedIdentity
 from router.settings import Settings
@@ -43,6 +44,7 @@ from router.startup_checks import (
     read_trust_bundle,
 )
 from router.telemetry.families import MetricNameError
+from router.telemetry.logging import writer_in_use
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
 from router.telemetry.operators_server import OperatorsServer
@@ -51,6 +53,7 @@ from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -61,6 +64,7 @@ _LAST_STEP_S = 2.0
 
 _PUBLISHER = "WatchStargates publisher"
 _TLS_RELOAD = "reverse tunnel TLS reload"
+_GRPC_TLS_RELOAD = "gRPC TLS reload"
 _LB_RELOAD = "load balancer config reload"
 
 
@@ -73,10 +77,13 @@ class App:
         self.tasks = CriticalTasks()
         self.bound: dict[str, SocketAddress | None] = {}
         self._closers: list[Callable[[], Awaitable[None]]] = []
-        self._again: list[asyncio.Event] = []
         self._grpc: dict[str, GrpcServer] = {}
         self._listener: ReverseListener | None = None
         self._dialer: DirectDialer | None = None
+        self._key_log: LineWriter | None = None
+        self._looks: dict[str, Callable[[], Awaitable[None]]] = {}
+        """What SIGHUP looks at, by name."""
+        self._reloading: asyncio.Task[None] | None = None
 
     @staticmethod
     def build() -> dict[str, str]:
@@ -91,6 +98,7 @@ class App:
         check_options(settings)
         self._warn_about_options()
         self.metrics = self._make_metrics()
+        self._open_key_log()
         trust = self._read_tls()
         self._tunnel_settings = assembly.tunnel_settings(settings)
         self.registry = Registry(self._on_active_count)
@@ -130,6 +138,25 @@ class App:
         metrics.draining.set(0)
         return metrics
 
+    def _open_key_log(self) -> None:
+        key_log = self._key_log = assembly.key_log(self.settings)
+        dropped = self.metrics.log_lines_dropped_total
+        log = writer_in_use()
+        if log is not None:
+            dropped.track(lambda: log.dropped, ("log",))
+        if key_log is not None:
+            dropped.track(lambda: key_log.dropped, ("key_log",))
+
+            async def close() -> None:
+                key_log.close()
+
+            self._closers.append(close)
+
+    def reopen_logs(self) -> None:
+        """Open the key log again, at its path: the file was rotated away. A failure keeps the old one, and is logged."""
+        if self._key_log is not None:
+            self._key_log.reopen()
+
     def _on_active_count(self, key: TargetKey, count: int) -> None:
         self.metrics.set_active_inference_servers(key.routing_key, key.model, count)
 
@@ -156,7 +183,7 @@ class App:
                 address.host,
                 address.port,
                 _server_tls(self._identity.identity),
-                assembly.quic_settings(settings),
+                assembly.quic_settings(settings, self._key_log),
                 engine=settings.quic_engine,
             )
         except OSError as error:
@@ -172,8 +199,13 @@ class App:
             listen_address(text)
             for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
         )
-        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings), keepalive=GrpcKeepalive()))
-        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=assembly.grpc_tls(settings)))
+        self._grpc_identity = ServedIdentity.load_grpc(settings, self.metrics)
+        tls = None
+        if self._grpc_identity is not None:
+            pair = self._grpc_identity.identity
+            tls = GrpcTls(cert_pem=pair.cert_pem, key_pem=pair.key_pem)
+        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=tls, keepalive=GrpcKeepalive()))
+        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=tls))
         http_socket = bind_tcp(http, "HTTP")
         metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
         self.bound["http"], self.bound["metrics"] = bound_address(http_socket), bound_address(metrics_socket)
@@ -204,7 +236,7 @@ class App:
         # In reverse mode too: a worker may register to be dialled whatever the mode of the router.
         settings = self.settings
         tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
-        quic = assembly.quic_settings(settings)
+        quic = assembly.quic_settings(settings, self._key_log)
         try:
             self._dialer = await DirectDialer.open(
                 tls, RAW_QUIC, quic, self._tunnel_settings, self.metrics, engine=settings.quic_engine
@@ -243,9 +275,11 @@ class App:
         )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
-            self._look_again(_TLS_RELOAD, settings.tls_poll_ms / 1000, self._look_at_tls)
+            self._look_again(_TLS_RELOAD, settings.tls_poll_ms, self._look_at_tls)
+        if self._grpc_identity is not None:
+            self._look_again(_GRPC_TLS_RELOAD, settings.tls_poll_ms, self._look_at_grpc_tls)
         if self._policy.watched:
-            self._look_again(_LB_RELOAD, settings.lb_config_poll_ms / 1000, self._policy.look)
+            self._look_again(_LB_RELOAD, settings.lb_config_poll_ms, self._policy.look)
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
         await self.operators.wait_started()
@@ -255,24 +289,17 @@ class App:
             self.tasks.start(task, self._grpc[name].wait())
         await self._serve_http(http_socket)
 
-    def _look_again(self, name: str, interval_s: float, look: Callable[[], Awaitable[None]]) -> None:
-        again = asyncio.Event()
-        self._again.append(again)
-        self.tasks.start(name, every(interval_s, look, name, self.metrics, again))
-
-    def reload(self) -> None:
-        """SIGHUP: look at the policy, certificates and secrets now, and reopen log files. Keeps what cannot be replaced."""
-        _log.info("received SIGHUP, looking at all files again")
-        for again in self._again:
-            again.set()
-
     async def _serve_http(self, http_socket: socket.socket) -> None:
         proxy = Proxy(
             self.registry, self._policy.selector, self.metrics, assembly.proxy_settings(self.settings), time.monotonic
         )
         debug_config = assembly.debug_config(self.settings, self.bound, self._advertise)
-        routes = Routes(proxy, self.registry, self.metrics, is_ready=self._is_ready, debug_config=lambda: debug_config)
-        self.http = HttpServer(routes, time.monotonic)
+        readiness = self._watch_readiness()
+        routes = Routes(proxy, self.registry, self.metrics, is_ready=readiness.ready, debug_config=lambda: debug_config)
+        self.http = HttpServer(
+            routes, time.monotonic, assembly.http_times(self.settings), self.settings.http_max_connections
+        )
+        self._loop_lag.on_measured = readiness.look
         for tunnels in (self._listener, self._dialer):
             if tunnels is not None:
                 tunnels.observe_ticks(self.http)
@@ -281,8 +308,14 @@ class App:
         await self.http.start(http_socket)
         self.tasks.start("HTTP proxy server", self.http.wait())
 
-    def _is_ready(self) -> bool:
-        return not self.http.draining and not (self._identity is not None and self._identity.expired())
+    def _watch_readiness(self) -> Readiness:
+        listener, identity = self._listener, self._identity
+        causes = {NotReady.DRAINING: lambda: self.http.draining, NotReady.EVENT_LOOP_STALLED: self._loop_lag.stalled}
+        if identity is not None:
+            causes[NotReady.CERTIFICATE_EXPIRED] = identity.expired
+        if listener is not None:
+            causes[NotReady.TUNNEL_LISTENER_CLOSED] = lambda: not listener.listening
+        return Readiness(causes, self.metrics)
 
     def _track_gauges(self) -> None:
         """What the rooms know anyway is read at each scrape."""
@@ -294,6 +327,9 @@ class App:
         if self._listener is not None:
             listener = self._listener
             self.metrics.quic_connections.track(lambda: listener.connections, ("incoming",))
+            self.metrics.quic_handshakes_half_open.track(lambda: listener.half_open[0], ("false",))
+            self.metrics.quic_handshakes_half_open.track(lambda: listener.half_open[1], ("true",))
+            self.metrics.reverse_handshakes_pending.track(lambda: listener.pending)
         if self._dialer is not None:
             dialer = self._dialer
             self.metrics.quic_connections.track(lambda: dialer.connections, ("outgoing",))
@@ -321,6 +357,37 @@ class App:
             ModelDiscovery(self.registry),
         )
 
+    # --- reload ------------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Look at every watched file now, and open the key log again. What cannot be used is logged, and the old one stays.
+
+        Secrets and token files need no more: they are read for each use.
+        """
+        _log.info("reload requested")
+        self.reopen_logs()
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._look_at_everything())
+
+    async def _look_at_everything(self) -> None:
+        for name, look in self._looks.items():
+            try:
+                await look()
+            except Exception:  # noqa: BLE001 - logged; one file that cannot be looked at does not keep the others from it
+                _log.exception("reload failed", what=name)
+
+    def _look_again(self, name: str, interval_ms: int, look: Callable[[], Awaitable[None]]) -> None:
+        self._looks[name] = look
+        self.tasks.start(name, every(interval_ms / 1000, look, name, self.metrics))
+
+    async def _look_at_grpc_tls(self) -> None:
+        if self._grpc_identity is not None:
+            await self._grpc_identity.look(self._activate_grpc_tls)
+
+    def _activate_grpc_tls(self, identity: TlsIdentity) -> None:
+        for server in self._grpc.values():
+            server.replace_tls(GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+
     async def _look_at_tls(self) -> None:
         if self._identity is not None:
             await self._identity.look(self._activate_tls)
@@ -345,9 +412,12 @@ class App:
             self.operators.stop()
         if not await self.http.drain(budget_s, lame_duck_s):
             return False
+        for tunnels in (self._listener, self._dialer):
+            if tunnels is not None:
+                tunnels.begin_shutdown()
         # Workers drop their tunnels soon after their registration or watch stream ends, so these end last.
         self.control_plane.stop()
-        for name in (_PUBLISHER, _TLS_RELOAD, _LB_RELOAD):
+        for name in (_PUBLISHER, _TLS_RELOAD, _GRPC_TLS_RELOAD, _LB_RELOAD):
             self.tasks.cancel(name)
         self.operators.stop()
         async with asyncio.timeout_at(deadline + _LAST_STEP_S):

@@ -3,29 +3,33 @@
 Pure construction: nothing here opens a socket or starts a task.
 """
 
-from datetime import UTC, datetime
+import math
 from pathlib import Path
 
-from certs import IdentityError, load_identity
+import structlog
+
 from router.control_plane.discovery import HeadlessService, Lookup, PlainDns, SelfOnly
 from router.control_plane.gateway_credentials import ClientCredentials, CredentialSource, FileCredential, SecretsFile
-from router.control_plane.grpc_server import GrpcTls
 from router.control_plane.replicas import own_replica
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.worker_auth import GatewayAuthenticator, GatewayAuthSettings, OpenAuthenticator
+from router.gateway.connection import Patience
 from router.gateway.proxy_settings import ProxySettings
 from router.option_values import SocketAddress
 from router.settings import Settings
-from router.startup_checks import StartupError, retry_budget_header
+from router.startup_checks import StartupError, causes_of, retry_budget_header
 from router.telemetry.metrics import Metrics
 from router.tunnels.tunnel_settings import TunnelSettings
+from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.settings import QuicSettings
+
+_log = structlog.get_logger()
 
 DEFAULT_HOSTNAME_TEMPLATE = "{pod_name}.stargate.external"
 
 
-def quic_settings(settings: Settings) -> QuicSettings:
+def quic_settings(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
     """Limits and timers of every QUIC connection."""
     return QuicSettings(
         idle_timeout_ms=settings.quic_idle_timeout_ms,
@@ -34,8 +38,23 @@ def quic_settings(settings: Settings) -> QuicSettings:
         stream_window_bytes=settings.quic_stream_window_bytes,
         max_consecutive_ptos=settings.quic_max_probe_timeouts,
         qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
-        keylog_path=None if settings.quic_keylog_path is None else Path(settings.quic_keylog_path),
+        key_log=key_log,
     )
+
+
+def key_log(settings: Settings) -> LineWriter | None:
+    """The writer of TLS secrets, if they are wanted. Raises `StartupError` for a file that cannot be opened."""
+    path = settings.quic_keylog_path
+    if path is None:
+        return None
+
+    def failed(error: OSError) -> None:
+        _log.warning("key log cannot be written; secrets are lost", path=path, error=str(error))
+
+    try:
+        return LineWriter(Path(path), "# {} secrets were lost".format, name="key log", failed=failed)
+    except OSError as error:
+        raise StartupError(f"failed to open key log {path}", *causes_of(error)) from None
 
 
 def tunnel_settings(settings: Settings) -> TunnelSettings:
@@ -62,6 +81,14 @@ def proxy_settings(settings: Settings) -> ProxySettings:
         no_repeat_accepted=settings.proxy_no_repeat_accepted,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
         access_log=settings.access_log,
+    )
+
+
+def http_times(settings: Settings) -> Patience:
+    """How long the HTTP listener waits for its clients."""
+    return Patience(
+        head=settings.http_head_timeout_ms / 1000 or math.inf,
+        body=settings.http_body_timeout_ms / 1000 or math.inf,
     )
 
 
@@ -102,17 +129,6 @@ def _credential(settings: Settings) -> CredentialSource | None:
     if settings.oauth2_provider_host is not None:
         return ClientCredentials(settings.oauth2_provider_host, secrets)
     return FileCredential(secrets, settings.secrets_json_path or "authToken")
-
-
-def grpc_tls(settings: Settings) -> GrpcTls | None:
-    """The identity of both gRPC ports; None = cleartext. Raises `StartupError`."""
-    if settings.grpc_tls_cert_path is None or settings.grpc_tls_key_path is None:
-        return None
-    try:
-        identity = load_identity(settings.grpc_tls_cert_path, settings.grpc_tls_key_path, datetime.now(UTC))
-    except IdentityError as error:
-        raise StartupError("load gRPC TLS server identity", str(error)) from None
-    return GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)
 
 
 def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Lookup:

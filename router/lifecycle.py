@@ -21,7 +21,7 @@ from router.settings import Settings
 from router.startup_checks import StartupError
 from router.telemetry import logging as log_lines
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
-from tunnel_protocol.standard_streams import say
+from tunnel_protocol.observers.standard_streams import say
 
 _log = structlog.get_logger()
 

@@ -258,6 +258,26 @@ OPTIONS: tuple[Option, ...] = (
         added=True,
     ),
     Option(
+        *("--http-head-timeout-ms", "MS", milliseconds, "60000", _REQUESTS),
+        "Answer 408 and close if a request head takes longer than this from its first byte; idle connections are not "
+        "meant; 0 waits for ever.",
+        env="STARGATE_HTTP_HEAD_TIMEOUT_MS",
+        added=True,
+    ),
+    Option(
+        *("--http-body-timeout-ms", "MS", milliseconds, "60000", _REQUESTS),
+        "Answer 408 and close if a client sends nothing of its body for this long while it is read; a slow but steady "
+        "upload is not meant; 0 waits for ever.",
+        env="STARGATE_HTTP_BODY_TIMEOUT_MS",
+        added=True,
+    ),
+    Option(
+        *("--http-max-connections", "N", count_above_zero, "65536", _REQUESTS),
+        "Client connections open at a time; further ones are closed at once, as they are when file descriptors run out.",
+        env="STARGATE_HTTP_MAX_CONNECTIONS",
+        added=True,
+    ),
+    Option(
         *("--proxy-no-repeat-accepted", None, true_or_false, None, _REQUESTS),
         "Never send a request again that a worker has received in full, so that nothing is generated twice.",
         env="STARGATE_PROXY_NO_REPEAT_ACCEPTED",

@@ -4,6 +4,7 @@ A changed file is validated before anything of it is used; a bad one is told onc
 visible as a log line, and as digest and algorithm in a metric (docs/operations.md, "Metrics").
 """
 
+import asyncio
 import hashlib
 import random
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class Policy:
         reader: FileReader | None = None,
     ) -> None:
         self._reader = reader or FileReader()
+        self._looking = asyncio.Lock()
         # Load balancing needs speed, not secrecy, of its random numbers.
         self.selector = Selector(config, random.Random(), further)  # noqa: S311
         self._further = further
@@ -67,6 +69,10 @@ class Policy:
 
     async def look(self) -> None:
         """Read the file once more and swap the policy if it changed and a decision could be made with it."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         path, active, refused, further = self._path, self._active, self._refused, self._further
         if path is None:
             return

@@ -11,14 +11,8 @@ from router.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 
 
-async def every(
-    interval_s: float,
-    look: Callable[[], Awaitable[None]],
-    name: str,
-    metrics: Metrics,
-    again: asyncio.Event | None = None,
-) -> None:
-    """Call `look` each `interval_s` seconds, the first time after one interval, until cancelled; at once if `again` is set.
+async def every(interval_s: float, look: Callable[[], Awaitable[None]], name: str, metrics: Metrics) -> None:
+    """Call `look` each `interval_s` seconds, the first time after one interval, until cancelled.
 
     A round that raises is counted (`look_again_failures_total`, by `name`) and told once per distinct error; the next one comes.
     """
@@ -26,7 +20,7 @@ async def every(
     due = loop.time() + interval_s
     told: str | None = None
     while True:
-        await _pause(due - loop.time(), again)
+        await asyncio.sleep(max(0.0, due - loop.time()))
         try:
             await look()
         except Exception as error:  # noqa: BLE001 - the task outlives any failure of one round
@@ -34,20 +28,8 @@ async def every(
             text = f"{type(error).__name__}: {error}"
             if text != told:
                 told = text
-                _log.error("a look at a file failed; the last good state stays", task=name, error=text)
+                _log.error("a round of a look-again task failed; the last good state stays", task=name, error=text)
         else:
             told = None
             metrics.look_again_last_success_timestamp_seconds.set(int(time.time()), (name,))
         due = max(due + interval_s, loop.time())
-
-
-async def _pause(seconds: float, again: asyncio.Event | None) -> None:
-    if again is None:
-        await asyncio.sleep(max(0.0, seconds))
-        return
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            await again.wait()
-    except TimeoutError:
-        return
-    again.clear()

@@ -55,6 +55,9 @@ class Settings:
     proxy_retry_budget_header: str
     proxy_max_replay_total_bytes: int
     proxy_response_idle_timeout_ms: int
+    http_head_timeout_ms: int
+    http_body_timeout_ms: int
+    http_max_connections: int
     proxy_no_repeat_accepted: bool
     lb_config_path: str | None
     lb_config_poll_ms: int

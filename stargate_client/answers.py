@@ -1,6 +1,7 @@
 """Answers the worker gives itself, and the retry metadata it puts on those of its engine."""
 
 import email.utils
+import re
 import time
 from http import HTTPStatus
 
@@ -15,6 +16,9 @@ from tunnel_protocol.head import (
     ResponseHead,
     response_headers_to_router,
 )
+
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
+_TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
 
 
 class Problem(Exception):  # noqa: N818 - it is the answer, not a fault of ours
@@ -70,6 +74,11 @@ def engine_head(status: int, headers: HeaderList, policy: RetryPolicy) -> Respon
         if after is not None:
             kept.append((RETRY_AFTER_MS, b"%d" % after))
     return ResponseHead(status, kept)
+
+
+def carried(headers: HeaderList) -> HeaderList:
+    """Those headers that every framing carries: names that are tokens, values of printable ASCII and tabs."""
+    return [entry for entry in headers if _NAME(entry[0]) and not entry[1].translate(None, _TEXTUAL)]
 
 
 def _signalled(headers: HeaderList, name: bytes) -> bool:

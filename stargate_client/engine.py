@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import aiohttp
 import msgspec
@@ -11,10 +12,34 @@ from yarl import URL
 
 from stargate_client.settings import WorkerSettings
 from tunnel_protocol.head import HeaderList
+from tunnel_protocol.limit import Limit
+
+ANSWER_HEAD_LINE = Limit("worker.engine_answer_header", bytes=512 * 1024, pieces=1024)
+"""Bytes of one header line of an engine's answer, and lines of it. Beyond it the answer is a 502, and final."""
+
+RACE_S = 5.0
+"""A kept connection that ends this soon after a request went out on it was being closed by the engine already."""
 
 
 class EngineConnectError(Exception):
     """The engine cannot be reached."""
+
+
+class EngineAnswerError(Exception):
+    """The engine has answered with something that is no HTTP response head; `reason` is for the log."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Sent:
+    """One request on its way: whether it went out on a connection that had served another one before."""
+
+    __slots__ = ("reused",)
+
+    def __init__(self) -> None:
+        self.reused = False
 
 
 class _Model(msgspec.Struct):
@@ -32,13 +57,9 @@ class Engine:
         self._settings = settings
         self._base = settings.engine_url
         self._health_path: str | None = None
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=30))
+        # For the second try of a request whose kept connection the engine was closing: never one of the pool.
+        self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True))
 
     @property
     def health_path(self) -> str:
@@ -71,7 +92,7 @@ class Engine:
                 if response.status != 200:
                     return None
                 found = msgspec.json.decode(await response.read(), type=_Models)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         names = {model.id.strip() for model in found.data}
         return None if "" in names else tuple(sorted(names))
@@ -80,24 +101,78 @@ class Engine:
     async def request(
         self, method: str, path: str, headers: HeaderList, body: bytes
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; the response's body is read by the caller. Raises `EngineConnectError`, `aiohttp.ClientError`."""
+        """Send a request; the response's body is read by the caller.
+
+        Raises `EngineConnectError`, `EngineAnswerError`, `aiohttp.ClientError`.
+        """
         sent: CIMultiDict[str] = CIMultiDict((name.decode(), value.decode("latin-1")) for name, value in headers)
         sent.popall("content-length", None)  # the body is whole by now; its length is known
-        try:
-            context = self._session.request(
-                method, URL(self._base + path, encoded=True), headers=sent, data=body or None, allow_redirects=True
-            )
-            response = await context.__aenter__()
-        except aiohttp.ClientConnectorError as error:
-            raise EngineConnectError(str(error)) from error
+        response = await self._ask(method, URL(self._base + path, encoded=True), sent, body or None)
         try:
             yield response
         finally:
             # Closes the connection unless the body was read to its end: the engine notices that nobody listens.
             if not response.content.at_eof():
                 response.close()
-            await context.__aexit__(None, None, None)
+            response.release()
+
+    async def _ask(
+        self, method: str, url: URL, headers: CIMultiDict[str], body: bytes | None
+    ) -> aiohttp.ClientResponse:
+        """The engine's answer, its body not yet read."""
+        on_its_way = _Sent()
+        began = asyncio.get_running_loop().time()
+        try:
+            return await self._session.request(
+                method, url, headers=headers, data=body, allow_redirects=True, trace_request_ctx=on_its_way
+            )
+        except aiohttp.ClientConnectorError as error:
+            raise EngineConnectError(str(error)) from error
+        except aiohttp.ClientResponseError as error:
+            raise EngineAnswerError(error.message or str(error)) from error
+        except aiohttp.ClientConnectionError as error:
+            in_time = asyncio.get_running_loop().time() - began < RACE_S
+            if not (on_its_way.reused and in_time) or _answer_begun(error):
+                raise
+        # RFC 9112 section 9.3.1: the engine closed an idle connection as it was used, so the request was not processed.
+        try:
+            return await self._fresh.request(method, url, headers=headers, data=body, allow_redirects=True)
+        except aiohttp.ClientConnectorError as error:
+            raise EngineConnectError(str(error)) from error
+        except aiohttp.ClientResponseError as error:
+            raise EngineAnswerError(error.message or str(error)) from error
 
     async def close(self) -> None:
         """Drop all connections."""
         await self._session.close()
+        await self._fresh.close()
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    traces = aiohttp.TraceConfig()
+    traces.on_connection_reuseconn.append(_reused)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=ANSWER_HEAD_LINE.bytes or 0,
+        max_field_size=ANSWER_HEAD_LINE.bytes or 0,
+        max_headers=ANSWER_HEAD_LINE.pieces or 0,
+        trace_configs=[traces],
+    )
+
+
+async def _reused(
+    session: aiohttp.ClientSession,  # noqa: ARG001
+    context: SimpleNamespace,
+    params: aiohttp.TraceConnectionReuseconnParams,  # noqa: ARG001
+) -> None:
+    if isinstance(context.trace_request_ctx, _Sent):
+        context.trace_request_ctx.reused = True
+
+
+def _answer_begun(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether bytes of an answer had arrived when the connection ended."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)

@@ -63,7 +63,7 @@ def check_body(method: bytes, path: bytes, body: bytes) -> None:
                 raise Problem(400, f"{path.decode()} requests must set stream=true")
         else:
             msgspec.json.decode(body, type=msgspec.Raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(400, "request body must be valid JSON") from None
 
 
@@ -100,7 +100,10 @@ def check_queue(head: RequestHead, known: RequestFacts, load: ModelLoad, admissi
 
 def engine_headers(head: RequestHead, known: RequestFacts | None, settings: WorkerSettings) -> HeaderList:
     """The headers for the engine; `known` is None for a health request, which carries no priority."""
-    headers = request_headers_to_engine(head.headers, settings.retry.header)
+    # The body is whole by now, so there is nothing to wait for; an engine that sends no interim answer would be waited for.
+    headers = [
+        entry for entry in request_headers_to_engine(head.headers, settings.retry.header) if entry[0] != b"expect"
+    ]
     if known is not None and settings.dynamo_priorities:
         ceiling = settings.priority_ceiling
         rank = ceiling if known.priority is None else min(known.priority, ceiling)

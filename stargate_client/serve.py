@@ -11,8 +11,8 @@ from typing import Protocol
 import aiohttp
 import structlog
 
-from stargate_client.answers import Problem, engine_head
-from stargate_client.engine import Engine, EngineConnectError
+from stargate_client.answers import Problem, carried, engine_head
+from stargate_client.engine import Engine, EngineAnswerError, EngineConnectError
 from stargate_client.request_rules import (
     CHAT,
     EMBEDDINGS,
@@ -31,11 +31,15 @@ from stargate_client.usage import output_tokens
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.stream import Stream
 
 _log = structlog.get_logger()
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+BODY = Limit("worker.request_body", bytes=64 * 1024 * 1024)
+"""A tunnelled request body; it is collected whole."""
+
+MAX_BODY_BYTES = BODY.bytes or 0
 EVENT_GAP_S = 30.0
 _HEALTH = b"/health"
 
@@ -77,7 +81,7 @@ class TunnelRequest:
         self._known: RequestFacts | None = None
         self._load: ModelLoad | None = None
         self._live: LiveRequest | None = None
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._body_bytes = 0
         self._answered = False
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +145,7 @@ class TunnelRequest:
             _log.warning("request body too large", limit_bytes=MAX_BODY_BYTES)
             self._tear_down()
         else:
-            self._body.append(data)
+            self._body += data
 
     def on_end(self) -> None:
         """The request is complete."""
@@ -156,8 +160,8 @@ class TunnelRequest:
     async def _serve(self, head: RequestHead) -> None:
         complete = False
         try:
-            body = b"".join(self._body)
-            self._body = []
+            body = bytes(self._body)
+            self._body = bytearray()
             if self._known is not None and self._load is not None:
                 check_body(head.method, self._path(), body)
                 check_queue(head, self._known, self._load, self._service.settings.admission)
@@ -169,6 +173,10 @@ class TunnelRequest:
             self._answer(
                 Problem(503, "local upstream connection failed", retryable=retryable, reason="local_connect_failure")
             )
+        except EngineAnswerError as error:
+            # The engine has done its work; a reset would have the router ask for it again elsewhere.
+            _log.warning("engine's answer is no HTTP response", error=error.reason)
+            self._answer(Problem(502, "the engine's answer is not a valid HTTP response"))
         except (aiohttp.ClientError, BrokenAnswerError, TimeoutError, StreamClosedError, OSError) as error:
             _log.warning("engine failed", error=str(error) or type(error).__name__)
             self._tear_down()
@@ -191,7 +199,9 @@ class TunnelRequest:
             self._advance(State.INPUT)
             content_type = response.headers.get("content-type", "")
             observed = head.method == b"POST" and self._path() in (CHAT, RESPONSES)
-            if observed and content_type.startswith("text/event-stream"):
+            # Events of a compressed stream cannot be seen; the caller asked for it, so it is passed on as it is.
+            plain = response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
+            if observed and plain and content_type.startswith("text/event-stream"):
                 await self._relay_events(response)
             else:
                 if 200 <= response.status < 300:
@@ -232,11 +242,17 @@ class TunnelRequest:
             await self._writable.wait()
 
     def _send_head(self, head: ResponseHead) -> None:
-        self._answered = True
+        """Write the head; what the tunnel cannot carry of it is left out, for the engine has done its work by now."""
         try:
-            self._stream.write(self._exchange.encode_head(head))
+            data = self._exchange.encode_head(head)
         except ProtocolError as error:
-            raise BrokenAnswerError(error.reason) from error
+            _log.warning("header of the engine's answer left out", error=error.reason)
+            try:
+                data = self._exchange.encode_head(ResponseHead(head.status, carried(head.headers)))
+            except ProtocolError:
+                raise Problem(502, "the engine's response head cannot be passed on") from error
+        self._answered = True
+        self._stream.write(data)
 
     def _answer(self, problem: Problem) -> None:
         if self._answered:
@@ -250,7 +266,7 @@ class TunnelRequest:
 
     def _tear_down(self) -> None:
         self._answered = True
-        self._body = []
+        self._body = bytearray()
         self._stream.reset()
         self._stream.stop()
         self._cancel()

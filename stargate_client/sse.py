@@ -8,7 +8,12 @@ from enum import Enum
 
 import msgspec
 
-MAX_EVENT_BYTES = 1024 * 1024
+from tunnel_protocol.limit import Limit
+
+EVENT = Limit("worker.event", bytes=1024 * 1024)
+"""One event of an engine's stream."""
+
+MAX_EVENT_BYTES = EVENT.bytes or 0
 _END = re.compile(rb"\n\n|\r\n\r\n").search
 
 
@@ -32,27 +37,31 @@ class EventCutter:
     """Collects bytes and returns complete events."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Events completed by `data`. Raises `EventTooLargeError`; events before the large one are lost then, too."""
-        data = self._rest + data if self._rest else data
+        rest = self._rest
+        searched = max(0, len(rest) - 3)  # an end may have begun there
+        rest += data
         events = []
         start = 0
         while True:
-            found = _END(data, start)
+            found = _END(rest, max(start, searched))
             if found is None:
                 break
-            events.append(data[start : found.end()])
-            start = found.end()
-        self._rest = data[start:] if start else data
-        if len(self._rest) > MAX_EVENT_BYTES:
+            end = found.end()
+            events.append(bytes(rest[start:end]))
+            start = end
+        if start:
+            del rest[:start]
+        if len(rest) > MAX_EVENT_BYTES:
             raise EventTooLargeError
         return events
 
     def rest(self) -> bytes:
         """What was received after the last complete event."""
-        return self._rest
+        return bytes(self._rest)
 
 
 def kind_of(event: bytes) -> EventKind:
@@ -73,6 +82,6 @@ def kind_of(event: bytes) -> EventKind:
         try:
             if msgspec.json.decode(text, type=_Typed).type == "response.created":
                 return EventKind.OTHER
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
     return EventKind.OUTPUT

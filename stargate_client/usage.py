@@ -8,7 +8,7 @@ def output_tokens(event: bytes, before: int) -> int:
     data = b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
     try:
         document = msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return before
     if not isinstance(document, dict):
         return before

@@ -15,8 +15,10 @@ from tunnel_protocol.capnp import (
 )
 from tunnel_protocol.capnp_reader import WORD_BYTES, body_words, table_bytes
 from tunnel_protocol.errors import ProtocolError
+from tunnel_protocol.limit import Limit
 
-MAX_HANDSHAKE_BYTES = 64 * 1024
+HANDSHAKE_MESSAGE = Limit("tunnels.handshake_message", bytes=64 * 1024)
+MAX_HANDSHAKE_BYTES = HANDSHAKE_MESSAGE.bytes or 0
 """A token of tens of kilobytes still fits."""
 
 

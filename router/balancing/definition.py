@@ -187,7 +187,7 @@ def build(definition: Definition, random: Random, further: Mapping[str, MakeAlgo
         return PulsarWaitAndWiden(_widening(settings), random, seed=seed, consider_kv_free_tokens=kv)
     try:
         return further[name](dict(settings), random)
-    except Exception as error:  # noqa: BLE001 - an installed package may raise anything
+    except Exception as error:
         raise ConfigError(f"{name}: {error}", "build") from error
 
 

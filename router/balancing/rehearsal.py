@@ -65,7 +65,7 @@ def rehearse(config: BalancingConfig, further: Mapping[str, MakeAlgorithm]) -> N
             _decide(selector, definition)
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001 - an installed package may raise anything
+    except Exception as error:
         raise ConfigError(f"a decision with it fails: {type(error).__name__}: {error}", "build") from error
 
 

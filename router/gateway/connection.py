@@ -5,6 +5,7 @@ half-closes while it waits for a response counts as gone.
 """
 
 import asyncio
+import math
 import socket
 import struct
 from collections import deque
@@ -16,9 +17,15 @@ from router.gateway.departure import has_left
 from router.gateway.request import ClientRequest
 from router.gateway.request_parser import BrokenBodyError, RefusedError, RequestParser
 from router.gateway.response import Response, ResponseFlow
+from tunnel_protocol.limit import Limit
 
-MAX_PIPELINED = 64
+PIPELINED = Limit("gateway.pipelined_requests", pieces=64)
+"""Requests that wait on one connection behind the one that is answered."""
+
+_MAX_PIPELINED = PIPELINED.pieces or 0
 PIPELINED_BEFORE_PAUSE = 8
+_STALLED = "request body stalled"
+_REFUSALS = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -38,6 +45,12 @@ class Patience:
     stalled: float = 30.0
     """A closed connection whose client takes nothing of what is left for so long is cut."""
 
+    head: float = 60.0
+    """From the first byte of a head to its end; then the answer is 408. Connections between two requests are not meant."""
+
+    body: float = 60.0
+    """Without a byte of a body that is being read and not yet answered; then the answer is 408."""
+
 
 PATIENCE = Patience()
 
@@ -56,6 +69,9 @@ class Requests(Protocol):
 
     def date(self) -> bytes:
         """The value of a `date` header, now."""
+
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled."""
 
     def flush_later(self, connection: "ClientConnection") -> None:
         """Call `connection.flush` at the end of this turn of the event loop."""
@@ -90,11 +106,23 @@ class ClientConnection(asyncio.Protocol):
         self._lost = False
         self._discard_timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
+        # What arrives of a request in pieces: which head it is and since when, and when the last piece came.
+        self._arrival: asyncio.TimerHandle | None = None
+        self._head_number = -1
+        self._head_since = 0.0
+        self._heard_at = 0.0
+        self._given_up = False
 
     @property
     def idle(self) -> bool:
         """Whether nothing is being answered and no request is arriving, not even half of a head."""
         return self._current is None and not self._queue and self._parser.between_requests
+
+    @property
+    def descriptor(self) -> int:
+        """Number of its socket; -1 if there is none."""
+        sock = self._transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
 
     # --- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -118,6 +146,8 @@ class ClientConnection(asyncio.Protocol):
             if self._current is None:
                 self._next()
             self._update_reading()
+        if not self._parser.between_requests:
+            self._arrives()
 
     def eof_received(self) -> bool:
         """The client half-closed: whoever waits for a response is gone, too. What was answered before still goes out."""
@@ -149,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
 
     def request_begun(self, request: ClientRequest) -> None:
         """It is answered when those before it are."""
-        if len(self._queue) > MAX_PIPELINED:
+        if len(self._queue) > _MAX_PIPELINED:
             raise RefusedError(400)
         self._queue.append(request)
 
@@ -193,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def closing(self) -> bool:
         """Whether the response that is about to start has to be the last one."""
-        return self._requests.draining
+        return self._given_up or self._requests.draining
 
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; a body that nobody wanted is read and dropped for a moment."""
@@ -206,6 +236,8 @@ class ClientConnection(asyncio.Protocol):
         elif request.body.complete:
             if keep_alive:
                 self._settled()
+            elif request.last or self._queue or self._refusal is not None:
+                self._linger()  # the client has sent more, or may
             else:
                 self._close()
         elif not keep_alive or request.body.broken is not None or _withheld(request):
@@ -292,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
         self._input_over = True
         request.body.fail(reason)
         if request is self._current and self._response is not None and self._response.over:
-            self._close()
+            self._linger()
 
     def _refuse(self, status: int) -> None:
         """Answer with `status` once everything before is answered, then close."""
@@ -303,13 +335,67 @@ class ClientConnection(asyncio.Protocol):
             self._answer_refusal()
 
     def _answer_refusal(self) -> None:
+        status = self._refusal or 400
+        self._requests.refused(status, _REFUSALS.get(status, "malformed request"))
         response = Response(self, http_1_0=False, keep_alive=False, bodyless=False)
-        response.send(self._refusal or 400, [])
+        response.send(status, [])
+
+    def _arrives(self) -> None:
+        """A part of a request is here; the rest of it has to come in time."""
+        now = self._loop.time()
+        self._heard_at = now
+        parser = self._parser
+        if parser.in_head and parser.heads != self._head_number:
+            self._head_number = parser.heads
+            self._head_since = now
+        if self._arrival is None and not self._closing:
+            after = min(self._patience.head, self._patience.body)
+            if after < math.inf:
+                self._arrival = self._loop.call_later(after, self._look_whether_stalled)
+
+    def _look_whether_stalled(self) -> None:
+        self._arrival = None
+        parser, limits = self._parser, self._patience
+        if self._gone or self._closing or self._input_over or parser.between_requests:
+            return
+        now = self._loop.time()
+        request = parser.arriving
+        if request is None:
+            due = self._head_since + limits.head
+        elif request.body.invite is not None:
+            due = now + limits.body  # the client waits for us
+        else:
+            due = self._heard_at + limits.body
+        if not self._reading:
+            due = now + min(limits.head, limits.body)
+        if due > now:
+            if due < math.inf:
+                self._arrival = self._loop.call_at(due, self._look_whether_stalled)
+        elif request is None:
+            self._refuse(408)
+        else:
+            self._stalled(request)
+
+    def _stalled(self, request: ClientRequest) -> None:
+        """The client has stopped sending a body that is waited for."""
+        response, flow = self._response, self._flow
+        if request is not self._current or response is None:
+            self._broken(request, _STALLED)
+        elif not response.started and not response.over:
+            self._requests.refused(408, _STALLED)
+            self._input_over = self._given_up = True
+            self._flow = None
+            if flow is not None:
+                flow.client_gone()
+            response.send(408, [])
 
     def _leave(self) -> None:
         if self._gone:
             return
         self._gone = True
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -364,6 +450,7 @@ class ClientConnection(asyncio.Protocol):
         if reading != self._reading and not self._gone and not self._closing:
             self._reading = reading
             if reading:
+                self._heard_at = self._loop.time()  # until now it was us who did not go on
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()

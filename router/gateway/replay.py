@@ -3,6 +3,15 @@
 from collections.abc import Callable
 from enum import Enum
 
+from router.gateway.blocks import Blocks
+from tunnel_protocol.limit import Limit
+
+REPLAY_COPY = Limit("gateway.replay_copy", bytes=64 * 1024 * 1024, option="--proxy-max-replay-body-bytes")
+"""The copy of one body. Its pieces are blocks, so the bytes bound them as well."""
+
+REPLAY_TOTAL = Limit("gateway.replay_total", bytes=256 * 1024 * 1024, option="--proxy-max-replay-total-bytes")
+"""The copies of all requests."""
+
 
 class Replay(Enum):
     """Whether another attempt could be given the body."""
@@ -36,12 +45,12 @@ class ReplayBudget:
 class ReplayBuffer:
     """Collects the body of one request while its first attempt uploads it; must be closed."""
 
-    __slots__ = ("_budget", "_chunks", "_complete", "_limit", "_lost", "_size", "_too_large", "_touched")
+    __slots__ = ("_blocks", "_budget", "_complete", "_limit", "_lost", "_size", "_too_large", "_touched")
 
     def __init__(self, limit_bytes: int, budget: ReplayBudget) -> None:
         self._limit = limit_bytes
         self._budget = budget
-        self._chunks: list[bytes] = []
+        self._blocks = Blocks()
         self._size = 0
         self._touched = False
         self._complete = False
@@ -70,14 +79,14 @@ class ReplayBuffer:
     @property
     def chunks(self) -> list[bytes]:
         """The copy; complete only if `state` is ready after a touch."""
-        return self._chunks
+        return self._blocks.pieces()
 
     def touch(self) -> None:
         """The original body is being read from now on."""
         self._touched = True
 
     def add(self, data: bytes) -> None:
-        """Keep a reference to `data`, if the limits allow it."""
+        """Keep `data`, if the limits allow it."""
         if self._lost or self._too_large:
             return
         size = len(data)
@@ -87,7 +96,7 @@ class ReplayBuffer:
         elif not self._budget.take(size):
             self.lose()
         else:
-            self._chunks.append(data)
+            self._blocks.add(data)
             self._size += size
 
     def complete(self) -> None:
@@ -110,4 +119,4 @@ class ReplayBuffer:
     def _release(self) -> None:
         self._budget.give_back(self._size)
         self._size = 0
-        self._chunks = []
+        self._blocks.clear()

@@ -7,10 +7,14 @@ The body is a stream with one consumer at a time: bytes wait (bounded, the clien
 from collections.abc import Callable
 from typing import Protocol
 
+from router.gateway.blocks import Blocks
 from tunnel_protocol.head import HeaderList
+from tunnel_protocol.limit import Limit
 
-MAX_WAITING_BYTES = 64 * 1024
-"""Body bytes that may wait for a consumer before the client is paused."""
+WAITING_BODY = Limit("gateway.waiting_body", bytes=64 * 1024)
+"""Body bytes that may wait for a consumer before the client is paused; small pieces are collected in blocks."""
+
+_MAX_WAITING_BYTES = WAITING_BODY.bytes or 0
 
 
 class BodyConsumer(Protocol):
@@ -35,7 +39,6 @@ class RequestBody:
         "_reading",
         "_set_reading",
         "_waiting",
-        "_waiting_bytes",
         "broken",
         "complete",
         "invite",
@@ -45,8 +48,7 @@ class RequestBody:
     def __init__(self, set_reading: Callable[[bool], None]) -> None:
         self._set_reading = set_reading
         self._consumer: BodyConsumer | None = None
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._waiting = Blocks()
         self._paused = False
         self._reading = True
         self.complete = False
@@ -60,7 +62,7 @@ class RequestBody:
     @property
     def empty(self) -> bool:
         """Whether it is complete and without a byte."""
-        return self.complete and not self._waiting
+        return self.complete and not self._waiting.size
 
     def attach(self, consumer: BodyConsumer) -> None:
         """Hand over what has arrived and everything that follows."""
@@ -72,8 +74,8 @@ class RequestBody:
     def take(self) -> list[bytes]:
         """All of a complete body, for good."""
         self._want()
-        taken, self._waiting = self._waiting, []
-        self._waiting_bytes = 0
+        taken = self._waiting.pieces()
+        self._waiting.clear()
         self._update_reading()
         return taken
 
@@ -82,7 +84,6 @@ class RequestBody:
         self.wanted = True
         self._consumer = None
         self._waiting.clear()
-        self._waiting_bytes = 0
         self._paused = False
         self._update_reading()
 
@@ -104,14 +105,13 @@ class RequestBody:
         if self._consumer is not None and not self._paused:
             self._consumer.on_body(data)
         elif not self.wanted or self._consumer is not None:
-            self._waiting.append(data)
-            self._waiting_bytes += len(data)
+            self._waiting.add(data)
             self._update_reading()
 
     def finish(self) -> None:
         """The last byte has arrived."""
         self.complete = True
-        if self._consumer is not None and not self._waiting:
+        if self._consumer is not None and not self._waiting.size:
             self._end()
 
     def fail(self, reason: str) -> None:
@@ -128,11 +128,9 @@ class RequestBody:
             invite()
 
     def _flush(self) -> None:
-        while self._waiting and self._consumer is not None and not self._paused:
-            data = self._waiting.pop(0)
-            self._waiting_bytes -= len(data)
-            self._consumer.on_body(data)
-        if self._waiting or self._consumer is None:
+        while self._waiting.size and self._consumer is not None and not self._paused:
+            self._consumer.on_body(self._waiting.pop())
+        if self._waiting.size or self._consumer is None:
             return
         if self.broken is not None:
             self.fail(self.broken)
@@ -148,7 +146,7 @@ class RequestBody:
             consumer.on_body_end()
 
     def _update_reading(self) -> None:
-        reading = not self._paused and self._waiting_bytes <= MAX_WAITING_BYTES
+        reading = not self._paused and self._waiting.size <= _MAX_WAITING_BYTES
         if reading != self._reading:
             self._reading = reading
             self._set_reading(reading)
@@ -164,6 +162,7 @@ class ClientRequest:
         "headers",
         "http_1_0",
         "keep_alive",
+        "last",
         "method",
         "path",
         "received_at",
@@ -181,6 +180,7 @@ class ClientRequest:
         keep_alive: bool,
         received_at: float,
         body: RequestBody,
+        last: bool = False,
     ) -> None:
         self.method = method
         self.target = target
@@ -191,6 +191,8 @@ class ClientRequest:
         """The first value of each header."""
         self.http_1_0 = http_1_0
         self.keep_alive = keep_alive
+        self.last = last
+        """Two framings were given: nothing behind it is read, and its connection ends (RFC 9112 section 6.1)."""
         self.received_at = received_at
         """Monotonic seconds when the head was complete."""
         self.body = body

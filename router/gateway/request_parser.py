@@ -9,11 +9,19 @@ from typing import Protocol
 import httptools
 
 from router.gateway.request import ClientRequest, RequestBody
+from router.gateway.target import BadTargetError, host_is_valid, origin_form
 from tunnel_protocol.head import HeaderList
+from tunnel_protocol.limit import Limit
 
-MAX_HEADERS = 100
-MAX_HEAD_BYTES = 417_792
-MAX_TARGET_BYTES = 65_534
+HEAD = Limit("gateway.head", bytes=417_792, pieces=100)
+"""A request head with all its header lines; as many bytes may come of chunk lines and trailers between two pieces of body."""
+
+TARGET = Limit("gateway.target", bytes=65_534)
+"""A request target."""
+
+_MAX_HEADERS = HEAD.pieces or 0
+_MAX_HEAD_BYTES = HEAD.bytes or 0
+_MAX_TARGET_BYTES = TARGET.bytes or 0
 _VERSIONS = frozenset(("1.0", "1.1"))
 
 
@@ -32,6 +40,10 @@ class BrokenBodyError(Exception):
         super().__init__(reason)
         self.request = request
         self.reason = reason
+
+
+class _LastRequestError(Exception):
+    """Whatever follows the request that was read is not to be understood (RFC 9112 section 6.1)."""
 
 
 class RequestOwner(Protocol):
@@ -74,11 +86,15 @@ class RequestParser:
         "_arriving",
         "_bytes_without_body",
         "_clock",
+        "_further",
         "_head_bytes",
         "_head_of_body",
         "_headers",
+        "_heads",
         "_in_head",
+        "_last",
         "_owner",
+        "_piece",
         "_syntax",
         "_target",
     )
@@ -90,10 +106,30 @@ class RequestParser:
         self._headers: HeaderList = []
         self._head_bytes = 0
         self._in_head = False
+        self._heads = 0
+        self._last = False
         self._arriving: ClientRequest | None = None
         self._bytes_without_body = 0
         self._head_of_body: bytes | None = None
+        # What one delivery of the socket brings of a body goes on as one piece, however small its chunks are.
+        self._piece = b""
+        self._further: list[bytes] = []
         self._syntax: httptools.HttpRequestParser | None = self._new_syntax()
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a head has begun to arrive."""
+        return self._in_head
+
+    @property
+    def heads(self) -> int:
+        """How many heads have arrived."""
+        return self._heads
+
+    @property
+    def arriving(self) -> ClientRequest | None:
+        """The request whose body is arriving."""
+        return self._arriving
 
     @property
     def between_requests(self) -> bool:
@@ -106,8 +142,13 @@ class RequestParser:
             self._head_bytes += len(data)
         try:
             self._feed(data)
+            if self._piece:
+                self._hand_over()
         except httptools.HttpParserCallbackError as raised:
             cause = raised.__context__
+            if isinstance(cause, _LastRequestError):
+                self._syntax = None
+                return
             if not isinstance(cause, RefusedError):
                 raise
             raise cause from None
@@ -115,15 +156,17 @@ class RequestParser:
             raise self._malformed(str(error)) from None
         if self._arriving is not None:
             self._bytes_without_body += len(data)
-            if self._bytes_without_body > MAX_HEAD_BYTES:
+            if self._bytes_without_body > _MAX_HEAD_BYTES:
                 raise self._malformed("trailers too long")
-        elif self._head_bytes > MAX_HEAD_BYTES:
+        elif self._head_bytes > _MAX_HEAD_BYTES:
             raise RefusedError(431)
 
     def abandon(self) -> None:
         """Nothing that arrives is of interest any more."""
         self._arriving = None
         self._in_head = False
+        self._piece = b""
+        self._further = []
 
     def release(self) -> None:
         """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
@@ -147,6 +190,16 @@ class RequestParser:
             else:
                 return
 
+    def _hand_over(self) -> None:
+        """Give the collected pieces to the body they belong to."""
+        data = self._piece
+        self._piece = b""
+        if self._further:
+            data = b"".join((data, *self._further))
+            self._further = []
+        if self._arriving is not None:
+            self._arriving.body.feed(data)
+
     def _new_syntax(self) -> httptools.HttpRequestParser:
         syntax = httptools.HttpRequestParser(self)
         # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
@@ -155,6 +208,8 @@ class RequestParser:
 
     def _malformed(self, reason: str) -> Exception:
         """What is wrong if the client broke the framing: of the body that is arriving, or between two requests."""
+        if self._piece:
+            self._hand_over()
         request, self._arriving = self._arriving, None
         return RefusedError(400) if request is None else BrokenBodyError(request, reason)
 
@@ -164,6 +219,8 @@ class RequestParser:
         """A request starts."""
         if self._head_of_body is not None:
             return
+        if self._last:
+            raise _LastRequestError
         self._target = b""
         self._headers = []
         self._in_head = True
@@ -173,14 +230,14 @@ class RequestParser:
         if not self._in_head:
             return
         self._target += url
-        if len(self._target) > MAX_TARGET_BYTES:
+        if len(self._target) > _MAX_TARGET_BYTES:
             raise RefusedError(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; of the trailers of a chunked body nothing is kept."""
         if not self._in_head:
             return
-        if len(self._headers) >= MAX_HEADERS:
+        if len(self._headers) >= _MAX_HEADERS:
             raise RefusedError(431)
         # Blanks around a value are no part of it (RFC 9112 section 5.1); llhttp leaves those behind it.
         self._headers.append((name.lower(), value.rstrip(b" \t")))
@@ -190,7 +247,7 @@ class RequestParser:
         syntax = self._syntax
         if self._head_of_body is not None or syntax is None:
             return
-        if self._head_bytes > MAX_HEAD_BYTES and _size(self._target, self._headers) > MAX_HEAD_BYTES:
+        if self._head_bytes > _MAX_HEAD_BYTES and _size(self._target, self._headers) > _MAX_HEAD_BYTES:
             raise RefusedError(431)
         self._in_head = False
         self._head_bytes = self._bytes_without_body = 0
@@ -198,19 +255,33 @@ class RequestParser:
         if version not in _VERSIONS:
             raise RefusedError(400)
         http_1_0 = version == "1.0"
+        method = syntax.get_method()
+        try:
+            target = origin_form(method, self._target)
+        except BadTargetError:
+            raise RefusedError(400) from None
         headers = self._headers
         first = dict(headers[::-1])
         if len(first) != len(headers) or b"transfer-encoding" in first:
             headers = _consistent(headers, http_1_0=http_1_0)
+            self._last = headers is not self._headers
             first = dict(headers[::-1])
+        host = first.get(b"host")
+        if host is None:
+            if not http_1_0:
+                raise RefusedError(400)
+        elif not host_is_valid(host):
+            raise RefusedError(400)
+        self._heads += 1
         body = RequestBody(self._owner.set_body_reading)
         request = ClientRequest(
-            syntax.get_method(),
-            _origin_form(self._target),
+            method,
+            target,
             headers,
             first,
             http_1_0=http_1_0,
-            keep_alive=syntax.should_keep_alive(),
+            keep_alive=syntax.should_keep_alive() and not self._last,
+            last=self._last,
             received_at=self._clock(),
             body=body,
         )
@@ -224,27 +295,21 @@ class RequestParser:
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         self._bytes_without_body = 0
-        if self._arriving is not None:
-            self._arriving.body.feed(data)
+        if not self._piece:
+            self._piece = data
+        else:
+            self._further.append(data)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
         if self._head_of_body is not None and self._syntax is not None and self._syntax.should_upgrade():
             return
+        if self._piece:
+            self._hand_over()
         request, self._arriving = self._arriving, None
         if request is not None:
             request.body.finish()
             self._owner.request_complete(request)
-
-
-def _origin_form(target: bytes) -> bytes:
-    """Path and query of a target that may be in absolute form (RFC 9112 section 3.2.2) or carry a fragment."""
-    if not target.startswith(b"/"):
-        scheme, separator, rest = target.partition(b"://")
-        if separator and scheme.lower() in (b"http", b"https"):
-            path = rest.partition(b"/")[2]
-            target = b"/" + path
-    return target.partition(b"#")[0]
 
 
 def _head_of_body(request: ClientRequest) -> bytes | None:
@@ -266,7 +331,7 @@ def _consistent(headers: HeaderList, *, http_1_0: bool) -> HeaderList:
     """Headers without a `content-length` that chunked framing overrides; refuses framing that could be read in two ways."""
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     lengths = {value for name, value in headers if name == b"content-length"}
-    if len(lengths) > 1:
+    if len(lengths) > 1 or sum(name == b"host" for name, _ in headers) > 1:
         raise RefusedError(400)
     if not encodings:
         return headers

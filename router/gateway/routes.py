@@ -58,6 +58,14 @@ class Routes:
             self._not_allowed(response, b"GET,HEAD")
         return None
 
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled."""
+        self._metrics.requests_rejected_total.inc((str(status), reason))
+
+    def connection_refused(self, reason: str) -> None:
+        """A client connection was closed as soon as it was there."""
+        self._metrics.http_connections_refused_total.inc((reason,))
+
     def _not_allowed(self, response: Response, allow: bytes) -> None:
         self._metrics.requests_rejected_total.inc(("405", "method not allowed"))
         response.send(405, [(b"allow", allow)])

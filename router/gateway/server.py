@@ -2,16 +2,29 @@
 
 import asyncio
 import email.utils
+import resource
 import socket
 import time
 from collections.abc import Callable
+
+import structlog
 
 from router.gateway.connection import PATIENCE, ClientConnection, Patience
 from router.gateway.request import ClientRequest
 from router.gateway.response import Response, ResponseFlow
 from router.gateway.routes import Routes
+from tunnel_protocol.limit import Limit
+
+_log = structlog.get_logger()
+
+CONNECTIONS = Limit("gateway.connections", pieces=65_536, option="--http-max-connections")
+"""Open client connections."""
+
+RESERVED_DESCRIPTORS = Limit("gateway.reserved_descriptors", pieces=64)
+"""File descriptors that client connections leave to tunnels, control plane, metrics and files (a quarter if there are few)."""
 
 BACKLOG = 1024
+_TELL_EVERY_S = 10.0
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """A peer that answers nothing is given up within two minutes; the system's own first question comes after two hours."""
 
@@ -19,7 +32,16 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 class HttpServer:
     """One listening socket and its connections. A connection stays open as long as its client likes."""
 
-    def __init__(self, routes: Routes, clock: Callable[[], float], patience: Patience = PATIENCE) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        clock: Callable[[], float],
+        patience: Patience = PATIENCE,
+        max_connections: int = CONNECTIONS.pieces or 0,
+    ) -> None:
+        self._max_connections = max_connections
+        self._turned_away = 0
+        self._told_at = -_TELL_EVERY_S
         self._routes = routes
         self._patience = patience
         self._clock = clock
@@ -98,8 +120,36 @@ class HttpServer:
         return self._routes.handle(request, response)
 
     def connection_opened(self, connection: ClientConnection) -> None:
-        """Keep track of it."""
+        """Keep track of it, or close it at once if there are too many: what has been accepted before goes on."""
+        if len(self._connections) >= self._max_connections:
+            self._turn_away(connection, "connections", self._max_connections)
+            return
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The system gives the lowest free number, so a high one tells that nearly all are taken, whoever holds them.
+        if limit >= 0 and connection.descriptor >= limit - min(RESERVED_DESCRIPTORS.pieces or 0, limit // 4):
+            self._turn_away(connection, "descriptors", limit)
+            return
         self._connections.add(connection)
+
+    def _turn_away(self, connection: ClientConnection, reason: str, limit: int) -> None:
+        connection.abort()
+        self._routes.connection_refused(reason)
+        self._turned_away += 1
+        now = self._clock()
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            _log.warning(
+                "client connections refused: too many are open",
+                reason=reason,
+                limit=limit,
+                open=len(self._connections),
+                refused=self._turned_away,
+            )
+            self._turned_away = 0
+
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled."""
+        self._routes.refused(status, reason)
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """Forget it."""

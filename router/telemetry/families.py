@@ -107,6 +107,7 @@ class _Scalar(Family):
         super().__init__(prefix, description, guard)
         self._cells: dict[Labels, float] = {}
         self._order: list[tuple[str, Labels]] = []
+        self._readers: dict[Labels, Callable[[], float]] = {}
 
     def series(self) -> int:
         """How many series there are."""
@@ -116,9 +117,17 @@ class _Scalar(Family):
         """The current value; 0 for a series that does not exist."""
         return self._cells.get(labels, 0)
 
+    def track(self, read: Callable[[], float], labels: Labels = ()) -> None:
+        """From now on the series has the value `read()` at the moment of each scrape. `read` must be cheap."""
+        admitted = self._admitted(labels)
+        self._readers[admitted] = read
+        self._cells[admitted] = 0
+
     def lines(self, out: list[str]) -> None:
-        """One line per series, sorted."""
+        """One line per series, sorted, after asking the readers."""
         cells = self._cells
+        for labels, read in self._readers.items():
+            cells[labels] = read()
         if not cells:
             return
         if len(self._order) != len(cells):
@@ -156,10 +165,6 @@ class Gauge(_Scalar):
 
     kind = "gauge"
 
-    def __init__(self, prefix: str, description: Description, guard: LabelGuard | None = None) -> None:
-        super().__init__(prefix, description, guard)
-        self._readers: dict[Labels, Callable[[], float]] = {}
-
     def set(self, value: float, labels: Labels = ()) -> None:
         """Set the series of `labels` to `value`."""
         if labels in self._cells:
@@ -183,18 +188,6 @@ class Gauge(_Scalar):
         self._readers.pop(labels, None)
         if self._cells.pop(labels, None) is not None:
             self._order = []
-
-    def track(self, read: Callable[[], float], labels: Labels = ()) -> None:
-        """From now on the series has the value `read()` at the moment of each scrape. `read` must be cheap."""
-        admitted = self._admitted(labels)
-        self._readers[admitted] = read
-        self._cells[admitted] = 0
-
-    def lines(self, out: list[str]) -> None:
-        """One line per series, after asking the readers."""
-        for labels, read in self._readers.items():
-            self._cells[labels] = read()
-        super().lines(out)
 
 
 class _Distribution:

@@ -19,7 +19,9 @@ from typing import Any, Literal, TextIO
 import msgspec
 import structlog
 
-from tunnel_protocol.line_writer import LineWriter
+from tunnel_protocol.observers.line_logger import LibraryLines, LineLoggerFactory
+from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.observers.sampler import SampleLines, Sampler, summary_event
 
 _MESSAGES = frozenset({"error", "addr"})
 """Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
@@ -52,6 +54,7 @@ _SECRET = ("authorization", "token", "secret", "password", "prompt", "cookie")
 _MASKED = "<masked>"
 _NUMBERS = frozenset((int, float))
 _MAX_VALUE_CHARS = 2_000
+_MAX_TRACE_CHARS = 20_000
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -121,23 +124,27 @@ def set_up(
     levels = Levels.of(environment.get("RUST_LOG"))
     colours = form == "text" and not environment.get("NO_COLOR") and stream.isatty()
     renderer = _Json() if form == "json" else _Text(colours)
-    writer = _writer_on(stream, renderer)
+    sampler = Sampler()
+    writer = _writer_on(stream, renderer, sampler)
     structlog.configure(
-        processors=[_Unfailing(renderer)],
+        processors=[SampleLines(sampler, _no_reminder if writer is None else writer.remind), _Unfailing(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(levels.own),
-        logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else _QueueFactory(writer),
+        logger_factory=structlog.WriteLoggerFactory(stream) if writer is None else LineLoggerFactory(writer),
         cache_logger_on_first_use=cache,
     )
     root = logging.getLogger()
-    root.handlers[:] = [_Bridge()]
+    root.handlers[:] = [LibraryLines()]
     root.setLevel(levels.libraries)
+    # What libraries would print on stderr, and wait there for its reader.
+    logging.captureWarnings(True)
+    sys.unraisablehook = _unraisable
     return writer
 
 
 def writer_in_use() -> LineWriter | None:
     """The writer that `set_up` made for this process, if any."""
     factory = structlog.get_config()["logger_factory"]
-    return factory.writer if isinstance(factory, _QueueFactory) else None
+    return factory.writer if isinstance(factory, LineLoggerFactory) else None
 
 
 def flush(timeout_s: float) -> None:
@@ -147,35 +154,32 @@ def flush(timeout_s: float) -> None:
         writer.flush(timeout_s)
 
 
-def _writer_on(stream: TextIO, renderer: "_Text | _Json") -> LineWriter | None:
+def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineWriter | None:
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
         return None
 
     def told(count: int) -> str:
-        return renderer(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
+        return form(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
 
-    return LineWriter(descriptor, told, name="log")
+    def reminders() -> tuple[list[str], bool]:
+        summaries, more = sampler.summaries()
+        return [form(None, "warning", summary_event(summary)) for summary in summaries], more
 
-
-class _Queue:
-    """Where structlog's lines go; one method per level, all the same."""
-
-    def __init__(self, writer: LineWriter) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = writer.write
-        self.msg = self.warn = self.fatal = self.failure = self.err = self.exception = self.log = writer.write
+    return LineWriter(descriptor, told, name="log", reminders=reminders)
 
 
-class _QueueFactory:
-    """A structlog logger factory."""
+def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
+    error = problem.exc_value
+    structlog.get_logger().error(
+        problem.err_msg or "exception in a finalizer or callback",
+        error=repr(problem.exc_type if error is None else error),
+    )
 
-    def __init__(self, writer: LineWriter) -> None:
-        self.writer = writer
-        self._queue = _Queue(writer)
 
-    def __call__(self, *_names: object) -> _Queue:
-        return self._queue
+def _no_reminder() -> None:
+    """Without a writer there is nobody to tell what was left out."""
 
 
 class FrequentLine:
@@ -219,19 +223,6 @@ class _Unfailing:
             return self.form(logger, method, {"event": shown, "not_shown_because": type(error).__name__})
 
 
-class _Bridge(logging.Handler):
-    """Lines of libraries (asyncio, grpc, ...) come out like ours, with the logger's name as a field."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = (
-            "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
-        )
-        fields: dict[str, Any] = {"logger": record.name}
-        if record.exc_info:
-            fields["exc_info"] = record.exc_info
-        getattr(structlog.get_logger(), level)(record.getMessage(), **fields)
-
-
 class _Now:
     """The time of a line; what is the same for all lines of a second is made once."""
 
@@ -262,7 +253,7 @@ class _Text:
         trace = event.pop("exception", None)
         fields = "".join(f" {key}={_value(value, _style(key))}" for key, value in event.items())
         line = f"{self._now()} {self._levels.get(method, ' INFO')} {message}{fields}"
-        return line if trace is None else f"{line}\n{trace}"
+        return line if trace is None else f"{line}\n{_trace(str(trace))}"
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
         """Makes lines of one event, given the values of its fields in order; the same text as a call, for less."""
@@ -375,7 +366,11 @@ def _value(value: Any, style: _Style) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_value(one, _style(str(name)))}" for name, one in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_escaped(str(name))}: {_value(one, _style(str(name)))}" for name, one in value.items())
+            + "}"
+        )
     if isinstance(value, bytes):
         return _text(value.decode("utf-8", "backslashreplace"), style)
     return _text(value, style) if isinstance(value, str) else _escaped(str(value))
@@ -389,6 +384,15 @@ def _text(value: str, style: _Style) -> str:
     if style is _Style.MESSAGE:
         return _escaped(value)
     return '"' + _escaped(value).replace('"', r"\"") + '"'
+
+
+def _trace(text: str) -> str:
+    """The lines of a traceback; its last line may hold what a peer sent."""
+    if len(text) > _MAX_TRACE_CHARS:
+        text = f"{text[: _MAX_TRACE_CHARS // 2]}\n...\n{text[-_MAX_TRACE_CHARS // 2 :]}"
+    return "\n".join(
+        line if line.isprintable() else line.encode("unicode_escape").decode() for line in text.split("\n")
+    )
 
 
 def _escaped(value: str) -> str:

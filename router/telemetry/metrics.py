@@ -208,8 +208,14 @@ class Metrics:
     def _add_process(self) -> None:
         self.build_info = self._gauge("build_info", "Always 1; the build in its labels", "version", "commit")
         self.draining = self._gauge("draining", "1 while the process drains")
+        self.not_ready = self._gauge("not_ready", "1 for each reason why /readyz is 503", "reason")
         self.event_loop_lag_seconds = self._histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer, sampled", WIDE_BOUNDS_S
+        )
+        self.log_lines_dropped_total = self._counter(
+            "log_lines_dropped_total",
+            "Lines that could not be written, or not soon enough; log is log or key_log",
+            "log",
         )
         self.tls_last_reload_success = self._gauge(
             "tls_last_reload_success", "1 if the last look at the TLS files found a usable identity", "material_type"
@@ -232,8 +238,6 @@ class Metrics:
         self.look_again_last_success_timestamp_seconds = self._gauge(
             "look_again_last_success_timestamp_seconds", "Unix time of the last round that did not fail", "task"
         )
-        self.not_ready = self._gauge("not_ready", "1 for each reason for which /readyz answers 503", "reason")
-        self.reloads_total = self._counter("reloads_total", "Reloads asked for by SIGHUP")
         self.discovery_failures_total = self._counter(
             "discovery_failures_total", "Failed DNS look-ups of peer discovery", "kind"
         )
@@ -243,7 +247,13 @@ class Metrics:
         target = ("routing_key", "model")
         self.requests_in_flight = self._gauge("requests_in_flight", "Requests being proxied right now")
         self.requests_rejected_total = self._counter(
-            "requests_rejected_total", "Requests answered before routing (400, 405, early 413)", "status", "reason"
+            "requests_rejected_total",
+            "Requests answered before routing (400, 405, 408, early 413, 414, 431)",
+            "status",
+            "reason",
+        )
+        self.http_connections_refused_total = self._counter(
+            "http_connections_refused_total", "Client connections closed at once, too many being open", "reason"
         )
         self.request_duration_seconds = self._histogram(
             "request_duration_seconds", "Time from request arrival to the end of the body", WIDE_BOUNDS_S, *target
@@ -300,7 +310,16 @@ class Metrics:
         self.health_probe_failures_total = self._counter(
             "health_probe_failures_total", "Failed health probes", "inference_server_id"
         )
+        self.reverse_handshakes_pending = self._gauge(
+            "reverse_handshakes_pending",
+            "Connections whose QUIC handshake is complete and whose tunnel handshake is not",
+        )
         self.quic_connections = self._gauge("quic_connections", "Open QUIC connections", "direction")
+        self.quic_handshakes_half_open = self._gauge(
+            "quic_handshakes_half_open",
+            "Incoming QUIC handshakes under way; 64 without proved address mean that newcomers have to prove theirs",
+            "proved",
+        )
         self.stream_credit_waits_total = self._counter(
             "stream_credit_waits_total", "Streams that had to wait for the peer's stream limit"
         )

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 
+import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from starlette.applications import Starlette
@@ -17,6 +18,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.limit import Limit
+
+_log = structlog.get_logger()
+
+CONNECTIONS = Limit("operators.connections", pieces=256)
+"""Connections and requests at a time."""
+
+_AGAIN_S = 1.0
+"""Time before a server that ended is started again."""
 
 _EXPOSITION = {"content-type": "text/plain; version=0.0.4"}
 
@@ -37,7 +47,7 @@ class OperatorsServer:
         ]
         application = Starlette(routes=routes, exception_handlers={404: _empty, 405: _empty})
         application.router.redirect_slashes = False
-        config = uvicorn.Config(
+        self._config = uvicorn.Config(
             application,
             http="h11",
             ws="none",
@@ -46,22 +56,40 @@ class OperatorsServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=1,
+            limit_concurrency=CONNECTIONS.pieces,
         )
-        self._server = _QuietServer(config)
+        self.uvicorn = _QuietServer(self._config)
+        """The server of the library that runs now."""
+        self._stopping = asyncio.Event()
 
     async def serve(self, bound: socket.socket) -> None:
-        """Serve until `stop`; returns when all connections are closed."""
-        await self._server.serve([bound])
+        """Serve until `stop`; returns when all connections are closed.
+
+        What is for operators cannot end the router: a server that ends by itself is told of and replaced.
+        """
+        with bound:
+            while not self._stopping.is_set():
+                failure: BaseException | None = None
+                try:
+                    await self.uvicorn.serve([bound.dup()])
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - the library exits when it cannot start
+                    failure = error
+                if not self._stopping.is_set():
+                    _log.error("metrics server ended; it is started again", exc_info=failure)
+                    self.uvicorn = _QuietServer(self._config)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._stopping.wait(), _AGAIN_S)
 
     async def wait_started(self) -> None:
         """Returns once connections are answered."""
-        while not self._server.started:  # noqa: ASYNC110 - the library offers no event for it
+        while not self.uvicorn.started:  # noqa: ASYNC110 - the library offers no event for it
             await asyncio.sleep(0.005)
 
     def stop(self) -> None:
         """Close the listener and end."""
-        self._server.should_exit = True
-        self._server.stopping.set()
+        self._stopping.set()
+        self.uvicorn.should_exit = True
+        self.uvicorn.stopping.set()
 
     async def _contract(self, request: Request) -> Response:
         if self._all_families:

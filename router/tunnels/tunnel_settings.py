@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from router.tunnels.pending import PENDING
+from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class TunnelSettings:
     handshake_timeout_ms: int = 10_000
     """From a completed QUIC handshake to the decision about the tunnel handshake; a worker itself gives up after 5 s."""
 
-    max_handshake_bytes: int = 64 * 1024
+    max_handshake_bytes: int = MAX_HANDSHAKE_BYTES
     """Size limit of the one message a worker sends before it is known."""
 
     max_pending_handshakes: int = PENDING.pieces or 0

@@ -196,7 +196,9 @@ class Worker:
 class House:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
-    def __init__(self, settings: ProxySettings, config: BalancingConfig, patience: Patience) -> None:
+    def __init__(
+        self, settings: ProxySettings, config: BalancingConfig, patience: Patience, max_connections: int
+    ) -> None:
         self.metrics = Metrics()
         self.registry = Registry()
         self.selector = Selector(config, Random(1))
@@ -210,7 +212,7 @@ class House:
             is_ready=lambda: self.ready and not self.http.draining,
             debug_config=lambda: {"stargate_id": "test"},
         )
-        self.http = HttpServer(routes, loop.time, patience)
+        self.http = HttpServer(routes, loop.time, patience, max_connections)
         self.port = 0
         self.clients: list[Client] = []
 
@@ -258,8 +260,9 @@ class House:
 
 
 @asynccontextmanager
-async def a_house(config: bytes | None = None, patience: Patience = PATIENCE, **settings):
-    house = House(ProxySettings(**settings), BalancingConfig() if config is None else load_config(config), patience)
+async def a_house(config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings):
+    balancing = BalancingConfig() if config is None else load_config(config)
+    house = House(ProxySettings(**settings), balancing, patience, max_connections)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     house.port = listening.getsockname()[1]

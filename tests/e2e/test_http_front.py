@@ -2,12 +2,17 @@
 
 import asyncio
 import gc
+import os
+import resource
 import socket
 
 import pytest
 from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
 
-from router.gateway.connection import ClientConnection
+from router.gateway.connection import ClientConnection, Patience
+from router.gateway.server import RESERVED_DESCRIPTORS
+
+HOST = b"host: x\r\n"
 
 
 def echo(exchange):
@@ -172,12 +177,12 @@ async def test_a_head_may_arrive_byte_by_byte():
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % n for n in range(100)) + b"\r\n", 200),
-        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % n for n in range(101)) + b"\r\n", 431),
-        (b"GET /healthz HTTP/1.1\r\nbig: " + b"x" * 400_000 + b"\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"".join(b"h%d: x\r\n" % n for n in range(99)) + b"\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"".join(b"h%d: x\r\n" % n for n in range(100)) + b"\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"big: " + b"x" * 400_000 + b"\r\n\r\n", 200),
         (b"GET /healthz HTTP/1.1\r\nbig: " + b"x" * 500_000 + b"\r\n\r\n", 431),
-        (b"GET /" + b"a" * 65_533 + b" HTTP/1.1\r\n\r\n", 404),
-        (b"GET /" + b"a" * 65_534 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /" + b"a" * 65_533 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 404),
+        (b"GET /" + b"a" * 65_534 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
     ],
     ids=["100 headers", "101 headers", "head of 400 kB", "head of 500 kB", "target of 65,534", "target of 65,535"],
 )
@@ -230,6 +235,73 @@ async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
         exchange.answer()
         assert [(await client.answer()).status for _ in range(3)] == [200, 200, 400]
         assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET http://router:8000/healthz", 200),
+        (b"GET HTTPS://[::1]/healthz?a=b", 200),
+        (b"GET http://x/healthz#fragment", 200),
+        (b"GET http://x?/healthz", 404),
+        (b"GET http://x", 404),
+        (b"GET http://user@x/healthz", 400),
+        (b"GET http:///healthz", 400),
+        (b"GET http://x:port/healthz", 400),
+        (b"GET x:80", 400),
+        (b"GET *", 400),
+        (b"OPTIONS *", 404),
+        (b"CONNECT x:80", 404),
+        (b"CONNECT x", 400),
+        (b"CONNECT /healthz", 400),
+        (b'GET /healthz?"', 400),
+        (b"GET /healthz?<", 400),
+        (b"GET /healthz?>", 400),
+        (b"GET /healthz`", 400),
+        (b"GET /healthz?`{}|^\\[]", 200),
+        (b"GET /healthz?\xc3\xa9", 400),
+        (b"GET /healthz?a b", 400),
+        (b"GET /healthz?\x00", 400),
+        (b"GET /healthz?\x7f", 400),
+    ],
+)
+def test_a_target_has_one_of_the_four_forms(line, status):
+    @scenario
+    async def run():
+        async with a_house() as house:
+            assert (await house.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [
+        (b"1.1", [], 400),
+        (b"1.0", [], 200),
+        (b"1.1", [b""], 200),
+        (b"1.1", [b"a.b:80"], 200),
+        (b"1.1", [b"[::1]:80"], 200),
+        (b"1.1", [b"a", b"a"], 400),
+        (b"1.0", [b"a", b"b"], 400),
+        (b"1.1", [b"a b/c"], 400),
+        (b"1.1", [b"a/b"], 400),
+        (b"1.1", [b"user@a"], 400),
+        (b"1.1", [b"a:b"], 400),
+        (b"1.1", [b"a:1:2"], 400),
+        (b"1.1", [b"[::1"], 400),
+        (b"1.1", [b"caf\xc3\xa9"], 400),
+        (b"1.0", [b"a/b"], 400),
+    ],
+)
+def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
+    @scenario
+    async def run():
+        async with a_house() as house:
+            lines = b"".join(b"host: %b\r\n" % host for host in hosts)
+            assert (await house.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
+
+    run()
 
 
 @scenario
@@ -286,9 +358,24 @@ async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on
         assert exchange.received == b"0123456789"
         assert exchange.header("content-length") is None
         exchange.answer()
-        assert (await client.answer()).status == 200
-        client.send(get("/healthz"))
-        assert (await client.answer()).status == 200
+        answer = await client.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await client.closed()
+
+
+@scenario
+async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer_arrives():
+    async with a_house() as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(chunked=True, body=b"0123456789", content_length="3") + get("/healthz"))
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        client.send(get("/healthz") * 20_000)  # unread bytes at a close would take the answer from the client
+        exchange.answer()
+        answer = await client.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await client.closed()
 
 
 @scenario
@@ -351,7 +438,7 @@ async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
         await eventually(lambda: worker.waiting)
         connection = next(iter(house.http._connections))
         await eventually(lambda: not connection._reading)
-        assert connection._current.body._waiting_bytes < 1 << 20
+        assert connection._current.body._waiting.size < 1 << 20
         worker.release_streams(1)
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -606,6 +693,93 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
         client.half_close()
         await eventually(lambda: exchange.cancelled)
         assert await client.closed()
+
+
+# --- limits in time and number
+
+
+@scenario
+async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
+    async with a_house(patience=Patience(body=0.05)) as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"half", content_length="9"))
+        answer = await client.answer()
+        assert (answer.status, answer.is_empty, answer.header("connection")) == (408, True, "close")
+        assert (await worker.next()).cancelled
+        assert await client.closed()
+        assert house.count("requests_rejected_total", 'status="408"') == 1
+
+
+@scenario
+async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
+    async with a_house(patience=Patience(body=0.02)) as house:
+        worker = house.worker()
+        client = await house.client()
+        client.send(post(body=b"half", content_length="9"))
+        exchange = await worker.next()
+        exchange.head(200)
+        assert (await client.head()).status == 200
+        connection = next(iter(house.http._connections))
+        await eventually(lambda: connection._arrival is None)  # the limit has passed
+        exchange.body(b"on")
+        assert await client.reader.readuntil(b"on\r\n")
+
+
+@scenario
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
+    async with a_house(patience=Patience(body=0.02)) as house:
+        worker = house.worker(on_request=None)
+        worker.free = 0
+        client = await house.client()
+        client.send(post(body=b"", content_length="4", expect="100-continue"))
+        await eventually(lambda: worker.waiting)
+        connection = next(iter(house.http._connections))
+        first = connection._arrival
+        await eventually(lambda: connection._arrival is not first)  # the limit has passed
+        worker.release_streams(1)
+        assert (await client.answer()).status == 100
+
+
+@scenario
+async def test_connections_above_the_limit_are_closed_at_once_and_counted():
+    async with a_house(max_connections=2) as house:
+        kept = [await house.client() for _ in range(2)]
+        await eventually(lambda: house.http.connections == 2)
+        for _ in range(3):
+            client = await house.client()
+            with pytest.raises((BrokenOffError, ConnectionResetError)):
+                await client.answer()
+        assert house.count("http_connections_refused_total", 'reason="connections"') == 3
+        for client in kept:
+            client.send(get("/healthz"))
+            assert (await client.answer()).status == 200
+        kept.pop().leave()
+        await eventually(lambda: house.http.connections == 1)
+        assert (await house.ask(get("/healthz"))).status == 200
+
+
+@scenario
+async def test_the_last_file_descriptors_are_not_for_client_connections():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with a_house() as house:
+        kept = await house.client()
+        kept.send(get("/healthz"))
+        assert (await kept.answer()).status == 200
+        free = os.dup(0)  # the number of the next one
+        os.close(free)
+        assert RESERVED_DESCRIPTORS.pieces > 6
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 6, hard))
+        try:
+            client = await house.client()
+            with pytest.raises((BrokenOffError, ConnectionResetError)):
+                await client.answer()
+            kept.send(get("/healthz"))
+            assert (await kept.answer()).status == 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert house.count("http_connections_refused_total", 'reason="descriptors"') == 1
+        assert (await house.ask(get("/healthz"))).status == 200
 
 
 # --- the drain

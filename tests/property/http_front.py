@@ -96,6 +96,8 @@ class Front:
 
     def connection_closed(self, connection): ...
 
+    def refused(self, status, reason): ...
+
     def date(self):
         return b"Mon, 01 Jan 2024 00:00:00 GMT"
 

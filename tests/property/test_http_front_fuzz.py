@@ -171,8 +171,8 @@ def test_noise_is_refused_or_waited_for(data, cuts):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: x\r\n"])
-def test_an_idle_connection_stays_open_whatever_was_begun(begun):
+@pytest.mark.parametrize("begun", [b"", b"\r\n"])
+def test_an_idle_connection_stays_open(begun):
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
     async def scenario():
@@ -180,8 +180,79 @@ def test_an_idle_connection_stays_open_whatever_was_begun(begun):
         await front.feed(request + begun)
         await asyncio.sleep(3 * 86_400)
         assert not front.transport.closed
-        await front.feed(request[len(begun) :])
+        await front.feed(request)
         assert [status for status, _, _ in responses(front.transport.out)] == [200, 200]
+        front.end()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("begun", [b"G", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: x\r\n"])
+@pytest.mark.parametrize("trickle", [0, 1])
+def test_a_head_that_does_not_end_in_time_is_408_however_steadily_it_comes(begun, trickle):
+    async def scenario():
+        front = Front(lambda collected: collected.response.send(200, []))
+        await front.feed(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.sleep(86_400)
+        await front.feed(begun)
+        for _ in range(59):
+            await asyncio.sleep(1)
+            if trickle and begun.endswith(b"\n"):
+                await front.feed(b"a: b\r\n")
+        assert [status for status, _, _ in responses(front.transport.out)] == [200]
+        await asyncio.sleep(2)
+        await front.settle()
+        assert [status for status, _, _ in responses(front.transport.out)] == [200, 408]
+        assert front.connection._closing
+        await asyncio.sleep(2)
+        assert front.transport.closed
+        front.end()
+
+    run_virtual(scenario())
+
+
+def test_heads_that_always_share_a_segment_with_the_one_before_are_not_late():
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    async def scenario():
+        front = Front(lambda collected: collected.response.send(200, []))
+        await front.feed(request[:10])
+        for _ in range(100):
+            await asyncio.sleep(5)
+            await front.feed(request[10:] + request[:10])
+        assert [status for status, _, _ in responses(front.transport.out)] == [200] * 100
+        front.end()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("gap", [50, 70])
+def test_a_body_may_be_slow_but_not_silent(gap):
+    async def scenario():
+        front = Front(lambda collected: collected.response.send(200, []))
+        await front.feed(asked(b"content-length: 10\r\n", b""))
+        for _ in range(10):
+            await asyncio.sleep(gap)
+            await front.settle()
+            await front.feed(b"x")
+        [(status, headers, _)] = responses(front.transport.out)
+        assert status == (200 if gap < 60 else 408)
+        assert ((b"connection", b"close") in headers) == (status == 408)
+        front.end()
+
+    run_virtual(scenario())
+
+
+def test_a_client_that_is_not_read_is_not_late():
+    async def scenario():
+        front = Front(lambda collected: collected.response.send(200, []))
+        await front.feed(asked(b"content-length: 10\r\n", b"12345"))
+        front.requests[0].request.body.pause()
+        await asyncio.sleep(1000)
+        front.requests[0].request.body.resume()
+        await asyncio.sleep(50)
+        await front.feed(b"67890")
+        assert [status for status, _, _ in responses(front.transport.out)] == [200]
         front.end()
 
     run_virtual(scenario())

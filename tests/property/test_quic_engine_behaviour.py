@@ -7,6 +7,7 @@ import tracemalloc
 import pytest
 from quic_simulation import CLIENT_ADDRESS, Recorder, Weather, World, nothing_left
 
+from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.aioquic_engine import fast
 from tunnel_protocol.quic.settings import QuicSettings
 
@@ -389,16 +390,18 @@ def test_exchanges_leave_no_cycles_behind():
 
 
 def test_qlog_and_key_log_on_request(tmp_path):
-    settings = QuicSettings(qlog_dir=tmp_path / "qlog", keylog_path=tmp_path / "keys")
+    keys = LineWriter(tmp_path / "keys", str, name="keys")
+    settings = QuicSettings(qlog_dir=tmp_path / "qlog", key_log=keys)
     world = connected(settings=settings)
     assert exchange_completes(world, 30_000)
     world.client.engine.shutdown(0, "")
     world.client.tick()
     world.run(lambda: world.client.engine.finished and world.server.engine.finished, 60)
-    traces = list((tmp_path / "qlog").iterdir())
-    assert traces
     world.client_factory.close()
     world.server_factory.close()
+    assert keys.close(20)
+    traces = list((tmp_path / "qlog").iterdir())
+    assert traces
     text = json.dumps(json.loads(traces[0].read_text()))
     for word in ("stream", "packet_sent", "packet_received", "connection_close"):
         assert word in text

@@ -130,6 +130,8 @@ def test_qlog_names_what_is_said_about_streams_in_general(tmp_path):
     world.client.engine.shutdown(0, "")
     world.client.tick()
     world.run(lambda: world.client.engine.finished and world.server.engine.finished, 60)
+    world.client_factory.close()
+    world.server_factory.close()
     sent, received = {}, {}
     for trace in tmp_path.glob("*/*"):
         for event in json.loads(trace.read_text())["traces"][0]["events"]:

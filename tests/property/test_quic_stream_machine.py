@@ -146,7 +146,7 @@ class TwoEngines(RuleBasedStateMachine):
     def memory_is_bounded(self):
         for node in (self.world.client, self.world.server):
             for stream in node.engine.streams.values():
-                held = len(stream._inbox) + len(stream._hole_buffer or b"")
+                held = stream.held_bytes()
                 assert held <= WINDOW
                 assert stream.highest <= stream.receive_limit <= stream._taken + WINDOW
 

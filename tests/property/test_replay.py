@@ -127,7 +127,7 @@ class BodyOnItsWay(RuleBasedStateMachine):
     def a_body_that_somebody_takes_is_not_held_up(self):
         if self.upload is not None and self.upload.from_client and self.exchange.room > 0:
             assert self.reading
-            assert self.body._waiting == []
+            assert self.body._waiting.size == 0
             if self.complete and not self.exchange.ended:
                 assert self.upload.done
 

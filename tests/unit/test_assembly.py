@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from router import assembly
 from router.cli import parse
 from router.control_plane.discovery import HeadlessService, PlainDns, SelfOnly
@@ -10,6 +12,7 @@ from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthentic
 from router.gateway.proxy_settings import ProxySettings
 from router.option_values import SocketAddress
 from router.settings import Settings
+from router.startup_checks import StartupError
 from router.telemetry.metrics import Metrics
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.quic.settings import QuicSettings
@@ -75,7 +78,17 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
     assert (tunnels.reverse_connect_timeout_ms, tunnels.direct_connections) == (333, 4)
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
     assert (quic.stream_window_bytes, quic.max_consecutive_ptos) == (65536, 5)
-    assert (quic.qlog_dir, quic.keylog_path) == (Path("/q"), Path("/k"))
+    assert (quic.qlog_dir, quic.key_log) == (Path("/q"), None)
+
+
+def test_a_key_log_is_opened_once_or_the_start_fails(tmp_path: Path) -> None:
+    writer = assembly.key_log(settings(f"--quic-keylog-path={tmp_path}/keys"))
+    assert writer is not None
+    assert assembly.quic_settings(settings(), writer).key_log is writer
+    assert writer.close(20)
+    assert assembly.key_log(settings()) is None
+    with pytest.raises(StartupError, match=r"failed to open key log /none/keys"):
+        assembly.key_log(settings("--quic-keylog-path=/none/keys"))
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_rooms() -> None:

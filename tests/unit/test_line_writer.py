@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel_protocol.limit import Limit
-from tunnel_protocol.line_writer import LINES, LineWriter
+from tunnel_protocol.observers.line_writer import LINES, LineWriter
 
 
 def told(count: int) -> str:
@@ -73,7 +73,7 @@ def test_any_text_is_written_lone_surrogates_as_their_escapes(
 def test_a_blocked_pipe_costs_lines_and_nobody_waits(pipe: tuple[int, int]) -> None:
     reader, descriptor = pipe
     writer = LineWriter(descriptor, told, name="log")
-    assert LINES.bytes is not None and LINES.pieces is not None
+    assert LINES.bytes is not None
     for _ in range(2_000):
         writer.write("x" * 4_000)  # 8 MB
     assert LINES.bytes - 5_000 < writer.queued_bytes <= LINES.bytes
@@ -83,15 +83,18 @@ def test_a_blocked_pipe_costs_lines_and_nobody_waits(pipe: tuple[int, int]) -> N
     assert read_until(reader, lost).count(b"\n") == 2_000 - writer.dropped + 1
     writer.write("goes on")
     assert read_until(reader, b"\n") == b"goes on\n"
+    assert writer.close(20)
 
 
 def test_pieces_are_bounded_too(pipe: tuple[int, int]) -> None:
-    _, descriptor = pipe
+    reader, descriptor = pipe
     writer = LineWriter(descriptor, told, name="log", limit=Limit("test", bytes=1 << 20, pieces=10))
     writer.write("y" * 100_000)
     for _ in range(20):
         writer.write("")
     assert writer.dropped == 11
+    os.close(reader)
+    assert writer.close(20)
 
 
 def test_a_pipe_that_lags_and_does_not_block_loses_nothing(pipe: tuple[int, int]) -> None:
@@ -103,6 +106,7 @@ def test_a_pipe_that_lags_and_does_not_block_loses_nothing(pipe: tuple[int, int]
     found = read_until(reader, b"999\n").decode().splitlines()
     assert [int(line) for line in found] == list(range(1_000))
     assert writer.dropped == 0
+    assert writer.close(20)
 
 
 def test_a_reader_that_is_gone_costs_lines_and_one_report(pipe: tuple[int, int]) -> None:
@@ -152,7 +156,7 @@ def test_a_closed_descriptor_costs_lines_and_nothing_else(pipe: tuple[int, int])
     os.close(descriptor)
     writer = LineWriter(descriptor, told, name="log")
     writer.write("a")
-    assert writer.flush(20)
+    assert writer.close(20)
     assert writer.dropped == 1
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,10 +22,13 @@ def lines() -> Iterator[Callable[..., list[str]]]:
         out = io.StringIO()
         set_up(form, env, out, cache=False)
         call(structlog.get_logger())
-        return out.getvalue().splitlines()
+        return out.getvalue().split("\n")[:-1]
 
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    hook = sys.unraisablehook
     yield log
+    sys.unraisablehook = hook
+    logging.captureWarnings(False)
     structlog.reset_defaults()
     logging.getLogger().handlers[:] = handlers
     logging.getLogger().setLevel(level)
@@ -135,3 +139,59 @@ def test_long_names_and_nested_secrets_are_cut_and_masked_too(lines: Callable[..
         (line,) = lines(lambda log: log.info("x", model_id="a" * 9_000, config={"auth_token": "hunter2"}), form)
         assert len(line) < 2_200
         assert "hunter2" not in line
+
+
+ODD_VALUES = st.one_of(
+    st.text(st.characters(categories=["Cs", "Cc", "L"]), max_size=9),
+    st.binary(max_size=9),
+    st.floats(),
+    st.integers(),
+    st.dictionaries(st.text(st.characters(categories=["Cs", "L"]), max_size=3), st.binary(max_size=3), max_size=2),
+    st.lists(st.text(st.characters(categories=["Cs"]), max_size=3), max_size=2),
+    st.builds(object),
+)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(event=st.text(st.characters(categories=["Cs", "Cc", "L"]), max_size=9), values=st.tuples(*[ODD_VALUES] * 3))
+def test_no_value_whatever_it_is_keeps_a_line_from_being_one(
+    lines: Callable[..., list[str]], form: str, event: str, values: tuple[Any, ...]
+) -> None:
+    fields = dict(zip(("model_id", "error", "what"), values, strict=True))
+    usual = lines(lambda log: log.warning(event, **fields), form)
+    frequent = lines(lambda _log: FrequentLine("x", *fields).write(*values), form)
+    for (line,) in (usual, frequent):
+        line.encode()
+        if form == "json":
+            assert json.loads(line)["level"] in ("WARN", "INFO")
+
+
+def test_a_lone_surrogate_is_shown_as_its_escape(lines: Callable[..., list[str]]) -> None:
+    (line,) = lines(lambda log: log.warning("rejected", error="bad \udc80", more={"\udfff": 1}), "json")
+    document = json.loads(line)
+    assert (document["error"], document["more"]) == ("bad \\udc80", {"\\udfff": 1})
+    (line,) = lines(lambda log: log.warning("rejected", error="bad \udc80"))
+    assert line.endswith("error=bad \\udc80")
+
+
+def test_a_traceback_can_neither_colour_the_log_nor_fill_it(lines: Callable[..., list[str]]) -> None:
+    error = ValueError("\x1b[31m" + "a" * 100_000)
+    error.__traceback__ = None
+    found = lines(lambda log: log.error("it broke", exc_info=error))
+    assert found[1].startswith("ValueError: \\x1b[31maaa")
+    assert all(line.isprintable() for line in found)
+    assert sum(map(len, found)) < 25_000
+
+
+def test_what_python_cannot_raise_is_a_line(lines: Callable[..., list[str]]) -> None:
+    class Unkempt:
+        def __del__(self) -> None:
+            raise RuntimeError("left over")
+
+    def lose(_log: Any) -> None:
+        Unkempt()
+
+    (line,) = lines(lose)
+    assert "ERROR" in line
+    assert line.endswith("error=RuntimeError('left over')")

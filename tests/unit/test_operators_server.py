@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from structlog.testing import capture_logs
 
 from router.telemetry.metrics import Metrics
-from router.telemetry.operators_server import OperatorsServer
+from router.telemetry.operators_server import CONNECTIONS, OperatorsServer
 
 
 async def exchange(port: int, request: str) -> tuple[str, bytes]:
@@ -16,6 +18,11 @@ async def exchange(port: int, request: str) -> tuple[str, bytes]:
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     return head.decode().lower(), body
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
 
 
 def ask(*requests: str, all_families: bool = False) -> list[tuple[str, bytes]]:
@@ -69,3 +76,52 @@ def test_all_families_have_a_page_of_their_own_or_the_only_one() -> None:
 def test_other_rooms_can_mount_pages() -> None:
     ((_, body),) = ask("GET /explain HTTP/1.1")
     assert body == b'{"asked":true}'
+
+
+def test_a_server_that_ends_by_itself_is_started_again_and_fails_nobody() -> None:
+    class Broken(Metrics):
+        def render(self, *, additional: bool = False) -> bytes:
+            raise RuntimeError("no page")
+
+    async def run() -> list[str]:
+        bound = socket.create_server(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        server = OperatorsServer(Broken(), all_families=False)
+        serving = asyncio.create_task(server.serve(bound))
+        heads = []
+        with capture_logs() as lines:
+            async with asyncio.timeout(20):
+                await server.wait_started()
+                heads.append((await exchange(port, "GET /metrics HTTP/1.1"))[0][:12])
+                server.uvicorn.should_exit = True
+                server.uvicorn.stopping.set()
+                await until(lambda: any("started again" in line["event"] for line in lines))
+                await server.wait_started()
+                heads.append((await exchange(port, "GET /none HTTP/1.1"))[0][:12])
+                server.stop()
+                await serving
+        return heads
+
+    assert asyncio.run(run()) == ["http/1.1 500", "http/1.1 404"]
+
+
+def test_connections_are_bounded() -> None:
+    assert CONNECTIONS.pieces is not None
+
+    async def run() -> tuple[int, str]:
+        bound = socket.create_server(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        server = OperatorsServer(Metrics(), all_families=False)
+        serving = asyncio.create_task(server.serve(bound))
+        async with asyncio.timeout(20):
+            await server.wait_started()
+            opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS.pieces or 0)]
+            await until(lambda: len(server.uvicorn.server_state.connections) == len(opened))
+            refused = (await exchange(port, "GET /metrics HTTP/1.1"))[0][:12]
+            for _, writer in opened:
+                writer.close()
+            server.stop()
+            await serving
+        return len(opened), refused
+
+    assert asyncio.run(run()) == (CONNECTIONS.pieces, "http/1.1 503")

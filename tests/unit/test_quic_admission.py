@@ -352,6 +352,7 @@ def test_proof_makes_those_without_it_go_first_and_then_the_oldest_of_the_most_f
 
 def test_a_handshake_with_proof_is_given_time_to_go_on():
     half_open = HalfOpen(1)
+    assert half_open.makes_way(SOMEWHERE, 0.0) is None
     half_open.add("a", source_of("10.0.0.1"), proved=True, now=10.0)
     assert half_open.must_prove(source_of("10.0.0.2"))
     assert half_open.makes_way(SOMEWHERE, 10.0 + SETTLED_S - 0.01) is None
@@ -364,6 +365,52 @@ def test_an_address_that_has_most_of_the_places_gives_one_up_at_once_and_only_to
         half_open.add(n, source_of("192.0.2.1"), proved=True, now=0.0)
     assert half_open.makes_way(source_of("192.0.2.1"), 0.5) is None
     assert half_open.makes_way(source_of("192.0.2.2"), 0.5) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["stranger", "proves", "completes", "rests"]), st.integers(0, 40), st.integers(0, 9)),
+        max_size=80,
+    )
+)
+def test_whoever_floods_a_client_that_proves_its_address_gets_a_place(steps):
+    """Few places, floods from any mixture of addresses with and without proof, and one honest client after each step."""
+    one, now = admission(max_half_open=8), 100.0
+
+    def begin(decision, name):
+        if one.half_open.full:
+            gone = one.half_open.makes_way(decision.source, now)
+            if gone is None:
+                return False
+            assert gone in one.half_open
+            one.half_open.discard(gone)
+        one.half_open.add(name, decision.source, proved=decision.original_cid is not None, now=now)
+        return True
+
+    for serial, (step, host, port) in enumerate(steps):
+        client = (f"10.0.{host}.1", port)
+        decision = one.decide(initial(), client, now, accepting=True)
+        if isinstance(decision, bytes) and step == "proves":
+            decision = one.decide(retried(decision), client, now, accepting=True)
+            assert isinstance(decision, Admitted)
+        if isinstance(decision, Admitted):
+            begin(decision, serial)
+        if step == "completes" and len(one.half_open):
+            one.half_open.discard(next(iter(one.half_open._since)))
+        if step == "rests":
+            now += SETTLED_S
+        assert len(one.half_open) <= 8
+        assert len(one.half_open.unproved) <= 4
+    # An honest client is let in at once, or after the time in which the others could have gone on.
+    honest = ("192.0.2.1", 1)
+    for _ in range(2):
+        decision = one.decide(initial(), honest, now, accepting=True)
+        if isinstance(decision, bytes):
+            decision = one.decide(retried(decision), honest, now, accepting=True)
+        if begin(decision, "honest"):
+            break
+        now += SETTLED_S
+    assert "honest" in one.half_open
 
 
 # --- stateless resets ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls
 from tunnel_protocol.quic.udp import UdpSocket
@@ -96,6 +97,8 @@ class Engine:
             self.closed = self.finished = True
             self.owner.on_closed(error)
 
+    def discard(self): ...
+
 
 class Factory:
     """Implements `EngineFactory`."""
@@ -122,7 +125,7 @@ class Factory:
         return None if data.endswith(b"nonsense") else self._make(owner)
 
     def starts_connection(self, data):
-        return data.startswith(HELLO)
+        return data.startswith(HELLO[:6])
 
     def answer_version(self, data):
         return None
@@ -506,5 +509,88 @@ def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_h
         await rig.until(lambda: rig.udp.blocked)
         rig.outside.close()
         await asyncio.wait_for(rig.endpoint.close(), 5)
+
+    asyncio.run(test())
+
+
+# --- first datagrams that wait ---------------------------------------------------------------------------------------
+
+
+def first(n, token=b""):
+    """A client's first datagram to an id of its own."""
+    head = b"\xc3\x00\x00\x00\x01\x08" + b"id%06d" % n + b"\x04peer"
+    return (head + bytes([len(token)]) + token).ljust(1_200, b"\0")
+
+
+def crowd(rig, count, start=0):
+    """First datagrams of clients that have proved their addresses."""
+    host, port = rig.outside.getsockname()
+    validation = rig.endpoint._admission._validation
+    for n in range(start, count):
+        rig.send(first(n, validation.token((host, port), b"original", b"id%06d" % n, rig.endpoint.loop.time())))
+
+
+@rigged
+async def test_many_handshakes_begin_over_several_turns_of_the_loop(rig):
+    rig.outside.bind(("127.0.0.1", 0))
+    crowd(rig, 3 * ACCEPTS_PER_TURN)
+    await rig.until(lambda: rig.factory.engines)
+    assert len(rig.factory.engines) == ACCEPTS_PER_TURN
+    assert len(rig.endpoint._first_packets) == 2 * ACCEPTS_PER_TURN
+    crowd(rig, 3 * ACCEPTS_PER_TURN, ACCEPTS_PER_TURN)
+    rig.endpoint._readable()
+    await rig.until(lambda: len(rig.factory.engines) == 3 * ACCEPTS_PER_TURN)
+    assert rig.engine.received[0][6:14] == b"id000023", "what came meanwhile is not lost"
+    assert len(rig.endpoint._first_packets) == 0
+
+
+@rigged
+async def test_a_first_datagram_that_makes_no_engine_does_not_hold_the_others_up(rig):
+    rig.outside.bind(("127.0.0.1", 0))
+    rig.factory.accept = lambda data, *_: None if b"id000009" in data else Factory._make(rig.factory, _[1])
+    crowd(rig, ACCEPTS_PER_TURN + 3)
+    await rig.until(lambda: len(rig.factory.engines) == ACCEPTS_PER_TURN + 2)
+    assert len(rig.endpoint._first_packets) == 0
+
+
+@rigged
+async def test_who_waits_when_the_endpoint_closes_is_forgotten(rig):
+    rig.outside.bind(("127.0.0.1", 0))
+    crowd(rig, 2 * ACCEPTS_PER_TURN)
+    rig.endpoint._readable()
+    assert rig.endpoint._first_packets
+    await rig.endpoint.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(rig.factory.engines) == ACCEPTS_PER_TURN
+
+
+@rigged
+async def test_a_fault_while_a_waiting_clients_datagrams_are_taken_costs_that_client(rig):
+    rig.outside.bind(("127.0.0.1", 0))
+    make = rig.factory._make
+
+    def broken(owner):
+        engine = make(owner)
+        engine.fault_in = "receive"
+        return engine
+
+    crowd(rig, ACCEPTS_PER_TURN + 1)
+    crowd(rig, ACCEPTS_PER_TURN + 1, ACCEPTS_PER_TURN)
+    rig.endpoint._readable()
+    rig.factory._make = broken
+    await rig.until(lambda: len(rig.factory.engines) == ACCEPTS_PER_TURN + 1)
+    assert rig.engine.closed
+
+
+def test_who_waits_while_the_last_place_is_taken_gets_none():
+    async def test():
+        rig = Rig(QuicSettings(max_connections=ACCEPTS_PER_TURN + 1))
+        rig.outside.bind(("127.0.0.1", 0))
+        crowd(rig, ACCEPTS_PER_TURN + 3)
+        await rig.until(lambda: len(rig.factory.engines) > ACCEPTS_PER_TURN and not len(rig.endpoint._first_packets))
+        assert len(rig.factory.engines) == ACCEPTS_PER_TURN + 1
+        rig.outside.close()
+        await rig.endpoint.close()
 
     asyncio.run(test())

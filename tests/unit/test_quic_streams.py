@@ -1,15 +1,18 @@
 """One stream without a connection: what its owner sees, what the peer's frames do, what is bounded."""
 
+import tracemalloc
+
 import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
-from tunnel_protocol.quic.engine_stream import MAX_HOLES, EngineStream, StreamError
+from tunnel_protocol.quic.engine_stream import CONNECTION_GAPS, STREAM_GAPS, EngineStream, StreamError
 
 
 class Owner:
     def __init__(self):
         self.sending, self.control, self.ready = {}, {}, {}
         self.awake = False
+        self.pieces_out_of_order = 0
         self.released = []
 
     def wake(self):
@@ -143,10 +146,43 @@ def test_a_changed_final_size_is_an_error(second):
 
 def test_data_in_ever_more_fragments_is_refused():
     rig = Rig(window=1_000_000)
-    for at in range(MAX_HOLES):
+    for at in range(STREAM_GAPS.pieces):
         rig.stream.frame_data(1 + 2 * at, b"x", False)
     with pytest.raises(StreamError):
         rig.stream.frame_data(500_000, b"x", False)
+
+
+def test_streams_of_a_connection_share_a_bound_of_fragments():
+    owner = Owner()
+    streams = [
+        EngineStream(owner, 4 * number, b"", Handler(), window=1_000_000, send_limit=0, high_water=1)
+        for number in range(1 + CONNECTION_GAPS.pieces // 100)
+    ]
+
+    def fill():
+        for stream in streams:
+            for at in range(100):
+                stream.frame_data(1 + 2 * at, b"x", False)
+
+    with pytest.raises(StreamError):
+        fill()
+    assert owner.pieces_out_of_order == CONNECTION_GAPS.pieces + 1
+    for stream in streams[:-1]:
+        stream.stop()
+    streams[-1].connection_lost(ConnectionClosedError(None, "", by_peer=False))
+    assert owner.pieces_out_of_order == 0
+
+
+def test_a_byte_at_the_far_end_of_the_window_holds_a_byte():
+    rig = Rig(window=1_250_000)
+    tracemalloc.start()
+    try:
+        rig.stream.frame_data(1_249_999, b"x", False)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rig.stream.held_bytes() == 1
+    assert grown < 2_000
 
 
 def test_a_reset_is_delivered_after_the_data_before_it():

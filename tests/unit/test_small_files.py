@@ -32,7 +32,7 @@ def test_a_file_of_exactly_the_limit_is_read_and_one_byte_more_is_not(tmp_path: 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
-        with pytest.raises(SmallFileError, match="regular file|directory"):
+        with pytest.raises(SmallFileError, match=r"regular file|directory"):
             read_small_file(path, SMALL)
 
 

@@ -309,9 +309,34 @@ def test_an_event_without_end_is_given_up():
         cutter.feed(b"x")
 
 
+def test_an_event_in_pieces_of_one_byte_costs_time_in_proportion_to_its_bytes():
+    def seconds(size):
+        cutter = EventCutter()
+        start = time.process_time()
+        for _ in range(size):
+            cutter.feed(b"x")
+        assert cutter.feed(b"\n\n") == [b"x" * size + b"\n\n"]
+        return time.process_time() - start
+
+    few = min(seconds(20_000) for _ in range(3))
+    assert seconds(400_000) < 20 * few * 5
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"stream":true,"a":"\xff"}', b"{", b"\xff"])
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/embeddings", b"/other"])
+def test_a_body_that_is_no_json_is_400_whatever_is_wrong_with_it(body, path):
+    if path != b"/v1/chat/completions" and body.endswith(b"}"):
+        return  # passed on as it is
+    with pytest.raises(Problem) as refused:
+        check_body(b"POST", path, body)
+    assert refused.value.status == 400
+
+
 @pytest.mark.parametrize(
     ("event", "kind"),
     [
+        (b"data: response.created " + b"[" * 100_000 + b"\n\n", EventKind.OUTPUT),
+        (b'data: {"type":"response.created\xff"}\n\n', EventKind.OUTPUT),
         (b"data: [DONE]\n\n", EventKind.DONE),
         (b": keep-alive\n\n", EventKind.OTHER),
         (b"data:\n\n", EventKind.OTHER),

@@ -149,7 +149,7 @@ class Connection:
 
     def close(self, error_code: int = 0, reason: str = "") -> None:
         """Close with an application code; handlers are told soon after. No effect on a connection that has ended."""
-        self.engine.shutdown(error_code, reason)
+        self.engine.shutdown(error_code, reason or self._endpoint.farewell)
 
     def ping(self) -> None:
         """Make the peer acknowledge something; `heard_at` tells whether it did."""
@@ -266,6 +266,8 @@ class Endpoint:
         on_failed: Callable[[Connection, ConnectionClosedError], None] | None = None,
     ) -> None:
         self.settings = settings
+        self.farewell = ""
+        """The reason of connections that are closed without one: set when everything ends."""
         self.loop = asyncio.get_running_loop()
         self._udp = udp
         self._factory = factory
@@ -277,6 +279,8 @@ class Endpoint:
         self._admission: Admission[Connection] = Admission(factory, settings.max_half_open)
         self._half_open = self._admission.half_open
         self._first_packets = FirstPacketQueue()
+        self._ended: dict[Connection, None] = {}
+        """Those that have ended and are not forgotten yet: their peers decide for how long (RFC 9000 section 10.2)."""
         self._accepts_left = 0
         self._accepts_planned = False
         self._dialled: dict[Address, dict[Connection, None]] = {}
@@ -342,9 +346,19 @@ class Endpoint:
         return connection
 
     @property
+    def closed(self) -> bool:
+        """Whether the socket was released."""
+        return self._closed
+
+    @property
     def local_address(self) -> tuple[str, int]:
         """Host and port the socket is bound to."""
         return self._udp.address
+
+    @property
+    def half_open(self) -> tuple[int, int]:
+        """Incoming handshakes that are not complete, of clients that have not proved their address and of those that have."""
+        return len(self._half_open.unproved), len(self._half_open.proved)
 
     @property
     def connections(self) -> list[Connection]:
@@ -405,6 +419,7 @@ class Endpoint:
     def ended(self, connection: Connection, error: ConnectionClosedError) -> None:
         """The connection has ended; its last packets may still be on their way."""
         # It stays among the half-open ones until it is forgotten: a closing connection is not free.
+        self._ended[connection] = None
         if connection.handler is None and self._on_failed is not None:
             self._on_failed(connection, error)
 
@@ -452,7 +467,7 @@ class Endpoint:
             return None
         if self._on_connection is None:
             return self._reset_by_peer(data, address)
-        accepting = self._accepting and len(self._connections) < self.settings.max_connections
+        accepting = self._accepting and (len(self._connections) < self.settings.max_connections or bool(self._ended))
         decision = self._admission.decide(data, address, now, accepting=accepting)
         if decision is None:
             return None
@@ -485,12 +500,18 @@ class Endpoint:
             connection = self._begin(first.datagrams[0], first.address, first.admitted, now)
             if connection is not None:
                 for data in first.datagrams[1:]:
-                    connection.engine.receive(data, first.address, now)
+                    self._give(connection, data, first.address, now)
                 self._touched[connection] = None
         self._flush()
         self._flush_planned = self._flush_planned or planned
         if self._first_packets:
             self._plan_accepts()
+
+    def _give(self, connection: Connection, data: bytes, address: Address, now: float) -> None:
+        try:
+            connection.engine.receive(data, address, now)
+        except Exception:  # noqa: BLE001 - logged there
+            self._fault(connection)
 
     def _begin(self, data: bytes, address: Address, admitted: Admitted, now: float) -> Connection | None:
         """Begin a handshake, if there is a place for it."""
@@ -498,6 +519,8 @@ class Endpoint:
             # Silence: honest clients try again, and then there is a place.
             return None
         self._accepts_left -= 1
+        if len(self._connections) >= self.settings.max_connections and not self._forget_one_ended():
+            return None
         connection = Connection(self, None)
         try:
             engine = self._factory.accept(data, address, connection, now, admitted.original_cid)
@@ -507,12 +530,28 @@ class Endpoint:
         if engine is None:
             return None
         connection.engine = engine
+        if engine.closed:
+            # Refused for its very first packet: it is told once, and nothing is kept of it.
+            engine.deliver()
+            self._udp.send(engine.poll(now))
+            engine.abandon(ConnectionClosedError(None, "refused", by_peer=False))
+            self._forget(connection)
+            return None
         connection.too_slow = self.loop.call_later(
             self.settings.handshake_timeout_ms / 1000, self._handshake_too_slow, connection
         )
         self._connections[connection] = None
         self._half_open.add(connection, admitted.source, proved=admitted.original_cid is not None, now=now)
         return connection
+
+    def _forget_one_ended(self) -> bool:
+        """Give up the connection that ended first; False if none has ended."""
+        connection = next(iter(self._ended), None)
+        if connection is None:
+            return False
+        connection.engine.abandon(ConnectionClosedError(None, "made way for another connection", by_peer=False))
+        self._forget(connection)
+        return True
 
     def _make_way(self, source: Source, now: float) -> bool:
         """Give up one half-open connection for another; False if none may go."""
@@ -608,6 +647,7 @@ class Endpoint:
     def _forget(self, connection: Connection) -> None:
         connection.disarm()
         self._connections.pop(connection, None)
+        self._ended.pop(connection, None)
         self._half_open.discard(connection)
         if connection.dialled is not None:
             dialled = self._dialled[connection.dialled]
@@ -618,3 +658,5 @@ class Endpoint:
         for connection_id in connection.cids:
             self._routes.pop(connection_id, None)
         connection.cids.clear()
+        connection.engine.discard()
+        connection.handler = None

@@ -112,6 +112,9 @@ class Engine(Protocol):
     def abandon(self, error: ConnectionClosedError) -> None:
         """Forget the connection without a word to the peer."""
 
+    def discard(self) -> None:
+        """The connection is finished and its owner forgets it: cut all cycles of references, so that it is freed at once."""
+
 
 class EngineFactory(Protocol):
     """Makes engines for one endpoint."""

@@ -2,7 +2,7 @@
 
 The engine calls the `frame_*` and `on_*` methods for what packets bring and the `next_*` methods to fill packets; the
 owner of the stream calls the methods of `Stream`. Two things are bounded here: received bytes by the window (credit is
-granted only for what the handler has taken, holes included), and unsent bytes by the high-water mark the writer heeds.
+granted only for what the handler has taken, gaps included), and unsent bytes by the high-water mark the writer heeds.
 
 Marks: a stream puts itself into `sending` (it has bytes or FIN to send and the peer's limit allows some), `control`
 (RESET_STREAM, STOP_SENDING or MAX_STREAM_DATA to send) and `ready` (something for the handler) of its owner, so that an
@@ -13,11 +13,19 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.ranges import Ranges
+from tunnel_protocol.quic.reassembly import Reassembly
 from tunnel_protocol.quic.stream import StreamHandler
 
-MAX_HOLES = 1_024
-"""Gaps in received data beyond which a peer is not unlucky but hostile (RFC 9000 section 21.7)."""
+STREAM_GAPS = Limit("quic.stream_gaps", pieces=1_024)
+"""Pieces received out of order on one stream, beyond which a peer is not unlucky but hostile (RFC 9000 section 21.7)."""
+
+CONNECTION_GAPS = Limit("quic.connection_gaps", pieces=2_048)
+"""The same over all streams of a connection."""
+
+_MAX_STREAM_GAPS = STREAM_GAPS.pieces or 0
+_MAX_CONNECTION_GAPS = CONNECTION_GAPS.pieces or 0
 
 
 class StreamError(Exception):
@@ -41,6 +49,8 @@ class StreamOwner(Protocol):
     control: "dict[EngineStream, None]"
     ready: "dict[EngineStream, None]"
     awake: bool
+    pieces_out_of_order: int
+    """What all streams hold that was received out of order, in pieces."""
 
     def wake(self) -> None:
         """Have the connection polled soon; called only while `awake` is false."""
@@ -80,11 +90,10 @@ class EngineStream:
         "_fin_acked",
         "_handler",
         "_high_water",
-        "_hole_buffer",
-        "_holes",
         "_inbox",
         "_lost",
         "_on_sent",
+        "_out_of_order",
         "_owner",
         "_paused",
         "_receiving_over",
@@ -144,10 +153,9 @@ class EngineStream:
         self._high_water = high_water
         self._wants_writable = False
         self._on_sent: list[Callable[[], None]] | None = None
-        # Receiving: offsets are `taken` (by the handler) <= `received` (without holes) <= `highest`.
+        # Receiving: offsets are `taken` (by the handler) <= `received` (without gaps) <= `highest`.
         self._inbox: bytes | bytearray = b""
-        self._hole_buffer: bytearray | None = None
-        self._holes: Ranges | None = None
+        self._out_of_order: Reassembly | None = None
         self._taken = 0
         self.received = 0
         self.highest = 0
@@ -230,7 +238,7 @@ class EngineStream:
         if self._receiving_over:
             return
         self._inbox = b""
-        self._hole_buffer = self._holes = None
+        self._drop_out_of_order()
         self.limit_pending = False
         if self._reset_received is not None or (self.final_size is not None and self.received == self.final_size):
             # All of it has arrived and was not wanted: nothing to tell the peer.
@@ -266,7 +274,7 @@ class EngineStream:
             if self._receiving_over and self.final_size is not None:
                 self._end_receiving()
             return
-        if offset == self.received and self._holes is None:
+        if offset == self.received and self._out_of_order is None:
             if data:
                 self.received = end
                 if self._inbox:
@@ -275,7 +283,7 @@ class EngineStream:
                     self._inbox = data
             elif not fin:
                 return
-        elif not self._fill_hole(offset, data, end):
+        elif not self._take_out_of_order(offset, data, end):
             return
         if not self._paused:
             self._owner.ready[self] = None
@@ -291,7 +299,7 @@ class EngineStream:
             self._end_receiving()
         elif self._reset_received is None and not complete:
             self._reset_received = error_code
-            self._hole_buffer = self._holes = None
+            self._drop_out_of_order()
             self._owner.ready[self] = None
 
     def frame_stop(self, error_code: int) -> None:
@@ -510,7 +518,8 @@ class EngineStream:
 
     def _drop_buffers(self) -> None:
         self._buffer = self._inbox = b""
-        self._hole_buffer = self._holes = self._lost = self._acked = None
+        self._lost = self._acked = None
+        self._drop_out_of_order()
 
     def _mark_control(self) -> None:
         owner = self._owner
@@ -544,36 +553,40 @@ class EngineStream:
             self._inbox = bytearray(self._inbox)
         self._inbox += data
 
-    def _fill_hole(self, offset: int, data: bytes, end: int) -> bool:
+    def _take_out_of_order(self, offset: int, data: bytes, end: int) -> bool:
         """Keep data that is not next in line (or partly known); True if the handler has something new."""
         if end <= self.received:
             return end == self.final_size == self.received
         if offset < self.received:
             data = data[self.received - offset :]
             offset = self.received
-        if self._holes is None or self._hole_buffer is None:
-            self._holes, self._hole_buffer = Ranges(), bytearray()
-        holes, buffer = self._holes, self._hole_buffer
-        # The hole buffer begins at `received`.
-        at = offset - self.received
-        if len(buffer) < at:
-            buffer += bytes(at - len(buffer))
-        buffer[at : at + len(data)] = data
-        if data:
-            holes.add(offset, end)
-        if len(holes) > MAX_HOLES:
+        pieces = self._out_of_order
+        if pieces is None:
+            pieces = self._out_of_order = Reassembly()
+        before = len(pieces)
+        pieces.add(offset, data)
+        reached = self.received
+        while (block := pieces.take(reached)) is not None:
+            reached += len(block)
+            if self._inbox:
+                self._append(block)
+            else:
+                self._inbox = bytes(block)
+        self._owner.pieces_out_of_order += len(pieces) - before
+        if len(pieces) > _MAX_STREAM_GAPS or self._owner.pieces_out_of_order > _MAX_CONNECTION_GAPS:
             raise StreamError(PROTOCOL_VIOLATION, "stream data too fragmented")
-        reached = holes.reaches(self.received)
+        if not len(pieces):
+            self._out_of_order = None
         if reached == self.received:
             return False
-        size = reached - self.received
-        if self._inbox:
-            self._append(buffer[:size])
-        else:
-            self._inbox = bytes(buffer[:size])
         self.received = reached
-        if holes.starts:
-            del buffer[:size]
-        else:
-            self._holes = self._hole_buffer = None
         return True
+
+    def _drop_out_of_order(self) -> None:
+        if self._out_of_order is not None:
+            self._owner.pieces_out_of_order -= len(self._out_of_order)
+            self._out_of_order = None
+
+    def held_bytes(self) -> int:
+        """Received bytes that the handler has not taken, in order or not."""
+        return len(self._inbox) + (0 if self._out_of_order is None else self._out_of_order.size)

@@ -45,11 +45,10 @@ class FirstPacketQueue:
             if first.address == address and len(first.datagrams) < (PER_CLIENT.pieces or 0):
                 first.datagrams.append(data)
             return
-        if len(self._waiting) >= (WAITING.pieces or 0):
-            oldest = self._sources.most_expendable()
-            if oldest is not None:
-                self.dropped += 1
-                self._remove(oldest)
+        oldest = self._sources.most_expendable() if len(self._waiting) >= (WAITING.pieces or 0) else None
+        if oldest is not None:
+            self.dropped += 1
+            self._remove(oldest)
         self._waiting[connection_id] = FirstPackets([data], address, admitted)
         self._sources.add(connection_id, admitted.source)
 

@@ -3,6 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunnel_protocol.limit import Limit
+from tunnel_protocol.observers.line_writer import LineWriter
+
+CONNECTIONS = Limit("quic.connections", pieces=16_384)
+HALF_OPEN = Limit("quic.half_open", pieces=1_024)
+STREAM_OPENERS = Limit("quic.stream_openers", pieces=1_024)
+
 
 @dataclass(frozen=True, slots=True)
 class QuicSettings:
@@ -29,7 +36,7 @@ class QuicSettings:
     send_buffer_bytes: int = 256 * 1024
     """High-water mark of unsent bytes per stream; the low-water mark is half of it."""
 
-    credit_queue_limit: int = 1_024
+    credit_queue_limit: int = STREAM_OPENERS.pieces or 0
     """How many may wait for stream credit on one connection."""
 
     max_datagram_bytes: int = 1_452
@@ -41,10 +48,10 @@ class QuicSettings:
     ack_every: int = 8
     """Acknowledge at once after this many packets of 1,200 bytes, or eight times as many however small they are."""
 
-    max_connections: int = 16_384
-    """Connections an endpoint holds; one more is refused."""
+    max_connections: int = CONNECTIONS.pieces or 0
+    """Connections an endpoint holds; one more is refused, unless one that has ended can go."""
 
-    max_half_open: int = 1_024
+    max_half_open: int = HALF_OPEN.pieces or 0
     """Incoming connections whose handshake has not completed. One more makes the most expendable of them go (`quic.admission`)."""
 
     receive_batch: int = 256
@@ -53,8 +60,8 @@ class QuicSettings:
     qlog_dir: Path | None = None
     """Where to write one qlog trace per connection; switches the fast paths off."""
 
-    keylog_path: Path | None = None
-    """Where to append TLS secrets in NSS key log format, for decrypting captures."""
+    key_log: LineWriter | None = None
+    """Takes TLS secrets in NSS key log format, for decrypting captures; stays its maker's."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for values QUIC cannot express or this program cannot work with."""

@@ -22,7 +22,7 @@ from tunnel_protocol.quic.engine import Address, EngineOwner
 from tunnel_protocol.quic.engine_stream import EngineStream
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import StreamHandler
+from tunnel_protocol.quic.stream import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
@@ -32,6 +32,24 @@ _PTOS_BEFORE_SMALL_DATAGRAMS = 3
 """After so many unanswered probes large datagrams are suspected (RFC 8899 section 4.3)."""
 
 _TIMED_OUT = (QuicErrorCode.INTERNAL_ERROR, "Idle timeout")
+
+
+class _NobodyToTell:
+    """The owner of a connection that was forgotten."""
+
+    def on_work(self) -> None: ...
+
+    def on_established(self) -> None: ...
+
+    def on_peer_stream(self, stream: Stream) -> StreamHandler | None: ...
+
+    def on_stream_credit(self) -> None: ...
+
+    def on_connection_id(self, connection_id: bytes) -> None: ...
+
+    def on_connection_id_retired(self, connection_id: bytes) -> None: ...
+
+    def on_closed(self, error: ConnectionClosedError) -> None: ...
 
 
 class AioquicEngine(FastConnection):
@@ -300,6 +318,12 @@ class AioquicEngine(FastConnection):
         self._close_pending = False
         self.undisturbed = False
         self._close_end()
+
+    def discard(self) -> None:
+        """See `Engine`. The owner is told nothing more."""
+        super().discard()
+        self._owner = _NobodyToTell()
+        self._reset_token = None
 
     def _tell_closed(self) -> None:
         self._closed_told = True

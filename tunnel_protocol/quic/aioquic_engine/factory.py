@@ -1,14 +1,12 @@
 """Makes aioquic connections from our settings and TLS identities, and answers datagrams that belong to no connection."""
 
 import ssl
-from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import TRANSPORT_CLOSE_FRAME_CAPACITY
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.logger import QuicFileLogger
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tunnel_protocol.quic.address_validation import StatelessResets, reset_key
 from tunnel_protocol.quic.aioquic_engine.connection import AioquicEngine
+from tunnel_protocol.quic.aioquic_engine.observers import KeyLog, TraceFiles
 from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineOwner
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
 from tunnel_protocol.quic.settings import QuicSettings
@@ -41,11 +40,8 @@ class AioquicFactory:
 
     def __init__(self, settings: QuicSettings, server_tls: ServerTls | None) -> None:
         self._settings = settings
-        self._keylog: TextIO | None = None
-        if settings.keylog_path is not None:
-            self._keylog = Path(settings.keylog_path).open("a", encoding="ascii")  # noqa: SIM115 - lives as long as we
-        if settings.qlog_dir is not None:
-            Path(settings.qlog_dir).mkdir(parents=True, exist_ok=True)
+        self._key_log = None if settings.key_log is None else KeyLog(settings.key_log)
+        self._traces = None if settings.qlog_dir is None else TraceFiles(settings.qlog_dir)
         self._server = self._server_configuration(server_tls) if server_tls is not None else None
         self.reset_key = reset_key(server_tls)
         self._resets = StatelessResets(self.reset_key)
@@ -55,9 +51,9 @@ class AioquicFactory:
         self._server = self._server_configuration(tls)
 
     def close(self) -> None:
-        """Close the key log."""
-        if self._keylog is not None:
-            self._keylog.close()
+        """Wait a moment for traces that are being written."""
+        if self._traces is not None:
+            self._traces.close()
 
     def connect(self, address: Address, tls: ClientTls, owner: EngineOwner, now: float) -> AioquicEngine:
         """See `EngineFactory`."""
@@ -92,6 +88,7 @@ class AioquicFactory:
             engine.follows_retry(header.destination_cid, address)
         engine.receive(data, address, now)
         if not engine.authenticated:
+            engine.discard()
             return None
         owner.on_connection_id(header.destination_cid)
         owner.on_connection_id(engine.host_cid)
@@ -154,8 +151,9 @@ class AioquicFactory:
             max_data=_UNLIMITED,
             max_datagram_size=BASE_BYTES,
             max_stream_data=settings.stream_window_bytes,
-            quic_logger=None if settings.qlog_dir is None else QuicFileLogger(str(settings.qlog_dir)),
-            secrets_log_file=self._keylog,
+            quic_logger=self._traces,
+            # Two methods of a text file are used, and `KeyLog` has them.
+            secrets_log_file=cast("TextIO | None", self._key_log),
             supported_versions=_VERSIONS,
         )
 

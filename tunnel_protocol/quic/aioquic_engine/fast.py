@@ -96,6 +96,15 @@ class FastConnection(StreamConnection):
         super()._confirm_handshake()
         self._idle_s = self._idle_timeout()
 
+    def discard(self) -> None:
+        """See `BoundedConnection.discard`."""
+        super().discard()
+        if hasattr(self, "_app_crypto"):  # else the first datagram was no packet at all
+            del self._app_crypto
+            self._app_space.sent_packets.clear()
+        # The one put in its place in `__init__`, which refers to this connection.
+        del self._loss._on_packets_lost
+
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     def _receive_fast(self, data: bytes, address: Address, now: float) -> bool:
@@ -162,6 +171,7 @@ class FastConnection(StreamConnection):
                 else:
                     if buf is None:
                         buf = Buffer(data=payload)
+                        self._frame_handlers.begin_packet(handshake=False)
                     buf.seek(at)
                     frame_type = buf.pull_uint_var()
                     self._read_other_frame(frame_type, buf, path, now)
@@ -181,7 +191,7 @@ class FastConnection(StreamConnection):
     def _read_other_frame(self, frame_type: int, buf: Buffer, path: QuicNetworkPath, now: float) -> None:
         try:
             # Every frame may come in a 1-RTT packet (RFC 9000 table 3).
-            handler, _ = self._QuicConnection__frame_handlers[frame_type]  # type: ignore[attr-defined]
+            handler, _ = self._frame_handlers[frame_type]
         except KeyError:
             raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "Unknown frame type") from None
         context = QuicReceiveContext(

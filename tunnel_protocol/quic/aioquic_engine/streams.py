@@ -12,7 +12,6 @@ from aioquic import tls
 from aioquic.buffer import UINT_VAR_MAX, Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
-    QuicConnection,
     QuicConnectionError,
     QuicConnectionId,
     QuicNetworkPath,
@@ -21,6 +20,7 @@ from aioquic.quic.connection import (
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, QuicStreamFrame
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
+from tunnel_protocol.quic.aioquic_engine.bounded import BoundedConnection
 from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.settings import QuicSettings
@@ -69,7 +69,7 @@ def limit_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
         stream.on_control_lost(limit=True)
 
 
-class StreamConnection(QuicConnection):
+class StreamConnection(BoundedConnection):
     """Implements `StreamOwner`; stream frames in and out."""
 
     def __init__(
@@ -87,6 +87,7 @@ class StreamConnection(QuicConnection):
         self.control: dict[EngineStream, None] = {}
         self.ready: dict[EngineStream, None] = {}
         self.awake = False
+        self.pieces_out_of_order = 0
         self.undisturbed = False
         """Since the last `poll`, which left nothing unsaid, only stream data has arrived: no timer is due earlier."""
         self._starved: dict[EngineStream, None] = {}

@@ -141,9 +141,11 @@ class LineWriter:
         done = self.flush(timeout_s)
         with self._lock:
             already, self._closing = self._closing, True
-            started = self._thread is not None
+            thread = self._thread
             self._ring()
-        if self._path is not None and not started and not already:
+        if thread is not None:
+            thread.join(timeout_s if done else 0.0)
+        elif self._path is not None and not already:
             os.close(self._descriptor)
         return done
 
@@ -183,6 +185,8 @@ class LineWriter:
                 self._wait(_REMIND_S if reminding else -1.0)
                 with self._lock:
                     self._asleep = False
+                    if self._closing and not self._lines:
+                        break
             self._turn()
             self._wait(_RETRY_S if self._failing else _BATCH_S)
         if self._path is not None:

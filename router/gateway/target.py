@@ -1,0 +1,40 @@
+"""Request targets and `Host` values: the four forms of RFC 9112 section 3.2, and nothing that is none of them. Pure."""
+
+import re
+
+_IN_TARGETS = bytes(code for code in range(0x21, 0x7F) if code not in b'"<>')
+_HOST_PATTERN = rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)"
+_HOST = re.compile(rb"(?:" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?)?\Z").match
+_AUTHORITY = re.compile(_HOST_PATTERN + rb":[0-9]{1,5}\Z").match
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?(?=[/?#]|\Z)").match
+
+
+class BadTargetError(Exception):
+    """A request target that has none of the forms, or not the one its method wants."""
+
+
+def host_is_valid(value: bytes) -> bool:
+    """Whether a `Host` value is empty or a host with perhaps a port (RFC 9110 section 7.2)."""
+    return _HOST(value) is not None
+
+
+def origin_form(method: bytes, target: bytes) -> bytes:
+    """Path and query of `target`, without its fragment; `*` and authorities as they are. Raises `BadTargetError`."""
+    if target.translate(None, _IN_TARGETS) or (b"`" in target and b"`" in target.partition(b"?")[0]):
+        raise BadTargetError
+    if method == b"CONNECT":
+        if not _AUTHORITY(target):
+            raise BadTargetError
+        return target
+    if not target.startswith(b"/"):
+        if target == b"*":
+            if method != b"OPTIONS":
+                raise BadTargetError
+            return target
+        absolute = _ABSOLUTE(target)
+        if absolute is None:
+            raise BadTargetError
+        target = target[absolute.end() :]
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    return target.partition(b"#")[0]

@@ -1,0 +1,97 @@
+"""What waits of a body, and its copy for another attempt, take about their bytes of memory, however small the pieces were."""
+
+import tracemalloc
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.gateway.blocks import BLOCK, Blocks
+from router.gateway.replay import REPLAY_COPY, REPLAY_TOTAL, Replay, ReplayBudget, ReplayBuffer
+from router.gateway.request import WAITING_BODY, RequestBody
+
+MIB = 1 << 20
+
+
+@contextmanager
+def growth():
+    """A list that holds, afterwards, how many bytes were allocated and not freed."""
+    found = []
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    yield found
+    found.append(tracemalloc.get_traced_memory()[0] - before)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1, 2, 35, 1000, 5000])
+def test_a_copy_of_small_pieces_takes_about_its_bytes(size):
+    budget = ReplayBudget(REPLAY_TOTAL.bytes, lambda: None)
+    copy = ReplayBuffer(REPLAY_COPY.bytes, budget)
+    copy.touch()
+    with growth() as grown:
+        for number in range(MIB // size):
+            copy.add(number.to_bytes(4, "little") * (size // 4 + 1))
+    held = copy.held_bytes
+    assert budget.used_bytes == held
+    assert grown[0] < 1.25 * held + 2 * BLOCK.bytes
+    assert len(copy.chunks) <= 2 + held // 500
+    copy.close()
+    assert budget.used_bytes == 0
+
+
+def test_a_copy_above_its_limit_is_dropped():
+    budget = ReplayBudget(REPLAY_TOTAL.bytes, lambda: None)
+    copy = ReplayBuffer(REPLAY_COPY.bytes, budget)
+    copy.touch()
+    copy.add(bytes(REPLAY_COPY.bytes))
+    assert copy.state is Replay.INCOMPLETE
+    copy.add(b"x")
+    assert (copy.state, budget.used_bytes) == (Replay.TOO_LARGE, 0)
+
+
+def test_copies_above_the_limit_of_all_are_dropped():
+    refused = []
+    budget = ReplayBudget(REPLAY_TOTAL.bytes, lambda: refused.append(1))
+    assert budget.take(REPLAY_TOTAL.bytes)
+    copy = ReplayBuffer(REPLAY_COPY.bytes, budget)
+    copy.touch()
+    copy.add(b"x")
+    copy.complete()
+    assert (copy.state, refused) == (Replay.INCOMPLETE, [1])
+
+
+def test_a_body_that_nobody_takes_pauses_its_client_and_takes_about_its_bytes():
+    reading = []
+    body = RequestBody(reading.append)
+    with growth() as grown:
+        for number in range(WAITING_BODY.bytes // 2):
+            body.feed(number.to_bytes(2, "little"))
+        assert reading == []
+        body.feed(b"x")
+    assert reading == [False]
+    assert grown[0] < 2 * WAITING_BODY.bytes
+    assert len(body.take()) <= 4
+    assert reading == [False, True]
+
+
+@given(st.lists(st.integers(1, 3000) | st.sampled_from([1, 1023, 1024, BLOCK.bytes]) | st.none(), max_size=60))
+def test_blocks_are_a_queue_of_bytes(steps):
+    blocks, expected, number = Blocks(), b"", 0
+    for size in steps:
+        if size is not None:
+            number += 1
+            data = (b"%d," % number * (size // 2 + 1))[:size]
+            blocks.add(data)
+            expected += data
+        elif blocks.size:
+            first = blocks.pop()
+            assert first
+            assert expected.startswith(first)
+            expected = expected[len(first) :]
+        assert blocks.size == len(expected)
+    assert b"".join(blocks.pieces()) == expected
+    assert len(blocks.pieces()) <= 3 + 2 * len(expected) // 1024 + sum(step is None for step in steps)
+    blocks.clear()
+    assert (blocks.size, blocks.pieces()) == (0, [])

@@ -1,0 +1,104 @@
+"""The CRYPTO frames of one packet number space: TLS handshake messages put together, within bounds (RFC 9000 section 7.5).
+
+TLS gets whole messages only. What a peer sends before it has proved anything is bounded in bytes, in frames and in the length
+that a message announces, so nobody can make the router buffer, copy or parse more.
+"""
+
+from tunnel_protocol.limit import Limit
+from tunnel_protocol.quic.reassembly import Reassembly
+
+CRYPTO_BUFFER = Limit("quic.crypto_buffer", bytes=65_536, pieces=64)
+"""Handshake bytes held until what is before them arrives; RFC 9000 section 7.5 asks for 4,096 at least."""
+
+CRYPTO_FRAMES = Limit("quic.crypto_frames", pieces=512)
+"""CRYPTO frames from the end of one TLS message to the end of the next, repetitions included."""
+
+CLIENT_MESSAGE = Limit("quic.tls_message_of_client", bytes=16_384)
+"""The longest TLS message a client may announce: a ClientHello with post-quantum key shares has about 2 KiB."""
+
+SERVER_MESSAGE = Limit("quic.tls_message_of_server", bytes=65_536)
+"""The longest TLS message a server may announce: its certificate chain."""
+
+_HEADER_BYTES = 4
+"""Type and length of a TLS handshake message (RFC 8446 section 4)."""
+
+_MAX_BYTES = CRYPTO_BUFFER.bytes or 0
+_MAX_PIECES = CRYPTO_BUFFER.pieces or 0
+_MAX_FRAMES = CRYPTO_FRAMES.pieces or 0
+_MAX_CLIENT_MESSAGE = CLIENT_MESSAGE.bytes or 0
+_MAX_SERVER_MESSAGE = SERVER_MESSAGE.bytes or 0
+
+
+class CryptoBufferError(Exception):
+    """A bound of this module was reached: ends the connection with CRYPTO_BUFFER_EXCEEDED (RFC 9000 section 20.1)."""
+
+
+class CryptoStream:
+    """The receiving half of one CRYPTO stream."""
+
+    __slots__ = ("_frames", "_longest", "_message", "_pieces", "handed_over", "received")
+
+    def __init__(self, *, from_client: bool) -> None:
+        self._longest = _MAX_CLIENT_MESSAGE if from_client else _MAX_SERVER_MESSAGE
+        self._frames = 0
+        self._message = bytearray()
+        self._pieces: Reassembly | None = None
+        self.received = 0
+        """Everything below this offset has arrived."""
+        self.handed_over = 0
+        """Everything below this offset was returned."""
+
+    def receive(self, offset: int, data: bytes) -> bytes:
+        """Take a frame; returns the whole messages that it completes, often none. Raises `CryptoBufferError`."""
+        self._frames += 1
+        if self._frames > _MAX_FRAMES:
+            raise CryptoBufferError("too many CRYPTO frames")
+        end = offset + len(data)
+        if end <= self.received:
+            return b""
+        if end > self.received + _MAX_BYTES:
+            raise CryptoBufferError("CRYPTO data too far ahead")
+        if offset > self.received or self._pieces is not None:
+            self._take_out_of_order(offset, data)
+        else:
+            self._message += data[self.received - offset :]
+            self.received = end
+        return self._whole_messages()
+
+    def held_bytes(self) -> int:
+        """Bytes held, in order or not."""
+        return len(self._message) + (0 if self._pieces is None else self._pieces.size)
+
+    def _take_out_of_order(self, offset: int, data: bytes) -> None:
+        if offset < self.received:
+            data = data[self.received - offset :]
+            offset = self.received
+        pieces = self._pieces
+        if pieces is None:
+            pieces = self._pieces = Reassembly()
+        pieces.add(offset, data)
+        while (block := pieces.take(self.received)) is not None:
+            self._message += block
+            self.received += len(block)
+        if len(pieces) > _MAX_PIECES:
+            raise CryptoBufferError("CRYPTO data too fragmented")
+        if not len(pieces):
+            self._pieces = None
+
+    def _whole_messages(self) -> bytes:
+        message = self._message
+        size = 0
+        while len(message) >= size + _HEADER_BYTES:
+            length = _HEADER_BYTES + int.from_bytes(message[size + 1 : size + _HEADER_BYTES], "big")
+            if length > self._longest:
+                raise CryptoBufferError("TLS message too long")
+            if len(message) < size + length:
+                break
+            size += length
+        if not size:
+            return b""
+        self._frames = 0
+        whole = bytes(message[:size])
+        del message[:size]
+        self.handed_over += size
+        return whole
