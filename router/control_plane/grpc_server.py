@@ -58,7 +58,10 @@ class GrpcServer:
                 self.port = self._server.add_insecure_port(address)
             else:
                 self._served_tls = self._tls
-                credentials = grpc.dynamic_ssl_server_credentials(_certificate(self._tls), self._changed_certificate)
+                credentials = grpc.dynamic_ssl_server_credentials(
+                    _certificate(self._tls),
+                    self._changed_certificate,  # type: ignore[arg-type]  # its documentation allows None
+                )
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise GrpcBindError(address) from error

@@ -14,7 +14,7 @@ FLOOD = '''
 import socket, sys
 for _ in range(1_500):
     with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as peer:
-        peer.sendall(b"\\x16\\x03\\x01\\x00\\x05hello" * 10)
+        peer.sendall(bytes.fromhex("160301000568656c6c6f") * 10)
 '''
 
 async def main():
