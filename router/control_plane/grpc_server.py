@@ -38,6 +38,7 @@ class GrpcServer:
     def __init__(self, *, tls: GrpcTls | None = None) -> None:
         """`tls`: None = cleartext HTTP/2."""
         self._tls = tls
+        self._served_tls = tls
         self._health = Health()
         self._server = grpc.aio.server(options=server_options())
         self._add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
@@ -49,9 +50,10 @@ class GrpcServer:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                current = self._tls
+                self._served_tls = self._tls
                 credentials = grpc.dynamic_ssl_server_credentials(
-                    _certificate(current), lambda: _certificate(self._tls or current)
+                    _certificate(self._tls),
+                    self._changed_certificate,  # type: ignore[arg-type]  # its documentation allows None
                 )
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
@@ -66,6 +68,18 @@ class GrpcServer:
     def replace_tls(self, tls: GrpcTls) -> None:
         """Use another identity for handshakes from now on; only if there was one from the start."""
         self._tls = tls
+
+    def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by the C core before each handshake: an identity once after it changed, else None.
+
+        Never the same one again: grpcio 1.85 then makes a new TLS context per handshake and uses freed memory as soon as
+        handshakes fail; a few hundred connections of garbage ended the process (SIGSEGV, SIGABRT).
+        """
+        tls = self._tls
+        if tls is None or tls is self._served_tls:
+            return None
+        self._served_tls = tls
+        return _certificate(tls)
 
     async def start(self) -> None:
         """Begin to answer."""
