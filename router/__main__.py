@@ -17,6 +17,7 @@ def main() -> None:
     standard_streams.make_safe()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_before_start)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     faulthandler.enable()
     if sys.argv[1:2] == ["explain"]:
         from router import explain_command

@@ -30,6 +30,7 @@ from router.option_values import SocketAddress
 from router.policy import Policy
 from router.polling import every
 from router.ports_file import write_ports_file
+from router.readiness import NotReady, Readiness
 from router.registry import Identity, Registry, TargetKey
 from router.served_identity import ServedIdentity
 from router.settings import Settings
@@ -80,6 +81,9 @@ class App:
         self._listener: ReverseListener | None = None
         self._dialer: DirectDialer | None = None
         self._key_log: LineWriter | None = None
+        self._looks: dict[str, Callable[[], Awaitable[None]]] = {}
+        """What SIGHUP looks at, by name."""
+        self._reloading: asyncio.Task[None] | None = None
 
     @staticmethod
     def build() -> dict[str, str]:
@@ -266,8 +270,10 @@ class App:
         )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
+            self._looks["TLS identity"] = self._look_at_tls
             self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
         if self._policy.watched:
+            self._looks["load balancer config"] = self._policy.look
             self.tasks.start(_LB_RELOAD, every(settings.lb_config_poll_ms / 1000, self._policy.look))
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
@@ -283,10 +289,12 @@ class App:
             self.registry, self._policy.selector, self.metrics, assembly.proxy_settings(self.settings), time.monotonic
         )
         debug_config = assembly.debug_config(self.settings, self.bound, self._advertise)
-        routes = Routes(proxy, self.registry, self.metrics, is_ready=self._is_ready, debug_config=lambda: debug_config)
+        readiness = self._watch_readiness()
+        routes = Routes(proxy, self.registry, self.metrics, is_ready=readiness.ready, debug_config=lambda: debug_config)
         self.http = HttpServer(
             routes, time.monotonic, assembly.http_times(self.settings), self.settings.http_max_connections
         )
+        self._loop_lag.on_measured = readiness.look
         for tunnels in (self._listener, self._dialer):
             if tunnels is not None:
                 tunnels.observe_ticks(self.http)
@@ -295,8 +303,14 @@ class App:
         await self.http.start(http_socket)
         self.tasks.start("HTTP proxy server", self.http.wait())
 
-    def _is_ready(self) -> bool:
-        return not self.http.draining and not (self._identity is not None and self._identity.expired())
+    def _watch_readiness(self) -> Readiness:
+        listener, identity = self._listener, self._identity
+        causes = {NotReady.DRAINING: lambda: self.http.draining, NotReady.EVENT_LOOP_STALLED: self._loop_lag.stalled}
+        if identity is not None:
+            causes[NotReady.CERTIFICATE_EXPIRED] = identity.expired
+        if listener is not None:
+            causes[NotReady.TUNNEL_LISTENER_CLOSED] = lambda: not listener.listening
+        return Readiness(causes, self.metrics)
 
     def _track_gauges(self) -> None:
         """What the rooms know anyway is read at each scrape."""
@@ -340,6 +354,25 @@ class App:
             ModelDiscovery(self.registry),
         )
 
+    # --- reload ------------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Look at every watched file now, and open the key log again. What cannot be used is logged, and the old one stays.
+
+        Secrets and token files need no more: they are read for each use.
+        """
+        _log.info("reload requested")
+        self.reopen_logs()
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._look_at_everything())
+
+    async def _look_at_everything(self) -> None:
+        for name, look in self._looks.items():
+            try:
+                await look()
+            except Exception:  # noqa: BLE001 - logged; one file that cannot be looked at does not keep the others from it
+                _log.exception("reload failed", what=name)
+
     async def _look_at_tls(self) -> None:
         if self._identity is not None:
             await self._identity.look(self._activate_tls)
@@ -364,6 +397,9 @@ class App:
             self.operators.stop()
         if not await self.http.drain(budget_s, lame_duck_s):
             return False
+        for tunnels in (self._listener, self._dialer):
+            if tunnels is not None:
+                tunnels.begin_shutdown()
         # Workers drop their tunnels soon after their registration or watch stream ends, so these end last.
         self.control_plane.stop()
         for name in (_PUBLISHER, _TLS_RELOAD, _LB_RELOAD):

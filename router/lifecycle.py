@@ -69,6 +69,7 @@ async def _run(settings: Settings) -> int:
     signals = Signals()
     _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
     app = App(settings)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
     starting = asyncio.create_task(app.start())
     await _first(starting, signals.received)
     if not starting.done():

@@ -208,6 +208,7 @@ class Metrics:
     def _add_process(self) -> None:
         self.build_info = self._gauge("build_info", "Always 1; the build in its labels", "version", "commit")
         self.draining = self._gauge("draining", "1 while the process drains")
+        self.not_ready = self._gauge("not_ready", "1 for each reason why /readyz is 503", "reason")
         self.event_loop_lag_seconds = self._histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer, sampled", WIDE_BOUNDS_S
         )

@@ -12,7 +12,7 @@ from router.telemetry.credential_failures import Credential, CredentialFailures,
 from router.telemetry.metrics import Metrics
 from router.tunnels.addresses import DialTarget, dial_target
 from router.tunnels.direct_tunnels import DirectTunnels
-from router.tunnels.tunnel import Tunnel
+from router.tunnels.tunnel import SHUTDOWN, Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
@@ -86,10 +86,15 @@ class DirectDialer:
         for endpoint in self._endpoints.values():
             endpoint.observe_ticks(observer)
 
-    async def close(self) -> None:
-        """Close all connections and release the sockets."""
+    def begin_shutdown(self) -> None:
+        """Tunnels that close from now on, with the end of their registration, tell the worker why."""
         for endpoint in self._endpoints.values():
-            await endpoint.close()
+            endpoint.farewell = SHUTDOWN
+
+    async def close(self) -> None:
+        """Close all connections with the reason `shutdown`, and release the sockets."""
+        for endpoint in self._endpoints.values():
+            await endpoint.close(0, SHUTDOWN)
 
     async def _connect(self, target: DialTarget, tunnels: DirectTunnels) -> Tunnel:
         endpoint = self._endpoints.get(target.version)

@@ -12,6 +12,7 @@ from router.telemetry.credential_failures import Credential, CredentialFailures,
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection, Registrations
 from router.tunnels.pending import PendingHandshakes
+from router.tunnels.tunnel import SHUTDOWN
 from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
@@ -20,9 +21,6 @@ from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls
 
 _log = structlog.get_logger()
-
-SHUTDOWN = "shutdown"
-"""The reason in CONNECTION_CLOSE when the listener goes away."""
 
 _TELL_EVERY_S = 10.0
 """How often a line tells of connections that made way: a stranger can cause as many of them as it likes."""
@@ -90,6 +88,16 @@ class ReverseListener:
         """Drain: refuse new connections, keep every tunnel."""
         if self._endpoint is not None:
             self._endpoint.stop_accepting()
+
+    def begin_shutdown(self) -> None:
+        """Tunnels that close from now on, with the end of their registration, tell the worker why."""
+        if self._endpoint is not None:
+            self._endpoint.farewell = SHUTDOWN
+
+    @property
+    def listening(self) -> bool:
+        """Whether datagrams are taken."""
+        return self._endpoint is not None and not self._endpoint.closed
 
     async def close(self) -> None:
         """Close all connections, tunnels included, with the reason `shutdown` and release the socket."""

@@ -122,3 +122,136 @@ def test_responses_are_read_as_they_were_meant_or_as_broken(status, headers, pie
     if not bodyless:
         assert body == (whole[: len(whole) // 2] if framing == "short" else whole)
     assert closed == (http_1_0 or broken)
+
+
+# What a client may write of a request head and body, rightly and wrongly; h11 reads the same bytes.
+LINE_END = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\n ", b" \r\n"])
+FRAMING = st.sampled_from(
+    [
+        b"content-length: 5",
+        b"content-length: 05",
+        b"content-length:5 ",
+        b"content-length: +5",
+        b"content-length: -5",
+        b"content-length: 5_0",
+        b"content-length: 0x5",
+        b"content-length: 5, 5",
+        b"content-length: 5 5",
+        b"content-length : 5",
+        b"content-length: 99999999999999999999999",
+        b"transfer-encoding: chunked",
+        b"transfer-encoding: Chunked",
+        b"transfer-encoding: chunked, chunked",
+        b"transfer-encoding: gzip, chunked",
+        b"transfer-encoding: chunked, gzip",
+        b"transfer-encoding: identity",
+        b"transfer-encoding: chunked;q=1",
+        b"transfer-encoding : chunked",
+        b"transfer-encoding: \x0bchunked",
+        b"x-y: z",
+        b"x-y: a\x00b",
+        b"x y: z",
+        b"x-y",
+        b": z",
+        b"x\x7f: z",
+        b"connection: close",
+        b"expect: 100-continue",
+        b"host: other",
+        b"host: a b/c",
+    ]
+)
+BODY = st.lists(
+    st.sampled_from(
+        [
+            *(b"5\r\nhello\r\n", b"05\r\nhello\r\n", b"5;a=b\r\nhello\r\n", b"5;\r\nhello\r\n", b"5 \r\nhello\r\n"),
+            *(
+                b"+5\r\nhello\r\n",
+                b"0x5\r\nhello\r\n",
+                b"5_\r\nhello\r\n",
+                b"5\nhello\n",
+                b"5\rhello\r",
+                b"6\r\nhello\r\n",
+            ),
+            *(b"fffffffffffffffff\r\n", b"\r\n", b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n", b"0\r\nx\r\n\r\n", b"00\r\n\r\n"),
+            *(b"hello", b"GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"),
+        ]
+    ),
+    max_size=4,
+)
+TARGETS = [
+    b"/",
+    b"/a?b=c",
+    b"*",
+    b"http://x/a",
+    b"http://x?a",
+    b"http://u@x/",
+    b"x:80",
+    b"/<",
+    b'/"',
+    b"/\xc3\xa9",
+    b"/a b",
+    b"",
+]
+MESSAGE = st.tuples(
+    st.sampled_from([b"GET", b"POST", b"OPTIONS", b"CONNECT", b"HEAD"]),
+    st.sampled_from([b"/"] * 12 + TARGETS),
+    st.sampled_from([b"1.1"] * 9 + [b"1.0", b"2.0", b"1.10"]),
+    st.booleans() | st.just(True),
+    st.lists(st.tuples(FRAMING, LINE_END), max_size=3),
+    BODY,
+)
+
+
+def spelled(message) -> bytes:
+    method, target, version, with_host, lines, body = message
+    data = b"%b %b HTTP/%b\r\n" % (method, target, version) + (b"host: x\r\n" if with_host else b"")
+    return data + b"".join(line + end for line, end in lines) + b"\r\n" + b"".join(body)
+
+
+def as_h11_reads(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """(method, target, body) of each request that h11 finds complete, up to the first thing it refuses."""
+    found = []
+    server = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    server.receive_data(data)
+    head, body = None, b""
+    try:
+        while True:
+            event = server.next_event()
+            if isinstance(event, h11.Request):
+                head, body = event, b""
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                found.append((head.method, head.target, body))
+                server.send(h11.Response(status_code=404, headers=[("content-length", "0")]))
+                server.send(h11.EndOfMessage())
+                server.start_next_cycle()
+            else:
+                return found
+    except (h11.RemoteProtocolError, h11.LocalProtocolError):
+        return found
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(MESSAGE, min_size=1, max_size=3), CUTS)
+def test_whatever_the_front_takes_h11_frames_in_the_same_way(messages, cuts):
+    """The front may refuse more than h11; of what it takes, each request has the end that h11 sees."""
+    data = b"".join(spelled(message) for message in messages)
+
+    async def run():
+        front = Front(lambda collected: collected.response.send(404, []))
+        await front.feed(data, cuts)
+        taken = [(one.request.method, one.request.target, one.body) for one in front.requests if one.complete]
+        connection = front.connection
+        closing = connection._closing
+        front.end()
+        return taken, closing
+
+    taken, closing = asyncio.run(run())
+    oracle = as_h11_reads(data)
+    for ours, theirs in zip(taken, oracle, strict=False):
+        assert ours[0] == theirs[0]
+        assert ours[2] == theirs[2]
+        assert theirs[1].endswith(ours[1]) or ours[1] == b"/?a"
+    assert len(taken) <= len(oracle)
+    assert closing or len(taken) == len(oracle)

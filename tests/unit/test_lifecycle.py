@@ -49,6 +49,8 @@ class FakeApp:
         await asyncio.sleep(self.drain_lasts_s)
         return self.drains
 
+    def reload(self) -> None: ...
+
     def unfinished(self) -> list[str]:
         return ["2 requests"]
 

@@ -26,6 +26,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass without running anything, as when the process gets no CPU."""
+        self._jumping.now += seconds
+
 
 def run_virtual(test: Coroutine[Any, Any, Any]) -> Any:
     """Run a test coroutine in virtual time."""

@@ -149,7 +149,7 @@ class Connection:
 
     def close(self, error_code: int = 0, reason: str = "") -> None:
         """Close with an application code; handlers are told soon after. No effect on a connection that has ended."""
-        self.engine.shutdown(error_code, reason)
+        self.engine.shutdown(error_code, reason or self._endpoint.farewell)
 
     def ping(self) -> None:
         """Make the peer acknowledge something; `heard_at` tells whether it did."""
@@ -266,6 +266,8 @@ class Endpoint:
         on_failed: Callable[[Connection, ConnectionClosedError], None] | None = None,
     ) -> None:
         self.settings = settings
+        self.farewell = ""
+        """The reason of connections that are closed without one: set when everything ends."""
         self.loop = asyncio.get_running_loop()
         self._udp = udp
         self._factory = factory
@@ -342,6 +344,11 @@ class Endpoint:
             raise connection.error
         connection.opening = None
         return connection
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket was released."""
+        return self._closed
 
     @property
     def local_address(self) -> tuple[str, int]:
