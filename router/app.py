@@ -49,6 +49,7 @@ from router.telemetry.logging import writer_in_use
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
 from router.telemetry.operators_server import OperatorsServer
+from router.tunnels.addresses import is_bound_to
 from router.tunnels.dialer import SERVER_NAME, DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
@@ -239,6 +240,11 @@ class App:
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
         self._closers.append(self._dialer.close)
+        self._dialer.guard.keep_off(self._is_own_socket)
+
+    def _is_own_socket(self, ip: str, port: int) -> bool:
+        bound = None if self._listener is None else self._listener.bound
+        return bound is not None and is_bound_to(bound, ip, port)
 
     def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
         if self._dialer is None or identity.reverse:

@@ -11,6 +11,7 @@ from router.registry.tunnel import TunnelError
 from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
 from router.telemetry.metrics import Metrics
 from router.tunnels.addresses import DialTarget, dial_target
+from router.tunnels.dial_guard import DialGuard
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.tunnel import SHUTDOWN, Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -22,6 +23,9 @@ from tunnel_protocol.quic.stream import Stream
 from tunnel_protocol.quic.tls import ClientTls
 
 _log = structlog.get_logger()
+
+_LEAST_WAIT_S = 1.0
+"""How long a dial waits at least for its turn; ordinarily as long as the connect timeout."""
 
 SERVER_NAME = "stargate"
 """The name a direct worker's certificate must carry, whatever its address."""
@@ -43,6 +47,8 @@ class DirectDialer:
         self._tls = tls
         self._framing = framing
         self._settings = settings
+        self.guard = DialGuard(max(_LEAST_WAIT_S, settings.connect_timeout_ms / 1000))
+        """Whom not to dial, and when not."""
 
     @classmethod
     async def open(
@@ -68,8 +74,9 @@ class DirectDialer:
         target = dial_target(tunnels.identity.url)
         dialed: list[Tunnel] = []
         try:
-            while len(dialed) < self._settings.direct_connections:
-                dialed.append(await self._connect(target, tunnels))
+            async with self.guard.dialling(target):
+                while len(dialed) < self._settings.direct_connections:
+                    dialed.append(await self._connect(target, tunnels))
         except BaseException:
             for tunnel in dialed:
                 tunnel.release()
