@@ -22,6 +22,7 @@ from router.control_plane.worker_auth import GatewayAuthenticator, WorkerAuthCon
 from router.control_plane.worker_tunnels import WorkerTunnels
 from router.critical_tasks import CriticalTasks
 from router.explain_page import ExplainPage
+from router.freed_memory import FreedMemory, find_trim
 from router.gateway.proxy import Proxy
 from router.gateway.routes import Routes
 from router.gateway.server import HttpServer
@@ -336,6 +337,8 @@ class App:
             self.metrics.quic_connections.track(lambda: dialer.connections, ("outgoing",))
         self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
         self._loop_lag.start()
+        self._freed_memory = FreedMemory(find_trim())
+        self._freed_memory.start()
 
     def _make_services(self, watch: WatchCell) -> None:
         settings = self.settings

@@ -30,7 +30,7 @@ def test_a_later_message_beyond_a_bound_ends_its_registration_and_no_other() -> 
     async def run() -> None:
         async with control_plane() as client:
             await client.register("v")
-            worker = await client.register("w")
+            worker, _ = await client.register("w")
             await worker.send(report("w", "m" * 1_100))
             code, text = await worker.status()
             assert code is grpc.StatusCode.INVALID_ARGUMENT
