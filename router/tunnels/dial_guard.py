@@ -6,8 +6,7 @@ worker's credentials are enough to make the router flood a third party.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 from router.registry.tunnel import TunnelError
@@ -49,9 +48,8 @@ class DialGuard:
         """Never dial an address and port for which `is_own` is true."""
         self._own.append(is_own)
 
-    @asynccontextmanager
-    async def dialling(self, target: DialTarget) -> AsyncIterator[None]:
-        """Wrap one dial, which raises if it fails.
+    async def begin(self, target: DialTarget) -> None:
+        """Before a dial; `end` has to follow. Waits for its turn.
 
         Raises `TunnelError` for a target of our own, one that failed a moment ago, or whose turn does not come in time.
         """
@@ -61,23 +59,23 @@ class DialGuard:
         await self._turn(key)
         self._targets.add(key)
         self._under_way[target.ip] = self._under_way.get(target.ip, 0) + 1
-        try:
-            yield
-        except TunnelError:
-            self._failed(key)
-            raise
-        else:
+
+    def end(self, target: DialTarget, *, connected: bool | None) -> None:
+        """After a dial; `connected` is None if it was given up without an outcome."""
+        key = (target.ip, target.port)
+        if connected:
             self._failures.pop(key, None)
-        finally:
-            self._targets.discard(key)
-            left = self._under_way[target.ip] - 1
-            if left:
-                self._under_way[target.ip] = left
-            else:
-                del self._under_way[target.ip]
-            waiting = self._waiting.pop(target.ip, None)
-            if waiting is not None:
-                waiting.set()
+        elif connected is not None:
+            self._failed(key)
+        self._targets.discard(key)
+        left = self._under_way[target.ip] - 1
+        if left:
+            self._under_way[target.ip] = left
+        else:
+            del self._under_way[target.ip]
+        waiting = self._waiting.pop(target.ip, None)
+        if waiting is not None:
+            waiting.set()
 
     async def _turn(self, key: tuple[str, int]) -> None:
         loop = asyncio.get_running_loop()

@@ -73,14 +73,20 @@ class DirectDialer:
         """A complete set for this registration; raises `TunnelError`, and closes what it had, if any connection fails."""
         target = dial_target(tunnels.identity.url)
         dialed: list[Tunnel] = []
+        connected: bool | None = None
+        await self.guard.begin(target)
         try:
-            async with self.guard.dialling(target):
-                while len(dialed) < self._settings.direct_connections:
-                    dialed.append(await self._connect(target, tunnels))
-        except BaseException:
+            while len(dialed) < self._settings.direct_connections:
+                dialed.append(await self._connect(target, tunnels))
+            connected = True
+        except BaseException as error:
+            if isinstance(error, TunnelError):
+                connected = False
             for tunnel in dialed:
                 tunnel.release()
             raise
+        finally:
+            self.guard.end(target, connected=connected)
         return dialed
 
     @property

@@ -1,6 +1,7 @@
 """Dials that fail back off, and those to one address take turns."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
@@ -13,8 +14,19 @@ from router.tunnels.dial_guard import FIRST_PAUSE_S, LONGEST_PAUSE_S, REMEMBERED
 TARGET = DialTarget("192.0.2.1", 9, 4)
 
 
+@asynccontextmanager
+async def dialling(guard, target):
+    await guard.begin(target)
+    try:
+        yield
+    except TunnelError:
+        guard.end(target, connected=False)
+        raise
+    guard.end(target, connected=True)
+
+
 async def dial(guard, target=TARGET, seconds=2.0, *, fails=True):
-    async with guard.dialling(target):
+    async with dialling(guard, target):
         await asyncio.sleep(seconds)
         if fails:
             raise TunnelError("quic connect timed out")
@@ -47,7 +59,7 @@ def test_three_hundred_registrations_of_one_target_make_one_dial():
         guard, dials = DialGuard(2), []
 
         async def one():
-            async with guard.dialling(TARGET):
+            async with dialling(guard, TARGET):
                 dials.append(1)
                 await asyncio.sleep(2)
                 raise TunnelError("quic connect timed out")
@@ -65,7 +77,7 @@ def test_dials_to_one_address_wait_for_their_turn():
 
         async def one(port):
             nonlocal at_once, most
-            async with guard.dialling(DialTarget("192.0.2.1", port, 4)):
+            async with dialling(guard, DialTarget("192.0.2.1", port, 4)):
                 at_once += 1
                 most = max(most, at_once)
                 await asyncio.sleep(2)
@@ -106,5 +118,17 @@ def test_our_own_sockets_are_not_dialled():
         guard.keep_off(lambda ip, port: (ip, port) == ("192.0.2.1", 9))
         with pytest.raises(TunnelError, match="of this router"):
             await dial(guard, fails=False)
+
+    run_virtual(test())
+
+
+def test_a_dial_that_was_given_up_counts_neither_way():
+    async def test():
+        guard = DialGuard(10)
+        with pytest.raises(TunnelError, match="timed out"):
+            await dial(guard)
+        await guard.begin(TARGET)
+        guard.end(TARGET, connected=None)
+        assert len(guard) == 1
 
     run_virtual(test())
