@@ -25,7 +25,11 @@ def main() -> None:
         sys.exit(explain_command.main(sys.argv[2:]))
     from router.cli import settings_or_exit
 
-    settings = settings_or_exit(sys.argv[1:], os.environ)
+    try:
+        settings = settings_or_exit(sys.argv[1:], os.environ)
+    except BrokenPipeError:
+        # `--help | head`: the reader has seen enough.
+        os._exit(0)
     from router.lifecycle import run_process
 
     code = run_process(settings, os.environ)
