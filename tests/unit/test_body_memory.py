@@ -13,7 +13,7 @@ from router.gateway.replay import REPLAY_COPY, REPLAY_TOTAL, Replay, ReplayBudge
 from router.gateway.request import WAITING_BODY, RequestBody
 from router.gateway.request_parser import RequestParser
 
-MIB = 1 << 20
+SIZE = 1 << 18
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def test_a_copy_of_small_pieces_takes_about_its_bytes(size):
     copy = ReplayBuffer(REPLAY_COPY.bytes, budget)
     copy.touch()
     with growth() as grown:
-        for number in range(MIB // size):
+        for number in range(SIZE // size):
             copy.add(number.to_bytes(4, "little") * (size // 4 + 1))
     held = copy.held_bytes
     assert budget.used_bytes == held
