@@ -14,7 +14,7 @@ import structlog
 from certs import Identity as TlsIdentity
 from router import assembly, build
 from router.control_plane.discovery import Discovery
-from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer
+from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
@@ -22,6 +22,7 @@ from router.control_plane.worker_auth import GatewayAuthenticator, WorkerAuthCon
 from router.control_plane.worker_tunnels import WorkerTunnels
 from router.critical_tasks import CriticalTasks
 from router.explain_page import ExplainPage
+from router.freed_memory import FreedMemory, find_trim
 from router.gateway.proxy import Proxy
 from router.gateway.routes import Routes
 from router.gateway.server import HttpServer
@@ -64,6 +65,7 @@ _LAST_STEP_S = 2.0
 
 _PUBLISHER = "WatchStargates publisher"
 _TLS_RELOAD = "reverse tunnel TLS reload"
+_GRPC_TLS_RELOAD = "gRPC TLS reload"
 _LB_RELOAD = "load balancer config reload"
 
 
@@ -198,8 +200,13 @@ class App:
             listen_address(text)
             for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
         )
-        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings), keepalive=GrpcKeepalive()))
-        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=assembly.grpc_tls(settings)))
+        self._grpc_identity = ServedIdentity.load_grpc(settings, self.metrics)
+        tls = None
+        if self._grpc_identity is not None:
+            pair = self._grpc_identity.identity
+            tls = GrpcTls(cert_pem=pair.cert_pem, key_pem=pair.key_pem)
+        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=tls))
+        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=tls))
         http_socket = bind_tcp(http, "HTTP")
         metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
         self.bound["http"], self.bound["metrics"] = bound_address(http_socket), bound_address(metrics_socket)
@@ -237,6 +244,7 @@ class App:
             )
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        self._dialer.own_ports.add(self._port("reverse_tunnel"))
         self._closers.append(self._dialer.close)
 
     def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
@@ -269,11 +277,11 @@ class App:
         )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
-            self._looks["TLS identity"] = self._look_at_tls
-            self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
+            self._look_again(_TLS_RELOAD, settings.tls_poll_ms, self._look_at_tls)
+        if self._grpc_identity is not None:
+            self._look_again(_GRPC_TLS_RELOAD, settings.tls_poll_ms, self._look_at_grpc_tls)
         if self._policy.watched:
-            self._looks["load balancer config"] = self._policy.look
-            self.tasks.start(_LB_RELOAD, every(settings.lb_config_poll_ms / 1000, self._policy.look))
+            self._look_again(_LB_RELOAD, settings.lb_config_poll_ms, self._policy.look)
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
         await self.operators.wait_started()
@@ -329,6 +337,8 @@ class App:
             self.metrics.quic_connections.track(lambda: dialer.connections, ("outgoing",))
         self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
         self._loop_lag.start()
+        self._freed_memory = FreedMemory(find_trim())
+        self._freed_memory.start()
 
     def _make_services(self, watch: WatchCell) -> None:
         settings = self.settings
@@ -370,6 +380,18 @@ class App:
             except Exception:  # noqa: BLE001 - logged; one file that cannot be looked at does not keep the others from it
                 _log.exception("reload failed", what=name)
 
+    def _look_again(self, name: str, interval_ms: int, look: Callable[[], Awaitable[None]]) -> None:
+        self._looks[name] = look
+        self.tasks.start(name, every(interval_ms / 1000, look, name, self.metrics))
+
+    async def _look_at_grpc_tls(self) -> None:
+        if self._grpc_identity is not None:
+            await self._grpc_identity.look(self._activate_grpc_tls)
+
+    def _activate_grpc_tls(self, identity: TlsIdentity) -> None:
+        for server in self._grpc.values():
+            server.replace_tls(GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+
     async def _look_at_tls(self) -> None:
         if self._identity is not None:
             await self._identity.look(self._activate_tls)
@@ -399,7 +421,7 @@ class App:
                 tunnels.begin_shutdown()
         # Workers drop their tunnels soon after their registration or watch stream ends, so these end last.
         self.control_plane.stop()
-        for name in (_PUBLISHER, _TLS_RELOAD, _LB_RELOAD):
+        for name in (_PUBLISHER, _TLS_RELOAD, _GRPC_TLS_RELOAD, _LB_RELOAD):
             self.tasks.cancel(name)
         self.operators.stop()
         async with asyncio.timeout_at(deadline + _LAST_STEP_S):
