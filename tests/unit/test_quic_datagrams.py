@@ -176,3 +176,113 @@ def test_memory_stays_as_it_is(form: Any, pair: Any) -> None:
         turn()
     gc.collect()
     assert sys.getallocatedblocks() - before < 200
+
+
+# Which address of ours a peer uses -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=[
+        (socket.AF_INET, "0.0.0.0", ("127.0.0.1", "127.0.0.2", "127.8.9.10")),
+        (socket.AF_INET6, "::", ("::1",)),
+        (socket.AF_INET6, "::", ("::ffff:127.0.0.1", "::ffff:127.0.0.2")),
+    ],
+    ids=["v4", "v6", "v4 in v6"],
+)
+def everywhere(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, int, tuple[str, ...]]]:
+    """A socket on all addresses of the host, its family, and some of these addresses."""
+    family, host, addresses = request.param
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            sock.bind((host, 0))
+        except OSError:
+            pytest.skip("the host has no such addresses")
+        sock.setblocking(False)
+        yield sock, family, addresses
+
+
+@pytest.mark.parametrize("segment", [0, 100], ids=["one", "segmented"])
+def test_an_answer_leaves_from_the_address_that_was_asked(form: Any, everywhere: Any, segment: int) -> None:
+    here, family, addresses = everywhere
+    reader = form(here, BYTES, answers_as_asked=True)
+    port = here.getsockname()[1]
+    with socket.socket(family, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(5)
+        for asked in (*addresses, *addresses[:1]):
+            # From one port to all of them: the last one asked counts.
+            peer.sendto(b"question", (asked, port))
+            ((data, address),) = everything(reader, here, 1)
+            assert data == b"question"
+            for count in (1, 2):
+                assert reader.send(b"a" * (150 if segment else 100), segment, address) == 0
+                for _ in range(2 if segment else 1):
+                    _, source = peer.recvfrom(BYTES)
+                    assert (source[0], count) == (asked, count)
+
+
+def test_a_peer_that_connected_its_socket_gets_its_answer(form: Any) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+    ):
+        here.bind(("0.0.0.0", 0))
+        here.setblocking(False)
+        reader = form(here, BYTES, answers_as_asked=True)
+        peer.settimeout(5)
+        peer.connect(("127.0.0.2", here.getsockname()[1]))
+        peer.send(b"question")
+        ((_, address),) = everything(reader, here, 1)
+        assert reader.send(b"answer", 0, address) == 0
+        assert peer.recv(BYTES) == b"answer"
+
+
+def test_to_a_peer_never_heard_of_the_kernel_chooses(form: Any) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+    ):
+        here.bind(("0.0.0.0", 0))
+        here.setblocking(False)
+        peer.bind(("127.0.0.1", 0))
+        peer.settimeout(5)
+        assert form(here, BYTES, answers_as_asked=True).send(b"x", 0, peer.getsockname()) == 0
+        assert peer.recv(BYTES) == b"x"
+
+
+def test_peers_beyond_the_bound_are_forgotten_from_the_oldest_on() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
+        datagrams = as_written.Datagrams(here, BYTES, answers_as_asked=True)
+        sources = datagrams._sources
+        assert sources is not None
+        for number in range((as_written.SOURCES.pieces or 0) + 10):
+            datagrams._heard(sources, (f"10.0.{number >> 8 & 255}.{number & 255}", number >> 16), b"\x7f\0\0\1")
+        assert len(sources) == as_written.SOURCES.pieces
+        assert ("10.0.0.9", 0) not in sources
+
+
+class NoSuchSource:
+    """A socket on which an address of ours is gone."""
+
+    family = socket.AF_INET
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def setsockopt(self, *_: Any) -> None: ...
+
+    def sendmsg(self, *_: Any) -> None:
+        raise OSError(errno.EINVAL, "no such address")
+
+    def sendto(self, data: bytes, _: Any) -> None:
+        self.sent.append(data)
+
+
+def test_an_address_that_the_host_has_lost_is_forgotten() -> None:
+    sock = NoSuchSource()
+    datagrams = as_written.Datagrams(sock, BYTES, answers_as_asked=True)  # type: ignore[arg-type]
+    assert datagrams._sources is not None
+    datagrams._sources[("10.0.0.1", 5)] = b"\x0a\0\0\2"
+    assert datagrams.send(b"x", 0, ("10.0.0.1", 5)) == 0
+    assert (sock.sent, datagrams._sources) == ([b"x"], {})

@@ -4,6 +4,7 @@ import errno
 import socket
 
 import pytest
+from structlog.testing import capture_logs
 
 from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.udp import _BACKLOG, UdpSocket
@@ -136,3 +137,25 @@ def test_an_icmp_error_while_receiving_ends_the_batch(kernel):
 def test_an_address_that_cannot_be_bound_leaves_no_socket_behind():
     with pytest.raises(OSError, match=r"assign|available"):
         UdpSocket.bind("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(("granted", "lines"), [(8 << 20, 0), (425_984, 2)])
+def test_buffers_smaller_than_wanted_are_told_with_what_to_set(granted, lines, monkeypatch):
+    with capture_logs() as logged:
+        udp = UdpSocket.bind("127.0.0.1", 0)
+        try:
+            monkeypatch.setattr(udp, "_socket", Granted(granted))
+            udp.tell_buffers()
+        finally:
+            monkeypatch.undo()
+            udp.close()
+    told = [line["sysctl"] for line in logged if "buffer is smaller" in line["event"]]
+    assert told == ["net.core.rmem_max=4194304", "net.core.wmem_max=4194304"][:lines]
+
+
+class Granted:
+    def __init__(self, size):
+        self.size = size
+
+    def getsockopt(self, _level, _option):
+        return self.size

@@ -5,10 +5,12 @@ The interpreter lock is kept: no call here ever waits.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAFNOSUPPORT, EAGAIN, EINTR, errno
+from libc.errno cimport EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EINTR, EINVAL, ENETUNREACH, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
+
+from tunnel_protocol.quic.datagrams import SOURCES
 
 cdef extern from *:
     """
@@ -28,11 +30,25 @@ cdef extern from *:
     #ifndef UDP_GRO
     #define UDP_GRO 104
     #endif
+    #ifndef IP_PKTINFO
+    #define IP_PKTINFO 8
+    #endif
+    #ifndef IPV6_RECVPKTINFO
+    #define IPV6_RECVPKTINFO 49
+    #endif
+    #ifndef IPV6_PKTINFO
+    #define IPV6_PKTINFO 50
+    #endif
     """
     enum:
         AF_INET
         AF_INET6
         INET6_ADDRSTRLEN
+        IPPROTO_IP
+        IPPROTO_IPV6
+        IPV6_PKTINFO
+        IPV6_RECVPKTINFO
+        IP_PKTINFO
         MSG_DONTWAIT
         SOL_UDP
         UDP_GRO
@@ -89,7 +105,14 @@ cdef extern from *:
 cdef enum:
     BATCH = 16
     BUFFER_BYTES = 65536
-    CONTROL_BYTES = 64
+    CONTROL_BYTES = 128
+    # struct in_pktinfo: the interface, the address of ours that was asked, the destination in the header.
+    PKTINFO_V4_BYTES = 12
+    PKTINFO_V6_BYTES = 20
+    SOURCE_AT_V4 = 4
+
+cdef object _SOURCE_IS_GONE = (EINVAL, EADDRNOTAVAIL, ENETUNREACH)
+cdef int _MOST_SOURCES = SOURCES.pieces
 
 
 cdef class Datagrams:
@@ -109,9 +132,14 @@ cdef class Datagrams:
     cdef sockaddr_storage _to
     cdef socklen_t _to_size
     cdef object _to_address
+    # Which address of this host each peer uses; None if the kernel may choose. The last that was written down.
+    cdef dict _sources
+    cdef object _noted_address
+    cdef object _noted_source
 
-    def __cinit__(self, sock, receive_bytes):
+    def __cinit__(self, sock, receive_bytes, *, answers_as_asked=False):
         cdef int on = 1
+        cdef int failed = 0
         self._socket = sock
         self._fd = sock.fileno()
         self._buffers = <uint8_t*>malloc(BATCH * BUFFER_BYTES)  # pages that are never needed are never there
@@ -123,6 +151,14 @@ cdef class Datagrams:
             raise MemoryError
         # Where the kernel cannot join datagrams, they come one by one.
         setsockopt(self._fd, SOL_UDP, UDP_GRO, &on, sizeof(on))
+        if answers_as_asked:
+            self._sources = {}
+            if sock.family == AF_INET:
+                failed = setsockopt(self._fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof(on))
+            else:
+                failed = setsockopt(self._fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &on, sizeof(on))
+            if failed:
+                raise OSError(errno, "cannot learn at which address datagrams arrive")
 
     def __dealloc__(self):
         free(self._buffers)
@@ -160,11 +196,26 @@ cdef class Datagrams:
 
     def send(self, bytes data not None, unsigned int segment, tuple address not None):
         """See `datagrams.Datagrams.send`."""
+        cdef object source = None
+        cdef int error
+        if self._sources is not None:
+            source = self._sources.get(address)
+        error = self._send(data, segment, address, source)
+        if source is not None and error in _SOURCE_IS_GONE:
+            # The host has lost that address, perhaps: the kernel chooses until the peer is heard of again.
+            del self._sources[address]
+            self._noted_address = None
+            error = self._send(data, segment, address, None)
+        return error
+
+    cdef int _send(self, bytes data, unsigned int segment, tuple address, object source) except -1:
         cdef msghdr message
         cdef iovec vector
         cdef uint8_t control[CONTROL_BYTES]
         cdef cmsghdr* header
         cdef uint16_t size = <uint16_t>segment
+        cdef size_t used = 0
+        cdef bytes ours
         if address is not self._to_address and not self._write_to(address):
             return EAFNOSUPPORT
         memset(&message, 0, sizeof(message))
@@ -174,15 +225,33 @@ cdef class Datagrams:
         message.msg_iovlen = 1
         message.msg_name = &self._to
         message.msg_namelen = self._to_size
-        if segment:
+        if segment or source is not None:
             memset(control, 0, sizeof(control))
             message.msg_control = control
-            message.msg_controllen = CMSG_SPACE(sizeof(size))
+            message.msg_controllen = CONTROL_BYTES
             header = CMSG_FIRSTHDR(&message)
-            header.cmsg_level = SOL_UDP
-            header.cmsg_type = UDP_SEGMENT
-            header.cmsg_len = CMSG_LEN(sizeof(size))
-            memcpy(CMSG_DATA(header), &size, sizeof(size))
+            if segment:
+                header.cmsg_level = SOL_UDP
+                header.cmsg_type = UDP_SEGMENT
+                header.cmsg_len = CMSG_LEN(sizeof(size))
+                memcpy(CMSG_DATA(header), &size, sizeof(size))
+                used = CMSG_SPACE(sizeof(size))
+                header = CMSG_NXTHDR(&message, header)
+            if source is not None:
+                ours = source
+                if PyBytes_GET_SIZE(ours) == 4:
+                    header.cmsg_level = IPPROTO_IP
+                    header.cmsg_type = IP_PKTINFO
+                    header.cmsg_len = CMSG_LEN(PKTINFO_V4_BYTES)
+                    memcpy(CMSG_DATA(header) + SOURCE_AT_V4, PyBytes_AS_STRING(ours), 4)
+                    used += CMSG_SPACE(PKTINFO_V4_BYTES)
+                else:
+                    header.cmsg_level = IPPROTO_IPV6
+                    header.cmsg_type = IPV6_PKTINFO
+                    header.cmsg_len = CMSG_LEN(PKTINFO_V6_BYTES)
+                    memcpy(CMSG_DATA(header), PyBytes_AS_STRING(ours), 16)
+                    used += CMSG_SPACE(PKTINFO_V6_BYTES)
+            message.msg_controllen = used
         if sendmsg(self._fd_now(), &message, MSG_DONTWAIT) < 0:
             return errno
         return 0
@@ -197,20 +266,38 @@ cdef class Datagrams:
         cdef const uint8_t* data = self._buffers + i * BUFFER_BYTES
         cdef Py_ssize_t size = message.msg_len, segment = size, at = 0, piece
         cdef int told
+        cdef object source = None
         cdef cmsghdr* header = CMSG_FIRSTHDR(&message.msg_hdr)
         while header is not NULL:
             if header.cmsg_level == SOL_UDP and header.cmsg_type == UDP_GRO:
                 memcpy(&told, CMSG_DATA(header), sizeof(told))
                 if told > 0:
                     segment = told
+            elif header.cmsg_level == IPPROTO_IP and header.cmsg_type == IP_PKTINFO:
+                source = PyBytes_FromStringAndSize(<char*>CMSG_DATA(header) + SOURCE_AT_V4, 4)
+            elif header.cmsg_level == IPPROTO_IPV6 and header.cmsg_type == IPV6_PKTINFO:
+                source = PyBytes_FromStringAndSize(<char*>CMSG_DATA(header), 16)
             header = CMSG_NXTHDR(&message.msg_hdr, header)
         address = self._address_of(i, message.msg_hdr.msg_namelen)
+        if source is not None and self._sources is not None:
+            self._note(address, source)
         if size == 0:
             datagrams.append((b"", address))
         while at < size:
             piece = min(segment, size - at)
             datagrams.append((PyBytes_FromStringAndSize(<char*>data + at, piece), address))
             at += piece
+        return 0
+
+    cdef int _note(self, object address, object source) except -1:
+        """This peer uses that address of ours; the last note is not made twice."""
+        if address is self._noted_address and source == self._noted_source:
+            return 0
+        self._sources.pop(address, None)
+        self._sources[address] = source
+        if len(self._sources) > _MOST_SOURCES:
+            del self._sources[next(iter(self._sources))]
+        self._noted_address, self._noted_source = address, source
         return 0
 
     cdef object _address_of(self, int i, socklen_t size):

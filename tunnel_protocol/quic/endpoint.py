@@ -308,7 +308,9 @@ class Endpoint:
         Raises OSError if the address cannot be had, ValueError if the identity cannot be used.
         """
         factory = ENGINES[engine](settings, tls)
-        return cls(UdpSocket.bind(host, port, settings.max_datagram_bytes), settings, factory, on_connection, on_failed)
+        udp = UdpSocket.bind(host, port, settings.max_datagram_bytes)
+        udp.tell_buffers()
+        return cls(udp, settings, factory, on_connection, on_failed)
 
     @classmethod
     async def client(cls, family: int, settings: QuicSettings, engine: str = "aioquic") -> "Endpoint":

@@ -5,11 +5,15 @@ waits in a bounded backlog; what does not fit there is dropped, which QUIC treat
 """
 
 import errno
+import os
 import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
 
+import structlog
+
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.datagrams import Datagram
 from tunnel_protocol.quic.engine import Address
 
@@ -18,13 +22,19 @@ try:
 except ImportError:
     from tunnel_protocol.quic.datagrams import Datagrams
 
+_log = structlog.get_logger()
+
 _SOCKET_BUFFER_BYTES = 4 << 20
 _RECEIVE_BYTES = 2_048
-_BACKLOG = 1_024
 _MAX_SEGMENTS = 64
 _MAX_SEGMENTED_BYTES = 65_000
+BACKLOG = Limit("udp.send_backlog", bytes=1_024 * _MAX_SEGMENTED_BYTES, pieces=1_024)
+"""Datagrams (or segmented batches) that wait until the socket takes them; beyond it they are dropped, which is loss to QUIC."""
+
+_BACKLOG = BACKLOG.pieces or 0
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
 _CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
+_UNSPECIFIED = ("0.0.0.0", "::")
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 """Linux: never fragment, and do not believe what the kernel remembers of the path; we probe it ourselves."""
 
@@ -39,7 +49,9 @@ class UdpSocket:
         *,
         linux: bool = sys.platform == "linux",
         datagrams: type[Datagrams] = Datagrams,
+        answers_as_asked: bool = False,
     ) -> None:
+        """With `answers_as_asked` (Linux) a peer is answered from that address of this host to which it wrote."""
         self._socket = sock
         self._segmentation = linux
         self._backlog: deque[tuple[bytes, int, Address]] = deque()
@@ -48,7 +60,9 @@ class UdpSocket:
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-        self._datagrams = datagrams(sock, max(receive_bytes, _RECEIVE_BYTES))
+        self._datagrams = datagrams(
+            sock, max(receive_bytes, _RECEIVE_BYTES), answers_as_asked=answers_as_asked and linux
+        )
         if linux:
             if sock.family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
@@ -57,14 +71,14 @@ class UdpSocket:
 
     @classmethod
     def bind(cls, host: str, port: int, receive_bytes: int = _RECEIVE_BYTES) -> "UdpSocket":
-        """A socket bound to this address alone. Raises OSError."""
+        """A socket bound to this address alone, or to all of this host if it is unspecified. Raises OSError."""
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
         try:
             sock.bind(address)
-            return cls(sock, receive_bytes)
+            return cls(sock, receive_bytes, answers_as_asked=address[0] in _UNSPECIFIED)
         except OSError:
             sock.close()
             raise
@@ -72,7 +86,25 @@ class UdpSocket:
     @classmethod
     def unbound(cls, family: int, receive_bytes: int = _RECEIVE_BYTES) -> "UdpSocket":
         """A socket on any address and a free port. Raises OSError."""
-        return cls.bind("::" if family == socket.AF_INET6 else "0.0.0.0", 0, receive_bytes)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
+            return cls(sock, receive_bytes)
+        except OSError:
+            sock.close()
+            raise
+
+    def tell_buffers(self) -> None:
+        """Log once if the kernel gave smaller buffers than a busy router needs, and what to set."""
+        for option, setting in ((socket.SO_RCVBUF, "net.core.rmem_max"), (socket.SO_SNDBUF, "net.core.wmem_max")):
+            given = self._socket.getsockopt(socket.SOL_SOCKET, option) // (2 if sys.platform == "linux" else 1)
+            if given < _SOCKET_BUFFER_BYTES:
+                _log.info(
+                    "UDP socket buffer is smaller than asked for; bursts may be lost",
+                    wanted_bytes=_SOCKET_BUFFER_BYTES,
+                    given_bytes=given,
+                    sysctl=f"{setting}={_SOCKET_BUFFER_BYTES}",
+                )
 
     @property
     def address(self) -> tuple[str, int]:
@@ -164,6 +196,9 @@ class UdpSocket:
         if segment and error in _CANNOT_SEGMENT:
             # The kernel or the device cannot segment: never ask again.
             self._segmentation = False
+            _log.warning(
+                "UDP segmentation offload does not work here; datagrams leave one by one", error=os.strerror(error)
+            )
             for at in range(0, len(data), segment):
                 self._send(data[at : at + segment], 0, address)
         elif error:
