@@ -14,7 +14,7 @@ import structlog
 from certs import Identity as TlsIdentity
 from router import assembly, build
 from router.control_plane.discovery import Discovery
-from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer, GrpcTls
+from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
@@ -22,6 +22,7 @@ from router.control_plane.worker_auth import GatewayAuthenticator, WorkerAuthCon
 from router.control_plane.worker_tunnels import WorkerTunnels
 from router.critical_tasks import CriticalTasks
 from router.explain_page import ExplainPage
+from router.freed_memory import FreedMemory, find_trim
 from router.gateway.proxy import Proxy
 from router.gateway.routes import Routes
 from router.gateway.server import HttpServer
@@ -204,7 +205,7 @@ class App:
         if self._grpc_identity is not None:
             pair = self._grpc_identity.identity
             tls = GrpcTls(cert_pem=pair.cert_pem, key_pem=pair.key_pem)
-        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=tls, keepalive=GrpcKeepalive()))
+        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=tls))
         self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=tls))
         http_socket = bind_tcp(http, "HTTP")
         metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
@@ -243,6 +244,7 @@ class App:
             )
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        self._dialer.own_ports.add(self._port("reverse_tunnel"))
         self._closers.append(self._dialer.close)
 
     def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
@@ -335,6 +337,8 @@ class App:
             self.metrics.quic_connections.track(lambda: dialer.connections, ("outgoing",))
         self._loop_lag = LoopLag(self.metrics.event_loop_lag_seconds)
         self._loop_lag.start()
+        self._freed_memory = FreedMemory(find_trim())
+        self._freed_memory.start()
 
     def _make_services(self, watch: WatchCell) -> None:
         settings = self.settings

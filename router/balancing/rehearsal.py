@@ -85,12 +85,8 @@ def _decide(selector: Selector, definition: Definition) -> None:
             definition,
             request,
             target,
-            advertised=_yes,
+            advertised=bool,
             failed_backends=set(),
             failed_clusters=set(),
             now=0.1,
         )
-
-
-def _yes() -> bool:
-    return True

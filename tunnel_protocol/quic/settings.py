@@ -7,7 +7,7 @@ from tunnel_protocol.limit import Limit
 from tunnel_protocol.observers.line_writer import LineWriter
 
 CONNECTIONS = Limit("quic.connections", pieces=16_384)
-HALF_OPEN = Limit("quic.half_open", pieces=1_024)
+HALF_OPEN = Limit("quic.half_open", pieces=512)
 STREAM_OPENERS = Limit("quic.stream_openers", pieces=1_024)
 
 
