@@ -110,13 +110,36 @@ def test_an_installed_algorithm_that_cannot_decide_is_not_taken() -> None:
             rehearse(config, {"failing": Failing})  # type: ignore[dict-item]
 
 
+def test_a_policy_whose_decisions_take_too_long_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1_000, 3))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    with pytest.raises(ConfigError, match="take more than 2 s"):
+        rehearse(BalancingConfig(), {})
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
 FIELDS = st.sampled_from(
-    ["sample_count", "comparator", "seed", "n", "max_queued", "max_queue_time_floor_ms", "max_queue_time_ceil_ms", "ttft_bucket_size_ms", "next_bucket_unlock_factor", "cache_affinity_virtual_nodes", "cache_affinity_backend_selection_count", "max_input_work_seconds", "consider_kv_free_tokens", "ignore_queue_time", "request_algorithms"]
+    [
+        "sample_count",
+        "comparator",
+        "seed",
+        "n",
+        "max_queued",
+        "max_queue_time_floor_ms",
+        "max_queue_time_ceil_ms",
+        "ttft_bucket_size_ms",
+        "next_bucket_unlock_factor",
+        "cache_affinity_virtual_nodes",
+        "cache_affinity_backend_selection_count",
+        "max_input_work_seconds",
+        "consider_kv_free_tokens",
+        "ignore_queue_time",
+        "request_algorithms",
+    ]
 )
 NUMBERS = st.sampled_from([0, 1, -1, 2, 64, 65, 10_000, 1 << 63, (1 << 64) - 1, 1 << 64, 1e308, -1e308, 0.5, 5e-324])
 ALGORITHMS = st.sampled_from(
