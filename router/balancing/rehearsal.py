@@ -3,6 +3,7 @@
 On candidates and balancers of its own, so that nothing of it is seen by requests.
 """
 
+import time
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -12,6 +13,9 @@ from router.balancing.config import BalancingConfig
 from router.balancing.definition import ConfigError, Definition
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector
+
+BUDGET_S = 2.0
+"""What the decisions of one rehearsal may take together; seconds."""
 
 
 class SampleCandidate:
@@ -61,8 +65,11 @@ def rehearse(config: BalancingConfig, further: Mapping[str, MakeAlgorithm]) -> N
     lots = Random()  # noqa: S311 - nothing is kept secret by it
     try:
         selector = Selector(config, lots, further)
+        until = time.monotonic() + BUDGET_S
         for _, definition in config.definitions():
             _decide(selector, definition)
+            if time.monotonic() > until:
+                raise ConfigError(f"decisions with its definitions take more than {BUDGET_S:g} s", "build")
     except ConfigError:
         raise
     except Exception as error:
@@ -85,12 +92,8 @@ def _decide(selector: Selector, definition: Definition) -> None:
             definition,
             request,
             target,
-            advertised=_yes,
+            advertised=bool,
             failed_backends=set(),
             failed_clusters=set(),
             now=0.1,
         )
-
-
-def _yes() -> bool:
-    return True

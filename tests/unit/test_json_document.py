@@ -63,6 +63,12 @@ def test_settings_that_would_need_endless_memory_are_refused() -> None:
         load_config(b'{"models":{"m":{"algorithm":"wait-and-widen","cache_affinity_virtual_nodes":%d}}}' % nodes)
 
 
+def test_an_integer_beyond_every_double_is_out_of_range() -> None:
+    for digits in (309, 399):
+        with pytest.raises(ConfigError, match="number out of range"):
+            load_config(b'{"models":{"m":{"algorithm":"random","max_input_work_seconds":%s}}}' % (b"9" * digits))
+
+
 def test_the_number_of_definitions_is_bounded() -> None:
     models = {f"m{number}": "random" for number in range(DEFINITIONS.pieces or 0)}
     with pytest.raises(ConfigError, match="10001 definitions"):

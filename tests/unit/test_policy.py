@@ -110,6 +110,13 @@ def test_an_installed_algorithm_that_cannot_decide_is_not_taken() -> None:
             rehearse(config, {"failing": Failing})  # type: ignore[dict-item]
 
 
+def test_a_policy_whose_decisions_take_too_long_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1_000, 3))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    with pytest.raises(ConfigError, match="take more than 2 s"):
+        rehearse(BalancingConfig(), {})
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
