@@ -173,6 +173,25 @@ def test_one_packet_cannot_have_connection_ids_made_and_retired_in_turn():
     assert hostile.engine._host_cid_seq == first
 
 
+def new_connection_id(number, prior=0):
+    return b"\x18" + varint(number) + varint(prior) + b"\x08" + number.to_bytes(8, "big") + bytes(16)
+
+
+def test_connection_ids_that_the_peer_takes_back_are_retired_up_to_a_bound():
+    hostile = Hostile()
+    next_number = max(hostile.engine._peer_cid_sequence_numbers) + 1
+    hostile.say(new_connection_id(next_number, 1))
+    assert hostile.ended_with() is None
+    assert hostile.engine._retire_connection_ids == []
+    assert hostile.out > 0
+    assert hostile.engine._peer_cid.sequence_number == 1
+    for at in range(1, 60):
+        hostile.say(new_connection_id(next_number + at, next_number + at) * 2)
+    assert len(hostile.engine._retire_connection_ids) <= 40
+    hostile.say(b"".join(new_connection_id(next_number + at, next_number + at) for at in range(60, 96)))
+    assert hostile.ended_with() == 0x9
+
+
 # Migration --------------------------------------------------------------------------------------------------------------
 
 
