@@ -1,4 +1,4 @@
-"""TLS identities of QUIC listeners: make, load, check and watch them. Imports nothing of ours."""
+"""TLS identities of QUIC listeners: make, load, check and watch them. Of ours only limits and the reader of small files."""
 
 from certs.identity import (
     FileTooLargeError,

@@ -5,16 +5,23 @@ window. Served bytes and checked bytes are the same bytes: files are read once. 
 """
 
 import datetime as dt
-import pathlib
 from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
-MAX_PEM_BYTES = 1_048_576
+from tunnel_protocol.limit import Limit
+from tunnel_protocol.small_file import FileTooLargeError as SmallFileTooLargeError
+from tunnel_protocol.small_file import SmallFileError, read_small_file
+
+PEM = Limit("files.pem", bytes=1_048_576)
+"""A certificate chain, key or trust bundle."""
+_RSA_BITS = (2048, 8192)
+"""What the TLS libraries of workers accept."""
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 
 
@@ -40,14 +47,14 @@ class Identity(NamedTuple):
 
 def load_identity(cert_path: str, key_path: str, now: dt.datetime) -> Identity:
     """Read both files once and `validate` them. Raises `IdentityError`."""
-    identity = Identity(_read(cert_path, "TLS certificate"), _read(key_path, "TLS private key"))
+    identity = Identity(read_pem(cert_path, "TLS certificate"), read_pem(key_path, "TLS private key"))
     validate(identity, now)
     return identity
 
 
 def load_trust_bundle(path: str) -> bytes:
-    """The PEM of a trust bundle with at least one certificate. Raises `OSError` or `IdentityError`."""
-    pem = pathlib.Path(path).read_bytes()
+    """The PEM of a trust bundle with at least one certificate. Raises `IdentityError`."""
+    pem = read_pem(path, "TLS trust bundle")
     parse_trust_bundle(pem)
     return pem
 
@@ -92,17 +99,15 @@ def covers(identity: Identity, name: str) -> bool:
     return any(dns_name.lower() in (wanted, wildcard) for dns_name in extension.value.get_values_for_type(x509.DNSName))
 
 
-def _read(path: str, what: str) -> bytes:
+def read_pem(path: str, what: str) -> bytes:
+    """The bytes of a PEM file; `what` names it in errors. Raises `IdentityError`. Blocks as the file system does."""
     try:
-        with pathlib.Path(path).open("rb") as file:
-            pem = file.read(MAX_PEM_BYTES + 1)
-    except IsADirectoryError as error:
-        raise IdentityError(f"failed to read {what} file {path}", error.strerror or "") from error
-    except OSError as error:
-        raise IdentityError(f"failed to open {what} file {path}", error.strerror or "") from error
-    if len(pem) > MAX_PEM_BYTES:
-        raise FileTooLargeError(f"{what} exceeds {MAX_PEM_BYTES} bytes")
-    return pem
+        return read_small_file(path, PEM)
+    except SmallFileTooLargeError as error:
+        raise FileTooLargeError(f"{what} exceeds {error.limit_bytes} bytes") from error
+    except SmallFileError as error:
+        verb = "open" if error.error_number is not None else "read"
+        raise IdentityError(f"failed to {verb} {what} file {path}", error.reason) from error
 
 
 def _chain(pem: bytes) -> list[x509.Certificate]:
@@ -123,7 +128,8 @@ def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
         raise IdentityError("invalid TLS server identity", "no private key found in TLS PEM")
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     try:
-        key = serialization.load_pem_private_key(pem, password=None).public_key().public_bytes(*form)
+        public = serialization.load_pem_private_key(pem, password=None).public_key()
+        key = public.public_bytes(*form)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError("invalid TLS server identity", f"failed to parse TLS private key PEM: {error}") from error
     try:
@@ -132,6 +138,11 @@ def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
         raise IdentityError("invalid TLS server identity", f"failed to parse TLS certificate PEM: {error}") from error
     if key != expected:
         raise IdentityError("invalid TLS server identity", "private key does not match the certificate")
+    if isinstance(public, rsa.RSAPublicKey) and not _RSA_BITS[0] <= public.key_size <= _RSA_BITS[1]:
+        raise IdentityError(
+            "invalid TLS server identity",
+            f"RSA key of {public.key_size} bits; {_RSA_BITS[0]} to {_RSA_BITS[1]} are usable",
+        )
 
 
 def _check_chain(chain: list[x509.Certificate], now: dt.datetime) -> None:

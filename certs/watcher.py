@@ -5,6 +5,7 @@ follows the atomic symlink swaps of mounted secrets.
 """
 
 import datetime as dt
+from collections.abc import Callable
 from typing import NamedTuple
 
 from certs.identity import Identity, IdentityError, load_identity
@@ -29,11 +30,18 @@ class Rejected(NamedTuple):
 class Watcher:
     """Follows one certificate and key file; starts from the pair that is already served."""
 
-    def __init__(self, cert_path: str, key_path: str, active: Identity) -> None:
-        self._cert_path = cert_path
+    def __init__(
+        self, cert_path: str, key_path: str, active: Identity, check: Callable[[Identity], None] | None = None
+    ) -> None:
+        """`check` is asked about a new pair before it is taken, and raises `IdentityError` if it cannot be used."""
+        self._check = check
+        self.cert_path = cert_path
+        """As configured."""
         self._key_path = key_path
         self._active = active
         self._rejected: str | None = None
+        self._refused: Identity | None = None
+        """The pair that the last check refused: a check is dear, and its answer stays the same."""
 
     @property
     def rejecting(self) -> bool:
@@ -43,14 +51,23 @@ class Watcher:
     def poll(self, now: dt.datetime) -> Unchanged | Reloaded | Rejected:
         """Read both files and compare. Never raises for what the files hold."""
         try:
-            found = load_identity(self._cert_path, self._key_path, now)
-        except IdentityError as error:
-            if str(error) == self._rejected:
+            found = load_identity(self.cert_path, self._key_path, now)
+            if found == self._refused:
                 return Unchanged()
-            self._rejected = str(error)
-            return Rejected(error)
-        self._rejected = None
+            if self._check is not None and found != self._active:
+                self._refused = found
+                self._check(found)
+        except IdentityError as error:
+            return self.reject(error)
+        self._rejected = self._refused = None
         if found == self._active:
             return Unchanged()
         self._active = found
         return Reloaded(found)
+
+    def reject(self, error: IdentityError) -> Unchanged | Rejected:
+        """Take note that what is on disk cannot be used; also for an owner whose `poll` could not end."""
+        if str(error) == self._rejected:
+            return Unchanged()
+        self._rejected = str(error)
+        return Rejected(error)

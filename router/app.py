@@ -14,7 +14,7 @@ import structlog
 from certs import Identity as TlsIdentity
 from router import assembly, build
 from router.control_plane.discovery import Discovery
-from router.control_plane.grpc_server import GrpcBindError, GrpcKeepalive, GrpcServer
+from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
@@ -49,7 +49,6 @@ from router.telemetry.logging import writer_in_use
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
 from router.telemetry.operators_server import OperatorsServer
-from router.tunnels.addresses import is_bound_to
 from router.tunnels.dialer import SERVER_NAME, DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
@@ -66,6 +65,7 @@ _LAST_STEP_S = 2.0
 
 _PUBLISHER = "WatchStargates publisher"
 _TLS_RELOAD = "reverse tunnel TLS reload"
+_GRPC_TLS_RELOAD = "gRPC TLS reload"
 _LB_RELOAD = "load balancer config reload"
 
 
@@ -200,8 +200,13 @@ class App:
             listen_address(text)
             for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
         )
-        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=assembly.grpc_tls(settings), keepalive=GrpcKeepalive()))
-        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=assembly.grpc_tls(settings)))
+        self._grpc_identity = ServedIdentity.load_grpc(settings, self.metrics)
+        tls = None
+        if self._grpc_identity is not None:
+            pair = self._grpc_identity.identity
+            tls = GrpcTls(cert_pem=pair.cert_pem, key_pem=pair.key_pem)
+        self._bind_grpc("grpc", grpc, "gRPC", GrpcServer(tls=tls))
+        self._bind_grpc("model_discovery", models, "model-discovery", GrpcServer(tls=tls))
         http_socket = bind_tcp(http, "HTTP")
         metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
         self.bound["http"], self.bound["metrics"] = bound_address(http_socket), bound_address(metrics_socket)
@@ -239,12 +244,8 @@ class App:
             )
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        self._dialer.own_ports.add(self._port("reverse_tunnel"))
         self._closers.append(self._dialer.close)
-        self._dialer.guard.keep_off(self._is_own_socket)
-
-    def _is_own_socket(self, ip: str, port: int) -> bool:
-        bound = None if self._listener is None else self._listener.bound
-        return bound is not None and is_bound_to(bound, ip, port)
 
     def _make_tunnels(self, identity: Identity) -> WorkerTunnels:
         if self._dialer is None or identity.reverse:
@@ -276,11 +277,11 @@ class App:
         )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
-            self._looks["TLS identity"] = self._look_at_tls
-            self.tasks.start(_TLS_RELOAD, every(settings.tls_poll_ms / 1000, self._look_at_tls))
+            self._look_again(_TLS_RELOAD, settings.tls_poll_ms, self._look_at_tls)
+        if self._grpc_identity is not None:
+            self._look_again(_GRPC_TLS_RELOAD, settings.tls_poll_ms, self._look_at_grpc_tls)
         if self._policy.watched:
-            self._looks["load balancer config"] = self._policy.look
-            self.tasks.start(_LB_RELOAD, every(settings.lb_config_poll_ms / 1000, self._policy.look))
+            self._look_again(_LB_RELOAD, settings.lb_config_poll_ms, self._policy.look)
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
         await self.operators.wait_started()
@@ -379,6 +380,18 @@ class App:
             except Exception:  # noqa: BLE001 - logged; one file that cannot be looked at does not keep the others from it
                 _log.exception("reload failed", what=name)
 
+    def _look_again(self, name: str, interval_ms: int, look: Callable[[], Awaitable[None]]) -> None:
+        self._looks[name] = look
+        self.tasks.start(name, every(interval_ms / 1000, look, name, self.metrics))
+
+    async def _look_at_grpc_tls(self) -> None:
+        if self._grpc_identity is not None:
+            await self._grpc_identity.look(self._activate_grpc_tls)
+
+    def _activate_grpc_tls(self, identity: TlsIdentity) -> None:
+        for server in self._grpc.values():
+            server.replace_tls(GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+
     async def _look_at_tls(self) -> None:
         if self._identity is not None:
             await self._identity.look(self._activate_tls)
@@ -408,7 +421,7 @@ class App:
                 tunnels.begin_shutdown()
         # Workers drop their tunnels soon after their registration or watch stream ends, so these end last.
         self.control_plane.stop()
-        for name in (_PUBLISHER, _TLS_RELOAD, _LB_RELOAD):
+        for name in (_PUBLISHER, _TLS_RELOAD, _GRPC_TLS_RELOAD, _LB_RELOAD):
             self.tasks.cancel(name)
         self.operators.stop()
         async with asyncio.timeout_at(deadline + _LAST_STEP_S):

@@ -4,15 +4,12 @@ Pure construction: nothing here opens a socket or starts a task.
 """
 
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
-from certs import IdentityError, load_identity
 from router.control_plane.discovery import HeadlessService, Lookup, PlainDns, SelfOnly
 from router.control_plane.gateway_credentials import ClientCredentials, CredentialSource, FileCredential, SecretsFile
-from router.control_plane.grpc_server import GrpcTls
 from router.control_plane.replicas import own_replica
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.settings import ControlPlaneSettings
@@ -132,17 +129,6 @@ def _credential(settings: Settings) -> CredentialSource | None:
     if settings.oauth2_provider_host is not None:
         return ClientCredentials(settings.oauth2_provider_host, secrets)
     return FileCredential(secrets, settings.secrets_json_path or "authToken")
-
-
-def grpc_tls(settings: Settings) -> GrpcTls | None:
-    """The identity of both gRPC ports; None = cleartext. Raises `StartupError`."""
-    if settings.grpc_tls_cert_path is None or settings.grpc_tls_key_path is None:
-        return None
-    try:
-        identity = load_identity(settings.grpc_tls_cert_path, settings.grpc_tls_key_path, datetime.now(UTC))
-    except IdentityError as error:
-        raise StartupError("load gRPC TLS server identity", str(error)) from None
-    return GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)
 
 
 def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Lookup:

@@ -14,14 +14,14 @@ import structlog
 
 from router.balancing import BalancingConfig, ConfigError, Selector, load_config
 from router.balancing.algorithm import MakeAlgorithm, installed_algorithms
+from router.balancing.json_document import DOCUMENT
+from router.balancing.rehearsal import rehearse
 from router.settings import Settings
-from router.sockets import cause_of
 from router.startup_checks import StartupError, causes_of
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
 
 _log = structlog.get_logger()
-
-MAX_CONFIG_BYTES = 4 << 20
 
 
 class Policy:
@@ -34,10 +34,13 @@ class Policy:
         config: BalancingConfig,
         further: Mapping[str, MakeAlgorithm],
         metrics: Metrics,
+        reader: FileReader | None = None,
     ) -> None:
+        self._reader = reader or FileReader()
+        self._looking = asyncio.Lock()
         # Load balancing needs speed, not secrecy, of its random numbers.
         self.selector = Selector(config, random.Random(), further)  # noqa: S311
-        self._further = frozenset(further)
+        self._further = further
         self._path = path
         self._active = content
         self._refused: bytes | None = None
@@ -52,36 +55,49 @@ class Policy:
         if settings.lb_config_path is None:
             return cls(None, None, BalancingConfig(), further, metrics)
         path = Path(settings.lb_config_path)
+        reader = FileReader()
         try:
-            content = _read(path)
-        except OSError as error:
-            raise StartupError(f"failed to read lb config file: {settings.lb_config_path}", cause_of(error)) from None
-        try:
-            config = load_config(content, frozenset(further))
+            content, config = reader.run(str(path), lambda: _read(path, further))
+        except SmallFileError as error:
+            raise StartupError(f"failed to read lb config file: {path}", _cause(error)) from None
         except ConfigError as error:
-            raise StartupError(
-                f"failed to parse lb config file: {settings.lb_config_path}", *causes_of(error)
-            ) from None
-        try:
-            return cls(path, content, config, further, metrics)
-        except ConfigError as error:
-            raise StartupError("failed to create load balancer router", *causes_of(error)) from None
+            told = "failed to create load balancer router"
+            if error.stage == "parse":
+                told = f"failed to parse lb config file: {path}"
+            raise StartupError(told, *causes_of(error)) from None
+        return cls(path, content, config, further, metrics, reader)
 
     async def look(self) -> None:
-        """Read the file once more and swap the policy if it changed and is valid."""
-        if self._path is None:
+        """Read the file once more and swap the policy if it changed and a decision could be made with it."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
+        path, active, refused, further = self._path, self._active, self._refused, self._further
+        if path is None:
             return
+
+        def read() -> tuple[bytes, BalancingConfig | ConfigError | None]:
+            content = read_small_file(path, DOCUMENT)
+            if content in (active, refused):
+                return content, None
+            try:
+                return content, _usable(content, further)
+            except ConfigError as error:
+                return content, error
+
         try:
-            content = await asyncio.to_thread(_read, self._path)
-        except OSError as error:
-            self._refuse(None, cause_of(error))
+            content, config = await self._reader.result(str(path), read)
+        except SmallFileError as error:
+            self._refuse(None, _cause(error))
             return
-        if content == self._active:
+        if content == active:
             self._refused = None
             self._metrics.lb_config_last_reload_success.set(1)
-        elif content != self._refused:
+        elif isinstance(config, ConfigError):
+            self._refuse(content, ": ".join(causes_of(config)))
+        elif config is not None:
             try:
-                config = load_config(content, self._further)
                 self.selector.replace_config(config)
             except ConfigError as error:
                 self._refuse(content, ": ".join(causes_of(error)))
@@ -126,9 +142,17 @@ def _further() -> Mapping[str, MakeAlgorithm]:
         raise StartupError("failed to create load balancer router", *causes_of(error)) from None
 
 
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_CONFIG_BYTES + 1)
-    if len(content) > MAX_CONFIG_BYTES:
-        raise OSError(27, f"larger than {MAX_CONFIG_BYTES} bytes")
-    return content
+def _read(path: Path, further: Mapping[str, MakeAlgorithm]) -> tuple[bytes, BalancingConfig]:
+    content = read_small_file(path, DOCUMENT)
+    return content, _usable(content, further)
+
+
+def _usable(content: bytes, further: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
+    """The policy of a document, after decisions were made with it. Raises `ConfigError`."""
+    config = load_config(content, frozenset(further))
+    rehearse(config, further)
+    return config
+
+
+def _cause(error: SmallFileError) -> str:
+    return error.reason if error.error_number is None else f"{error.reason} (os error {error.error_number})"

@@ -5,11 +5,12 @@ Each check raises `StartupError` with the text that runbooks search for; `__main
 """
 
 import re
-from pathlib import Path
 
 from certs import IdentityError, parse_trust_bundle
+from certs.identity import PEM
 from router.option_values import SocketAddress, ValueRefusedError, parse_socket_address
 from router.settings import Settings
+from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
 
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FRAMINGS = frozenset({"raw-quic"})
@@ -158,6 +159,8 @@ def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
 def read_trust_bundle(path: str) -> bytes:
     """Read a trust bundle without judging it; that is done later, by `outbound_trust`."""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise StartupError(f"{error.strerror} (os error {error.errno})") from None
+        return FileReader().run(path, lambda: read_small_file(path, PEM))
+    except SmallFileError as error:
+        if error.error_number is None:
+            raise StartupError(str(error)) from None
+        raise StartupError(f"{error.reason} (os error {error.error_number})") from None

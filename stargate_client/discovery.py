@@ -9,6 +9,7 @@ import structlog
 
 from stargate_client.registration import RouterAddress
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
+from tunnel_protocol.control.grpc_options import channel_options
 
 _log = structlog.get_logger()
 
@@ -47,7 +48,7 @@ class RouterDiscovery:
     async def _watch(self, address: str) -> None:
         while True:
             try:
-                async with grpc.aio.insecure_channel(address) as channel:
+                async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
                     stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
                     async for snapshot in stub.WatchStargates(stargate_pb2.WatchStargatesRequest()):
                         self._remember(address, snapshot)

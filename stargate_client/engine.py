@@ -1,6 +1,7 @@
 """The HTTP client towards the engine: health, model list, and streamed requests."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from tunnel_protocol.limit import Limit
 
 ANSWER_HEAD_LINE = Limit("worker.engine_answer_header", bytes=512 * 1024, pieces=1024)
 """Bytes of one header line of an engine's answer, and lines of it. Beyond it the answer is a 502, and final."""
+
+_LARGE_BYTES = 512 * 1024
 
 RACE_S = 5.0
 """A kept connection that ends this soon after a request went out on it was being closed by the engine already."""
@@ -124,7 +127,7 @@ class Engine:
         began = asyncio.get_running_loop().time()
         try:
             return await self._session.request(
-                method, url, headers=headers, data=body, allow_redirects=True, trace_request_ctx=on_its_way
+                method, url, headers=headers, data=_payload(body), allow_redirects=True, trace_request_ctx=on_its_way
             )
         except aiohttp.ClientConnectorError as error:
             raise EngineConnectError(str(error)) from error
@@ -136,7 +139,7 @@ class Engine:
                 raise
         # RFC 9112 section 9.3.1: the engine closed an idle connection as it was used, so the request was not processed.
         try:
-            return await self._fresh.request(method, url, headers=headers, data=body, allow_redirects=True)
+            return await self._fresh.request(method, url, headers=headers, data=_payload(body), allow_redirects=True)
         except aiohttp.ClientConnectorError as error:
             raise EngineConnectError(str(error)) from error
         except aiohttp.ClientResponseError as error:
@@ -146,6 +149,11 @@ class Engine:
         """Drop all connections."""
         await self._session.close()
         await self._fresh.close()
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """What the HTTP client takes: a large body in pieces, so that writing it does not hold up the other requests."""
+    return body if body is None or len(body) < _LARGE_BYTES else io.BytesIO(body)
 
 
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

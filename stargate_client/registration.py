@@ -13,6 +13,7 @@ from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
 from stargate_client.tunnel import ReverseTunnel, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
+from tunnel_protocol.control.grpc_options import channel_options
 from tunnel_protocol.quic.settings import QuicSettings
 
 _log = structlog.get_logger()
@@ -75,9 +76,9 @@ class Registration:
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
         tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
-        options = (
-            [("grpc.default_authority", self.router.authority)] if self.router.authority != self.router.dial else []
-        )
+        options: list[tuple[str, int | str]] = [*channel_options()]
+        if self.router.authority != self.router.dial:
+            options.append(("grpc.default_authority", self.router.authority))
         async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
             stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
             call = stub.RegisterInferenceServer(self._updates(tunnel), metadata=metadata)

@@ -8,6 +8,10 @@ from collections.abc import Collection, Mapping
 from router.balancing.definition import ConfigError, Definition, parse_definition, parse_name, type_name
 from router.balancing.json_document import JsonError, JsonObject, parse
 from router.balancing.names import CANONICAL
+from tunnel_protocol.limit import Limit
+
+DEFINITIONS = Limit("policy.definitions", pieces=10_000)
+"""Definitions of a policy: the default, models, and what the method header may pick."""
 
 _KEYS = ("default", "request_algorithms", "models")
 
@@ -82,7 +86,11 @@ def load_config(content: bytes, further: frozenset[str] = frozenset()) -> Balanc
         model: ModelPolicy(parse_definition(entry, further), _overrides_of(entry, further))
         for model, entry in models.items()
     }
-    return BalancingConfig(default, overrides, policies)
+    config = BalancingConfig(default, overrides, policies)
+    count = len(config.definitions())
+    if count > (DEFINITIONS.pieces or 0):
+        raise ConfigError(f"{count} definitions; at most {DEFINITIONS.pieces} are supported")
+    return config
 
 
 def _object(value: object, name: str) -> JsonObject:

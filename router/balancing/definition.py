@@ -14,9 +14,14 @@ from router.balancing.random_choice import RandomChoice
 from router.balancing.round_robin import RoundRobin
 from router.balancing.wait_and_widen import WaitAndWiden
 from router.balancing.widening import WideningSettings
+from tunnel_protocol.limit import Limit
 
 COMPARATORS = ("ttft", "queue-time", "input-work-seconds", "utilization", "num-requests-queued")
 MAX_SAMPLE_COUNT = 64
+VIRTUAL_NODES = Limit("policy.virtual_nodes", pieces=10_000)
+"""Points per cluster on an affinity ring, each of which is hashed and kept."""
+_MESSAGE = 500
+"""Characters of an error text; the words of the document stand in it."""
 _U64 = (1 << 64) - 1
 _COMMON = frozenset(
     ("algorithm", "require_cache_affinity_key", "require_input_tokens", "max_input_work_seconds", "request_algorithms")
@@ -71,7 +76,7 @@ class ConfigError(ValueError):
     """The load-balancer configuration cannot be used. `stage` is `parse` or `build`; the message says where and why."""
 
     def __init__(self, message: str, stage: str = "parse") -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _MESSAGE else f"{message[:_MESSAGE]}...")
         self.stage = stage
 
 
@@ -182,7 +187,7 @@ def build(definition: Definition, random: Random, further: Mapping[str, MakeAlgo
         return PulsarWaitAndWiden(_widening(settings), random, seed=seed, consider_kv_free_tokens=kv)
     try:
         return further[name](dict(settings), random)
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:
         raise ConfigError(f"{name}: {error}", "build") from error
 
 
@@ -206,6 +211,8 @@ def _checked(name: str, value: object) -> object:
     if name in _UNSIGNED:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _U64:
             raise _wrong_type(name, value, "an unsigned integer")
+        if name == "cache_affinity_virtual_nodes" and value > (VIRTUAL_NODES.pieces or 0):
+            raise ConfigError(f"cache_affinity_virtual_nodes must be at most {VIRTUAL_NODES.pieces}, got {value}")
     elif name in _NUMBERS:
         _check_number(name, value)
     elif name in _BOOLEANS and not isinstance(value, bool):

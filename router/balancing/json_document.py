@@ -1,11 +1,34 @@
-"""Reads a JSON document without the liberties of the standard parser: no NaN, no infinities, no BOM; key order and repeats kept."""
+"""Reads JSON documents of configuration and secrets strictly; every failure is one error with a place.
+
+Without the liberties of the standard parser: no NaN, no infinities, no byte-order mark, no lone surrogates (they cannot be logged,
+hashed or sent), bounded in size, depth and number of values. Key order and repeats are kept.
+"""
 
 import json
 import math
+import re
+
+from tunnel_protocol.limit import Limit
+
+DOCUMENT = Limit("json.document", bytes=4 << 20, pieces=500_000)
+"""Bytes of a document, and values (keys included) in it."""
+
+DEPTH = Limit("json.depth", pieces=64)
+"""Objects and lists inside each other."""
+
+_NUMBER_DIGITS = 400
+"""An integer with more digits is beyond every double."""
+
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
 
 
 class JsonError(ValueError):
-    """The text is not the JSON we accept."""
+    """The text is not the JSON we accept. `reason` is what is wrong, `place` where (line and column, byte, or path)."""
+
+    def __init__(self, reason: str, place: str = "") -> None:
+        super().__init__(f"{reason} at {place}" if place else reason)
+        self.reason = reason
+        self.place = place
 
 
 class JsonObject(list[tuple[str, object]]):
@@ -17,32 +40,84 @@ class JsonObject(list[tuple[str, object]]):
 
 
 def parse(content: bytes) -> object:
-    """The document. Raises `JsonError`."""
+    """The document. Raises `JsonError`, and nothing else."""
+    if len(content) > (DOCUMENT.bytes or 0):
+        raise JsonError(f"larger than {DOCUMENT.bytes} bytes")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        message = f"not UTF-8: {error}"
-        raise JsonError(message) from None
+        raise JsonError(f"not UTF-8: {error.reason}", f"byte {error.start}") from None
     if text.startswith("\ufeff"):
-        message = "starts with a byte-order mark"
-        raise JsonError(message)
+        raise JsonError("starts with a byte-order mark", "line 1 column 1")
+    _check_structure(text)
     try:
-        return json.loads(text, object_pairs_hook=JsonObject, parse_constant=_refuse, parse_float=_finite)
+        document = json.loads(
+            text, object_pairs_hook=JsonObject, parse_constant=_refuse, parse_float=_finite, parse_int=_integer
+        )
+    except json.JSONDecodeError as error:
+        raise JsonError(error.msg, f"line {error.lineno} column {error.colno}") from None
+    except JsonError:
+        raise
     except RecursionError:
-        message = "nested too deeply"
-        raise JsonError(message) from None
+        raise JsonError("nested too deeply") from None
     except ValueError as error:
         raise JsonError(str(error)) from None
+    _check_texts(document)
+    return document
+
+
+def _check_structure(text: str) -> None:
+    """Bound depth and number of values before anything is built. What is no JSON at all is found by the parser."""
+    depth = deepest = values = 0
+    most_values, most_depth = DOCUMENT.pieces or 0, DEPTH.pieces or 0
+    for found in _STRUCTURE.finditer(text):
+        first = text[found.start()]
+        if first in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in "]}":
+            depth -= 1
+        elif first in ",:":
+            values += 1
+        if deepest > most_depth or values > most_values:
+            line = text.count("\n", 0, found.start()) + 1
+            column = found.start() - text.rfind("\n", 0, found.start())
+            reason = "nested too deeply" if deepest > most_depth else f"more than {most_values} values"
+            raise JsonError(reason, f"line {line} column {column}")
+
+
+def _check_texts(document: object) -> None:
+    """No text of the document may hold half of a surrogate pair."""
+    left: list[tuple[str, object]] = [("", document)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, str):
+            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+                raise JsonError("lone surrogate in a text", path or "the document")
+        elif isinstance(value, JsonObject):
+            for key, entry in value:
+                if not key.isascii() and any("\ud800" <= character <= "\udfff" for character in key):
+                    raise JsonError("lone surrogate in a key", f"an object at {path or 'the top'}")
+                if isinstance(entry, str | list):
+                    left.append((f"{path}.{key[:40]}" if path else key[:40], entry))
+        elif isinstance(value, list):
+            left.extend(
+                (f"{path}[{index}]", entry) for index, entry in enumerate(value) if isinstance(entry, str | list)
+            )
 
 
 def _refuse(name: str) -> float:
-    message = f"number out of range: {name}"
-    raise JsonError(message)
+    raise JsonError(f"number out of range: {name}")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        message = f"number out of range: {text}"
-        raise JsonError(message)
+        raise JsonError(f"number out of range: {text[:40]}")
     return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _NUMBER_DIGITS:
+        raise JsonError(f"number out of range: {text[:40]}...")
+    return int(text)

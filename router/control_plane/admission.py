@@ -67,6 +67,11 @@ def check_unchanged(message: InferenceServerRegistration, identity: Identity) ->
         raise _invalid("cluster_id changed", "identity_changed")
 
 
+def too_large(message: str) -> RefusedError:
+    """The refusal of a message beyond one of the bounds of `message_limits`."""
+    return _invalid(message, "too_large", f"registration message too large: {message}")
+
+
 def already_registered(message: str) -> RefusedError:
     """The refusal of an id that a live registration holds."""
     return RefusedError(

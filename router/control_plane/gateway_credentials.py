@@ -4,7 +4,6 @@ Source: docs/control-plane.md, "Worker authentication"; client credentials grant
 """
 
 import asyncio
-import json
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -15,6 +14,10 @@ from urllib.parse import quote_plus
 import aiohttp
 import structlog
 
+from router.balancing.json_document import JsonError, JsonObject, parse
+from tunnel_protocol.limit import Limit
+from tunnel_protocol.small_file import FileReader, FileTooLargeError, SmallFileError, read_small_file
+
 _log = structlog.get_logger()
 
 _SCOPE = "llm:check_worker"
@@ -22,7 +25,8 @@ _DEFAULT_LIFE_S = 300
 _MAX_LIFE_S = 86_400
 _RENEW_BEFORE_S = 60
 _MAX_REPLY_BYTES = 1 << 20
-_MAX_SECRETS_BYTES = 1 << 20
+SECRETS = Limit("files.secrets", bytes=1 << 20)
+"""The file with the credentials of this router."""
 
 
 class CredentialError(Exception):
@@ -61,24 +65,27 @@ class SecretsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reader = FileReader()
 
-    def text_at(self, key_path: str) -> str | None:
+    async def text_at(self, key_path: str) -> str | None:
         """The string at a dot-separated path; None if there is nothing. Raises `CredentialError`."""
         try:
-            with self.path.open("rb") as file:
-                content = file.read(_MAX_SECRETS_BYTES + 1)
-        except OSError as error:
-            raise CredentialError(f"failed to read secrets file '{self.path}'") from error
-        if len(content) > _MAX_SECRETS_BYTES:
-            raise CredentialError(f"secrets file '{self.path}' is larger than {_MAX_SECRETS_BYTES} bytes")
+            content = await self._reader.result(str(self.path), lambda: read_small_file(self.path, SECRETS))
+        except FileTooLargeError as error:
+            raise CredentialError(f"secrets file '{self.path}' is larger than {error.limit_bytes} bytes") from error
+        except SmallFileError as error:
+            raise CredentialError(f"failed to read secrets file '{self.path}'") from (error.__cause__ or error)
         try:
-            value = json.loads(content.decode())
-        except (ValueError, RecursionError) as error:
-            raise CredentialError(f"secrets file '{self.path}' is not valid JSON") from error
+            value = parse(content)
+        except JsonError as error:
+            # Only the place: the rest of the text may quote a secret.
+            where = f" at {error.place}" if error.place.startswith("line ") else ""
+            raise CredentialError(f"secrets file '{self.path}' is not valid JSON{where}") from error
         for key in key_path.split("."):
-            if not isinstance(value, dict) or key not in value:
+            fields = value.last() if isinstance(value, JsonObject) else {}
+            if key not in fields:
                 return None
-            value = value[key]
+            value = fields[key]
         if not isinstance(value, str):
             raise CredentialError(f"secrets file value at {key_path} is not a string")
         return value
@@ -93,7 +100,7 @@ class FileCredential:
 
     async def token(self) -> str:
         """Read the file and take the token out of it. Raises `CredentialError`."""
-        token = self._secrets.text_at(self._key_path)
+        token = await self._secrets.text_at(self._key_path)
         if token is None:
             raise CredentialError(f"failed to extract key from secrets file: no {self._key_path}")
         return token
@@ -144,7 +151,7 @@ class ClientCredentials:
             self._session = None
 
     async def _mint(self) -> tuple[str, float]:
-        user, password = (self._required(key) for key in ("id", "secret"))
+        user, password = await self._required("id"), await self._required("secret")
         basic = b64encode(f"{_form_encoded(user)}:{_form_encoded(password)}".encode()).decode()
         if self._session is None:
             self._session = aiohttp.ClientSession(trust_env=False)
@@ -166,8 +173,8 @@ class ClientCredentials:
         except (aiohttp.ClientError, ValueError) as error:
             raise CredentialError(f"oauth2 token request failed: {type(error).__name__}") from error
 
-    def _required(self, key: str) -> str:
-        value = self._secrets.text_at(key)
+    async def _required(self, key: str) -> str:
+        value = await self._secrets.text_at(key)
         if value is None:
             raise CredentialError(f"secrets file missing {key}")
         return value
@@ -187,8 +194,9 @@ async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _minted(body: bytes) -> tuple[str, float]:
-    reply = json.loads(body)
-    if not isinstance(reply, dict) or "access_token" not in reply:
+    document = parse(body)
+    reply = document.last() if isinstance(document, JsonObject) else {}
+    if "access_token" not in reply:
         raise CredentialError("oauth2 token response missing access_token")
     token = reply["access_token"]
     if not isinstance(token, str):

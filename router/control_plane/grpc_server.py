@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tunnel_protocol.control.grpc_options import server_options
+
 _STATUS = health_pb2.HealthCheckResponse
-_MAX_MESSAGE_BYTES = 4 << 20
 
 
 class GrpcBindError(Exception):
@@ -31,22 +32,15 @@ class GrpcTls:
     key_pem: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcKeepalive:
-    """Pings that find dead peers. A peer that answers within the timeout is never cut, however idle it is."""
-
-    interval_ms: int = 10_000
-    timeout_ms: int = 20_000
-
-
 class GrpcServer:
     """Bind, add services, start, stop; each once."""
 
-    def __init__(self, *, tls: GrpcTls | None = None, keepalive: GrpcKeepalive | None = None) -> None:
-        """`tls`: None = cleartext HTTP/2; `keepalive`: None = no pings, as on a listener of short calls."""
+    def __init__(self, *, tls: GrpcTls | None = None) -> None:
+        """`tls`: None = cleartext HTTP/2."""
         self._tls = tls
+        self._served_tls = tls
         self._health = Health()
-        self._server = grpc.aio.server(options=_options(keepalive))
+        self._server = grpc.aio.server(options=server_options())
         self._add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
         self.port = 0
 
@@ -56,9 +50,10 @@ class GrpcServer:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                current = self._tls
+                self._served_tls = self._tls
                 credentials = grpc.dynamic_ssl_server_credentials(
-                    _certificate(current), lambda: _certificate(self._tls or current)
+                    _certificate(self._tls),
+                    self._changed_certificate,  # type: ignore[arg-type]  # its documentation allows None
                 )
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
@@ -73,6 +68,18 @@ class GrpcServer:
     def replace_tls(self, tls: GrpcTls) -> None:
         """Use another identity for handshakes from now on; only if there was one from the start."""
         self._tls = tls
+
+    def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by the C core before each handshake: an identity once after it changed, else None.
+
+        Never the same one again: grpcio 1.85 then makes a new TLS context per handshake and uses freed memory as soon as
+        handshakes fail; a few hundred connections of garbage ended the process (SIGSEGV, SIGABRT).
+        """
+        tls = self._tls
+        if tls is None or tls is self._served_tls:
+            return None
+        self._served_tls = tls
+        return _certificate(tls)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -129,23 +136,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
         if service not in self._services:
             return _STATUS.SERVICE_UNKNOWN
         return _STATUS.NOT_SERVING if self._stopped.is_set() else _STATUS.SERVING
-
-
-def _options(keepalive: GrpcKeepalive | None) -> list[tuple[str, int]]:
-    options = [
-        # The library's default lets a second process bind the same port and take half of the connections.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-        # Peers may ping as often as they like; cutting them off would deregister workers.
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-    if keepalive is not None:
-        options += [
-            ("grpc.keepalive_time_ms", keepalive.interval_ms),
-            ("grpc.keepalive_timeout_ms", keepalive.timeout_ms),
-        ]
-    return options
 
 
 def _certificate(tls: GrpcTls) -> grpc.ServerCertificateConfiguration:

@@ -12,9 +12,10 @@ from typing import Any
 import grpc
 import structlog
 
-from router.control_plane.admission import RefusedError, admit, already_registered, check_unchanged
+from router.control_plane.admission import RefusedError, admit, already_registered, check_unchanged, too_large
 from router.control_plane.heartbeat import idle_timeout_ms
 from router.control_plane.inbox import Inbox, Signal
+from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.messages import model_updates
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.worker_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
@@ -201,6 +202,7 @@ class RegistrationStream:
             self._inbox.end(signal)
 
     async def _update(self, message: InferenceServerRegistration) -> None:
+        self._check_limits(message)
         _log.debug(
             "received inference servers update",
             inference_server_id=message.inference_server_id,
@@ -222,6 +224,14 @@ class RegistrationStream:
         self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
         self._tell_without_rtt(without=connected and rtt_ns is None)
         await self._context.write(self._streams.ack)
+
+    def _check_limits(self, message: InferenceServerRegistration) -> None:
+        try:
+            check_limits(message)
+        except MessageLimitError as error:
+            refusal = too_large(str(error))
+            _log.warning(refusal.log_text, inference_server_id=self.inference_server_id, peer=self._peer)
+            raise refusal from None
 
     async def _begin(self, message: InferenceServerRegistration) -> None:
         streams = self._streams

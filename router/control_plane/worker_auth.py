@@ -20,6 +20,7 @@ from router.control_plane.gateway_credentials import CredentialError, Credential
 from router.registry.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
+from tunnel_protocol.control.grpc_options import channel_options
 
 _log = structlog.get_logger()
 
@@ -181,11 +182,7 @@ def _channel(settings: GatewayAuthSettings) -> grpc.aio.Channel:
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError(f"worker auth endpoint must be an http or https URL: {settings.endpoint}")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    options = [
-        # Come back soon after an outage of the gateway; every worker waits for it.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-    ]
+    options = channel_options()
     if url.scheme == "http":
         return grpc.aio.insecure_channel(f"{host}:{url.port or 80}", options=options)
     return grpc.aio.secure_channel(

@@ -30,7 +30,8 @@ class Blocks:
         """Append bytes."""
         self.size += len(data)
         if len(data) >= _SMALL or not self._pieces:
-            self._seal()
+            if self._open is not None:
+                self._seal()
             self._pieces.append(data)
         elif self._open is None:
             self._open = bytearray(data)
@@ -52,11 +53,20 @@ class Blocks:
         self._seal()
         return list(self._pieces)
 
+    def take(self) -> list[bytes]:
+        """All of it, in order; nothing is left."""
+        if self._open is not None:
+            self._seal()
+        taken, self._pieces = self._pieces, []
+        self.size = 0
+        return taken
+
     def clear(self) -> None:
         """Drop everything."""
-        self._pieces.clear()
-        self._open = None
-        self.size = 0
+        if self.size:
+            self._pieces = []
+            self._open = None
+            self.size = 0
 
     def _seal(self) -> None:
         if self._open is not None:

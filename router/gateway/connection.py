@@ -5,7 +5,6 @@ half-closes while it waits for a response counts as gone.
 """
 
 import asyncio
-import math
 import socket
 import struct
 from collections import deque
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.gateway.arrival import Arrival
 from router.gateway.departure import has_left
 from router.gateway.request import ClientRequest
 from router.gateway.request_parser import BrokenBodyError, RefusedError, RequestParser
@@ -106,11 +106,7 @@ class ClientConnection(asyncio.Protocol):
         self._lost = False
         self._discard_timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
-        # What arrives of a request in pieces: which head it is and since when, and when the last piece came.
-        self._arrival: asyncio.TimerHandle | None = None
-        self._head_number = -1
-        self._head_since = 0.0
-        self._heard_at = 0.0
+        self._arrival: Arrival | None = None
         self._given_up = False
 
     @property
@@ -146,8 +142,11 @@ class ClientConnection(asyncio.Protocol):
             if self._current is None:
                 self._next()
             self._update_reading()
-        if not self._parser.between_requests:
-            self._arrives()
+        if not self._parser.between_requests and self.awaits_input:
+            if self._arrival is None:
+                patience = self._patience
+                self._arrival = Arrival(self, self._parser, self._loop, patience.head, patience.body)
+            self._arrival.piece()
 
     def eof_received(self) -> bool:
         """The client half-closed: whoever waits for a response is gone, too. What was answered before still goes out."""
@@ -196,6 +195,35 @@ class ClientConnection(asyncio.Protocol):
     def invite_body(self) -> None:
         """Send the interim response that asks for the body (RFC 9110 section 10.1.1)."""
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # --- ArrivalOwner ----------------------------------------------------------------------------------------------
+
+    @property
+    def awaits_input(self) -> bool:
+        """Whether what the client sends is still of interest."""
+        return not (self._input_over or self._gone or self._closing)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the client is being read."""
+        return self._reading
+
+    def head_late(self) -> None:
+        """The client does not end the head it has begun."""
+        self._refuse(408)
+
+    def body_late(self, request: ClientRequest) -> None:
+        """The client has stopped sending a body that is waited for."""
+        response, flow = self._response, self._flow
+        if request is not self._current or response is None:
+            self._broken(request, _STALLED)
+        elif not response.started and not response.over:
+            self._requests.refused(408, _STALLED)
+            self._input_over = self._given_up = True
+            self._flow = None
+            if flow is not None:
+                flow.client_gone()
+            response.send(408, [])
 
     # --- ResponseOutput --------------------------------------------------------------------------------------------
 
@@ -340,62 +368,13 @@ class ClientConnection(asyncio.Protocol):
         response = Response(self, http_1_0=False, keep_alive=False, bodyless=False)
         response.send(status, [])
 
-    def _arrives(self) -> None:
-        """A part of a request is here; the rest of it has to come in time."""
-        now = self._loop.time()
-        self._heard_at = now
-        parser = self._parser
-        if parser.in_head and parser.heads != self._head_number:
-            self._head_number = parser.heads
-            self._head_since = now
-        if self._arrival is None and not self._closing:
-            after = min(self._patience.head, self._patience.body)
-            if after < math.inf:
-                self._arrival = self._loop.call_later(after, self._look_whether_stalled)
-
-    def _look_whether_stalled(self) -> None:
-        self._arrival = None
-        parser, limits = self._parser, self._patience
-        if self._gone or self._closing or self._input_over or parser.between_requests:
-            return
-        now = self._loop.time()
-        request = parser.arriving
-        if request is None:
-            due = self._head_since + limits.head
-        elif request.body.invite is not None:
-            due = now + limits.body  # the client waits for us
-        else:
-            due = self._heard_at + limits.body
-        if not self._reading:
-            due = now + min(limits.head, limits.body)
-        if due > now:
-            if due < math.inf:
-                self._arrival = self._loop.call_at(due, self._look_whether_stalled)
-        elif request is None:
-            self._refuse(408)
-        else:
-            self._stalled(request)
-
-    def _stalled(self, request: ClientRequest) -> None:
-        """The client has stopped sending a body that is waited for."""
-        response, flow = self._response, self._flow
-        if request is not self._current or response is None:
-            self._broken(request, _STALLED)
-        elif not response.started and not response.over:
-            self._requests.refused(408, _STALLED)
-            self._input_over = self._given_up = True
-            self._flow = None
-            if flow is not None:
-                flow.client_gone()
-            response.send(408, [])
-
     def _leave(self) -> None:
         if self._gone:
             return
         self._gone = True
-        if self._arrival is not None:
-            self._arrival.cancel()
-            self._arrival = None
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None:
+            arrival.stop()
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -450,7 +429,8 @@ class ClientConnection(asyncio.Protocol):
         if reading != self._reading and not self._gone and not self._closing:
             self._reading = reading
             if reading:
-                self._heard_at = self._loop.time()  # until now it was us who did not go on
+                if self._arrival is not None:
+                    self._arrival.read_on()
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()

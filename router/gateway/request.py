@@ -74,8 +74,7 @@ class RequestBody:
     def take(self) -> list[bytes]:
         """All of a complete body, for good."""
         self._want()
-        taken = self._waiting.pieces()
-        self._waiting.clear()
+        taken = self._waiting.take()
         self._update_reading()
         return taken
 

@@ -3,6 +3,9 @@
 import re
 
 _IN_TARGETS = bytes(code for code in range(0x21, 0x7F) if code not in b'"<>')
+_IN_PLAIN_TARGETS = _IN_TARGETS.translate(None, b"#`")
+_IN_NAMES = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._~!$&'()*+,;=-"
+_PORT_DIGITS = 5
 _HOST_PATTERN = rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)"
 _HOST = re.compile(rb"(?:" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?)?\Z").match
 _AUTHORITY = re.compile(_HOST_PATTERN + rb":[0-9]{1,5}\Z").match
@@ -15,11 +18,16 @@ class BadTargetError(Exception):
 
 def host_is_valid(value: bytes) -> bool:
     """Whether a `Host` value is empty or a host with perhaps a port (RFC 9110 section 7.2)."""
+    name, _, port = value.partition(b":")
+    if not name.translate(None, _IN_NAMES) and (not port or (port.isdigit() and len(port) <= _PORT_DIGITS)) and name:
+        return True  # nearly all; the rest are addresses in brackets and percent signs
     return _HOST(value) is not None
 
 
 def origin_form(method: bytes, target: bytes) -> bytes:
     """Path and query of `target`, without its fragment; `*` and authorities as they are. Raises `BadTargetError`."""
+    if target.startswith(b"/") and not target.translate(None, _IN_PLAIN_TARGETS) and method != b"CONNECT":
+        return target
     if target.translate(None, _IN_TARGETS) or (b"`" in target and b"`" in target.partition(b"?")[0]):
         raise BadTargetError
     if method == b"CONNECT":

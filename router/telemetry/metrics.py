@@ -232,6 +232,12 @@ class Metrics:
         self.lb_config_info = self._gauge(
             "lb_config_info", "Always 1; digest and default algorithm of the active configuration", "hash", "default_lb"
         )
+        self.look_again_failures_total = self._counter(
+            "look_again_failures_total", "Rounds of a look-again task that failed unexpectedly", "task"
+        )
+        self.look_again_last_success_timestamp_seconds = self._gauge(
+            "look_again_last_success_timestamp_seconds", "Unix time of the last round that did not fail", "task"
+        )
         self.discovery_failures_total = self._counter(
             "discovery_failures_total", "Failed DNS look-ups of peer discovery", "kind"
         )

@@ -4,6 +4,7 @@ raw-quic needs no set-up after the QUIC handshake: the connection is usable at o
 """
 
 import socket
+import time
 
 import structlog
 
@@ -11,7 +12,7 @@ from router.registry.tunnel import TunnelError
 from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
 from router.telemetry.metrics import Metrics
 from router.tunnels.addresses import DialTarget, dial_target
-from router.tunnels.dial_guard import DialGuard
+from router.tunnels.dial_policy import DialPolicy, check_dialled_address
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.tunnel import SHUTDOWN, Tunnel
 from router.tunnels.tunnel_settings import TunnelSettings
@@ -23,9 +24,6 @@ from tunnel_protocol.quic.stream import Stream
 from tunnel_protocol.quic.tls import ClientTls
 
 _log = structlog.get_logger()
-
-_LEAST_WAIT_S = 1.0
-"""How long a dial waits at least for its turn; ordinarily as long as the connect timeout."""
 
 SERVER_NAME = "stargate"
 """The name a direct worker's certificate must carry, whatever its address."""
@@ -47,8 +45,9 @@ class DirectDialer:
         self._tls = tls
         self._framing = framing
         self._settings = settings
-        self.guard = DialGuard(max(_LEAST_WAIT_S, settings.connect_timeout_ms / 1000))
-        """Whom not to dial, and when not."""
+        self._policy = DialPolicy(time.monotonic)
+        self.own_ports: set[int] = set()
+        """UDP ports of this router beside those of the dialler: never dialled at an address of this host."""
 
     @classmethod
     async def open(
@@ -72,22 +71,26 @@ class DirectDialer:
     async def dial(self, tunnels: DirectTunnels) -> list[Tunnel]:
         """A complete set for this registration; raises `TunnelError`, and closes what it had, if any connection fails."""
         target = dial_target(tunnels.identity.url)
+        check_dialled_address(target, is_ours=self._is_ours)
+        self._policy.begin(target)
         dialed: list[Tunnel] = []
-        connected: bool | None = None
-        await self.guard.begin(target)
+        failed = False
         try:
             while len(dialed) < self._settings.direct_connections:
                 dialed.append(await self._connect(target, tunnels))
-            connected = True
         except BaseException as error:
-            if isinstance(error, TunnelError):
-                connected = False
+            failed = isinstance(error, TunnelError)
             for tunnel in dialed:
                 tunnel.release()
             raise
         finally:
-            self.guard.end(target, connected=connected)
+            self._policy.end(target, failed=failed)
         return dialed
+
+    def _is_ours(self, ip: str, port: int) -> bool:
+        """Whether a UDP socket of this router has that port at an address of this host."""
+        ports = {endpoint.local_address[1] for endpoint in self._endpoints.values()} | self.own_ports
+        return port in ports and _is_local(ip)
 
     @property
     def connections(self) -> int:
@@ -130,6 +133,17 @@ class DirectDialer:
         self._credential_failures.passed(Credential.WORKER_CERTIFICATE, host=target.ip, inference_server_id=worker_id)
         handler.tunnel = Tunnel(connection, self._framing, worker_id)
         return handler.tunnel
+
+
+def _is_local(ip: str) -> bool:
+    """Whether `ip` is an address of this host: exactly those can be bound."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((ip, 0))
+    except OSError:
+        return False
+    return True
 
 
 class _OutgoingConnection:

@@ -60,11 +60,6 @@ class ReverseListener:
         return address[0], address[1]
 
     @property
-    def bound(self) -> tuple[str, int] | None:
-        """Host and port of the socket; None before `listen`."""
-        return None if self._endpoint is None else self._endpoint.local_address
-
-    @property
     def connections(self) -> int:
         """How many connections are open, tunnels or not."""
         return 0 if self._endpoint is None else len(self._endpoint.connections)

@@ -196,6 +196,24 @@ async def test_a_kept_connection_that_ends_as_it_is_used_costs_a_new_connection(
 
 
 @run
+async def test_a_kept_connection_that_is_reset_under_a_large_body_costs_a_new_connection():
+    async def once(number, reader, writer, head):
+        if number > 1:
+            writer.transport.abort()  # with most of the body unread
+            return False
+        size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(size)
+        writer.write(ANSWER % len(EVENT) + b"\r\n" + EVENT)
+        return True
+
+    large = b'{"stream":true,"a":"%b"}' % (b"x" * 8_000_000)
+    async with worker(once) as (ask, heads):
+        for _ in range(4):
+            assert (await ask(body=large)).head.status == 200
+    assert len(heads) == 6
+
+
+@run
 async def test_a_request_is_not_repeated_once_bytes_of_an_answer_came():
     async def begins(number, reader, writer, head):
         await reader.readexactly(len(BODY))

@@ -310,6 +310,6 @@ def test_frames_of_a_packet_are_counted_after_the_handshake_too():
     engine = World().connect().server.engine
     engine._frame_handlers.begin_packet(handshake=False)
     for _ in range(PACKET_FRAMES.pieces):
-        assert engine._frame_handlers[0x01]
+        assert engine._frame_handlers[0x11]
     with pytest.raises(Exception, match="Too many frames"):
-        assert engine._frame_handlers[0x01]
+        assert engine._frame_handlers[0x11]

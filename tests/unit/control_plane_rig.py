@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from router.control_plane.grpc_server import GrpcKeepalive, GrpcServer
+from router.control_plane.grpc_server import GrpcServer
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
 from router.control_plane.settings import ControlPlaneSettings
@@ -117,7 +117,7 @@ class Router:
             self.settings,
             self.metrics,
         )
-        self.server = GrpcServer(keepalive=GrpcKeepalive())
+        self.server = GrpcServer()
         self.discovery_server = GrpcServer()
         self.prepare_tunnels: Callable[[FakeTunnels], None] = lambda _: None
 

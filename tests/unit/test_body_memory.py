@@ -93,5 +93,8 @@ def test_blocks_are_a_queue_of_bytes(steps):
         assert blocks.size == len(expected)
     assert b"".join(blocks.pieces()) == expected
     assert len(blocks.pieces()) <= 3 + 2 * len(expected) // 1024 + sum(step is None for step in steps)
+    assert b"".join(blocks.take()) == expected
+    assert (blocks.size, blocks.pieces()) == (0, [])
+    blocks.add(b"again")
     blocks.clear()
     assert (blocks.size, blocks.pieces()) == (0, [])

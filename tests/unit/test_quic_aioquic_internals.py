@@ -29,6 +29,15 @@ REPLACED_OR_IMITATED = {
     "QuicConnection._unblock_streams": (QuicConnection._unblock_streams, "cfde0b02"),
     "QuicConnection._get_or_create_stream": (QuicConnection._get_or_create_stream, "aee09c84"),
     "QuicConnection._write_connection_limits": (QuicConnection._write_connection_limits, "02c42c54"),
+    "QuicConnection._handle_crypto_frame": (QuicConnection._handle_crypto_frame, "e77f8695"),
+    # Relied upon for bounds that are not ours.
+    "QuicConnection._handle_retire_connection_id_frame": (
+        QuicConnection._handle_retire_connection_id_frame,
+        "4f53abae",
+    ),
+    "QuicConnection._handle_new_connection_id_frame": (QuicConnection._handle_new_connection_id_frame, "8a802ee5"),
+    "QuicConnection._handle_path_challenge_frame": (QuicConnection._handle_path_challenge_frame, "8ca41485"),
+    "QuicConnection._add_network_path": (QuicConnection._add_network_path, "4135b581"),
     # Imitated by the short ways.
     "QuicConnection.receive_datagram": (QuicConnection.receive_datagram, "3c7f2982"),
     "QuicConnection.datagrams_to_send": (QuicConnection.datagrams_to_send, "f4eb22c8"),
@@ -53,6 +62,8 @@ REPLACED_OR_IMITATED = {
     "QuicConnection._close_end": (QuicConnection._close_end, "7e32d958"),
     "QuicConnection.handle_timer": (QuicConnection.handle_timer, "8ebd76a1"),
     "QuicConnection.get_timer": (QuicConnection.get_timer, "07184a05"),
+    # Relied upon for which references a connection that has ended is cut out of.
+    "QuicConnection._initialize": (QuicConnection._initialize, "6a41681e"),
 }
 
 CONNECTION_ATTRIBUTES = [
@@ -62,11 +73,15 @@ CONNECTION_ATTRIBUTES = [
     "_close_event",
     "_close_pending",
     "_configuration",
+    "_crypto_buffers",
+    "_crypto_streams",
     "_cryptos",
+    "_cryptos_initial",
     "_events",
     "_handshake_complete",
     "_handshake_confirmed",
     "_handshake_done_pending",
+    "_host_cid_seq",
     "_host_cids",
     "_is_client",
     "_local_ack_delay_exponent",
@@ -91,9 +106,11 @@ CONNECTION_ATTRIBUTES = [
     "_remote_max_streams_bidi",
     "_remote_preferred_address",
     "_retire_connection_ids",
+    "_retry_source_connection_id",
     "_spaces",
     "_spin_bit",
     "_state",
+    "_streams",
     "_QuicConnection__frame_handlers",
 ]
 
@@ -102,14 +119,17 @@ CONNECTION_METHODS = [
     "_assert_stream_can_send",
     "_close_end",
     "_confirm_handshake",
+    "_handle_crypto_frame",
     "_handle_max_data_frame",
     "_handle_max_streams_bidi_frame",
+    "_handle_retire_connection_id_frame",
     "_idle_timeout",
     "_initialize",
     "_on_ack_delivery",
     "_on_connection_limit_delivery",
     "_on_new_connection_id_delivery",
     "_parse_transport_parameters",
+    "_payload_received",
     "_replenish_connection_ids",
     "_write_ack_frame",
     "_write_handshake_done_frame",
@@ -132,6 +152,7 @@ LOSS_ATTRIBUTES = [
     "_rtt_min",
     "_rtt_smoothed",
     "_rtt_variance",
+    "_send_probe",
     "_time_of_last_sent_ack_eliciting_packet",
     "max_ack_delay",
     "spaces",
@@ -183,6 +204,32 @@ def test_attributes_of_loss_recovery_are_there():
     assert loss._cc.bytes_in_flight == 0
     space = recovery.QuicPacketSpace()
     assert [name for name in SPACE_ATTRIBUTES if not hasattr(space, name)] == []
+
+
+def test_what_a_connection_that_ends_lets_go_of_is_there():
+    quic = client()
+    quic.connect(("192.0.2.1", 4_433), now=1.0)
+    assert quic._loss._send_probe == quic._send_probe
+    assert quic.tls.alpn_cb == quic._alpn_handler
+    assert quic.tls.update_traffic_key_cb == quic._update_traffic_key
+    for table in (quic._cryptos_initial, quic._cryptos, quic._crypto_streams, quic._crypto_buffers, quic._spaces):
+        assert type(table) is dict
+        assert table
+    names = ("_client_handle_certificate_verify", "_server_handle_hello", "_cadata", "_peer_certificate")
+    assert [name for name in (*names, "_peer_certificate_chain") if not hasattr(quic.tls, name)] == []
+
+
+def test_repeated_and_whole_crypto_data_go_through_the_receiver_that_counts_from_its_start():
+    quic = client()
+    quic.connect(("192.0.2.1", 4_433), now=1.0)
+    assert quic._crypto_streams[connection.tls.Epoch.INITIAL].receiver.starting_offset() == 0
+
+
+def test_bounds_of_the_library_that_we_rely_on():
+    assert connection.MAX_NETWORK_PATHS == 8
+    assert connection.MAX_REMOTE_CHALLENGES == 32
+    assert connection.MAX_ACK_RANGES == 64
+    assert connection.MAX_PENDING_RETIRES == 100
 
 
 def test_our_record_of_a_sent_packet_has_all_fields_of_the_librarys():

@@ -26,6 +26,20 @@ def test_headers_come_before_the_first_message_is_read() -> None:
     run_grpc(run())
 
 
+def test_a_later_message_beyond_a_bound_ends_its_registration_and_no_other() -> None:
+    async def run() -> None:
+        async with control_plane() as client:
+            await client.register("v")
+            worker, _ = await client.register("w")
+            await worker.send(report("w", "m" * 1_100))
+            code, text = await worker.status()
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "registration.model_name" in text
+            assert client.router.routable("m") == ["v"]
+
+    run_grpc(run())
+
+
 def test_live_id_is_refused_to_a_second_stream_and_keeps_serving() -> None:
     async def run() -> None:
         async with control_plane() as client:

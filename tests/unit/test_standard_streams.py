@@ -42,6 +42,14 @@ def test_programs_start_and_say_what_is_wrong_without_standard_streams(program: 
     assert shell(redirections, "-m", program, "--nope").returncode == 2
 
 
+def test_grpc_prints_nothing_for_strangers_unless_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    shows = "import os; from tunnel_protocol.observers import standard_streams as s; s.make_safe(); print(os.environ['GRPC_VERBOSITY'])"
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    assert shell("", "-c", shows).stdout == b"NONE\n"
+    monkeypatch.setenv("GRPC_VERBOSITY", "DEBUG")
+    assert shell("", "-c", shows).stdout == b"DEBUG\n"
+
+
 SAYS = """
 import os, sys
 from tunnel_protocol.observers.standard_streams import say

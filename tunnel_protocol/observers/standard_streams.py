@@ -10,7 +10,10 @@ import threading
 
 
 def make_safe() -> None:
-    """Put the null device where a standard descriptor is closed. To be called first of all; raises OSError without one."""
+    """Put the null device where a standard descriptor is closed, and keep libraries from printing for strangers.
+
+    To be called first of all; raises OSError without a null device.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -20,6 +23,9 @@ def make_safe() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
             os.set_inheritable(number, True)
+    # gRPC's C core prints a line per failed TLS handshake on standard error, and waits there for its reader: strangers
+    # could fill the disk, or stop the process with a pipe that nobody reads. The variable counts before gRPC is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Python leaves None for a descriptor that it found closed.
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process

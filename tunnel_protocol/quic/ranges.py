@@ -26,6 +26,18 @@ class Ranges:
         starts[first:after] = [start]
         stops[first:after] = [stop]
 
+    def discard(self, number: int) -> bool:
+        """Remove one number; whether it was there."""
+        starts, stops = self.starts, self.stops
+        index = bisect_right(starts, number) - 1
+        if index < 0 or stops[index] <= number:
+            return False
+        start, stop = starts[index], stops[index]
+        kept = [(low, high) for low, high in ((start, number), (number + 1, stop)) if low < high]
+        starts[index : index + 1] = [low for low, _ in kept]
+        stops[index : index + 1] = [high for _, high in kept]
+        return True
+
     def take(self, size: int) -> tuple[int, int]:
         """Remove and return up to `size` from the front of the first range; there must be one."""
         start, stop = self.starts[0], self.stops[0]

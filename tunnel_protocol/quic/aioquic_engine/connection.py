@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.address_validation import RESET_TOKEN_BYTES
 from tunnel_protocol.quic.aioquic_engine.fast import FastConnection
 from tunnel_protocol.quic.engine import Address, EngineOwner
@@ -30,6 +31,11 @@ _CONNECTED = QuicConnectionState.CONNECTED
 
 _PTOS_BEFORE_SMALL_DATAGRAMS = 3
 """After so many unanswered probes large datagrams are suspected (RFC 8899 section 4.3)."""
+
+PATH_PROBES = Limit("quic.path_probes", bytes=12_000)
+"""What may be in flight above the congestion window for the sake of new paths of the peer."""
+
+_PROBES_BYTES = PATH_PROBES.bytes or 0
 
 _TIMED_OUT = (QuicErrorCode.INTERNAL_ERROR, "Idle timeout")
 
@@ -141,7 +147,9 @@ class AioquicEngine(FastConnection):
         if path is not None and self._network_paths[0] is not path:
             # The peer has moved. What is in flight is lost where it was and fills the congestion window: challenge the new
             # path with a probe, which is free of that, now and not when the probe timer fires (RFC 9000 section 9.4).
-            self._probe_pending = True
+            # A peer that moves with every packet gets no more of these than fit beside a window.
+            congestion = self._loss._cc
+            self._probe_pending = congestion.bytes_in_flight < congestion.congestion_window + _PROBES_BYTES
 
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
         """See `Engine`."""

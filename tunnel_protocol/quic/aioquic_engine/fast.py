@@ -27,6 +27,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicDeliveryState
 from cryptography.exceptions import InvalidTag
 
+from tunnel_protocol.quic.aioquic_engine.bounded import MAX_ACK_FRAMES, FrameCountError
 from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
 from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, data_delivery
 from tunnel_protocol.quic.engine import Address
@@ -156,6 +157,7 @@ class FastConnection(StreamConnection):
             raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "Packet contains no frames")
         frame_type = _STREAM
         buf: Buffer | None = None
+        acks = 0
         try:
             at = read_stream_frames(payload, 0, self.streams)
             if at == size:
@@ -165,6 +167,9 @@ class FastConnection(StreamConnection):
             while at < size:
                 if payload[at] == _ACK:
                     frame_type = _ACK
+                    acks += 1
+                    if acks > MAX_ACK_FRAMES:
+                        raise FrameCountError(_ACK)
                     ack = read_ack(payload, at + 1)
                     self._acknowledge(ack, now)
                     at = ack.end
@@ -472,7 +477,10 @@ class FastConnection(StreamConnection):
     def _use_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
         self._loss._pacer._max_datagram_size = size
-        self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+        congestion = self._loss._cc
+        congestion._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
+        # The smallest window is two datagrams (RFC 9002 section 7.2); one that holds no half of a datagram sends nothing.
+        congestion.congestion_window = max(congestion.congestion_window, 2 * size)
 
 
 def _keys(crypto: CryptoContext, direction: str) -> Keys:

@@ -20,9 +20,10 @@ from aioquic.quic.connection import (
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, QuicStreamFrame
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
-from tunnel_protocol.quic.aioquic_engine.bounded import BoundedConnection
+from tunnel_protocol.quic.aioquic_engine.bounded import PACKET_FRAMES, BoundedConnection
 from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
 from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import StreamHandler
 
@@ -39,6 +40,9 @@ ACKED = QuicDeliveryState.ACKED
 _ONE_RTT = tls.Epoch.ONE_RTT
 _SMALLEST_STREAM_FRAME = 24
 """Room below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
+
+_MAX_CONTROL_FRAMES = (PACKET_FRAMES.pieces or 0) // 2
+"""Frames in a packet of ours above which no further stream adds its up to three: peers bound them as we do."""
 
 
 def data_delivery(delivery: QuicDeliveryState, stream: EngineStream, start: int, stop: int, fin: bool) -> None:
@@ -94,6 +98,8 @@ class StreamConnection(BoundedConnection):
         """Streams that only wait for connection-level credit."""
         self._arrived: list[EngineStream] = []
         """Streams the peer opened and nobody was told of yet."""
+        self._unseen = Ranges()
+        """Streams of the peer, counted from 1, that a higher one has opened and on which nothing has arrived."""
         self._credit_raised = False
         self._blocked_at: int | None = None
         """The stream limit at which somebody found us blocked and the peer has not been told yet."""
@@ -165,14 +171,23 @@ class StreamConnection(BoundedConnection):
         limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
         count = (stream_id >> 2) + 1
         if count <= limit.used:
-            return None
+            # No state is held for a stream that only a higher number has opened, until something is said on it.
+            return self._create_peer_stream(stream_id) if self._unseen.discard(count) else None
         if count > limit.value:
             raise QuicConnectionError(QuicErrorCode.STREAM_LIMIT_ERROR, frame_type, "Too many streams open")
         # A stream opens all lower-numbered ones of its kind (RFC 9000 section 2.1).
-        for new_id in range(limit.used * 4 + (stream_id & 3), stream_id + 4, 4):
-            stream = self._create_stream(new_id, NOBODY, self._remote_max_stream_data_bidi_local)
-            self._arrived.append(stream)
+        if not limit.used and count > 1:
+            # Whoever waits for the first stream of a peer is told of that one first.
+            self._create_peer_stream(stream_id & 3)
+            limit.used = 1
+        if count > limit.used + 1:
+            self._unseen.add(limit.used + 1, count)
         limit.used = count
+        return self._create_peer_stream(stream_id)
+
+    def _create_peer_stream(self, stream_id: int) -> EngineStream:
+        stream = self._create_stream(stream_id, NOBODY, self._remote_max_stream_data_bidi_local)
+        self._arrived.append(stream)
         return stream
 
     # --- frames in ---------------------------------------------------------------------------------------------------
@@ -299,7 +314,7 @@ class StreamConnection(BoundedConnection):
             self._blocked_at = None
             room -= len(frame)
         control = self.control
-        while control and room >= 3 * _SMALLEST_STREAM_FRAME:
+        while control and room >= 3 * _SMALLEST_STREAM_FRAME and len(frames) < _MAX_CONTROL_FRAMES:
             stream = next(iter(control))
             del control[stream]
             room -= self._take_control_frames(stream, frames)

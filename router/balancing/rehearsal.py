@@ -1,0 +1,96 @@
+"""Decisions made with a policy before it is taken: what fails here would fail every request.
+
+On candidates and balancers of its own, so that nothing of it is seen by requests.
+"""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+from router.balancing.algorithm import MakeAlgorithm
+from router.balancing.config import BalancingConfig
+from router.balancing.definition import ConfigError, Definition
+from router.balancing.request import RoutingRequest
+from router.balancing.selector import Selector
+
+
+class SampleCandidate:
+    """A cluster that exists for a rehearsal only; see `candidate.Candidate` for the attributes."""
+
+    def __init__(self, cluster_id: str, load: int) -> None:
+        self.cluster_id = cluster_id
+        self.cluster = SampleCluster()
+        self.rtt_ns = 1_000_000 * (load + 1)
+        self.active_backend_count = 1
+        self.last_mean_input_tps = 1_000.0
+        self.output_tps = 10.0 * load
+        self.max_output_tps = 100.0
+        self.queue_size = load
+        self.queued_input_size = 100 * load
+        self.num_running_queries = load
+        self.max_engine_concurrency = 8
+        self.total_query_input_size = 1_000 * load
+        self.kv_cache_capacity_tokens = 100_000
+        self.kv_cache_used_tokens = 1_000 * load
+        self.kv_cache_free_tokens = 100_000 - 1_000 * load
+        self.queue_time_estimate_ms_by_priority: dict[int, int] = {0: 10 * load} if load else {}
+
+
+class SampleCluster:
+    """The cluster of a `SampleCandidate`, with one backend."""
+
+    def pick(self, excluded_backend_ids: Any) -> Any:  # noqa: ARG002 (the port's signature)
+        """Always the same."""
+        return "rehearsal"
+
+
+class SampleTarget:
+    """A routing target with three clusters."""
+
+    def __init__(self) -> None:
+        self.balancer_state: dict[object, Any] = {}
+        self._candidates = [SampleCandidate(f"rehearsal-{load}", load) for load in range(3)]
+
+    def candidates(self) -> list[SampleCandidate]:
+        """The clusters."""
+        return self._candidates
+
+
+def rehearse(config: BalancingConfig, further: Mapping[str, MakeAlgorithm]) -> None:
+    """Decide with every definition of `config`. Raises `ConfigError` (stage `build`). Leaves the definitions built."""
+    lots = Random()  # noqa: S311 - nothing is kept secret by it
+    try:
+        selector = Selector(config, lots, further)
+        for _, definition in config.definitions():
+            _decide(selector, definition)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"a decision with it fails: {type(error).__name__}: {error}", "build") from error
+
+
+def _decide(selector: Selector, definition: Definition) -> None:
+    target = SampleTarget()
+    for affinity_key, tokens in ((None, 0), ("conversation", 1_000)):
+        request = RoutingRequest(
+            routing_key="tenant",
+            model="rehearsal",
+            input_tokens=tokens,
+            received_at=0.0,
+            affinity_key=affinity_key,
+            request_slo_ms=1_000,
+            max_wait_ms=1_000,
+        )
+        selector.select(
+            definition,
+            request,
+            target,
+            advertised=_yes,
+            failed_backends=set(),
+            failed_clusters=set(),
+            now=0.1,
+        )
+
+
+def _yes() -> bool:
+    return True

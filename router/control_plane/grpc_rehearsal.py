@@ -1,0 +1,51 @@
+"""Whether a gRPC port can use a served identity: one TLS handshake with the library that will serve it, on a loopback port.
+
+The library parses a pair only when somebody connects; a key it has no signature for would start without complaint and refuse every
+worker. Source: docs/operations.md, "TLS".
+"""
+
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+_TIMEOUT_S = 3.0
+
+
+class UnusableGrpcIdentityError(ValueError):
+    """No handshake with the identity succeeds. `reason` is what failed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"a TLS handshake with it fails: {reason}")
+        self.reason = reason
+
+
+def rehearse(cert_pem: bytes, key_pem: bytes) -> None:
+    """Do one handshake. Raises `UnusableGrpcIdentityError`. Blocks; for a thread that is not the event loop's."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    server = grpc.server(executor)
+    try:
+        credentials = grpc.ssl_server_credentials([(key_pem, cert_pem)])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+        server.start()
+        _shake_hands(port)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnusableGrpcIdentityError(str(error) or type(error).__name__) from error
+    finally:
+        server.stop(None)
+        executor.shutdown(wait=False)
+
+
+def _shake_hands(port: int) -> None:
+    # Nothing is verified: whether workers trust the certificate is theirs to say.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S) as raw,
+        context.wrap_socket(raw, server_hostname="stargate") as tls,
+    ):
+        if tls.selected_alpn_protocol() != "h2":
+            raise ValueError("HTTP/2 is not agreed on")

@@ -1,0 +1,74 @@
+"""How much one registration message may hold: what a worker reports costs every request of its models, and names stay in metrics.
+
+Generous beside what workers send. A message beyond a bound ends its registration with INVALID_ARGUMENT, which names the bound. See
+docs/limits.md.
+"""
+
+from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration, ModelStats
+from tunnel_protocol.limit import Limit
+
+MODELS = Limit("registration.models", pieces=1_024)
+"""Models of one inference server."""
+
+MODEL_NAME = Limit("registration.model_name", bytes=1_024)
+"""A model's name, in UTF-8."""
+
+IDENTIFIER = Limit("registration.identifier", bytes=1_024)
+"""`inference_server_id` and `cluster_id`."""
+
+URL = Limit("registration.url", bytes=2_048)
+"""`inference_server_url`."""
+
+PRIORITIES = Limit("registration.priorities", pieces=4_096)
+"""Queue time estimates of one model, one per priority."""
+
+ALL_PRIORITIES = Limit("registration.all_priorities", pieces=65_536)
+"""Queue time estimates of all models of a message."""
+
+STATS_WORDS = Limit("registration.stats_words", bytes=256, pieces=256)
+"""`stats_capabilities` and `stats_sources` of one model: words in each, and bytes of one."""
+
+
+class MessageLimitError(Exception):
+    """A message holds more than a bound allows. `limit` is that bound; the text says what was found."""
+
+    def __init__(self, limit: Limit, found: int, what: str) -> None:
+        most = limit.pieces if limit.pieces is not None and found > limit.pieces else limit.bytes or limit.pieces
+        super().__init__(f"{what}: {found} where at most {most} are allowed ({limit.name})")
+        self.limit = limit
+
+
+def check_limits(message: InferenceServerRegistration) -> None:
+    """Raise `MessageLimitError` for the first bound that `message` exceeds."""
+    _check_bytes(IDENTIFIER, message.inference_server_id, "bytes of inference_server_id")
+    _check_bytes(IDENTIFIER, message.cluster_id, "bytes of cluster_id")
+    _check_bytes(URL, message.inference_server_url, "bytes of inference_server_url")
+    _check_pieces(MODELS, len(message.models), "models")
+    priorities = 0
+    for name, entry in message.models.items():
+        _check_bytes(MODEL_NAME, name, "bytes of a model name")
+        if entry.HasField("stats"):
+            priorities += _check_stats(entry.stats)
+    _check_pieces(ALL_PRIORITIES, priorities, "queue time estimates of all models")
+
+
+def _check_stats(stats: ModelStats) -> int:
+    estimates = len(stats.queue_time_estimate_ms_by_priority)
+    _check_pieces(PRIORITIES, estimates, "queue time estimates of a model")
+    for words in (stats.stats_capabilities, stats.stats_sources):
+        _check_pieces(STATS_WORDS, len(words), "stats_capabilities or stats_sources of a model")
+        for word in words:
+            _check_bytes(STATS_WORDS, str(word), "bytes of one of stats_capabilities or stats_sources")
+    return estimates
+
+
+def _check_bytes(limit: Limit, text: str, what: str) -> None:
+    most = limit.bytes or 0
+    # A character takes four bytes at most: the usual name needs no encoding to be known as short.
+    if len(text) * 4 > most and len(text.encode()) > most:
+        raise MessageLimitError(limit, len(text.encode()), what)
+
+
+def _check_pieces(limit: Limit, found: int, what: str) -> None:
+    if found > (limit.pieces or 0):
+        raise MessageLimitError(limit, found, what)

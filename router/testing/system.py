@@ -1,0 +1,5 @@
+"""The name under which tests have always imported these; they live in `llm_request_router.testing.system`."""
+
+from llm_request_router.testing.system import DNS_NAME, Ports, Reply, System, Worker
+
+__all__ = ["DNS_NAME", "Ports", "Reply", "System", "Worker"]

@@ -1,0 +1,123 @@
+"""Whom the router dials, and how often: a registration must not make it a source of datagrams for somebody else.
+
+Addresses at which no inference server can be are refused, and dials that fail are repeated ever more rarely. Pure, with the clock of
+its owner. See docs/control-plane.md, "Dialling".
+"""
+
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from router.registry.tunnel import TunnelError
+from router.tunnels.addresses import DialTarget
+from tunnel_protocol.limit import Limit
+
+FAILED_DIALS = Limit("tunnels.failed_dials_remembered", pieces=4_096)
+"""Targets whose last dials failed; beyond it the oldest is forgotten."""
+
+DIALS_TO_TARGET = Limit("tunnels.dials_to_one_target", pieces=2)
+"""Dials under way to one address and port."""
+
+DIALS_TO_HOST = Limit("tunnels.dials_to_one_host", pieces=32)
+"""Dials under way to one address, whatever the port."""
+
+DIALS = Limit("tunnels.dials", pieces=512)
+"""Dials under way in all."""
+
+_Key = TypeVar("_Key")
+
+FREE_FAILURES = 1
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 5.0
+
+
+def check_dialled_address(target: DialTarget, *, is_ours: Callable[[str, int], bool]) -> None:
+    """Raise `TunnelError` unless an inference server can be at `target`.
+
+    `is_ours` tells whether an address and port is a UDP socket of this router itself.
+    """
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(target.ip)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    why = None
+    if not target.port:
+        why = "port 0"
+    elif address.is_unspecified or (address.version == 4 and address in _THIS_NETWORK):
+        why = "unspecified address"
+    elif address.is_multicast:
+        why = "multicast address"
+    elif address.is_link_local:
+        why = "link-local address"
+    elif address.version == 4 and (address == _BROADCAST or address in _RESERVED):
+        why = "broadcast or reserved address"
+    elif is_ours(str(address), target.port):
+        why = "a socket of this router"
+    if why is not None:
+        raise TunnelError(f"inference server at {target.ip} port {target.port} is not dialled: {why}")
+
+
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+_RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int
+    not_before: float
+
+
+class DialPolicy:
+    """Counts dials under way, and failures per target."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failures: OrderedDict[tuple[str, int], _Failures] = OrderedDict()
+        self._to_target: dict[tuple[str, int], int] = {}
+        self._to_host: dict[str, int] = {}
+        self._under_way = 0
+
+    def begin(self, target: DialTarget) -> None:
+        """A dial begins; `end` has to follow. Raises `TunnelError` if it may not begin now."""
+        key = target.ip, target.port
+        known = self._failures.get(key)
+        if known is not None and self._clock() < known.not_before:
+            raise TunnelError(
+                f"the last {known.count} dials of {target.ip} port {target.port} failed; "
+                f"the next one is due in {known.not_before - self._clock():.1f} s"
+            )
+        to_target, to_host = self._to_target.get(key, 0), self._to_host.get(target.ip, 0)
+        if to_target >= (DIALS_TO_TARGET.pieces or 0):
+            raise TunnelError(f"{to_target} dials of {target.ip} port {target.port} are under way")
+        if to_host >= (DIALS_TO_HOST.pieces or 0):
+            raise TunnelError(f"{to_host} dials of {target.ip} are under way")
+        if self._under_way >= (DIALS.pieces or 0):
+            raise TunnelError(f"{self._under_way} dials are under way")
+        self._to_target[key] = to_target + 1
+        self._to_host[target.ip] = to_host + 1
+        self._under_way += 1
+
+    def end(self, target: DialTarget, *, failed: bool) -> None:
+        """A dial has ended."""
+        key = target.ip, target.port
+        self._under_way -= 1
+        _count_down(self._to_target, key)
+        _count_down(self._to_host, target.ip)
+        known = self._failures.pop(key, None)
+        if not failed:
+            return
+        count = 1 if known is None else known.count + 1
+        pause_s = 0.0
+        if count > FREE_FAILURES:
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(count - FREE_FAILURES - 1, 10))
+        self._failures[key] = _Failures(count, self._clock() + pause_s)
+        if len(self._failures) > (FAILED_DIALS.pieces or 0):
+            self._failures.popitem(last=False)
+
+
+def _count_down(counts: dict[_Key, int], key: _Key) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

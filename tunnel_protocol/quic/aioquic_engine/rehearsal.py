@@ -1,0 +1,114 @@
+"""Whether tunnels can use a served identity: a whole QUIC handshake in memory, by the code that will serve it.
+
+Parsing a pair proves little: keys on curves that TLS or this engine has no signature for load without complaint, and then no
+worker can ever connect. See docs/operations.md, "TLS".
+"""
+
+from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.aioquic_engine.factory import AioquicFactory
+from tunnel_protocol.quic.engine import Address, Engine
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.tls import DEFAULT_SERVER_NAME, ClientTls, ServerTls
+
+_CLIENT: Address = ("127.0.0.1", 1)
+_SERVER: Address = ("127.0.0.1", 2)
+_ROUNDS = 64
+"""Flights in both directions; a handshake with a chain of 64 KB takes less than twenty."""
+_ROUND_S = 0.02
+"""Pretended time between flights, so that pacing and timers move on."""
+
+
+class UnusableIdentityError(ValueError):
+    """No handshake with the identity succeeds. `reason` says what the engine made of it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"a TLS handshake with it fails: {reason}")
+        self.reason = reason
+
+
+def rehearse(tls: ServerTls) -> None:
+    """Do one handshake as server with `tls`. Raises `UnusableIdentityError`; takes some milliseconds of CPU."""
+    try:
+        factory = AioquicFactory(QuicSettings(), tls)
+    except Exception as error:
+        raise UnusableIdentityError(str(error) or type(error).__name__) from error
+    server, client = _Owner(), _Owner()
+    try:
+        # No certificate is verified here: whether workers trust it is theirs to say.
+        dialler = factory.connect(
+            _SERVER,
+            ClientTls(trust_pem=None, server_name=DEFAULT_SERVER_NAME, insecure=True, alpn=tls.alpn),
+            client,
+            0.0,
+        )
+        _play(factory, dialler, server, client)
+    except UnusableIdentityError:
+        raise
+    except Exception as error:
+        raise UnusableIdentityError(f"{type(error).__name__}: {error}") from error
+    finally:
+        factory.close()
+    if not (server.established and client.established):
+        errors = [str(owner.error) for owner in (server, client) if owner.error is not None]
+        raise UnusableIdentityError(errors[0] if errors else "it does not come to an end")
+
+
+def _play(factory: AioquicFactory, dialler: Engine, server: "_Owner", client: "_Owner") -> None:
+    listener: Engine | None = None
+    now = 0.0
+    for _ in range(_ROUNDS):
+        now += _ROUND_S
+        for data, _address in _polled(dialler, now):
+            if listener is None:
+                listener = factory.accept(data, _CLIENT, server, now)
+            else:
+                listener.receive(data, _CLIENT, now)
+        if listener is None:
+            return
+        for data, _address in _polled(listener, now):
+            dialler.receive(data, _SERVER, now)
+        dialler.deliver()
+        listener.deliver()
+        if (server.established and client.established) or server.error is not None or client.error is not None:
+            return
+
+
+def _polled(engine: Engine, now: float) -> list[tuple[bytes, Address]]:
+    deadline = engine.deadline()
+    if deadline is not None and deadline <= now:
+        engine.handle_timer(now)
+    engine.deliver()
+    return engine.poll(now)
+
+
+class _Owner:
+    """Takes note of how the handshake ends."""
+
+    def __init__(self) -> None:
+        self.established = False
+        self.error: ConnectionClosedError | None = None
+
+    def on_work(self) -> None:
+        """The next round asks anyway."""
+
+    def on_established(self) -> None:
+        """The handshake is complete."""
+        self.established = True
+
+    def on_peer_stream(self, stream: Stream) -> StreamHandler | None:  # noqa: ARG002 (the port's signature)
+        """Nobody opens one."""
+        return None
+
+    def on_stream_credit(self) -> None:
+        """Nobody waits for it."""
+
+    def on_connection_id(self, connection_id: bytes) -> None:
+        """There is no other connection to tell it from."""
+
+    def on_connection_id_retired(self, connection_id: bytes) -> None:
+        """See `on_connection_id`."""
+
+    def on_closed(self, error: ConnectionClosedError) -> None:
+        """The handshake has failed."""
+        self.error = error
