@@ -47,9 +47,14 @@ class Identity(NamedTuple):
 
 def load_identity(cert_path: str, key_path: str, now: dt.datetime) -> Identity:
     """Read both files once and `validate` them. Raises `IdentityError`."""
-    identity = Identity(read_pem(cert_path, "TLS certificate"), read_pem(key_path, "TLS private key"))
+    identity = read_identity(cert_path, key_path)
     validate(identity, now)
     return identity
+
+
+def read_identity(cert_path: str, key_path: str) -> Identity:
+    """Read both files once, without a look at what they hold. Raises `IdentityError`."""
+    return Identity(read_pem(cert_path, "TLS certificate"), read_pem(key_path, "TLS private key"))
 
 
 def load_trust_bundle(path: str) -> bytes:
@@ -75,6 +80,15 @@ def validate(identity: Identity, now: dt.datetime) -> None:
     _check_key(identity.key_pem, chain[0])
     if len(chain) > 1:
         _check_chain(chain, now)
+    _check_dates(chain, now)
+
+
+def check_dates(identity: Identity, now: dt.datetime) -> None:
+    """Check that a pair that was validated before is (still) valid at `now`. Raises `IdentityError`."""
+    _check_dates(_chain(identity.cert_pem), now)
+
+
+def _check_dates(chain: list[x509.Certificate], now: dt.datetime) -> None:
     start = max(certificate.not_valid_before_utc for certificate in chain)
     end = _end(chain)
     if now < start:

@@ -18,6 +18,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_before_start)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they mean nothing here, and their default action would end the process
     faulthandler.enable()
     if sys.argv[1:2] == ["explain"]:
         from router import explain_command
@@ -25,7 +27,11 @@ def main() -> None:
         sys.exit(explain_command.main(sys.argv[2:]))
     from router.cli import settings_or_exit
 
-    settings = settings_or_exit(sys.argv[1:], os.environ)
+    try:
+        settings = settings_or_exit(sys.argv[1:], os.environ)
+    except BrokenPipeError:
+        # `--help | head`: the reader has seen enough.
+        os._exit(0)
     from router.lifecycle import run_process
 
     code = run_process(settings, os.environ)

@@ -44,6 +44,7 @@ class Policy:
         self._path = path
         self._active = content
         self._refused: bytes | None = None
+        self._unreadable: str | None = None
         self._metrics = metrics
         self._info: tuple[str, str] | None = None
         self._tell(config)
@@ -92,7 +93,7 @@ class Policy:
             self._refuse(None, _cause(error))
             return
         if content == active:
-            self._refused = None
+            self._refused = self._unreadable = None
             self._metrics.lb_config_last_reload_success.set(1)
         elif isinstance(config, ConfigError):
             self._refuse(content, ": ".join(causes_of(config)))
@@ -102,17 +103,21 @@ class Policy:
             except ConfigError as error:
                 self._refuse(content, ": ".join(causes_of(error)))
             else:
-                self._active, self._refused = content, None
+                self._active, self._refused, self._unreadable = content, None, None
                 self._metrics.lb_config_reloads_total.inc(("success",))
                 self._tell(config)
 
     def _refuse(self, content: bytes | None, why: str) -> None:
+        """Told once per distinct content, and once per distinct error of a file that cannot be read."""
         self._metrics.lb_config_last_reload_success.set(0)
-        told = b"" if content is None else content
-        if told != self._refused:
-            self._refused = told
-            self._metrics.lb_config_reloads_total.inc(("rejected",))
-            _log.warning("load balancer config rejected; retaining the last good one", path=str(self._path), error=why)
+        if content is None and why == self._unreadable:
+            return
+        self._unreadable = why if content is None else None
+        if content is not None and content == self._refused:
+            return
+        self._refused = content
+        self._metrics.lb_config_reloads_total.inc(("rejected",))
+        _log.warning("load balancer config rejected; retaining the last good one", path=str(self._path), error=why)
 
     def _tell(self, config: BalancingConfig) -> None:
         digest = "none" if self._active is None else hashlib.sha256(self._active).hexdigest()[:12]

@@ -109,6 +109,15 @@ def test_one_gap_too_many_is_refused():
         stream.receive(1_000, b"x")
 
 
+def test_a_frame_that_repeats_some_and_touches_what_waits_completes_the_message():
+    data, stream = message(30), CryptoStream(from_client=True)
+    assert stream.receive(0, data[:8]) == b""
+    assert stream.receive(20, data[20:30]) == b""
+    assert stream.receive(5, data[5:20]) == b""
+    assert stream.received == 30
+    assert stream.receive(30, data[30:]) == data
+
+
 def test_frames_without_progress_are_counted_until_a_message_is_whole():
     stream = CryptoStream(from_client=True)
     stream.receive(0, message(10)[:5])

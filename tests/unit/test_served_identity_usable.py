@@ -33,7 +33,7 @@ KEYS = {
     "brainpool": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
     "Ed448": ed448.Ed448PrivateKey.generate,
     "DSA": lambda: dsa.generate_private_key(2048),
-    "RSA-1024": lambda: rsa.generate_private_key(65537, 1024),  # noqa: S505 - refused for that
+    "RSA-1024": lambda: rsa.generate_private_key(65537, 1024),  # noqa: S505 - refused is what it is here for
 }
 USABLE = ("P-384", "Ed25519", "RSA-2048")
 
@@ -149,7 +149,7 @@ def test_a_look_again_task_outlives_failures_and_counts_them() -> None:
 
     async def case() -> None:
         task = asyncio.create_task(every(0, look, "looking", metrics))
-        while rounds < 5:  # noqa: ASYNC110 - the suite's time limit bounds this
+        while rounds < 5:  # noqa: ASYNC110 - bounded by the time limit of the suite
             await asyncio.sleep(0)
         assert not task.done()
         task.cancel()

@@ -50,6 +50,21 @@ def test_grpc_prints_nothing_for_strangers_unless_asked_to(monkeypatch: pytest.M
     assert shell("", "-c", shows).stdout == b"DEBUG\n"
 
 
+def test_help_may_be_read_in_part() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "router", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 SAYS = """
 import os, sys
 from tunnel_protocol.observers.standard_streams import say

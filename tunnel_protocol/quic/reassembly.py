@@ -43,7 +43,7 @@ class Reassembly:
                 index += 1
                 starts.insert(index, at)
                 blocks.insert(index, bytearray(new))
-            index = self._join(index)
+            self._join(index)
             at = stop
 
     def take(self, offset: int) -> bytearray | None:
@@ -61,8 +61,11 @@ class Reassembly:
                 return block
         return None
 
-    def _join(self, index: int) -> int:
-        """Join block `index` with neighbours it touches while the upper one is not larger; returns where it is then."""
+    def _join(self, index: int) -> None:
+        """Join block `index`, which has grown, with blocks it touches above while those are not larger.
+
+        Of two blocks that touch the upper one is thus the larger, so growing never makes a block fit for the one below it.
+        """
         starts, blocks = self._starts, self._blocks
         while index + 1 < len(starts):
             block, following = blocks[index], blocks[index + 1]
@@ -70,11 +73,3 @@ class Reassembly:
                 break
             block += following
             del starts[index + 1], blocks[index + 1]
-        while index > 0:
-            below, block = blocks[index - 1], blocks[index]
-            if starts[index - 1] + len(below) != starts[index] or len(block) > len(below):
-                break
-            below += block
-            del starts[index], blocks[index]
-            index -= 1
-        return index
