@@ -19,7 +19,7 @@ from tunnel_protocol.quic.stream import Stream, StreamHandler
 _log = structlog.get_logger()
 
 SHUTDOWN = "shutdown"
-"""Why tunnels close when the router ends: the reason in CONNECTION_CLOSE (docs/protocol.md, "Closing")."""
+"""Why tunnels close when the router ends: the reason in CONNECTION_CLOSE (docs/protocol.md, "Failures")."""
 
 PING_S = 1.0
 """How often the peer of a released tunnel is asked for a sign of life."""
