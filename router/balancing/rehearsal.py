@@ -68,8 +68,7 @@ def rehearse(config: BalancingConfig, further: Mapping[str, MakeAlgorithm]) -> N
         until = time.monotonic() + BUDGET_S
         for _, definition in config.definitions():
             _decide(selector, definition)
-            if time.monotonic() > until:
-                raise ConfigError(f"decisions with its definitions take more than {BUDGET_S:g} s", "build")
+            _check_time(until)
     except ConfigError:
         raise
     except Exception as error:
@@ -97,3 +96,8 @@ def _decide(selector: Selector, definition: Definition) -> None:
             failed_clusters=set(),
             now=0.1,
         )
+
+
+def _check_time(until: float) -> None:
+    if time.monotonic() > until:
+        raise ConfigError(f"decisions with its definitions take more than {BUDGET_S:g} s", "build")

@@ -77,3 +77,14 @@ def test_what_the_work_raises_is_its_callers() -> None:
         asyncio.run(reader.result("p", fail))
     with pytest.raises(HangingReadError):
         FileReader(deadline_s=0.01).run("p", lambda: threading.Event().wait(1))
+
+
+def test_a_system_without_threads_is_told_and_no_place_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    reader = FileReader()
+    with pytest.raises(SmallFileError, match="no thread to read it"):
+        reader.run("p", lambda: 1)
+    assert reader.running == 0

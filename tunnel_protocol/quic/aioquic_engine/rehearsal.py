@@ -43,8 +43,6 @@ def rehearse(tls: ServerTls) -> None:
             0.0,
         )
         _play(factory, dialler, server, client)
-    except UnusableIdentityError:
-        raise
     except Exception as error:
         raise UnusableIdentityError(f"{type(error).__name__}: {error}") from error
     finally:
