@@ -70,7 +70,7 @@ def parse_trust_bundle(pem: bytes) -> list[x509.Certificate]:
         raise IdentityError("TLS trust bundle contains no certificates")
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise IdentityError("failed to parse cert PEM", str(error)) from error
 
 
@@ -129,7 +129,7 @@ def _chain(pem: bytes) -> list[x509.Certificate]:
         raise IdentityError("invalid TLS server identity", "no certificate found in TLS PEM")
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise IdentityError("invalid TLS server identity", f"failed to parse TLS certificate PEM: {error}") from error
 
 

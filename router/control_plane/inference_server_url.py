@@ -13,6 +13,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(.*)", re.DOTALL)
 _DEFAULT_PORTS: dict[str, int | None] = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21, "file": None}
 _FORBIDDEN_HOST = re.compile(r"[\x00\t\n\r #/:<>?@\[\\\]^|]")
 _FORBIDDEN_DOMAIN = re.compile(r"[\x00-\x20#%/:<>?@\[\\\]^|\x7f]")
+_IPV4_PART = re.compile(r"0[xX][0-9a-fA-F]*|0[0-7]*|[1-9][0-9]*")
+"""No sign, blank or underscore, which `int` would take."""
+
 _LAST_LABEL_IS_NUMBER = re.compile(r"(?:^|.*\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?", re.DOTALL)
 _C0_OR_SPACE = "".join(map(chr, range(0x21)))
 
@@ -145,11 +148,8 @@ def _ipv4(domain: str) -> str:
 
 
 def _ipv4_part(part: str) -> int:
-    if not part or len(part) > 100:
+    if len(part) > 100 or _IPV4_PART.fullmatch(part) is None:
         raise _NotAUrlError
-    try:
-        if part[:2] in {"0x", "0X"}:
-            return int(part[2:] or "0", 16)
-        return int(part, 8 if part.startswith("0") else 10)
-    except ValueError:
-        raise _NotAUrlError from None
+    if part[:2] in {"0x", "0X"}:
+        return int(part[2:] or "0", 16)
+    return int(part, 8 if part.startswith("0") else 10)

@@ -72,6 +72,8 @@ def test_url_of_a_worker_to_be_dialled(url: str, reason: str | None) -> None:
         ("http://017700000001", None),
         ("http://1.2.3.4.", None),
         ("http://0x", None),
+        ("http://-127.0.0.1:9000", NOT_A_URL),
+        ("http://1_0.1:80", NOT_A_URL),
         ("http://", NOT_A_URL),
         ("http://:80", NOT_A_URL),
         ("http://user@", NOT_A_URL),

@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import pathlib
 import runpy
+import ssl
 import sys
 from collections.abc import Callable
 
@@ -400,3 +401,15 @@ def test_command_line_check_fails_as_a_listener_would(
         runpy.run_module("certs", run_name="__main__")
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith("error: failed to open TLS certificate file")
+
+
+def test_a_certificate_of_a_version_that_does_not_exist_is_refused_like_any_other() -> None:
+    pair = certs.make_self_signed(["stargate"])
+    der = x509.load_pem_x509_certificate(pair.cert_pem).public_bytes(serialization.Encoding.DER)
+    version_3, version_67 = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x42"
+    assert der.count(version_3) == 1
+    pem = ssl.DER_cert_to_PEM_cert(der.replace(version_3, version_67)).encode()
+    with pytest.raises(certs.IdentityError, match="not a valid X509 version"):
+        certs.validate(certs.Identity(pem, pair.key_pem), dt.datetime.now(dt.UTC))
+    with pytest.raises(certs.IdentityError, match="not a valid X509 version"):
+        certs.parse_trust_bundle(pem)

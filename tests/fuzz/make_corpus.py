@@ -1,0 +1,170 @@
+"""Write the stored corpus anew: real messages of every kind, from the vectors of the tests and from our own encoders.
+
+    python tests/fuzz/make_corpus.py
+
+One file of hexadecimal lines per decoder. Add an input that once failed by appending its line.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT), str(ROOT / "tests" / "property")]
+
+from hostile_packets import crypto_frame, gaps, initial  # noqa: E402 - found by what stands above
+
+import certs  # noqa: E402
+from tunnel_protocol import capnp  # noqa: E402
+from tunnel_protocol.control import llm_gateway_pb2, stargate_pb2  # noqa: E402
+from tunnel_protocol.quic.packets import varint  # noqa: E402
+
+VECTORS = ROOT / "tests" / "vectors"
+
+
+def capnp_messages() -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {"Message": [], "Handshake": [], "HandshakeAck": []}
+    for message in json.loads((VECTORS / "capnp.json").read_text())["messages"]:
+        found[message["root"]].append(bytes.fromhex(message["hex"]))
+    return {root: [data for data in messages if len(data) < 2_000][:30] for root, messages in found.items()}
+
+
+def http_requests() -> list[bytes]:
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: router\r\nx-model: m\r\nx-request-id: 1\r\nx-input-tokens: 5\r\n"
+    )
+    return [
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET http://router:8000/v1/models?x=1 HTTP/1.1\r\nHost: router\r\n\r\n" * 2,
+        head + b"content-length: 13\r\n\r\n" + b'{"model":"m"}' + b"GET /readyz HTTP/1.0\r\n\r\n",
+        head + b"transfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nx-t: 1\r\n\r\n",
+        head + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n{}",
+        b"OPTIONS * HTTP/1.1\r\nhost: [::1]:80\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ]
+
+
+def registrations() -> list[bytes]:
+    stats = stargate_pb2.ModelStats(
+        last_mean_input_tps=1.5, queue_time_estimate_ms_by_priority={0: 1, 5: 9}, stats_capabilities=["a"], queue_size=3
+    )
+    model = stargate_pb2.InferenceServerModelRegistration(status=1, stats=stats)
+    return [
+        stargate_pb2.InferenceServerRegistration(
+            inference_server_id="w",
+            inference_server_url=url,
+            reverse_tunnel=reverse,
+            cluster_id="c",
+            models={"m": model},
+        ).SerializeToString()
+        for url, reverse in (
+            ("http://127.0.0.1:9000", True),
+            ("quic://127.0.0.1:4433", False),
+            ("quic://[::1]:1", False),
+            ("http:/-127.0.0.1:9000", True),
+        )
+    ]
+
+
+def watch_responses() -> list[bytes]:
+    router = stargate_pb2.StargateInfo(stargate_id="r0", advertise_addr="10.0.0.1:50071")
+    return [
+        stargate_pb2.WatchStargatesResponse(
+            stargates=[router] * 3, watch_stargate_urls=["http://a:1"]
+        ).SerializeToString()
+    ]
+
+
+def policies() -> list[bytes]:
+    found = [
+        b"{}",
+        b'{"default":"round-robin","models":{"m":{"algorithm":"power-of-n","sample_count":3,"comparator":"ttft"}}}',
+        b'{"request_algorithms":{"pulsar":{"algorithm":"pulsar","seed":"s"},"random":{"algorithm":"random"}}}',
+        b'{"models":{"a/b":{"algorithm":"wait-and-widen","n":2,"max_queued":4,"request_algorithms":{}}}}',
+    ]
+    vectors = json.loads((VECTORS / "load-balancing.json").read_text())
+    for case in _walk(vectors):
+        if isinstance(case, dict) and ("default" in case or "models" in case) and len(found) < 20:
+            found.append(json.dumps(case).encode()[:4_000])
+    return found
+
+
+def _walk(value: object) -> list[object]:
+    below = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value, *(inner for one in below for inner in _walk(one))]
+
+
+def stream_frames() -> list[bytes]:
+    frame = b"\x0e\x00" + varint(5) + varint(4) + b"data"
+    return [
+        frame * 3,
+        b"\x08\x00rest",
+        b"\x0f\x00" + varint(1 << 20) + varint(1) + b"x",
+        b"\x0a\x04" + varint(3) + b"abc",
+    ]
+
+
+def main() -> None:
+    """Write all files."""
+    capnp_kinds = capnp_messages()
+    headers = capnp.encode_headers([(b"x-method", b"POST"), (b"x-path", b"/v1/chat/completions"), (b"x-model", b"m")])
+    answer = capnp.encode_headers([(b"x-status", b"200"), (b"content-type", b"text/event-stream")])
+    body, end = capnp.encode_body(b"data: x\n\n" * 9), capnp.encode_trailers([(b"x-t", b"1")])
+    pair = certs.make_self_signed(["stargate"])
+    hello = b"\x01" + (200).to_bytes(3, "big") + bytes(200)
+    files = {
+        "capnp_message": [*capnp_kinds["Message"], headers, answer, body, end],
+        "capnp_handshake": [*capnp_kinds["Handshake"], capnp.encode_handshake("w", "token")],
+        "capnp_handshake_ack": [*capnp_kinds["HandshakeAck"], capnp.encode_handshake_ack(False, "no")],
+        "handshake_of_worker": [*capnp_kinds["Handshake"][:10], capnp.encode_handshake("w", None)],
+        "handshake_of_router": [*capnp_kinds["HandshakeAck"][:10], capnp.encode_handshake_ack(True)],
+        "raw_quic_response": [answer + body * 3 + end, answer + body, answer],
+        "raw_quic_request": [headers + body * 3, headers, headers + body + end],
+        "quic_stream_frames": stream_frames(),
+        "quic_ack_frame": [
+            varint(100) + varint(7) + varint(2) + varint(3) + b"".join(varint(one) for one in (1, 2, 3, 4)),
+            varint(5) + varint(0) + varint(0) + varint(5),
+        ],
+        "quic_crypto_stream": [
+            b"\x00\x00\xc8" + hello[:200] + b"\x00\xc8\x04" + hello[200:],
+            b"\x01\x00\x02ab\x00\x00\x01x",
+        ],
+        "quic_first_datagram": [
+            initial([crypto_frame(0, hello)], bytes(8), bytes(8), size=1_200),
+            initial(gaps(20), bytes(8), bytes(8), size=1_200),
+            initial([b"\x01", b"\x1c\x00\x00\x00\x00"], bytes(8), bytes(8), size=1_200),
+            b"\xc0\x1a\x2a\x3a\x4a\x08" + bytes(8) + b"\x08" + bytes(1_200),
+        ],
+        "http_request": http_requests(),
+        "http_target": [b"/v1/models?a=%41&b", b"http://user@[::1]:80/x#y", b"*", b"/a/../b;c", b"router:443"],
+        "registration": registrations(),
+        "watch_response": watch_responses(),
+        "auth_response": [llm_gateway_pb2.AuthLlmWorkerResponse(routingKey="tenant").SerializeToString() or b"\n\0"],
+        "json_document": policies(),
+        "policy": policies(),
+        "command_line": [
+            b"--stargate-id\nr0\n--advertise-addr=127.0.0.1:1\n--stargate-discovery-dns-name\nx\n--dns-poll-ms=5",
+            b"--help",
+            b"--remote-stargate-url=http://a:1,b:2\n--quic-insecure",
+        ],
+        "dialled_url": [
+            b"quic://127.0.0.1:4433/x?y",
+            b"QUIC://[::ffff:10.0.0.1]:9",
+            b"quic://255.255.255.255:0",
+            b"http://x",
+        ],
+        "server_sent_events": [
+            b'data: {"type":"response.created"}\n\n' + b"data: [DONE]\r\n\r\n",
+            b": ping\n\nevent: x\rdata: y\r\r",
+        ],
+        "certificate_pair": [pair.cert_pem + b"\0" + pair.key_pem],
+        "trust_bundle": [pair.cert_pem * 2],
+    }
+    for name, inputs in files.items():
+        path = HERE / "corpus" / f"{name}.hex"
+        path.write_text("".join(f"{data.hex()}\n" for data in dict.fromkeys(inputs)))
+
+
+if __name__ == "__main__":
+    main()
