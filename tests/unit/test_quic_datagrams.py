@@ -251,38 +251,39 @@ def test_to_a_peer_never_heard_of_the_kernel_chooses(form: Any) -> None:
         assert peer.recv(BYTES) == b"x"
 
 
-def test_peers_beyond_the_bound_are_forgotten_from_the_oldest_on() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
-        datagrams = as_written.Datagrams(here, BYTES, answers_as_asked=True)
-        sources = datagrams._sources
-        assert sources is not None
-        for number in range((as_written.SOURCES.pieces or 0) + 10):
-            datagrams._heard(sources, (f"10.0.{number >> 8 & 255}.{number & 255}", number >> 16), b"\x7f\0\0\1")
-        assert len(sources) == as_written.SOURCES.pieces
-        assert ("10.0.0.9", 0) not in sources
+def test_two_addresses_that_one_peer_uses_are_two_paths(form: Any, everywhere: Any) -> None:
+    here, family, addresses = everywhere
+    reader = form(here, BYTES, answers_as_asked=True)
+    with socket.socket(family, socket.SOCK_DGRAM) as peer:
+        told = []
+        for asked in addresses:
+            peer.sendto(b"question", (asked, here.getsockname()[1]))
+            ((_, address),) = everything(reader, here, 1)
+            told.append(address)
+            assert socket.inet_ntop(family, address[-1]) == asked
+        assert len(set(told)) == len(addresses)
+        peer.settimeout(5)
+        for address, asked in zip(told, addresses, strict=True):
+            # Each is answered as it was asked, whichever was asked last.
+            assert reader.send(b"answer", 0, address) == 0
+            assert peer.recvfrom(BYTES)[1][0] == asked
 
 
-class NoSuchSource:
-    """A socket on which an address of ours is gone."""
-
-    family = socket.AF_INET
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    def setsockopt(self, *_: Any) -> None: ...
-
-    def sendmsg(self, *_: Any) -> None:
-        raise OSError(errno.EINVAL, "no such address")
-
-    def sendto(self, data: bytes, _: Any) -> None:
-        self.sent.append(data)
+@pytest.mark.parametrize("segment", [0, 1])
+def test_an_address_that_this_host_has_not_leaves_the_choice_to_the_kernel(form: Any, segment: int) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+    ):
+        here.bind(("0.0.0.0", 0))
+        peer.bind(("127.0.0.1", 0))
+        peer.settimeout(5)
+        lost = (*peer.getsockname(), socket.inet_aton("192.0.2.1"))
+        assert form(here, BYTES, answers_as_asked=True).send(b"x", segment, lost) == 0
+        assert peer.recv(BYTES) == b"x"
 
 
-def test_an_address_that_the_host_has_lost_is_forgotten() -> None:
-    sock = NoSuchSource()
-    datagrams = as_written.Datagrams(sock, BYTES, answers_as_asked=True)  # type: ignore[arg-type]
-    assert datagrams._sources is not None
-    datagrams._sources[("10.0.0.1", 5)] = b"\x0a\0\0\2"
-    assert datagrams.send(b"x", 0, ("10.0.0.1", 5)) == 0
-    assert (sock.sent, datagrams._sources) == ([b"x"], {})
+def test_a_socket_on_one_address_is_told_peers_alone(form: Any, pair: Any) -> None:
+    here, there = pair
+    there.sendto(b"x", here.getsockname())
+    assert everything(form(here, BYTES), here, 1) == [(b"x", there.getsockname())]

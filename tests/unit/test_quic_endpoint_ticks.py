@@ -85,6 +85,9 @@ class Engine:
     def ping(self):
         self.calls.append("ping")
 
+    def datagram_refused(self, size, now):
+        self.calls.append(f"refused {size}")
+
     def is_reset(self, data):
         return data.endswith(b"reset token of it")
 

@@ -10,8 +10,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from tunnel_protocol.quic.datagrams import SOURCES
-
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
@@ -112,7 +110,6 @@ cdef enum:
     SOURCE_AT_V4 = 4
 
 cdef object _SOURCE_IS_GONE = (EINVAL, EADDRNOTAVAIL, ENETUNREACH)
-cdef int _MOST_SOURCES = SOURCES.pieces
 
 
 cdef class Datagrams:
@@ -132,10 +129,11 @@ cdef class Datagrams:
     cdef sockaddr_storage _to
     cdef socklen_t _to_size
     cdef object _to_address
-    # Which address of this host each peer uses; None if the kernel may choose. The last that was written down.
-    cdef dict _sources
-    cdef object _noted_address
-    cdef object _noted_source
+    # The addresses of this host that these two use; no bytes if the kernel chooses.
+    cdef uint8_t _from_local[16]
+    cdef int _from_local_size
+    cdef uint8_t _to_local[16]
+    cdef int _to_local_size
 
     def __cinit__(self, sock, receive_bytes, *, answers_as_asked=False):
         cdef int on = 1
@@ -152,7 +150,6 @@ cdef class Datagrams:
         # Where the kernel cannot join datagrams, they come one by one.
         setsockopt(self._fd, SOL_UDP, UDP_GRO, &on, sizeof(on))
         if answers_as_asked:
-            self._sources = {}
             if sock.family == AF_INET:
                 failed = setsockopt(self._fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof(on))
             else:
@@ -196,28 +193,22 @@ cdef class Datagrams:
 
     def send(self, bytes data not None, unsigned int segment, tuple address not None):
         """See `datagrams.Datagrams.send`."""
-        cdef object source = None
         cdef int error
-        if self._sources is not None:
-            source = self._sources.get(address)
-        error = self._send(data, segment, address, source)
-        if source is not None and error in _SOURCE_IS_GONE:
-            # The host has lost that address, perhaps: the kernel chooses until the peer is heard of again.
-            del self._sources[address]
-            self._noted_address = None
-            error = self._send(data, segment, address, None)
+        if address is not self._to_address and not self._write_to(address):
+            return EAFNOSUPPORT
+        error = self._send(data, segment, self._to_local_size)
+        if self._to_local_size and error in _SOURCE_IS_GONE:
+            # The host has lost that address, perhaps, or it is one that only receives: the kernel chooses.
+            error = self._send(data, segment, 0)
         return error
 
-    cdef int _send(self, bytes data, unsigned int segment, tuple address, object source) except -1:
+    cdef int _send(self, bytes data, unsigned int segment, int local_size) except -1:
         cdef msghdr message
         cdef iovec vector
         cdef uint8_t control[CONTROL_BYTES]
         cdef cmsghdr* header
         cdef uint16_t size = <uint16_t>segment
         cdef size_t used = 0
-        cdef bytes ours
-        if address is not self._to_address and not self._write_to(address):
-            return EAFNOSUPPORT
         memset(&message, 0, sizeof(message))
         vector.iov_base = PyBytes_AS_STRING(data)
         vector.iov_len = PyBytes_GET_SIZE(data)
@@ -225,7 +216,7 @@ cdef class Datagrams:
         message.msg_iovlen = 1
         message.msg_name = &self._to
         message.msg_namelen = self._to_size
-        if segment or source is not None:
+        if segment or local_size:
             memset(control, 0, sizeof(control))
             message.msg_control = control
             message.msg_controllen = CONTROL_BYTES
@@ -237,20 +228,18 @@ cdef class Datagrams:
                 memcpy(CMSG_DATA(header), &size, sizeof(size))
                 used = CMSG_SPACE(sizeof(size))
                 header = CMSG_NXTHDR(&message, header)
-            if source is not None:
-                ours = source
-                if PyBytes_GET_SIZE(ours) == 4:
-                    header.cmsg_level = IPPROTO_IP
-                    header.cmsg_type = IP_PKTINFO
-                    header.cmsg_len = CMSG_LEN(PKTINFO_V4_BYTES)
-                    memcpy(CMSG_DATA(header) + SOURCE_AT_V4, PyBytes_AS_STRING(ours), 4)
-                    used += CMSG_SPACE(PKTINFO_V4_BYTES)
-                else:
-                    header.cmsg_level = IPPROTO_IPV6
-                    header.cmsg_type = IPV6_PKTINFO
-                    header.cmsg_len = CMSG_LEN(PKTINFO_V6_BYTES)
-                    memcpy(CMSG_DATA(header), PyBytes_AS_STRING(ours), 16)
-                    used += CMSG_SPACE(PKTINFO_V6_BYTES)
+            if local_size == 4:
+                header.cmsg_level = IPPROTO_IP
+                header.cmsg_type = IP_PKTINFO
+                header.cmsg_len = CMSG_LEN(PKTINFO_V4_BYTES)
+                memcpy(CMSG_DATA(header) + SOURCE_AT_V4, self._to_local, 4)
+                used += CMSG_SPACE(PKTINFO_V4_BYTES)
+            elif local_size == 16:
+                header.cmsg_level = IPPROTO_IPV6
+                header.cmsg_type = IPV6_PKTINFO
+                header.cmsg_len = CMSG_LEN(PKTINFO_V6_BYTES)
+                memcpy(CMSG_DATA(header), self._to_local, 16)
+                used += CMSG_SPACE(PKTINFO_V6_BYTES)
             message.msg_controllen = used
         if sendmsg(self._fd_now(), &message, MSG_DONTWAIT) < 0:
             return errno
@@ -266,7 +255,8 @@ cdef class Datagrams:
         cdef const uint8_t* data = self._buffers + i * BUFFER_BYTES
         cdef Py_ssize_t size = message.msg_len, segment = size, at = 0, piece
         cdef int told
-        cdef object source = None
+        cdef uint8_t* local = NULL
+        cdef int local_size = 0
         cdef cmsghdr* header = CMSG_FIRSTHDR(&message.msg_hdr)
         while header is not NULL:
             if header.cmsg_level == SOL_UDP and header.cmsg_type == UDP_GRO:
@@ -274,13 +264,11 @@ cdef class Datagrams:
                 if told > 0:
                     segment = told
             elif header.cmsg_level == IPPROTO_IP and header.cmsg_type == IP_PKTINFO:
-                source = PyBytes_FromStringAndSize(<char*>CMSG_DATA(header) + SOURCE_AT_V4, 4)
+                local, local_size = <uint8_t*>CMSG_DATA(header) + SOURCE_AT_V4, 4
             elif header.cmsg_level == IPPROTO_IPV6 and header.cmsg_type == IPV6_PKTINFO:
-                source = PyBytes_FromStringAndSize(<char*>CMSG_DATA(header), 16)
+                local, local_size = <uint8_t*>CMSG_DATA(header), 16
             header = CMSG_NXTHDR(&message.msg_hdr, header)
-        address = self._address_of(i, message.msg_hdr.msg_namelen)
-        if source is not None and self._sources is not None:
-            self._note(address, source)
+        address = self._address_of(i, message.msg_hdr.msg_namelen, local, local_size)
         if size == 0:
             datagrams.append((b"", address))
         while at < size:
@@ -289,23 +277,21 @@ cdef class Datagrams:
             at += piece
         return 0
 
-    cdef int _note(self, object address, object source) except -1:
-        """This peer uses that address of ours; the last note is not made twice."""
-        if address is self._noted_address and source == self._noted_source:
-            return 0
-        self._sources.pop(address, None)
-        self._sources[address] = source
-        if len(self._sources) > _MOST_SOURCES:
-            del self._sources[next(iter(self._sources))]
-        self._noted_address, self._noted_source = address, source
-        return 0
-
-    cdef object _address_of(self, int i, socklen_t size):
+    cdef object _address_of(self, int i, socklen_t size, uint8_t* local, int local_size):
         cdef sockaddr_storage* name = &self._names[i]
-        if self._from_address is None or size != self._from_size or memcmp(name, &self._from, size) != 0:
-            self._from_address = _address(name)
+        if (
+            self._from_address is None
+            or size != self._from_size
+            or memcmp(name, &self._from, size) != 0
+            or local_size != self._from_local_size
+            or (local_size and memcmp(local, self._from_local, local_size) != 0)
+        ):
+            self._from_address = _address(name, local, local_size)
             memcpy(&self._from, name, size)
             self._from_size = size
+            if local_size:
+                memcpy(self._from_local, local, local_size)
+            self._from_local_size = local_size
         return self._from_address
 
     cdef bint _write_to(self, tuple address) except -1:
@@ -313,9 +299,18 @@ cdef class Datagrams:
         cdef sockaddr_in* v4 = <sockaddr_in*>&self._to
         cdef sockaddr_in6* v6 = <sockaddr_in6*>&self._to
         cdef bytes host = address[0].encode()
+        cdef Py_ssize_t parts = len(address)
+        cdef bytes local
         self._to_address = None
+        self._to_local_size = 0
         memset(&self._to, 0, sizeof(self._to))
-        if len(address) == 2:
+        if parts == 3 or parts == 5:
+            local = address[parts - 1]
+            if PyBytes_GET_SIZE(local) != (4 if parts == 3 else 16):
+                return False
+            memcpy(self._to_local, PyBytes_AS_STRING(local), PyBytes_GET_SIZE(local))
+            self._to_local_size = PyBytes_GET_SIZE(local)
+        if parts <= 3:
             v4.sin_family = AF_INET
             v4.sin_port = htons(address[1])
             self._to_size = sizeof(sockaddr_in)
@@ -333,13 +328,26 @@ cdef class Datagrams:
         return True
 
 
-cdef object _address(sockaddr_storage* name):
-    """A socket address as Python writes it."""
+cdef object _address(sockaddr_storage* name, uint8_t* local, int local_size):
+    """A socket address as Python writes it, and where its datagram arrived if that is known."""
     cdef char text[64]
     cdef sockaddr_in* v4 = <sockaddr_in*>name
     cdef sockaddr_in6* v6 = <sockaddr_in6*>name
+    cdef object host
     if name.ss_family == AF_INET:
         inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
-        return (<bytes>text).decode("ascii"), ntohs(v4.sin_port)
+        host = (<bytes>text).decode("ascii")
+        if local_size:
+            return host, ntohs(v4.sin_port), PyBytes_FromStringAndSize(<char*>local, local_size)
+        return host, ntohs(v4.sin_port)
     inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
-    return (<bytes>text).decode("ascii"), ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id
+    host = (<bytes>text).decode("ascii")
+    if local_size:
+        return (
+            host,
+            ntohs(v6.sin6_port),
+            ntohl(v6.sin6_flowinfo),
+            v6.sin6_scope_id,
+            PyBytes_FromStringAndSize(<char*>local, local_size),
+        )
+    return host, ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id

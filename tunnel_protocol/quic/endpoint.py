@@ -29,6 +29,8 @@ ENGINES: dict[str, MakeEngineFactory] = {"aioquic": AioquicFactory}
 """QUIC engines by the name settings use."""
 
 _TIMER_GRAIN_S = 0.001
+_READ_AGAIN_S = 0.05
+"""Pause after the socket could not be read many times in a row, for want of memory perhaps."""
 _FAREWELL_S = 0.2
 """How long `Endpoint.close` waits for a full socket to take the last packets."""
 
@@ -462,6 +464,14 @@ class Endpoint:
             touched[connection] = None
         self._flush()
         self._flush_planned = self._flush_planned or planned
+        if self._udp.unreadable and not self._closed:
+            # It would be called again at once, and again.
+            self.loop.remove_reader(self._udp.fileno())
+            self.loop.call_later(_READ_AGAIN_S, self._read_again)
+
+    def _read_again(self) -> None:
+        if not self._closed:
+            self.loop.add_reader(self._udp.fileno(), self._readable)
 
     def _accept(self, data: bytes, address: Address, now: float) -> Connection | None:
         """A datagram of no known connection: a client's first, perhaps."""
@@ -597,6 +607,9 @@ class Endpoint:
                 continue
             if datagrams:
                 udp.send(datagrams)
+                if udp.too_large:
+                    connection.engine.datagram_refused(udp.too_large, now)
+                    udp.too_large = 0
             connection.arm(now)
             if connection.engine.finished:
                 self._forget(connection)

@@ -12,8 +12,12 @@ from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
-Address = tuple[str, int] | tuple[str, int, int, int]
-"""A socket address as the operating system writes it; IPv6 has flow info and scope."""
+Address = tuple[str, int] | tuple[str, int, int, int] | tuple[str, int, bytes] | tuple[str, int, int, int, bytes]
+"""A peer's socket address as the operating system writes it (IPv6 has flow info and scope), on sockets bound to all
+addresses followed by the address of this host that the peer uses, as the kernel writes it (4 or 16 bytes).
+
+Both together make a path (RFC 9000 section 9): engines take two that differ in either part for two paths.
+"""
 
 CID_BYTES = 8
 """Length of the connection ids we choose."""
@@ -90,6 +94,9 @@ class Engine(Protocol):
 
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
         """What to send now; all to one address unless paths are being validated."""
+
+    def datagram_refused(self, size: int, now: float) -> None:
+        """The operating system did not send a datagram of `size` bytes because the first hop does not carry it."""
 
     def deadline(self) -> float | None:
         """When to call `handle_timer`; may move after every other call."""

@@ -1,7 +1,8 @@
 """A non-blocking UDP socket that takes and gives datagrams in batches; several equal ones leave in one system call.
 
 UDP segmentation offload (Linux, `UDP_SEGMENT`) is used where the kernel takes it. What the kernel does not take at once
-waits in a bounded backlog; what does not fit there is dropped, which QUIC treats as any other loss.
+waits in a bounded backlog; what does not fit there is dropped, which QUIC treats as any other loss. So is every datagram
+that the kernel refuses, for whatever reason: no error of a datagram ends anything but that datagram.
 """
 
 import errno
@@ -28,12 +29,15 @@ _SOCKET_BUFFER_BYTES = 4 << 20
 _RECEIVE_BYTES = 2_048
 _MAX_SEGMENTS = 64
 _MAX_SEGMENTED_BYTES = 65_000
-BACKLOG = Limit("udp.send_backlog", bytes=1_024 * _MAX_SEGMENTED_BYTES, pieces=1_024)
+BACKLOG = Limit("udp.send_backlog", bytes=16 << 20, pieces=1_024)
 """Datagrams (or segmented batches) that wait until the socket takes them; beyond it they are dropped, which is loss to QUIC."""
 
 _BACKLOG = BACKLOG.pieces or 0
+_BACKLOG_BYTES = BACKLOG.bytes or 0
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
-_CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
+_CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
+_TELL_AFTER_FAILURES = 16
+"""The kernel reports an error of receiving once and goes on; so many without a datagram in between are another matter."""
 _UNSPECIFIED = ("0.0.0.0", "::")
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 """Linux: never fragment, and do not believe what the kernel remembers of the path; we probe it ourselves."""
@@ -55,13 +59,18 @@ class UdpSocket:
         self._socket = sock
         self._segmentation = linux
         self._backlog: deque[tuple[bytes, int, Address]] = deque()
+        self._backlog_bytes = 0
+        self._failures = 0
         self.dropped = 0
         """Datagrams (or segmented batches) the kernel refused or the backlog had no room for."""
+        self.too_large = 0
+        """Size of the last datagram that was refused because the first hop does not carry it; its reader sets it to 0."""
+        self._answers_as_asked = answers_as_asked and linux
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
         self._datagrams = datagrams(
-            sock, max(receive_bytes, _RECEIVE_BYTES), answers_as_asked=answers_as_asked and linux
+            sock, max(receive_bytes, _RECEIVE_BYTES), answers_as_asked=self._answers_as_asked
         )
         if linux:
             if sock.family == socket.AF_INET:
@@ -117,16 +126,29 @@ class UdpSocket:
         """Something waits until the socket is writable."""
         return bool(self._backlog)
 
+    @property
+    def unreadable(self) -> bool:
+        """Receiving fails again and again, and would for as long as it is tried without a pause."""
+        return self._failures >= _TELL_AFTER_FAILURES
+
     def fileno(self) -> int:
         """For the event loop."""
         return self._socket.fileno()
 
     def resolve(self, host_ip: str, port: int) -> Address:
         """A numeric address as this socket will report it. Raises OSError if it does not suit the socket's family."""
+        family = self._socket.family
         found = socket.getaddrinfo(
-            host_ip, port, self._socket.family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            host_ip, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         )
-        return found[0][4]  # type: ignore[return-value]  # typeshed allows addresses of other families here
+        address: Address = found[0][4]  # type: ignore[assignment]  # typeshed allows addresses of other families here
+        if self._answers_as_asked:
+            # Answers will tell at which address of ours they arrive: choose that one now, as the kernel would.
+            with socket.socket(family, socket.SOCK_DGRAM) as route:
+                route.connect(address)
+                local = socket.inet_pton(family, route.getsockname()[0].partition("%")[0])
+            address = (address[0], address[1], local) if len(address) == 2 else (*address[:4], local)
+        return address
 
     def receive(self, limit: int) -> list[Datagram]:
         """What is there now; once there are `limit` datagrams no more are asked for (see `Datagrams.receive`)."""
@@ -134,6 +156,11 @@ class UdpSocket:
         if error:
             # An ICMP error of an earlier datagram; the connection it concerns will notice by itself.
             self.dropped += 1
+            self._failures = 0 if datagrams else self._failures + 1
+            if self._failures == _TELL_AFTER_FAILURES:
+                _log.warning("UDP socket cannot be read", error=os.strerror(error))
+        elif self._failures:
+            self._failures = 0
         return datagrams
 
     def send(self, datagrams: Sequence[Datagram]) -> None:
@@ -150,14 +177,17 @@ class UdpSocket:
         """The socket is writable again."""
         backlog = self._backlog
         while backlog:
-            data, segment, address = backlog.popleft()
-            if not self._try(data, segment, address):
-                backlog.appendleft((data, segment, address))
+            waiting = backlog.popleft()
+            self._backlog_bytes -= len(waiting[0])
+            if not self._try(*waiting):
+                backlog.appendleft(waiting)
+                self._backlog_bytes += len(waiting[0])
                 return
 
     def close(self) -> None:
         """Release the descriptor; the backlog is dropped."""
         self._backlog.clear()
+        self._backlog_bytes = 0
         self._socket.close()
 
     def _send_segmented(self, datagrams: Sequence[Datagram]) -> None:
@@ -191,22 +221,53 @@ class UdpSocket:
     def _try(self, data: bytes, segment: int, address: Address) -> bool:
         """False if the socket would block; errors count as loss."""
         error = self._datagrams.send(data, segment, address)
+        if not error:
+            return True
         if error in _WOULD_BLOCK:
             return False
         if segment and error in _CANNOT_SEGMENT:
-            # The kernel or the device cannot segment: never ask again.
+            return self._send_one_by_one(data, segment, address, error)
+        self.dropped += 1
+        if error == errno.EMSGSIZE and not segment:
+            self.too_large = len(data)
+        return True
+
+    def _send_one_by_one(self, data: bytes, segment: int, address: Address, error: int) -> bool:
+        """The kernel did not take a segmented batch; the first datagram alone shows why. False if the socket would block.
+
+        If that one leaves, the kernel or the device cannot segment, and is never asked again. Else it is the datagrams or
+        their address (too large for the interface, port 0): a peer must not be able to switch segmentation off for all.
+        """
+        refused = self._datagrams.send(data[:segment], 0, address)
+        if refused in _WOULD_BLOCK:
+            return False
+        if refused:
+            self.dropped += 1
+            if refused == errno.EMSGSIZE:
+                self.too_large = segment
+            return True
+        if self._segmentation:
             self._segmentation = False
             _log.warning(
                 "UDP segmentation offload does not work here; datagrams leave one by one", error=os.strerror(error)
             )
-            for at in range(0, len(data), segment):
-                self._send(data[at : at + segment], 0, address)
-        elif error:
-            self.dropped += 1
+        pieces = [data[at : at + segment] for at in range(segment, len(data), segment)]
+        for number, piece in enumerate(pieces):
+            if not self._try(piece, 0, address):
+                self._keep_first(pieces[number:], address)
+                break
         return True
 
+    def _keep_first(self, pieces: list[bytes], address: Address) -> None:
+        """What is left of a batch waits before all others: it is older."""
+        kept = pieces[: _BACKLOG - len(self._backlog)]
+        self.dropped += len(pieces) - len(kept)
+        self._backlog.extendleft([(piece, 0, address) for piece in reversed(kept)])
+        self._backlog_bytes += sum(map(len, kept))
+
     def _keep(self, data: bytes, segment: int, address: Address) -> None:
-        if len(self._backlog) < _BACKLOG:
+        if len(self._backlog) < _BACKLOG and self._backlog_bytes + len(data) <= _BACKLOG_BYTES:
             self._backlog.append((data, segment, address))
+            self._backlog_bytes += len(data)
         else:
             self.dropped += 1

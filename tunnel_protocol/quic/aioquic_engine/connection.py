@@ -218,8 +218,7 @@ class AioquicEngine(FastConnection):
         self._idle_s = self._idle_timeout()
         unanswered = self._loss._pto_count
         if unanswered >= _PTOS_BEFORE_SMALL_DATAGRAMS and self._max_datagram_size > BASE_BYTES:
-            self.path_mtu.black_hole(now)
-            self._use_datagram_size(BASE_BYTES)
+            self._use_small_datagrams(now)
         limit = self.settings.max_consecutive_ptos
         if limit and unanswered > limit and self._handshake_confirmed:
             self.abandon(ConnectionClosedError(None, "peer does not answer", by_peer=False))
@@ -229,6 +228,15 @@ class AioquicEngine(FastConnection):
             if now >= self._keepalive_at:
                 self.ping()
                 self._plan_keepalive(now)
+
+    def datagram_refused(self, size: int, now: float) -> None:
+        """See `Engine`. What was refused counts as lost when its time comes; a probe that was refused is no reason."""
+        if BASE_BYTES < size <= self._max_datagram_size:
+            self._use_small_datagrams(now)
+
+    def _use_small_datagrams(self, now: float) -> None:
+        self.path_mtu.black_hole(now)
+        self._use_datagram_size(BASE_BYTES)
 
     def ping(self) -> None:
         """See `Engine`."""
