@@ -91,15 +91,16 @@ class Place:
             client = Endpoint(udp, settings, AioquicFactory(settings, None), None)
         self.clients.append(client)
         host, own_port = self.endpoint.local_address
+        host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared
         return await client.connect(host, port or own_port, tls, owner or Owner(), timeout_s)
 
 
 @asynccontextmanager
-async def a_place(settings=None, identity=IDENTITY):
+async def a_place(settings=None, identity=IDENTITY, host="127.0.0.1"):
     place = Place(settings or QuicSettings())
     tls = ServerTls(identity.cert_pem, identity.key_pem)
     place.endpoint = await Endpoint.listen(
-        "127.0.0.1",
+        host,
         0,
         tls,
         place.settings,

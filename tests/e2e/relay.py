@@ -67,6 +67,8 @@ class UdpRelay(_Relay):
         """A target that is not known yet is set later, as `target_port`."""
         super().__init__()
         self.target_port = target_port
+        self.target_host = "127.0.0.1"
+        """Which address of the target's host is used; may change at any time, as behind a load balancer."""
         self.weather = weather or Weather()
         self.largest_passed = 0
         self.passed = self.lost = self.duplicated = self.delayed = self.too_large = self.moves = 0
@@ -109,7 +111,7 @@ class UdpRelay(_Relay):
                     back, selectors.EVENT_READ, lambda sock, source=source: self._from_back(sock, source)
                 )
             if self.target_port is not None:
-                self._pass(back, data, ("127.0.0.1", self.target_port))
+                self._pass(back, data, (self.target_host, self.target_port))
 
     def _from_back(self, back: socket.socket, source: tuple[str, int]) -> None:
         while True:
