@@ -91,7 +91,7 @@ class Place:
             client = Endpoint(udp, settings, AioquicFactory(settings, None), None)
         self.clients.append(client)
         host, own_port = self.endpoint.local_address
-        host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared
+        host = "127.0.0.1" if host == "0.0.0.0" else host
         return await client.connect(host, port or own_port, tls, owner or Owner(), timeout_s)
 
 

@@ -7,7 +7,7 @@ import socket
 from contextlib import asynccontextmanager
 
 import pytest
-from quic_place import Owner, Talk, TRUSTING, a_place, echoes, eventually, run
+from quic_place import TRUSTING, Owner, Talk, a_place, echoes, eventually, run
 from relay import UdpRelay, Weather
 
 from tunnel_protocol.quic.datagrams import Datagrams

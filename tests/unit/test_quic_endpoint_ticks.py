@@ -597,3 +597,75 @@ def test_who_waits_while_the_last_place_is_taken_gets_none():
         await rig.endpoint.close()
 
     asyncio.run(test())
+
+
+class FailingSocket(socket.socket):
+    """Cannot be read, or cannot send anything large, for as long as a test wants."""
+
+    failures = 0
+    asked = 0
+    largest = 65_535
+
+    def recvfrom(self, size):
+        self.asked += 1
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.ENOMEM, "as the test wants")
+        return super().recvfrom(size)
+
+    def sendto(self, data, address):
+        if len(data) > self.largest:
+            raise OSError(errno.EMSGSIZE, "as the test wants")
+        return super().sendto(data, address)
+
+
+def with_a_failing_socket(test):
+    async def run():
+        sock = FailingSocket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        rig = Rig(sock=sock)
+        try:
+            async with asyncio.timeout(10):
+                await test(rig, sock)
+        finally:
+            rig.outside.close()
+            await rig.endpoint.close()
+
+    asyncio.run(run())
+
+
+def test_a_socket_that_cannot_be_read_is_tried_again_with_pauses():
+    async def test(rig, sock):
+        sock.failures = 20
+        began = rig.endpoint.loop.time()
+        await rig.accepted()
+        assert rig.endpoint.loop.time() - began > 4 * 0.05, "16 tries at once, then one per pause"
+
+    with_a_failing_socket(test)
+
+
+def test_an_endpoint_that_closes_in_such_a_pause_does_not_read_again():
+    async def test(rig, sock):
+        sock.failures = 1_000
+        rig.send(HELLO)
+        await rig.until(lambda: sock.asked == 16)
+        await rig.endpoint.close()
+        loop = asyncio.get_running_loop()
+        over = loop.time() + 0.1
+        await rig.until(lambda: loop.time() > over)
+        assert sock.asked == 16
+
+    with_a_failing_socket(test)
+
+
+def test_a_datagram_that_the_interface_does_not_carry_is_told_to_its_connection():
+    async def test(rig, sock):
+        connection = await rig.accepted()
+        sock.largest = 1_300
+        for size in (1_301, 1_300):
+            rig.engine.outgoing = [(bytes(size), rig.outside.getsockname())]
+            connection.on_work()
+            await rig.until(lambda: not rig.engine.outgoing)
+        assert [call for call in rig.engine.calls if call.startswith("refused")] == ["refused 1301"]
+
+    with_a_failing_socket(test)

@@ -69,9 +69,7 @@ class UdpSocket:
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-        self._datagrams = datagrams(
-            sock, max(receive_bytes, _RECEIVE_BYTES), answers_as_asked=self._answers_as_asked
-        )
+        self._datagrams = datagrams(sock, max(receive_bytes, _RECEIVE_BYTES), answers_as_asked=self._answers_as_asked)
         if linux:
             if sock.family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
