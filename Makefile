@@ -1,6 +1,6 @@
 # One word per habit. Everything runs from the tree with .venv; nothing is installed elsewhere.
 .DEFAULT_GOAL := help
-.PHONY: help setup compile demo test cover check fuzz bench proto format clean
+.PHONY: help setup compile demo test cover check fuzz chaos bench proto format clean
 
 PYTHON_IN_VENV := .venv/bin/python
 # Processes for tests: as many as there are cores, at most two (the tests start processes of their own).
@@ -38,6 +38,9 @@ check: setup ## Format, lint, types, import directions, generated code
 
 fuzz: setup ## Every decoder fed with mutations of a stored corpus; SECONDS=60 for each, ARGS='--decoder NAME'
 	@$(PYTHON_IN_VENV) tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(ARGS)
+
+chaos: setup ## Attacks of all kinds beside honest load; SECONDS=600, ARGS='--attacks NAME,NAME'
+	@$(PYTHON_IN_VENV) tests/chaos/mixture.py --seconds $(or $(SECONDS),600) $(ARGS)
 
 bench: setup ## Benchmarks; ARGS names some of them
 	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)

@@ -244,6 +244,8 @@ class App:
             )
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        if self._listener is None:
+            self._dialer.tell_buffers()  # else the listener's socket has said the same
         self._dialer.own_ports.add(self._port("reverse_tunnel"))
         self._closers.append(self._dialer.close)
 

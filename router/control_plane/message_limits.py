@@ -4,10 +4,13 @@ Generous beside what workers send. A message beyond a bound ends its registratio
 docs/limits.md.
 """
 
+import heapq
+from collections.abc import Mapping
+
 from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration, ModelStats
 from tunnel_protocol.limit import Limit
 
-MODELS = Limit("registration.models", pieces=1_024)
+MODELS = Limit("registration.models", pieces=16_384)
 """Models of one inference server."""
 
 MODEL_NAME = Limit("registration.model_name", bytes=1_024)
@@ -20,10 +23,7 @@ URL = Limit("registration.url", bytes=2_048)
 """`inference_server_url`."""
 
 PRIORITIES = Limit("registration.priorities", pieces=4_096)
-"""Queue time estimates of one model, one per priority."""
-
-ALL_PRIORITIES = Limit("registration.all_priorities", pieces=65_536)
-"""Queue time estimates of all models of a message."""
+"""Queue time estimates of one model, one per priority, that are kept: the most urgent ones. The rest is passed over, not refused."""
 
 STATS_WORDS = Limit("registration.stats_words", bytes=256, pieces=256)
 """`stats_capabilities` and `stats_sources` of one model: words in each, and bytes of one."""
@@ -44,22 +44,25 @@ def check_limits(message: InferenceServerRegistration) -> None:
     _check_bytes(IDENTIFIER, message.cluster_id, "bytes of cluster_id")
     _check_bytes(URL, message.inference_server_url, "bytes of inference_server_url")
     _check_pieces(MODELS, len(message.models), "models")
-    priorities = 0
     for name, entry in message.models.items():
         _check_bytes(MODEL_NAME, name, "bytes of a model name")
         if entry.HasField("stats"):
-            priorities += _check_stats(entry.stats)
-    _check_pieces(ALL_PRIORITIES, priorities, "queue time estimates of all models")
+            _check_stats(entry.stats)
 
 
-def _check_stats(stats: ModelStats) -> int:
-    estimates = len(stats.queue_time_estimate_ms_by_priority)
-    _check_pieces(PRIORITIES, estimates, "queue time estimates of a model")
+def kept_estimates(estimates: Mapping[int, int]) -> Mapping[int, int]:
+    """The queue time estimates of a model within `PRIORITIES`: what is less urgent counts as the last one kept."""
+    most = PRIORITIES.pieces or 0
+    if len(estimates) <= most:
+        return estimates
+    return {priority: estimates[priority] for priority in heapq.nsmallest(most, estimates)}
+
+
+def _check_stats(stats: ModelStats) -> None:
     for words in (stats.stats_capabilities, stats.stats_sources):
         _check_pieces(STATS_WORDS, len(words), "stats_capabilities or stats_sources of a model")
         for word in words:
             _check_bytes(STATS_WORDS, str(word), "bytes of one of stats_capabilities or stats_sources")
-    return estimates
 
 
 def _check_bytes(limit: Limit, text: str, what: str) -> None:

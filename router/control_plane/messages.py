@@ -1,5 +1,6 @@
 """Registration messages as the registry's own types."""
 
+from router.control_plane.message_limits import kept_estimates
 from router.registry.stats import NO_ESTIMATES, ModelStats, ModelUpdate
 from tunnel_protocol.control import stargate_pb2
 
@@ -26,7 +27,7 @@ def _model_stats(stats: stargate_pb2.ModelStats) -> ModelStats:
         num_running_queries=stats.num_running_queries,
         max_engine_concurrency=stats.max_engine_concurrency,
         total_query_input_size=stats.total_query_input_size,
-        queue_time_estimate_ms_by_priority=stats.queue_time_estimate_ms_by_priority or NO_ESTIMATES,
+        queue_time_estimate_ms_by_priority=kept_estimates(stats.queue_time_estimate_ms_by_priority) or NO_ESTIMATES,
         input_processing_queries=stats.input_processing_queries,
         output_generation_queries=stats.output_generation_queries,
         stats_observed_at_unix_ms=stats.stats_observed_at_unix_ms,

@@ -102,6 +102,10 @@ class DirectDialer:
         for endpoint in self._endpoints.values():
             endpoint.observe_ticks(observer)
 
+    def tell_buffers(self) -> None:
+        """Log if the sockets' buffers are smaller than a busy router needs (see `UdpSocket.tell_buffers`)."""
+        self._endpoints[4].tell_buffers()
+
     def begin_shutdown(self) -> None:
         """Tunnels that close from now on, with the end of their registration, tell the worker why."""
         for endpoint in self._endpoints.values():

@@ -653,3 +653,13 @@ def test_ipv6_works_where_the_host_has_it():
         await place.endpoint.close()
 
     run(test())
+
+
+def test_an_endpoint_tells_that_it_was_closed():
+    async def scenario():
+        async with a_place() as place:
+            assert not place.endpoint.closed
+            await place.endpoint.close()
+            assert place.endpoint.closed
+
+    run(scenario())

@@ -88,7 +88,7 @@ def fuzz(decoder: Decoder, seconds: float, seed: int, most: int = sys.maxsize) -
 
 
 def quiet() -> None:
-    """Neither our log nor the libraries': it is about decoders here."""
+    """Neither our log nor the libraries': it is about decoders here. For a process of its own: it changes both for good."""
     logging.disable()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[_dropped])
 
@@ -106,7 +106,6 @@ def main(arguments: Sequence[str], say: Callable[[str], object] = print) -> int:
         "--seed", type=int, default=None, help="where to begin; a finding names the one that repeats it"
     )
     options = parser.parse_args(arguments)
-    quiet()
     seed = random.SystemRandom().randrange(1 << 40) if options.seed is None else options.seed
     found = 0
     for decoder in all_decoders():
@@ -127,4 +126,5 @@ def main(arguments: Sequence[str], say: Callable[[str], object] = print) -> int:
 
 
 if __name__ == "__main__":
+    quiet()
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from router.control_plane import message_limits as limits
 from router.control_plane.message_limits import MessageLimitError, check_limits
+from router.control_plane.messages import model_updates
 from tunnel_protocol.control.stargate_pb2 import (
     InferenceServerModelRegistration,
     InferenceServerRegistration,
@@ -32,19 +33,16 @@ def too_long(limit, by=1):
 @pytest.mark.parametrize(
     ("refused", "limit"),
     [
-        (message(models=1_025), limits.MODELS),
+        (message(models=16_385), limits.MODELS),
         (message(name=too_long(limits.MODEL_NAME, -1)), None),
         (message(name=too_long(limits.MODEL_NAME)), limits.MODEL_NAME),
         (message(name="\u00e9" * 513), limits.MODEL_NAME),
-        (message(queue_time_estimate_ms_by_priority=priorities(4_097)), limits.PRIORITIES),
-        (message(models=17, queue_time_estimate_ms_by_priority=priorities(4_096)), limits.ALL_PRIORITIES),
         (message(stats_capabilities=["x"] * 257), limits.STATS_WORDS),
         (message(stats_sources=["x" * 257]), limits.STATS_WORDS),
         (InferenceServerRegistration(inference_server_id=too_long(limits.IDENTIFIER)), limits.IDENTIFIER),
         (InferenceServerRegistration(cluster_id=too_long(limits.IDENTIFIER)), limits.IDENTIFIER),
         (InferenceServerRegistration(inference_server_url=too_long(limits.URL)), limits.URL),
-        (message(models=1_024), None),
-        (message(queue_time_estimate_ms_by_priority=priorities(4_096)), None),
+        (message(models=16_384), None),
     ],
 )
 def test_a_message_beyond_a_bound_is_refused_and_the_bound_named(refused, limit):
@@ -71,9 +69,16 @@ def test_what_is_let_through_is_within_all_bounds(models):
     except MessageLimitError:
         return
     assert all(len(name.encode()) <= limits.MODEL_NAME.bytes for name in entries)
-    counts = [len(entry.stats.queue_time_estimate_ms_by_priority) for entry in report.models.values()]
-    assert max(counts, default=0) <= limits.PRIORITIES.pieces
-    assert sum(counts) <= limits.ALL_PRIORITIES.pieces
+    for update in model_updates(report).values():
+        assert len(update.stats.queue_time_estimate_ms_by_priority) <= limits.PRIORITIES.pieces
+
+
+def test_of_250_000_priorities_the_most_urgent_are_kept():
+    report = message(queue_time_estimate_ms_by_priority={number: number + 1 for number in range(250_000)})
+    check_limits(report)
+    (update,) = model_updates(report).values()
+    kept = update.stats.queue_time_estimate_ms_by_priority
+    assert kept == {number: number + 1 for number in range(limits.PRIORITIES.pieces)}
 
 
 def test_looking_at_an_ordinary_report_costs_microseconds():

@@ -287,3 +287,31 @@ def test_a_socket_on_one_address_is_told_peers_alone(form: Any, pair: Any) -> No
     here, there = pair
     there.sendto(b"x", here.getsockname())
     assert everything(form(here, BYTES), here, 1) == [(b"x", there.getsockname())]
+
+
+class Scripted:
+    """A socket whose `recvmsg` does what the test says."""
+
+    family = socket.AF_INET
+
+    def __init__(self, *turns: Any) -> None:
+        self._turns = list(turns)
+
+    def setsockopt(self, *_: Any) -> None: ...
+
+    def recvmsg(self, *_: Any) -> Any:
+        turn = self._turns.pop(0)
+        if isinstance(turn, OSError):
+            raise turn
+        return turn
+
+
+def test_what_the_kernel_says_beside_the_address_is_passed_over_and_an_error_ends_the_batch() -> None:
+    info = (socket.IPPROTO_IP, 8, bytes(4) + b"\x7f\0\0\2" + bytes(4))
+    other = (socket.IPPROTO_IP, 1, b"\0")
+    datagram = (b"x", [other, info], 0, ("127.0.0.1", 5))
+    sock = Scripted(datagram, OSError(errno.ECONNREFUSED, "refused"), datagram, datagram, OSError("no number"))
+    datagrams = as_written.Datagrams(sock, BYTES, answers_as_asked=True)  # type: ignore[arg-type]
+    assert datagrams.receive(8) == ([(b"x", ("127.0.0.1", 5, b"\x7f\0\0\2"))], errno.ECONNREFUSED)
+    assert len(datagrams.receive(2)[0]) == 2
+    assert datagrams.receive(2) == ([], errno.EIO)

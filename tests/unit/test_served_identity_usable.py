@@ -19,6 +19,7 @@ from router.served_identity import ServedIdentity
 from router.settings import Settings
 from router.startup_checks import StartupError
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.quic.aioquic_engine import rehearsal
 from tunnel_protocol.quic.aioquic_engine.rehearsal import UnusableIdentityError, rehearse
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.small_file import FileReader
@@ -157,3 +158,36 @@ def test_a_look_again_task_outlives_failures_and_counts_them() -> None:
     asyncio.run(case())
     assert metrics.look_again_failures_total.value(("looking",)) == 3
     assert metrics.look_again_last_success_timestamp_seconds.value(("looking",)) > 0
+
+
+class NeverDone:
+    """An engine of a handshake that does not come to an end."""
+
+    def __init__(self) -> None:
+        self.polls = 0
+
+    def deadline(self) -> None: ...
+
+    def deliver(self) -> None: ...
+
+    def receive(self, data: bytes, address: object, now: float) -> None: ...
+
+    def poll(self, now: float) -> list[tuple[bytes, tuple[str, int]]]:
+        self.polls += 1
+        return [(b"x", ("127.0.0.1", 1))]
+
+
+class NeverDoneFactory:
+    def __init__(self, accepts: bool) -> None:
+        self._accepts = accepts
+
+    def accept(self, *_: object) -> NeverDone | None:
+        return NeverDone() if self._accepts else None
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_handshake_that_does_not_come_to_an_end_is_given_up(accepts: bool) -> None:
+    owners, dialler = (rehearsal._Owner(), rehearsal._Owner()), NeverDone()
+    rehearsal._play(NeverDoneFactory(accepts), dialler, *owners)  # type: ignore[arg-type]
+    assert dialler.polls == (rehearsal._ROUNDS if accepts else 1)
+    assert not any(owner.established or owner.on_peer_stream(None) for owner in owners)  # type: ignore[arg-type,func-returns-value]

@@ -369,6 +369,10 @@ class Endpoint:
         """Connections whose handshake is complete and that have not ended."""
         return [c for c in self._connections if c.engine.established and not c.closed]
 
+    def tell_buffers(self) -> None:
+        """See `UdpSocket.tell_buffers`."""
+        self._udp.tell_buffers()
+
     def observe_ticks(self, observer: TickObserver) -> None:
         """Tell `observer` of each tick."""
         self._observer = observer

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
@@ -82,21 +83,29 @@ class UdpSocket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
         )[0]
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.bind(address)
-            return cls(sock, receive_bytes, answers_as_asked=address[0] in _UNSPECIFIED)
-        except OSError:
-            sock.close()
-            raise
+        return cls._bound(family, kind, protocol, address, receive_bytes, answers_as_asked=address[0] in _UNSPECIFIED)
 
     @classmethod
     def unbound(cls, family: int, receive_bytes: int = _RECEIVE_BYTES) -> "UdpSocket":
         """A socket on any address and a free port. Raises OSError."""
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        address = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)
+        return cls._bound(family, socket.SOCK_DGRAM, 0, address, receive_bytes, answers_as_asked=False)
+
+    @classmethod
+    def _bound(
+        cls,
+        family: int,
+        kind: int,
+        protocol: int,
+        address: tuple[Any, ...],
+        receive_bytes: int,
+        *,
+        answers_as_asked: bool,
+    ) -> "UdpSocket":
+        sock = socket.socket(family, kind, protocol)
         try:
-            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
-            return cls(sock, receive_bytes)
+            sock.bind(address)
+            return cls(sock, receive_bytes, answers_as_asked=answers_as_asked)
         except OSError:
             sock.close()
             raise
