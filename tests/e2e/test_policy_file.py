@@ -31,7 +31,7 @@ def test_a_changed_file_takes_effect_and_a_bad_one_does_not(tmp_path: Path) -> N
         path.write_text('{"default": "random", "models": {"m": "round-robin"}}')
         until_counted(system, SUCCESS)
         assert 'default_lb="random"' in active(system)
-        assert "load balancer config loaded default_lb=random model_overrides=1" in system.router.log()
+        system.router.until_logged("load balancer config loaded default_lb=random model_overrides=1")
         before = active(system)
         path.write_text('{"default": "no-such-thing"}')
         until_counted(system, REJECTED)

@@ -149,7 +149,7 @@ def test_the_first_log_line_tells_version_and_all_settings(llm_router: System) -
 
 
 def test_the_policy_is_told_bare_so_that_pods_can_be_compared(llm_router: System) -> None:
-    assert "load balancer config loaded default_lb=power-of-n model_overrides=0" in llm_router.router.log()
+    llm_router.router.until_logged("load balancer config loaded default_lb=power-of-n model_overrides=0")
 
 
 def test_a_fresh_metrics_page_has_the_reload_counters_only(llm_router: System) -> None:

@@ -45,7 +45,7 @@ def test_a_chat_request_streams_through_and_names_the_worker_that_served_it(stac
     assert answer.headers["x-inference-server-id"] == "w1"
     assert answer.headers["x-stargate-cluster-id"] == "w1"
     assert "x-inference-server-url" in answer.headers
-    assert "reverse tunnel connection established" in router.process.log()
+    wait_until(lambda: "reverse tunnel connection established" in router.process.log(), 5, "the line of the tunnel")
 
 
 def test_tokens_arrive_one_by_one_and_not_at_the_end(stack, pylon):
