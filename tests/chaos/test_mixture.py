@@ -6,17 +6,12 @@ from mixture import attacks_named, run
 
 SECONDS = 20.0
 
-MOST_KEPT_BYTES = 200 << 20
-"""`make chaos` asks for 20 MB, which does not hold yet: 94 MB were seen to stay after all attacks at once."""
-
 
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
-def test_honest_requests_are_answered_beside_all_attacks_and_memory_is_bounded():
+def test_honest_requests_are_answered_beside_all_attacks_and_the_memory_returns():
     report = run(SECONDS, attacks_named(""))
-    wrong = [one for one in report.wrong() if not one.startswith("memory stayed")]
-    assert wrong == [], "\n".join(report.lines())
-    assert report.rss_after < report.rss_before + MOST_KEPT_BYTES
+    assert report.wrong() == [], "\n".join(report.lines())
 
 
 def test_attacks_are_chosen_by_their_names():
