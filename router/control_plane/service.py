@@ -4,6 +4,7 @@ Source: docs/control-plane.md. Response headers go out before anything is read: 
 """
 
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
@@ -67,19 +68,34 @@ class ControlPlane(StargateControlPlaneServicer):
         if self._stopping:
             return
         _log.info("register inference servers stream opened", stargate_id=self._settings.stargate_id, peer=peer)
-        stream = RegistrationStream(
-            self._streams,
-            context,
-            routing_key=routing_key,
-            heartbeat_ms=_heartbeat_ms(metadata.get(HEARTBEAT_METADATA)),
-            peer=peer,
+        refusal = await self._run_stream(
+            RegistrationStream(
+                self._streams,
+                context,
+                routing_key=routing_key,
+                heartbeat_ms=_heartbeat_ms(metadata.get(HEARTBEAT_METADATA)),
+                peer=peer,
+            ),
+            peer,
         )
+        if refusal is not None:
+            await context.abort(*refusal)
+
+    async def _run_stream(self, stream: RegistrationStream, peer: str) -> tuple[grpc.StatusCode, str] | None:
+        """Run it to its end; None, or the status and text with which it was refused.
+
+        gRPC leaves the exception of an aborted call in a reference cycle, with the context and the frames of that exception.
+        Nothing of the stream, nor the megabytes of a message, may hang on it until the next full collection: the abort comes
+        after this frame is gone, outside of the refusal's handler, and the refusal's frames let go of what they hold.
+        """
         try:
             await stream.run()
-        except RefusedError as refusal:
-            await context.abort(refusal.code, refusal.message)
+        except RefusedError as error:
+            traceback.clear_frames(error.__traceback__)
+            return error.code, error.message
         finally:
             self._tell_ended(stream, peer)
+        return None
 
     async def WatchStargates(self, _request: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
         """The routers to register with, now and whenever that is published anew."""

@@ -8,8 +8,10 @@ import socket
 import ssl
 import struct
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import aioquic.asyncio
 import grpc
@@ -290,7 +292,11 @@ class GrpcGarbage(Attack):
 
 
 class Calls(Attack):
-    """gRPC calls on the control port that should be refused."""
+    """gRPC calls on the control port that should be refused; `codes` counts the statuses they ended with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes: Counter[str] = Counter()
 
     async def run(self, system: System, until: float) -> None:
         async with grpc.aio.insecure_channel(system.ports.grpc) as channel:
@@ -298,8 +304,9 @@ class Calls(Attack):
             async for _ in self._paced(until):
                 try:
                     await self._call(stub)
-                except grpc.aio.AioRpcError:
+                except grpc.aio.AioRpcError as error:
                     self.refused += 1
+                    self.codes[error.code().name] += 1
 
     async def _call(self, stub: stargate_pb2_grpc.StargateControlPlaneStub) -> None:
         raise NotImplementedError
@@ -318,19 +325,26 @@ class HugeMetadata(Calls):
 
 
 class RegistrationTooLarge(Calls):
-    """Registrations with more priorities than a worker may report."""
+    """Registrations beyond one bound each, and one with more priorities than are kept."""
 
     per_s = 5.0
 
-    async def _call(self, stub: stargate_pb2_grpc.StargateControlPlaneStub) -> None:
-        stats = stargate_pb2.ModelStats(queue_time_estimate_ms_by_priority=dict.fromkeys(range(20_000), 1))
-        entry = stargate_pb2.InferenceServerModelRegistration(stats=stats)
-        message = stargate_pb2.InferenceServerRegistration(
-            inference_server_id="greedy", inference_server_url="http://127.0.0.1:1", models={"greedy": entry}
+    def __init__(self) -> None:
+        super().__init__()
+        stats, entry = stargate_pb2.ModelStats, stargate_pb2.InferenceServerModelRegistration
+        words, many = ["x"] * 300, dict.fromkeys(range(20_000), 1)
+        self._messages = (
+            _registration(models={f"m-{number}": entry() for number in range(20_000)}),
+            _registration(models={"x" * 2_000: entry()}),
+            _registration(cluster_id="x" * 2_000),
+            _registration(models={"greedy": entry(stats=stats(stats_capabilities=words))}),
+            _registration(models={"greedy": entry(stats=stats(queue_time_estimate_ms_by_priority=many))}),
         )
+
+    async def _call(self, stub: stargate_pb2_grpc.StargateControlPlaneStub) -> None:
         call = stub.RegisterInferenceServer(timeout=2)
         try:
-            await call.write(message)
+            await call.write(self._messages[self.sent % len(self._messages)])
             await call.read()
         finally:
             call.cancel()
@@ -377,6 +391,12 @@ ATTACKS: tuple[type[Attack], ...] = (
     PolicyGarbage,
     Hangups,
 )
+
+
+def _registration(**fields: Any) -> stargate_pb2.InferenceServerRegistration:
+    return stargate_pb2.InferenceServerRegistration(
+        inference_server_id="greedy", inference_server_url="http://127.0.0.1:1", reverse_tunnel=True, **fields
+    )
 
 
 def _replace(path: Path, content: bytes) -> None:
