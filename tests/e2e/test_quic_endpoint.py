@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from quic_place import IDENTITY, OTHER, TRUSTING, Owner, Place, Talk, a_place, echoes, eventually, run
+from structlog.testing import capture_logs
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
@@ -663,3 +664,17 @@ def test_an_endpoint_tells_that_it_was_closed():
             assert place.endpoint.closed
 
     run(scenario())
+
+
+def test_an_endpoint_tells_which_buffers_its_socket_lacks(monkeypatch):
+    async def scenario():
+        async with a_place() as place:
+            with monkeypatch.context() as patched, capture_logs() as lines:
+                patched.setattr(socket.socket, "getsockopt", lambda *_: 2_048)
+                place.endpoint.tell_buffers()
+            return [line["sysctl"] for line in lines if "buffer" in line["event"]]
+
+    async def check():
+        assert await scenario() == ["net.core.rmem_max=4194304", "net.core.wmem_max=4194304"]
+
+    run(check())
