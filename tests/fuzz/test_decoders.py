@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 
 import pytest
 from decoders import Decoder, all_decoders
@@ -48,7 +49,7 @@ def test_what_a_decoder_does_not_bear_is_found() -> None:
 
     assert check(Decoder("x", fails), b"abc", trace=False) == "KeyError: 3"
     assert check(Decoder("x", fails, (KeyError,)), b"abc", trace=False) is None
-    assert (check(Decoder("x", hoards), b"", trace=True) or "").startswith("held 16777")
+    assert re.fullmatch(r"held 1[67]\d{6} bytes for 0", check(Decoder("x", hoards), b"", trace=True) or "")
 
 
 def test_the_command_runs_the_decoders_that_are_named() -> None:
