@@ -678,3 +678,23 @@ def test_an_endpoint_tells_which_buffers_its_socket_lacks(monkeypatch):
         assert await scenario() == ["net.core.rmem_max=4194304", "net.core.wmem_max=4194304"]
 
     run(check())
+
+
+def test_a_connection_that_made_way_while_it_had_something_to_say_stops_nobody():
+    async def scenario():
+        faults = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context["message"]))
+        async with a_place(QuicSettings(max_connections=1)) as place:
+            await place.dial()
+            await eventually(lambda: place.accepted)
+            ended = place.accepted[0]
+            ended.engine._loss._rtt_smoothed = 100.0  # a long closing state
+            ended.close()
+            await eventually(lambda: ended in place.endpoint._ended)
+            # A datagram for it and the first one of a newcomer, in one batch: it is touched, and then forgotten.
+            place.endpoint.touch(ended)
+            assert place.endpoint._forget_one_ended()
+            assert await echoes(await place.dial(timeout_s=2))
+        assert faults == []
+
+    run(scenario())

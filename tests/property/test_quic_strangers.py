@@ -312,6 +312,17 @@ def test_connections_with_streams_that_have_ended_leave_no_object():
     assert objects_left(work) < 20
 
 
+def test_a_connection_may_be_discarded_twice():
+    engine = accepted(server(), [crypto_frame(5, b"x")])
+    engine.abandon(gone())
+    engine.deliver()
+    for _ in range(2):
+        engine.discard()
+    assert engine.finished
+    assert engine.poll(1.0) == []
+    assert engine.deadline() is None
+
+
 # After a handshake ------------------------------------------------------------------------------------------------------
 
 

@@ -149,7 +149,7 @@ class BoundedConnection(QuicConnection):
     def discard(self) -> None:
         """Cut every cycle of references through this connection, which has ended: it is then freed at once, without a collector.
 
-        What is read of an ended connection (its addresses, names and error) stays.
+        What is read of an ended connection (its addresses, names and error) stays. Calling it again changes nothing.
         """
         self._frame_handlers.clear()
         self._cryptos.clear()

@@ -103,8 +103,8 @@ class FastConnection(StreamConnection):
         if hasattr(self, "_app_crypto"):  # else the first datagram was no packet at all
             del self._app_crypto
             self._app_space.sent_packets.clear()
-        # The one put in its place in `__init__`, which refers to this connection.
-        del self._loss._on_packets_lost
+        # The one put in its place in `__init__`, which refers to this connection. It is gone if this is called again.
+        vars(self._loss).pop("_on_packets_lost", None)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
