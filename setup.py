@@ -2,7 +2,7 @@
 
 Two compilers, one rule: the program as it is written is complete, and nothing here is needed to run it.
 
-- mypyc compiles the modules of `COMPILED_ROOMS` as they are. Their source is their twin.
+- mypyc compiles the modules of `COMPILED_PACKAGES` as they are. Their source is their twin.
 - Cython compiles the few `.pyx` files, which work on single bytes. Each has a Python twin that its module falls back to.
 
 Without mypy, Cython, the runtime dependencies (with types that fit) or a C compiler the packages are built uncompiled, with
@@ -19,11 +19,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-COMPILED_ROOMS = (
+COMPILED_PACKAGES = (
     "tunnel_protocol",
     "tunnel_protocol/quic",
     "router/balancing",
-    "router/gateway",
+    "router/http1",
+    "router/ports",
+    "router/proxy",
     "router/registry",
     "router/tunnels",
 )
@@ -78,7 +80,7 @@ def _go_on_without(why: str) -> None:
 
 
 def _sources() -> list[str]:
-    found = [path for room in COMPILED_ROOMS for path in sorted(Path(room).glob("*.py"))]
+    found = [path for package in COMPILED_PACKAGES for path in sorted(Path(package).glob("*.py"))]
     found += [Path(name) for name in COMPILED_MODULES]
     return [path.as_posix() for path in found if path.name != "__init__.py" and path.as_posix() not in AS_WRITTEN]
 
@@ -108,7 +110,7 @@ def _translated() -> list[Extension]:
         Extension(".".join(path.with_suffix("").parts), [path.as_posix()], extra_compile_args=[f"-O{level}"])
         for path in sorted(Path("tunnel_protocol").rglob("*.pyx"))
     ]
-    # `quic/aioquic_engine` is none of the rooms: its classes derive from aioquic's, whose private annotations do not all hold
+    # `quic/aioquic_engine` is not compiled: its classes derive from aioquic's, whose private annotations do not all hold
     # and would be enforced by mypyc.
     return [
         *cythonize(by_cython, build_dir="build/cython", language_level=3, quiet=True),

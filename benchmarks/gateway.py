@@ -20,15 +20,15 @@ from typing import Any, cast
 import uvloop
 
 from router.balancing import BalancingConfig, Chosen, RoutingRequest, Selector
-from router.gateway import proxy as proxy_module
-from router.gateway.connection import ClientConnection
-from router.gateway.proxy import Proxy
-from router.gateway.proxy_settings import ProxySettings
-from router.gateway.routes import Routes
-from router.gateway.server import HttpServer
-from router.gateway.spill import with_free_stream
+from router.http1.connection import ClientConnection
+from router.http1.server import HttpServer
+from router.ports.tunnels import ExchangeSink, TunnelSet
+from router.proxy import proxy as proxy_module
+from router.proxy.overflow import with_free_stream
+from router.proxy.proxy import Proxy
+from router.proxy.routes import Routes
+from router.proxy.settings import ProxySettings
 from router.registry import Identity, ModelStats, ModelUpdate, Registry, TargetKey
-from router.registry.tunnel import ExchangeSink, TunnelSet
 from router.telemetry import logging as router_logging
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.head import RequestHead, ResponseHead

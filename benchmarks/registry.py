@@ -10,8 +10,8 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
+from router.ports.tunnels import TunnelSet
 from router.registry import Identity, ModelStats, ModelUpdate, Registration, Registry, TargetKey
-from router.registry.tunnel import TunnelSet
 
 
 class _World:

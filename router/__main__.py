@@ -22,17 +22,17 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # they mean nothing here, and their default action would end the process
     faulthandler.enable()
     if sys.argv[1:2] == ["explain"]:
-        from router import explain_command
+        from router.operators import explain_command
 
         sys.exit(explain_command.main(sys.argv[2:]))
-    from router.cli import settings_or_exit
+    from router.config.cli import settings_or_exit
 
     try:
         settings = settings_or_exit(sys.argv[1:], os.environ)
     except BrokenPipeError:
         # `--help | head`: the reader has seen enough.
         os._exit(0)
-    from router.lifecycle import run_process
+    from router.process.lifecycle import run_process
 
     code = run_process(settings, os.environ)
     # Nothing is left to clean up; a stuck thread of a library must not hold the process back.

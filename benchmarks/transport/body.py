@@ -32,7 +32,7 @@ class BodySender:
             self._stream.write(head + self._encoder.encode_end(), fin=True)
 
     def go_on(self) -> None:
-        """There is room again."""
+        """The stream accepts data again."""
         piece = self._letter * min(self._chunk_bytes, self._left)
         while self._left > len(piece):
             self._left -= len(piece)

@@ -8,7 +8,7 @@ from typing import Final
 import grpc
 
 from router.control_plane.inference_server_url import InvalidUrlError, check_inference_server_url
-from router.registry.registration import Identity
+from router.ports.identity import Identity
 from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 
 

@@ -18,8 +18,9 @@ from router.control_plane.inbox import Inbox, Signal
 from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.messages import model_updates
 from router.control_plane.settings import ControlPlaneSettings
-from router.control_plane.worker_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
-from router.registry.registration import AlreadyRegisteredError, Identity, Registration
+from router.ports.identity import Identity
+from router.ports.registration_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
+from router.registry.registration import AlreadyRegisteredError, Registration
 from router.registry.registry import Registry
 from router.registry.stats import ModelUpdate
 from router.telemetry.metrics import Metrics

@@ -18,8 +18,8 @@ from router.control_plane.registration_stream import Context, RegistrationStream
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.watch import WatchCell
 from router.control_plane.worker_auth import bearer_token
-from router.control_plane.worker_tunnels import MakeTunnels
-from router.registry.authentication import AuthenticationError, Authenticator
+from router.ports.authentication import AuthenticationError, Authenticator
+from router.ports.registration_tunnels import MakeTunnels
 from router.registry.registry import Registry
 from router.telemetry.credential_failures import Credential, CredentialFailures
 from router.telemetry.metrics import Metrics

@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from router.control_plane.gateway_credentials import CredentialError, CredentialSource
-from router.registry.authentication import AuthenticationError
+from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
 from tunnel_protocol.control.grpc_options import channel_options

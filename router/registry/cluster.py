@@ -5,54 +5,96 @@ snapshot cost the same in a cluster of one and of thousands.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from math import isfinite
-from typing import TYPE_CHECKING
 
+from router.registry.backend import Backend
 from router.registry.exact_sum import ExactSum
 from router.registry.registration import ClusterGeneration, Registration
 from router.registry.reservations import Reservation, Reservations
-from router.registry.snapshot import Publication, Snapshot
 from router.registry.stats import MAX_U64
 
-if TYPE_CHECKING:
-    from router.registry.target import Target
+
+class Snapshot:
+    """One cluster at one moment: the aggregate of its workers with pending reservations added. Never altered."""
+
+    __slots__ = (
+        "active_backend_count",
+        "cluster",
+        "cluster_id",
+        "input_processing_queries",
+        "kv_cache_capacity_tokens",
+        "kv_cache_free_tokens",
+        "kv_cache_used_tokens",
+        "last_mean_input_tps",
+        "max_engine_concurrency",
+        "max_output_tps",
+        "num_running_queries",
+        "output_generation_queries",
+        "output_tps",
+        "queue_size",
+        "queue_time_estimate_ms_by_priority",
+        "queued_input_size",
+        "received_at",
+        "rtt_ns",
+        "total_query_input_size",
+    )
+
+    cluster_id: str
+    cluster: "RoutedCluster"
+    rtt_ns: int
+    active_backend_count: int
+    received_at: float
+    last_mean_input_tps: float
+    output_tps: float
+    max_output_tps: float
+    queue_size: int
+    queued_input_size: int
+    num_running_queries: int
+    max_engine_concurrency: int
+    total_query_input_size: int
+    kv_cache_capacity_tokens: int
+    kv_cache_used_tokens: int
+    kv_cache_free_tokens: int
+    input_processing_queries: int
+    output_generation_queries: int
+    queue_time_estimate_ms_by_priority: Mapping[int, int]
 
 
 class RoutedCluster:
     """One cluster of one target, from its first routable worker to its last. A request that chose it keeps it."""
 
     __slots__ = (
+        "_backends",
         "_generation_queries",
         "_input_tps",
         "_odd_output_tps",
+        "_on_change",
         "_output_tps",
         "_picks",
         "_processing_queries",
-        "_publications",
         "_queue_size",
         "_queued_input_size",
         "_reservations",
         "_rtt_ns",
         "_server_ids",
         "_source",
-        "_target",
         "cluster_id",
         "generation",
         "stale",
     )
 
-    def __init__(self, target: "Target", first: Publication) -> None:
-        self._target = target
+    def __init__(self, first: Backend, on_change: "Callable[[RoutedCluster], None]") -> None:
+        self._on_change = on_change
         self.cluster_id = first.registration.identity.cluster_id
         self.generation: ClusterGeneration = first.registration.generation
         self.stale = True
         """True from a change until its target has taken a new snapshot."""
         self._server_ids: list[str] = []
-        self._publications: list[Publication] = []
+        self._backends: list[Backend] = []
         self._source = first
         self._picks = 0
-        self._reservations = Reservations()
+        self._reservations = Reservations(self._reservations_changed)
         self._rtt_ns = 0
         self._input_tps = ExactSum()
         self._output_tps = ExactSum()
@@ -64,48 +106,48 @@ class RoutedCluster:
         self.publish(first)
 
     def __len__(self) -> int:
-        return len(self._publications)
+        return len(self._backends)
 
-    def publish(self, publication: Publication) -> bool:
-        """Insert or replace the publication of a worker; its reservations are dropped. True if the worker is new here."""
-        server_id = publication.inference_server_id
+    def publish(self, backend: Backend) -> bool:
+        """Insert or replace the backend of a worker; its reservations are dropped. True if the worker is new here."""
+        server_id = backend.inference_server_id
         index = bisect_left(self._server_ids, server_id)
         new = index == len(self._server_ids) or self._server_ids[index] != server_id
         if new:
             self._server_ids.insert(index, server_id)
-            self._publications.insert(index, publication)
+            self._backends.insert(index, backend)
         else:
-            self._count(self._publications[index], -1)
-            self._publications[index] = publication
+            self._count(self._backends[index], -1)
+            self._backends[index] = backend
             self._reservations.drop_server(server_id)
-        self._count(publication, 1)
-        self._source = publication
+        self._count(backend, 1)
+        self._source = backend
         return new
 
     def withdraw(self, registration: Registration) -> bool:
         """Remove what exactly this registration published. True if there was something."""
-        publication = self._published_by(registration)
-        if publication is None:
+        backend = self._backend_of(registration)
+        if backend is None:
             return False
         server_id = registration.identity.inference_server_id
         index = bisect_left(self._server_ids, server_id)
         del self._server_ids[index]
-        del self._publications[index]
-        self._count(publication, -1)
+        del self._backends[index]
+        self._count(backend, -1)
         self._reservations.drop_server(server_id)
-        if publication is self._source and self._publications:
-            self._source = max(self._publications, key=lambda left: (left.received_at, left.inference_server_id))
+        if backend is self._source and self._backends:
+            self._source = max(self._backends, key=lambda left: (left.received_at, left.inference_server_id))
         return True
 
     def clear(self) -> None:
         """Remove every worker: leftovers of a generation that is over."""
         self._server_ids.clear()
-        self._publications.clear()
+        self._backends.clear()
         self._reservations.drop_all()
 
-    def pick(self, excluded_backend_ids: Collection[str]) -> Publication | None:
+    def pick(self, excluded_backend_ids: Collection[str]) -> Backend | None:
         """The next worker in id order that is not excluded, or None; every pick moves the one turn counter on."""
-        eligible = self._publications
+        eligible = self._backends
         if excluded_backend_ids:
             eligible = [each for each in eligible if each.inference_server_id not in excluded_backend_ids]
         if not eligible:
@@ -114,39 +156,30 @@ class RoutedCluster:
         self._picks += 1
         return picked
 
-    def reserve(self, publication: Publication, input_tokens: int, priority: int) -> Reservation | None:
+    def reserve(self, backend: Backend, input_tokens: int, priority: int) -> Reservation | None:
         """Count one attempt's work against the cluster until the worker's next report; None if its registration left."""
-        if self._published_by(publication.registration) is None:
+        if self._backend_of(backend.registration) is None:
             return None
-        reservation = Reservation(self, publication.inference_server_id, input_tokens, priority)
+        reservation = Reservation(self._reservations, backend.inference_server_id, input_tokens, priority)
         self._reservations.add(reservation)
-        self._target.touch(self)
+        self._on_change(self)
         return reservation
 
-    def release(self, reservation: Reservation) -> None:
-        """For `Reservation.release`: take a live reservation out."""
-        self._reservations.remove(reservation)
-        self._target.touch(self)
-
-    def publications(self) -> tuple[Publication, ...]:
+    def backends(self) -> tuple[Backend, ...]:
         """All routable workers, by id."""
-        return tuple(self._publications)
-
-    def pending_reservations(self) -> list[Reservation]:
-        """The reservations that count at the moment."""
-        return self._reservations.pending()
+        return tuple(self._backends)
 
     def stats_observed_at_unix_ms(self) -> int:
         """The latest observation time among the workers, by their own clocks."""
-        return max((each.stats.stats_observed_at_unix_ms for each in self._publications), default=0)
+        return max((each.stats.stats_observed_at_unix_ms for each in self._backends), default=0)
 
     def stats_capabilities(self) -> tuple[str, ...]:
         """All workers' capability labels, first seen first."""
-        return tuple(dict.fromkeys(label for each in self._publications for label in each.stats.stats_capabilities))
+        return tuple(dict.fromkeys(label for each in self._backends for label in each.stats.stats_capabilities))
 
     def stats_sources(self) -> tuple[str, ...]:
         """All workers' source labels, first seen first."""
-        return tuple(dict.fromkeys(label for each in self._publications for label in each.stats.stats_sources))
+        return tuple(dict.fromkeys(label for each in self._backends for label in each.stats.stats_sources))
 
     def snapshot(self) -> Snapshot:
         """The aggregate now, with pending reservations; at least one worker must be left."""
@@ -156,8 +189,8 @@ class RoutedCluster:
         snapshot = Snapshot()
         snapshot.cluster_id = self.cluster_id
         snapshot.cluster = self
-        snapshot.active_backend_count = len(self._publications)
-        snapshot.rtt_ns = self._rtt_ns // len(self._publications)
+        snapshot.active_backend_count = len(self._backends)
+        snapshot.rtt_ns = self._rtt_ns // len(self._backends)
         snapshot.received_at = self._source.received_at
         snapshot.last_mean_input_tps = input_tps
         snapshot.output_tps = self._summed_output_tps()
@@ -177,16 +210,19 @@ class RoutedCluster:
         )
         return snapshot
 
-    def _published_by(self, registration: Registration) -> Publication | None:
+    def _reservations_changed(self) -> None:
+        self._on_change(self)
+
+    def _backend_of(self, registration: Registration) -> Backend | None:
         server_id = registration.identity.inference_server_id
         index = bisect_left(self._server_ids, server_id)
-        if index < len(self._publications) and self._publications[index].registration is registration:
-            return self._publications[index]
+        if index < len(self._backends) and self._backends[index].registration is registration:
+            return self._backends[index]
         return None
 
-    def _count(self, publication: Publication, sign: int) -> None:
-        stats = publication.stats
-        self._rtt_ns += sign * publication.rtt_ns
+    def _count(self, backend: Backend, sign: int) -> None:
+        stats = backend.stats
+        self._rtt_ns += sign * backend.rtt_ns
         self._queue_size += sign * stats.queue_size
         self._queued_input_size += sign * stats.queued_input_size
         self._processing_queries += sign * stats.input_processing_queries
@@ -202,5 +238,5 @@ class RoutedCluster:
         if self._odd_output_tps:
             # Infinity and NaN cannot be taken out of a running sum again, so they are added up anew: only broken workers
             # report them.
-            return sum(each.stats.output_tps for each in self._publications)
+            return sum(each.stats.output_tps for each in self._backends)
         return self._output_tps.value()

@@ -3,25 +3,8 @@
 Both are compared by object identity: an id may be used again, a generation never is (docs/control-plane.md, "Generations").
 """
 
-from dataclasses import dataclass
-
-from router.registry.tunnel import TunnelSet
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a worker may not change while it is registered."""
-
-    inference_server_id: str
-    """Unique among the live registrations of this process; byte for byte as sent, never empty."""
-    cluster_id: str
-    """The effective cluster: the id itself if the worker named none."""
-    url: str
-    """As sent: `quic://ip:port` for a worker to be dialled, its engine's http(s) URL for a reverse one."""
-    routing_key: str | None
-    """From authentication, never from the message; None = unscoped."""
-    reverse: bool
-    """True if the worker dials the router."""
+from router.ports.identity import Identity
+from router.ports.tunnels import TunnelSet
 
 
 class ClusterGeneration:

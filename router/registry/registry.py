@@ -6,11 +6,12 @@ Source: docs/control-plane.md, "Registrations" and "What is routable".
 
 from collections.abc import Callable, Collection, Mapping
 
-from router.registry.registration import AlreadyRegisteredError, ClusterGeneration, Identity, Registration
-from router.registry.snapshot import Publication
+from router.ports.identity import Identity
+from router.ports.tunnels import TunnelSet
+from router.registry.backend import Backend
+from router.registry.registration import AlreadyRegisteredError, ClusterGeneration, Registration
 from router.registry.stats import ModelUpdate
 from router.registry.target import Target, TargetKey
-from router.registry.tunnel import TunnelSet
 
 
 class Registry:
@@ -138,7 +139,7 @@ class Registry:
                 return
             key = TargetKey(routing_key, model)
             if update.active and update.stats is not None and rtt_ns is not None:
-                self._publish(key, Publication(registration, update.stats, rtt_ns, now))
+                self._publish(key, Backend(registration, update.stats, rtt_ns, now))
             else:
                 self._withdraw(registration, key)
         registration.models = advertised
@@ -152,13 +153,13 @@ class Registry:
             else:
                 del self._advertisers[key]
 
-    def _publish(self, key: TargetKey, publication: Publication) -> None:
+    def _publish(self, key: TargetKey, backend: Backend) -> None:
         target = self._targets.get(key)
         if target is None:
             target = self._targets[key] = Target(key)
             self._models.setdefault(key.routing_key, set()).add(key.model)
         before = target.active_count
-        target.publish(publication)
+        target.publish(backend)
         if target.active_count != before:
             self._tell(target)
 

@@ -5,13 +5,9 @@ its own on waits `delta` longer. Steps commute, so the map is built from totals 
 """
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from router.registry.stats import MAX_U64, NO_ESTIMATES
-
-if TYPE_CHECKING:
-    from router.registry.cluster import RoutedCluster
 
 
 def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:
@@ -29,10 +25,10 @@ def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:
 class Reservation:
     """One attempt's work on one worker of one cluster, from `RoutedCluster.reserve`."""
 
-    __slots__ = ("_cluster", "delta_ms", "inference_server_id", "input_tokens", "live", "priority")
+    __slots__ = ("_ledger", "delta_ms", "inference_server_id", "input_tokens", "live", "priority")
 
-    def __init__(self, cluster: "RoutedCluster", inference_server_id: str, input_tokens: int, priority: int) -> None:
-        self._cluster = cluster
+    def __init__(self, ledger: "Reservations", inference_server_id: str, input_tokens: int, priority: int) -> None:
+        self._ledger = ledger
         self.inference_server_id = inference_server_id
         self.input_tokens = input_tokens
         self.priority = priority
@@ -43,15 +39,16 @@ class Reservation:
     def release(self) -> None:
         """Take the work out again before the worker reports. No effect if it is out already."""
         if self.live:
-            self._cluster.release(self)
+            self._ledger.release(self)
 
 
 class Reservations:
-    """All pending reservations of one cluster as running totals."""
+    """The ledger of one cluster: all its pending reservations as running totals."""
 
-    __slots__ = ("_by_server", "_steps", "_tps", "_unknown", "count", "tokens")
+    __slots__ = ("_by_server", "_on_release", "_steps", "_tps", "_unknown", "count", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, on_release: Callable[[], None]) -> None:
+        self._on_release = on_release
         self.count = 0
         self.tokens = 0
         self._by_server: dict[str, list[Reservation]] = {}
@@ -69,13 +66,14 @@ class Reservations:
         if self._steps is not None:
             self._step_up(reservation, self._steps)
 
-    def remove(self, reservation: Reservation) -> None:
-        """Forget one live reservation."""
+    def release(self, reservation: Reservation) -> None:
+        """Forget one live reservation and report the change."""
         of_server = self._by_server[reservation.inference_server_id]
         of_server.remove(reservation)
         if not of_server:
             del self._by_server[reservation.inference_server_id]
         self._forget(reservation)
+        self._on_release()
 
     def drop_server(self, inference_server_id: str) -> None:
         """Forget all reservations on one worker: it reported, or it left."""
@@ -86,10 +84,6 @@ class Reservations:
         """Forget everything: the cluster is gone."""
         for inference_server_id in list(self._by_server):
             self.drop_server(inference_server_id)
-
-    def pending(self) -> list[Reservation]:
-        """The live reservations, in no particular order."""
-        return [reservation for of_server in self._by_server.values() for reservation in of_server]
 
     def queue_times(self, base: Mapping[int, int], input_tps: float) -> Mapping[int, int]:
         """`base` with every pending reservation added, at the cluster's summed throughput; empty if it cannot be said."""

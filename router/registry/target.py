@@ -7,9 +7,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from router.registry.cluster import RoutedCluster
+from router.registry.backend import Backend
+from router.registry.cluster import RoutedCluster, Snapshot
 from router.registry.registration import Registration
-from router.registry.snapshot import Publication, Snapshot
 
 
 class TargetKey(NamedTuple):
@@ -67,29 +67,25 @@ class Target:
             self._changed.clear()
         return self._snapshots
 
-    def clusters(self) -> list[RoutedCluster]:
-        """The routable clusters, by id."""
-        return [self._clusters[cluster_id] for cluster_id in self._cluster_ids]
-
-    def publish(self, publication: Publication) -> None:
+    def publish(self, backend: Backend) -> None:
         """Make a worker routable, or replace what it published. Raises `RetiredTargetError`.
 
         Leftovers of an earlier, retired generation of its cluster go.
         """
         if self.retired:
             raise RetiredTargetError
-        registration = publication.registration
+        registration = backend.registration
         cluster = self._clusters.get(registration.identity.cluster_id)
         if cluster is not None and cluster.generation is not registration.generation:
             self._drop(cluster)
             cluster = None
         if cluster is None:
-            self._insert(RoutedCluster(self, publication))
+            self._insert(RoutedCluster(backend, self._note_change))
             self.active_count += 1
         else:
-            if cluster.publish(publication):
+            if cluster.publish(backend):
                 self.active_count += 1
-            self.touch(cluster)
+            self._note_change(cluster)
 
     def withdraw(self, registration: Registration) -> None:
         """Take out what exactly this registration published, and leftovers of a retired generation of its cluster."""
@@ -103,12 +99,11 @@ class Target:
         elif cluster.withdraw(registration):
             self.active_count -= 1
             if len(cluster):
-                self.touch(cluster)
+                self._note_change(cluster)
             else:
                 self._drop(cluster)
 
-    def touch(self, cluster: RoutedCluster) -> None:
-        """Note that `cluster`, one of this target's, has changed."""
+    def _note_change(self, cluster: RoutedCluster) -> None:
         self.version += 1
         if not cluster.stale:
             cluster.stale = True

@@ -1,1 +1,1 @@
-"""What the process tells its operators: metrics, logs, and the HTTP server on the metrics port. Imports no other room."""
+"""Metrics and logs. Imports no other package of the router."""

@@ -49,16 +49,16 @@ class LabelBounds:
         values = dict(zip(label_names, labels, strict=True))
         if "model" in values and "routing_key" in values and not self._target(values["routing_key"], values["model"]):
             values["routing_key"] = values["model"] = OVERFLOW
-        if "reason" in values and not _room(self._reasons.setdefault(family, set()), values["reason"], MAX_REASONS):
+        if "reason" in values and not _fits(self._reasons.setdefault(family, set()), values["reason"], MAX_REASONS):
             values["reason"] = OVERFLOW
         return tuple(values.values())
 
     def _target(self, routing_key: str, model: str) -> bool:
         key = (routing_key, model)
-        return key in self._registered or _room(self._unregistered, key, MAX_UNREGISTERED_TARGETS)
+        return key in self._registered or _fits(self._unregistered, key, MAX_UNREGISTERED_TARGETS)
 
 
-def _room(known: set[Hashable], value: Hashable, limit: int) -> bool:
+def _fits(known: set[Hashable], value: Hashable, limit: int) -> bool:
     if value in known:
         return True
     if len(known) >= limit:

@@ -1,5 +1,5 @@
 """QUIC tunnels with inference servers: accepting and dialing them, keeping them measured, running exchanges on them.
 
-Implements the `TunnelSet` port of `router.registry` and the `WorkerTunnels` port of `router.control_plane`; see
+Implements the ports `router.ports.tunnels` and `router.ports.registration_tunnels`; see
 docs/protocol.md, "Connection sets" and "Reverse handshake".
 """

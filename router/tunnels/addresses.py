@@ -7,7 +7,7 @@ import ipaddress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 
 
 class DialTarget(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import DialTarget
 from tunnel_protocol.limit import Limit
 

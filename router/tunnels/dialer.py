@@ -8,14 +8,14 @@ import time
 
 import structlog
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
 from router.telemetry.metrics import Metrics
 from router.tunnels.addresses import DialTarget, dial_target
 from router.tunnels.dial_policy import DialPolicy, check_dialled_address
 from router.tunnels.direct_tunnels import DirectTunnels
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import SHUTDOWN, Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Endpoint, TickObserver

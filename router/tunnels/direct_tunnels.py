@@ -10,11 +10,11 @@ from enum import Enum, auto
 
 import structlog
 
-from router.registry.registration import Identity
-from router.registry.tunnel import TunnelError, TunnelStep
+from router.ports.identity import Identity
+from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 from router.tunnels.worker_tunnels import RegistrationTunnels
 
 _log = structlog.get_logger()

@@ -9,7 +9,7 @@ stream window allows.
 
 from typing import Protocol
 
-from router.registry.tunnel import ExchangeSink, TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing, RouterExchange
 from tunnel_protocol.head import RequestHead, ResponseHead

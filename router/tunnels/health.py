@@ -15,11 +15,11 @@ from functools import partial
 
 import structlog
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from router.telemetry.metrics import Metrics
-from router.tunnels.connection_set import ConnectionSlot
+from router.tunnels.connection_slot import ConnectionSlot
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.head import RequestHead, ResponseHead
 
 _log = structlog.get_logger()

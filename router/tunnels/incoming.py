@@ -10,13 +10,13 @@ from typing import Protocol
 
 import structlog
 
-from router.registry.authentication import AuthenticationError, Authenticator
+from router.ports.authentication import AuthenticationError, Authenticator
 from router.registry.registration import Registration
 from router.telemetry.credential_failures import Credential, CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.reverse_tunnels import ReverseTunnels
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel, TunnelConnection
-from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.handshake import RouterHandshake, WorkerHello

@@ -7,13 +7,13 @@ import asyncio
 
 import structlog
 
-from router.registry.authentication import Authenticator
+from router.ports.authentication import Authenticator
 from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection, Registrations
 from router.tunnels.pending import PendingHandshakes
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import SHUTDOWN
-from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint, TickObserver

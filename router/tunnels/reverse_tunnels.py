@@ -7,12 +7,12 @@ import asyncio
 
 import structlog
 
-from router.registry.registration import Identity
-from router.registry.tunnel import TunnelError, TunnelStep
+from router.ports.identity import Identity
+from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
-from router.tunnels.connection_set import Install
+from router.tunnels.connection_slot import Install
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 from router.tunnels.worker_tunnels import RegistrationTunnels
 
 _log = structlog.get_logger()

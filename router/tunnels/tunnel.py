@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from router.registry.tunnel import ExchangeSink, TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from router.tunnels.exchange import StreamExchange
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError, StreamCreditError
 from tunnel_protocol.framing import Framing

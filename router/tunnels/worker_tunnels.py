@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import structlog
 
-from router.registry.registration import Identity
-from router.registry.tunnel import ExchangeSink, TunnelError
+from router.ports.identity import Identity
+from router.ports.tunnels import ExchangeSink, TunnelError
 from router.telemetry.metrics import Metrics
-from router.tunnels.connection_set import ConnectionSlot
+from router.tunnels.connection_slot import ConnectionSlot
 from router.tunnels.exchange import StreamExchange
 from router.tunnels.health import HealthMonitor
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol.head import RequestHead
 
 _log = structlog.get_logger()

@@ -10,13 +10,13 @@ from random import Random
 import uvloop
 
 from router.balancing import BalancingConfig, Selector, load_config
-from router.gateway.connection import PATIENCE, Patience
-from router.gateway.proxy import Proxy
-from router.gateway.proxy_settings import ProxySettings
-from router.gateway.routes import Routes
-from router.gateway.server import HttpServer
+from router.http1.connection import PATIENCE, Patience
+from router.http1.server import HttpServer
+from router.ports.tunnels import TunnelError
+from router.proxy.proxy import Proxy
+from router.proxy.routes import Routes
+from router.proxy.settings import ProxySettings
 from router.registry import Identity, ModelStats, ModelUpdate, Registry, TargetKey
-from router.registry.tunnel import TunnelError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.head import ResponseHead
 

@@ -1,4 +1,4 @@
-"""One attempt at the level of sockets: raw bytes of a client on one side, a real tunnel on the other; docs/gateway.md, "Attempts"."""
+"""One attempt at the level of sockets: raw bytes of a client on one side, a real tunnel on the other; docs/proxy.md, "Attempts"."""
 
 import asyncio
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from gateway_house import Client, a_house, eventually, get, post, scenario
 
-from router.gateway.connection import Patience
+from router.http1.connection import Patience
 
 POLICY = b"""{"models": {"picky": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
 FULL = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}

@@ -11,12 +11,12 @@ from structlog.testing import capture_logs
 from tunnel_house import CERTIFICATE, HEAD, Caller, eventually, scenario
 
 import certs
-from router.registry.registration import Identity
-from router.registry.tunnel import TunnelError, TunnelStep
+from router.ports.identity import Identity
+from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
-from router.tunnels.tunnel_settings import TunnelSettings
+from router.tunnels.settings import TunnelSettings
 from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls

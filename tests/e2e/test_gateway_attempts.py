@@ -1,4 +1,4 @@
-"""One attempt at one worker: deadline, upload beside the answer, what a client sees of each outcome; docs/gateway.md, "Attempts"."""
+"""One attempt at one worker: deadline, upload beside the answer, what a client sees of each outcome; docs/proxy.md, "Attempts"."""
 
 import asyncio
 import os

@@ -1,11 +1,11 @@
-"""Clients that leave at every stage, the copy of the body and its limits, drain; docs/gateway.md, "Cancellation" and "Replay"."""
+"""Clients that leave at every stage, the copy of the body and its limits, drain; docs/proxy.md, "Cancellation" and "Replay"."""
 
 import asyncio
 
 import pytest
 from gateway_house import Client, a_house, eventually, post, scenario
 
-from router.gateway.connection import Patience
+from router.http1.connection import Patience
 
 
 def ok(exchange):

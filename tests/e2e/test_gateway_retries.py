@@ -1,4 +1,4 @@
-"""Which failures and answers lead to another attempt, where it goes, and what the client sees; docs/gateway.md, "Retries"."""
+"""Which failures and answers lead to another attempt, where it goes, and what the client sees; docs/proxy.md, "Retries"."""
 
 import pytest
 from gateway_house import a_house, eventually, post, scenario

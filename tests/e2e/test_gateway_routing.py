@@ -1,4 +1,4 @@
-"""What headers are asked for and where they lead: validation, targets, waiting, admission, spill; docs/gateway.md, "Validation" and "Routing"."""
+"""What headers are asked for and where they lead: validation, targets, waiting, admission, spill; docs/proxy.md, "Validation" and "Routing"."""
 
 import asyncio
 import json

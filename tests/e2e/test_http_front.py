@@ -9,8 +9,8 @@ import socket
 import pytest
 from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
 
-from router.gateway.connection import ClientConnection, Patience
-from router.gateway.server import RESERVED_DESCRIPTORS
+from router.http1.connection import ClientConnection, Patience
+from router.http1.server import RESERVED_DESCRIPTORS
 
 HOST = b"host: x\r\n"
 

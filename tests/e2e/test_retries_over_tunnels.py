@@ -1,5 +1,5 @@
 """Retries, failover and clients that leave, at the level of sockets: raw bytes of a client on one side, real tunnels on the other;
-docs/gateway.md, "Retries", "Replay" and "Cancellation".
+docs/proxy.md, "Retries", "Replay" and "Cancellation".
 """
 
 import asyncio

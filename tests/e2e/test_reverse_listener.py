@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from tunnel_house import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_house, eventually, scenario, serves
 
 import certs
-from router.registry.tunnel import TunnelError, TunnelStep
+from router.ports.tunnels import TunnelError, TunnelStep
 from router.tunnels.pending import PER_SERVER_ID
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError

@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 from scripted_worker import ScriptedWorker
 
 import certs
-from router.registry.authentication import AuthenticationError
-from router.registry.registration import Identity
+from router.ports.authentication import AuthenticationError
+from router.ports.identity import Identity
 from router.registry.registry import Registry
 from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.tunnel_settings import TunnelSettings
+from router.tunnels.settings import TunnelSettings
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls

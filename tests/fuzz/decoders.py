@@ -14,15 +14,15 @@ from google.protobuf.message import DecodeError
 import certs
 from router.balancing import ConfigError, load_config
 from router.balancing.json_document import JsonError, parse
-from router.cli import HelpRequested, UsageError
-from router.cli import parse as parse_command_line
+from router.config.cli import HelpRequested, UsageError
+from router.config.cli import parse as parse_command_line
 from router.control_plane.admission import RefusedError, admit
 from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.messages import model_updates
-from router.gateway.request_parser import BrokenBodyError, RequestParser
-from router.gateway.request_parser import RefusedError as RequestRefusedError
-from router.gateway.target import BadTargetError, host_is_valid, origin_form
-from router.registry.tunnel import TunnelError
+from router.http1.request_parser import BrokenBodyError, RequestParser
+from router.http1.request_parser import RefusedError as RequestRefusedError
+from router.http1.target import BadTargetError, host_is_valid, origin_form
+from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import dial_target
 from router.tunnels.dial_policy import check_dialled_address
 from stargate_client.sse import EventCutter, EventTooLargeError, kind_of

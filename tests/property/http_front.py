@@ -5,7 +5,7 @@ import itertools
 
 import h11
 
-from router.gateway.connection import ClientConnection
+from router.http1.connection import ClientConnection
 
 
 class Transport:

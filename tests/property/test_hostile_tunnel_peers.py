@@ -5,13 +5,13 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.ports.tunnels import TunnelError
 from router.registry.registry import Registry
-from router.registry.tunnel import TunnelError
 from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 from tunnel_protocol import capnp
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.raw_quic import RAW_QUIC

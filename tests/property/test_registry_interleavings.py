@@ -10,10 +10,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from router.registry import (
     AlreadyRegisteredError,
+    Backend,
     Identity,
     ModelStats,
     ModelUpdate,
-    Publication,
     Registration,
     Registry,
     Reservation,
@@ -108,6 +108,7 @@ class Interleavings(RuleBasedStateMachine):
         self.registry = Registry(self.counts.__setitem__)
         self.model: list[Worker] = []
         self.pending: list[Pending] = []
+        self.reserved: list[Reservation] = []
         self.order = 0
         # Which worker the aggregate's unsummed figures come from, per (key, model, cluster).
         self.sources: dict[tuple[TargetKey, str], Worker] = {}
@@ -174,13 +175,13 @@ class Interleavings(RuleBasedStateMachine):
             return multiple()
         chosen = []
         for candidate in target.candidates():
-            publication = candidate.cluster.pick(excluded)
-            if publication is None:
-                members = {each.inference_server_id for each in candidate.cluster.publications()}
+            backend = candidate.cluster.pick(excluded)
+            if backend is None:
+                members = {each.inference_server_id for each in candidate.cluster.backends()}
                 assert members <= excluded
             else:
-                assert publication.inference_server_id not in excluded
-                chosen.append((candidate.cluster, publication, model))
+                assert backend.inference_server_id not in excluded
+                chosen.append((candidate.cluster, backend, model))
         return multiple(*chosen)
 
     @rule(
@@ -189,10 +190,10 @@ class Interleavings(RuleBasedStateMachine):
         tokens=st.one_of(st.integers(0, 300), st.just(MAX_U64)),
         priority=st.integers(0, 6),
     )
-    def reserve(self, choice: tuple[RoutedCluster, Publication, str], tokens: int, priority: int) -> Any:
-        cluster, publication, model = choice
-        reservation = cluster.reserve(publication, tokens, priority)
-        worker = next(each for each in self.model if each.registration is publication.registration)
+    def reserve(self, choice: tuple[RoutedCluster, Backend, str], tokens: int, priority: int) -> Any:
+        cluster, backend, model = choice
+        reservation = cluster.reserve(backend, tokens, priority)
+        worker = next(each for each in self.model if each.registration is backend.registration)
         # A choice grows stale when its cluster or its registration was replaced meanwhile.
         current = self._cluster_of(worker, model)
         if not (worker.live and model in worker.published and current is cluster):
@@ -200,6 +201,7 @@ class Interleavings(RuleBasedStateMachine):
             return multiple()
         assert reservation is not None
         self.pending.append(Pending(reservation, worker, model, tokens, priority))
+        self.reserved.append(reservation)
         return reservation
 
     @rule(reservation=reservations)
@@ -256,7 +258,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _cluster_of(self, worker: Worker, model: str) -> RoutedCluster | None:
         target = self.registry.target(TargetKey(worker.identity.routing_key, model))
-        clusters = target.clusters() if target is not None else []
+        clusters = [each.cluster for each in target.candidates()] if target is not None else []
         return next((each for each in clusters if each.cluster_id == worker.identity.cluster_id), None)
 
     # Invariants
@@ -275,13 +277,14 @@ class Interleavings(RuleBasedStateMachine):
     @invariant()
     def nothing_is_routable_without_its_own_healthy_tunnel(self) -> None:
         for target in self.registry.targets():
-            for cluster in target.clusters():
-                for publication in cluster.publications():
-                    worker = next(each for each in self.model if each.registration is publication.registration)
+            for shown in target.candidates():
+                cluster = shown.cluster
+                for backend in cluster.backends():
+                    worker = next(each for each in self.model if each.registration is backend.registration)
                     assert worker.live
                     assert worker.tunnel.up
-                    assert publication.registration.tunnels is worker.tunnel  # type: ignore[comparison-overlap]
-                    assert publication.registration.generation is cluster.generation
+                    assert backend.registration.tunnels is worker.tunnel  # type: ignore[comparison-overlap]
+                    assert backend.registration.generation is cluster.generation
                     assert not cluster.generation.retired
 
     @invariant()
@@ -315,14 +318,8 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def reservations_live_exactly_as_long_as_their_rule_says(self) -> None:
-        counted = [
-            reservation
-            for target in self.registry.targets()
-            for cluster in target.clusters()
-            for reservation in cluster.pending_reservations()
-        ]
-        assert {id(each) for each in counted} == {id(each.reservation) for each in self.pending}
-        assert all(each.live for each in counted)
+        live = {id(each) for each in self.reserved if each.live}
+        assert live == {id(each.reservation) for each in self.pending}
 
     def _check(self, snapshot: Any, key: TargetKey, members: list[Worker]) -> None:
         entries = [worker.published[key.model] for worker in members]

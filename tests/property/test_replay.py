@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.gateway.replay import Replay, ReplayBudget, ReplayBuffer
-from router.gateway.request import RequestBody
-from router.gateway.upload import Upload
+from router.http1.request import RequestBody
+from router.proxy.replay import Replay, ReplayBudget, ReplayBuffer
+from router.proxy.upload import Upload
 
 
 class Exchange:

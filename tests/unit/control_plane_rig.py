@@ -13,9 +13,9 @@ from router.control_plane.service import ControlPlane
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.watch import WatchCell
 from router.control_plane.worker_auth import OpenAuthenticator
+from router.ports.authentication import Authenticator
+from router.ports.tunnels import TunnelStep
 from router.registry import Identity, Registry, TargetKey
-from router.registry.authentication import Authenticator
-from router.registry.tunnel import TunnelStep
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
 
@@ -131,7 +131,7 @@ class Router:
         target = self.registry.target(TargetKey(routing_key, model))
         if target is None:
             return []
-        return [p.inference_server_id for cluster in target.clusters() for p in cluster.publications()]
+        return [each.inference_server_id for shown in target.candidates() for each in shown.cluster.backends()]
 
     def shown_metrics(self) -> bytes:
         return self.metrics.render(additional=True)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from router import assembly
-from router.cli import parse
+from router.config.cli import parse
+from router.config.option_values import SocketAddress
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError
 from router.control_plane.discovery import HeadlessService, PlainDns, SelfOnly
 from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
-from router.gateway.proxy_settings import ProxySettings
-from router.option_values import SocketAddress
-from router.settings import Settings
-from router.startup_checks import StartupError
+from router.process import assembly
+from router.proxy.settings import ProxySettings
 from router.telemetry.metrics import Metrics
-from router.tunnels.tunnel_settings import TunnelSettings
+from router.tunnels.settings import TunnelSettings
 from tunnel_protocol.quic.settings import QuicSettings
 
 GRPC = SocketAddress("0.0.0.0", 50071)

@@ -25,7 +25,7 @@ from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
 from router.balancing.names import CANONICAL
 from router.balancing.sampling import sample
-from router.explain_command import told
+from router.operators.explain_command import told
 
 
 def config(**document):

@@ -36,8 +36,8 @@ from router.balancing.pulsar_wait_and_widen import bands
 from router.balancing.ranking import RendezvousRanking
 from router.balancing.selector import admission_candidates
 from router.balancing.widening import WideningSettings, unlocked_count
-from router.gateway.validation import InvalidRequestError, text
-from router.gateway.validation import number as header_number
+from router.proxy.validation import InvalidRequestError, text
+from router.proxy.validation import number as header_number
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 ROUNDS = 1500

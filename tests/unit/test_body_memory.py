@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.gateway.blocks import BLOCK, Blocks
-from router.gateway.replay import REPLAY_COPY, REPLAY_TOTAL, Replay, ReplayBudget, ReplayBuffer
-from router.gateway.request import WAITING_BODY, RequestBody
-from router.gateway.request_parser import RequestParser
+from router.http1.blocks import BLOCK, Blocks
+from router.http1.request import WAITING_BODY, RequestBody
+from router.http1.request_parser import RequestParser
+from router.proxy.replay import REPLAY_COPY, REPLAY_TOTAL, Replay, ReplayBudget, ReplayBuffer
 
 SIZE = 1 << 18
 

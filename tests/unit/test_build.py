@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from router import build
+from router.process import build
 
 ROOT = Path(__file__).resolve().parents[2]
 

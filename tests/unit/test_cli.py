@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from router.cli import HelpRequested, UsageError, help_text, parse, settings_or_exit
-from router.options import OPTIONS
-from router.settings import Settings
+from router.config.cli import HelpRequested, UsageError, help_text, parse, settings_or_exit
+from router.config.options import OPTIONS
+from router.config.settings import Settings
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:50071", "--stargate-discovery-dns-name=routers.local"]
 

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from router.tunnels.connection_set import ConnectionSlot, SlotState
+from router.tunnels.connection_slot import ConnectionSlot, SlotState
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from router.critical_tasks import CriticalTaskError, CriticalTasks
+from router.process.critical_tasks import CriticalTaskError, CriticalTasks
 
 
 def run(scenario: Callable[[CriticalTasks], Awaitable[None]]) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import DialTarget, dial_target
 from router.tunnels.dial_policy import (
     DIALS,

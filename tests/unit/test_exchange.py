@@ -4,7 +4,7 @@ import pytest
 from tunnel_fakes import HEAD, FakeConnection, LineFraming, RecordingSink
 from virtual_time import run_virtual
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from router.tunnels.tunnel import Tunnel
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
 from tunnel_protocol.head import RequestHead

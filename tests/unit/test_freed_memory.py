@@ -10,7 +10,7 @@ import sys
 import pytest
 from virtual_time import run_virtual
 
-from router.freed_memory import FreedMemory, find_trim
+from router.process.freed_memory import FreedMemory, find_trim
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -19,7 +19,7 @@ import os, ssl
 import certs
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from router.freed_memory import find_trim
+from router.process.freed_memory import find_trim
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.settings import QuicSettings

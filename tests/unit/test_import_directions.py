@@ -1,7 +1,8 @@
-"""Who may import whom (docs/architecture.md, "Rooms"): one direction between packages, no arrows between rooms."""
+"""Who may import whom (docs/architecture.md, "Packages"): one direction of dependency, no circle, no exceptions."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,30 @@ ALLOWED_PACKAGES = {
     "stargate_client": {"certs", "tunnel_protocol"},
     "benchmarks": {"certs", "tunnel_protocol", "router", "stargate_client"},
 }
-ALLOWED_ROOMS = {
-    "registry": set(),
+ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
+    "ports": set(),
+    "http1": set(),
     "balancing": set(),
     "telemetry": set(),
-    "tunnels": {"registry", "balancing", "telemetry"},
-    "control_plane": {"registry", "balancing", "telemetry"},
-    "gateway": {"registry", "balancing", "telemetry"},
+    "registry": {"ports"},
+    "proxy": {"ports", "http1", "registry", "balancing", "telemetry"},
+    "tunnels": {"ports", "registry", "balancing", "telemetry"},
+    "control_plane": {"ports", "registry", "balancing", "telemetry"},
+    "operators": {"ports", "registry", "balancing", "telemetry"},
+    "config": set(),
+    "process": {
+        "ports",
+        "http1",
+        "balancing",
+        "telemetry",
+        "registry",
+        "proxy",
+        "tunnels",
+        "control_plane",
+        "operators",
+        "config",
+    },
     "testing": set(),
-}
-PORTS_ANY_ROOM_MAY_IMPLEMENT = {
-    # The interface through which the control plane meets a worker's tunnels; the tunnels room implements it.
-    ("tunnels", "router.control_plane.worker_tunnels"),
 }
 SANS_IO = ("tunnel_protocol", "router/registry", "router/balancing")
 MAY_USE_ASYNCIO = {
@@ -78,26 +91,35 @@ def test_packages_import_in_one_direction_only(package: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("room", sorted(ALLOWED_ROOMS))
-def test_rooms_of_the_router_meet_only_where_they_may(room: str) -> None:
-    wrong = []
-    for path in modules(f"router/{room}"):
-        for name in imported(path):
-            if not within(name, "router"):
-                continue
-            parts = name.split(".")
-            other = parts[1] if len(parts) > 1 else ""
-            if other == room or other in ALLOWED_ROOMS[room] or other == "":
-                continue
-            if any(room == who and within(name, port) for who, port in PORTS_ANY_ROOM_MAY_IMPLEMENT):
-                continue
-            wrong.append((str(path.relative_to(ROOT)), name))
+@pytest.mark.parametrize("package", sorted(ALLOWED_IN_THE_ROUTER))
+def test_packages_of_the_router_import_in_one_direction_only(package: str) -> None:
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in modules(f"router/{package}")
+        for name in imported(path)
+        if within(name, "router") and name != "router"
+        if name.split(".")[1] not in {package, *ALLOWED_IN_THE_ROUTER[package]}
+    ]
     assert wrong == []
 
 
-def test_every_room_of_the_router_has_a_rule() -> None:
-    rooms = {path.parent.name for path in (ROOT / "router").glob("*/__init__.py")}
-    assert rooms == set(ALLOWED_ROOMS)
+def test_every_package_of_the_router_has_a_rule_and_its_root_holds_nothing_else() -> None:
+    packages = {path.parent.name for path in (ROOT / "router").glob("*/__init__.py")}
+    assert packages == set(ALLOWED_IN_THE_ROUTER)
+    assert {path.name for path in (ROOT / "router").glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_what_may_import_in_the_router_makes_no_circle() -> None:
+    TopologicalSorter(ALLOWED_IN_THE_ROUTER).prepare()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_import_in_no_circle(package: str) -> None:
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in modules(package)
+    }
+    TopologicalSorter({name: imported(path) & names.keys() - {name} for name, path in names.items()}).prepare()
 
 
 @pytest.mark.parametrize("where", SANS_IO)

@@ -6,13 +6,13 @@ from structlog.testing import capture_logs
 from tunnel_fakes import FakeConnection, FakeStream, LineFraming
 from virtual_time import run_virtual
 
-from router.registry.registration import Identity
+from router.ports.identity import Identity
 from router.registry.registry import Registry
 from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.tunnel_settings import TunnelSettings
+from router.tunnels.settings import TunnelSettings
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 

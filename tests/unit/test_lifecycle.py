@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from router import lifecycle
-from router.cli import parse
-from router.critical_tasks import CriticalTaskError
-from router.settings import Settings
-from router.startup_checks import StartupError
+from router.config.cli import parse
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError
+from router.process import lifecycle
+from router.process.critical_tasks import CriticalTaskError
 
 SETTINGS = parse(["--stargate-id=r", "--advertise-addr=127.0.0.1:1", "--stargate-discovery-dns-name=x"], {})
 

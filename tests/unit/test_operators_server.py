@@ -8,8 +8,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
+from router.operators.server import CONNECTIONS, OperatorsServer
 from router.telemetry.metrics import Metrics
-from router.telemetry.operators_server import CONNECTIONS, OperatorsServer
 
 
 async def exchange(port: int, request: str) -> tuple[str, bytes]:

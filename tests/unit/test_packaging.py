@@ -102,7 +102,7 @@ def test_what_is_named_exists_and_is_named_once() -> None:
     named = [*SETUP.AS_WRITTEN, *SETUP.COMPILED_MODULES]
     assert len(set(named)) == len(named)
     assert [name for name in named if not (ROOT / name).is_file()] == []
-    assert [name for name in SETUP.COMPILED_ROOMS if not (ROOT / name / "__init__.py").is_file()] == []
+    assert [name for name in SETUP.COMPILED_PACKAGES if not (ROOT / name / "__init__.py").is_file()] == []
 
 
 # Cython -----------------------------------------------------------------------------------------------------------------

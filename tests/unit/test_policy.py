@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from router.balancing import BalancingConfig, ConfigError, load_config
 from router.balancing.definition import Definition
 from router.balancing.rehearsal import rehearse
-from router.cli import parse
-from router.policy import Policy
-from router.startup_checks import StartupError
+from router.config.cli import parse
+from router.config.startup_checks import StartupError
+from router.process.policy import Policy
 from router.telemetry.metrics import Metrics
 
 

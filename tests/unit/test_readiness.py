@@ -6,7 +6,7 @@ import pytest
 import structlog
 from virtual_time import VirtualTimeLoop
 
-from router.readiness import NotReady, Readiness
+from router.process.readiness import NotReady, Readiness
 from router.telemetry.loop_lag import RECOVERY_S, STALL_S, LoopLag
 from router.telemetry.metrics import Metrics
 

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from router.control_plane.admission import RefusedError
 from router.control_plane.registration_stream import RegistrationStream
 from router.control_plane.worker_auth import StaticAuthenticator
+from router.ports.tunnels import TunnelStep
 from router.registry import TargetKey
-from router.registry.tunnel import TunnelStep
 from tunnel_protocol.control import stargate_pb2
 
 TOKENS = StaticAuthenticator({"token-a": "tenant-a", "token-b": " tenant-b ", "open": ""})

@@ -7,10 +7,10 @@ import pytest
 
 from router.registry import (
     AlreadyRegisteredError,
+    Backend,
     Identity,
     ModelStats,
     ModelUpdate,
-    Publication,
     Registration,
     Registry,
     Target,
@@ -66,11 +66,11 @@ class World:
         target = self.registry.target(key)
         if target is None:
             return []
-        return [each.inference_server_id for cluster in target.clusters() for each in cluster.publications()]
+        return [each.inference_server_id for shown in target.candidates() for each in shown.cluster.backends()]
 
 
-def publication(registration: Registration, received_at: float = 0.0, **stats: Any) -> Publication:
-    return Publication(registration, ModelStats(**stats), 1_000_000, received_at)
+def backend(registration: Registration, received_at: float = 0.0, **stats: Any) -> Backend:
+    return Backend(registration, ModelStats(**stats), 1_000_000, received_at)
 
 
 # Memberships and generations
@@ -144,15 +144,15 @@ def test_stale_selection_can_not_reserve_on_a_replacement() -> None:
         if sibling:
             world.published("sibling")
         old = world.published("w")
-        cluster = world.target().clusters()[0]
-        stale = next(each for each in cluster.publications() if each.registration is old)
+        cluster = world.target().candidates()[0].cluster
+        stale = next(each for each in cluster.backends() if each.registration is old)
         world.registry.end(old)
         new = world.published("w")
-        current = world.target().clusters()[0]
+        current = world.target().candidates()[0].cluster
         assert cluster.reserve(stale, 10, 0) is None
         assert current.reserve(stale, 10, 0) is None
         assert world.target().candidates()[0].queue_size == 0
-        fresh = next(each for each in current.publications() if each.registration is new)
+        fresh = next(each for each in current.backends() if each.registration is new)
         assert current.reserve(fresh, 10, 0) is not None
         assert world.target().candidates()[0].queue_size == 1
 
@@ -171,14 +171,14 @@ def test_leftovers_of_a_retired_generation_vanish_when_its_successor_publishes_o
         world = World()
         old = world.begin("w")
         target = Target(M)
-        target.publish(publication(old))
+        target.publish(backend(old))
         held = target.candidates()[0].cluster
-        reserved = held.reserve(target.clusters()[0].publications()[0], 5, 0)
+        reserved = held.reserve(held.backends()[0], 5, 0)
         assert reserved is not None
         world.registry.end(old)
         new = world.begin("w")
         if publishes:
-            target.publish(publication(new))
+            target.publish(backend(new))
         else:
             target.withdraw(new)
         assert target.active_count == (1 if publishes else 0)
@@ -193,7 +193,7 @@ def test_stale_caller_does_not_touch_a_live_generation() -> None:
     world.registry.end(old)
     new = world.begin("w")
     target = Target(M)
-    target.publish(publication(new))
+    target.publish(backend(new))
     target.withdraw(old)
     assert target.active_count == 1
 
@@ -398,7 +398,7 @@ def test_retired_target_accepts_no_publication_and_a_new_one_takes_it() -> None:
     world.registry.end(first)
     second = world.begin("w")
     with pytest.raises(RetiredTargetError):
-        retired.publish(publication(second))
+        retired.publish(backend(second))
     world.apply(second, m=active())
     assert world.target() is not retired
     assert retired.candidates() == []
@@ -415,7 +415,7 @@ def test_recreated_target_starts_without_the_balancers_memory() -> None:
 
 def test_new_target_without_clusters_shows_nothing() -> None:
     target = Target(M)
-    assert (target.candidates(), target.clusters(), target.active_count) == ([], [], 0)
+    assert (target.candidates(), target.active_count) == ([], 0)
     world = World()
     target.withdraw(world.begin("w"))
     assert target.version == 0
@@ -463,10 +463,11 @@ def test_version_changes_with_every_visible_change() -> None:
     assert changed()
     world.apply(b, m=active())
     assert changed()
-    chosen = target.clusters()[0].pick(())
+    cluster = target.candidates()[0].cluster
+    chosen = cluster.pick(())
     assert chosen is not None
     assert not changed()
-    reservation = target.clusters()[0].reserve(chosen, 1, 0)
+    reservation = cluster.reserve(chosen, 1, 0)
     assert reservation is not None
     assert changed()
     reservation.release()

@@ -1,11 +1,11 @@
-"""The order in which reasons against another attempt are looked at; docs/gateway.md, "Retries"."""
+"""The order in which reasons against another attempt are looked at; docs/proxy.md, "Retries"."""
 
 import itertools
 
 import pytest
 
-from router.gateway.replay import Replay
-from router.gateway.retry import Verdict, verdict
+from router.proxy.replay import Replay
+from router.proxy.retry import Verdict, verdict
 
 ORDER = (
     (Verdict.BUDGET_OVER, {"budget_over": True}),

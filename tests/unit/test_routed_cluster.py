@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router.registry import Identity, ModelStats, Publication, Registration, RoutedCluster, Snapshot, Target, TargetKey
+from router.registry import Backend, Identity, ModelStats, Registration, RoutedCluster, Snapshot, Target, TargetKey
 from router.registry.exact_sum import ExactSum
 from router.registry.registration import ClusterGeneration
 from router.registry.reservations import queue_time_delta_ms
@@ -33,10 +33,10 @@ class Rig:
         self.registrations: dict[str, Registration] = {}
         self.now = 0.0
 
-    def publish(self, server_id: str, rtt_ns: int = MS, *, now: float | None = None, **stats: Any) -> Publication:
+    def publish(self, server_id: str, rtt_ns: int = MS, *, now: float | None = None, **stats: Any) -> Backend:
         registration = self.registrations.get(server_id) or self.register(server_id)
         self.now += 1
-        published = Publication(registration, model_stats(stats), rtt_ns, self.now if now is None else now)
+        published = Backend(registration, model_stats(stats), rtt_ns, self.now if now is None else now)
         self.target.publish(published)
         return published
 
@@ -51,8 +51,8 @@ class Rig:
 
     @property
     def cluster(self) -> RoutedCluster:
-        [cluster] = self.target.clusters()
-        return cluster
+        [snapshot] = self.target.candidates()
+        return snapshot.cluster
 
     @property
     def snapshot(self) -> Snapshot:
@@ -153,7 +153,7 @@ def test_out_of_order_workers_are_shown_sorted_and_summed_until_the_last_leaves(
     rig = Rig()
     rig.publish("b", 20 * MS, queue_size=2, queued_input_size=20)
     rig.publish("a", 10 * MS, queue_size=1, queued_input_size=10)
-    assert [each.inference_server_id for each in rig.cluster.publications()] == ["a", "b"]
+    assert [each.inference_server_id for each in rig.cluster.backends()] == ["a", "b"]
     assert (rig.snapshot.queue_size, rig.snapshot.queued_input_size, rig.snapshot.rtt_ns) == (3, 30, 15 * MS)
     rig.withdraw("a")
     assert (rig.snapshot.queue_size, rig.snapshot.rtt_ns) == (2, 20 * MS)
@@ -273,7 +273,7 @@ def test_released_reservation_is_out_at_once() -> None:
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {4: 475}
     first.release()
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {4: 105}
-    assert rig.cluster.pending_reservations() == [second]
+    assert (first.live, second.live) == (False, True)
     second.release()
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {4: 5}
     assert rig.snapshot.queue_size == 0
@@ -299,7 +299,8 @@ def test_worker_that_leaves_takes_its_reservations_with_it() -> None:
     rig.withdraw("a")
     assert gone is not None
     assert not gone.live
-    assert rig.cluster.pending_reservations() == [kept]
+    assert kept is not None
+    assert kept.live
     assert rig.snapshot.queued_input_size == 7
     gone.release()
     assert rig.snapshot.queued_input_size == 7

@@ -9,10 +9,10 @@ import pytest
 import structlog
 
 from certs import Identity, make_self_signed
-from router.cli import parse
-from router.served_identity import ServedIdentity
-from router.settings import Settings
-from router.startup_checks import StartupError
+from router.config.cli import parse
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError
+from router.process.served_identity import ServedIdentity
 from router.telemetry.metrics import Metrics
 
 GAUGE = ("server_identity",)

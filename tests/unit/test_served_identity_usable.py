@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.x509.oid import NameOID
 
 from certs import Identity, make_self_signed
-from router.cli import parse
+from router.config.cli import parse
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError
 from router.control_plane import grpc_rehearsal
-from router.polling import every
-from router.served_identity import ServedIdentity
-from router.settings import Settings
-from router.startup_checks import StartupError
+from router.process.polling import every
+from router.process.served_identity import ServedIdentity
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.quic.aioquic_engine import rehearsal
 from tunnel_protocol.quic.aioquic_engine.rehearsal import UnusableIdentityError, rehearse

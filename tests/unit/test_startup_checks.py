@@ -2,9 +2,9 @@
 
 import pytest
 
-from router.cli import parse
-from router.settings import Settings
-from router.startup_checks import (
+from router.config.cli import parse
+from router.config.settings import Settings
+from router.config.startup_checks import (
     StartupError,
     causes_of,
     check_options,

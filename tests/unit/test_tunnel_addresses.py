@@ -1,6 +1,6 @@
 import pytest
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import dial_target
 
 

@@ -29,7 +29,7 @@ from router.control_plane.worker_auth import (
     StaticAuthenticator,
     WorkerAuthConnectError,
 )
-from router.registry.authentication import AuthenticationError
+from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
 

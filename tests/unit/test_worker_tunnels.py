@@ -5,13 +5,13 @@ from structlog.testing import capture_logs
 from tunnel_fakes import HEAD, FakeConnection, LineFraming, RecordingSink
 from virtual_time import run_virtual
 
-from router.registry.registration import Identity
-from router.registry.tunnel import TunnelError, TunnelStep
+from router.ports.identity import Identity
+from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.reverse_tunnels import ReverseTunnels
+from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
-from router.tunnels.tunnel_settings import TunnelSettings
 
 SETTINGS = TunnelSettings()
 PROBE = b"HGET /health\n"

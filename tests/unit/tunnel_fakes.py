@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from router.registry.tunnel import TunnelError
+from router.ports.tunnels import TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
 

@@ -1,0 +1,166 @@
+"""What must hold before the router starts, in the order in which operators see it fail.
+
+Each check raises `StartupError` with the text that runbooks search for; `__main__.py` prints it as `Error: ...` followed by
+`Caused by:` and exits with 1 (docs/operations.md, "When start-up fails").
+"""
+
+import re
+
+from certs import IdentityError, parse_trust_bundle
+from certs.identity import PEM
+from router.config.option_values import SocketAddress, ValueRefusedError, parse_socket_address
+from router.config.settings import Settings
+from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
+
+_HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FRAMINGS = frozenset({"raw-quic"})
+
+
+class StartupError(Exception):
+    """Start-up cannot go on. `message` is the headline, `causes` what led to it, outermost first."""
+
+    def __init__(self, message: str, *causes: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.causes = causes
+
+    def told(self) -> str:
+        """The text for stderr."""
+        lines = [f"Error: {self.message}"]
+        if self.causes:
+            lines += ["", "Caused by:"]
+            numbered = len(self.causes) > 1
+            lines += [
+                f"    {index}: {cause}" if numbered else f"    {cause}" for index, cause in enumerate(self.causes)
+            ]
+        return "\n".join(lines)
+
+
+def causes_of(error: BaseException) -> tuple[str, ...]:
+    """The texts of an exception and of what it was raised from, outermost first."""
+    texts: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(texts) < 10:
+        text = str(current) or type(current).__name__
+        if not texts or texts[-1] != text:
+            texts.append(text)
+        current = current.__cause__
+    return tuple(texts)
+
+
+def check_options(settings: Settings) -> None:
+    """Options that exclude or need one another, and options whose feature this program does not have."""
+    _check_connectivity(settings)
+    _check_peer_forwarding(settings)
+    retry_budget_header(settings)
+    _check_pairs(settings)
+    _check_available(settings)
+
+
+def _check_connectivity(settings: Settings) -> None:
+    if not settings.reverse:
+        if settings.reverse_tunnel_listen_addr is not None:
+            raise StartupError("--reverse-tunnel-listen-addr requires --backend-connectivity=reverse")
+        if settings.reverse_tunnel_pylon_dial_addr is not None:
+            raise StartupError("--reverse-tunnel-pylon-dial-addr requires --backend-connectivity=reverse")
+    elif settings.reverse_tunnel_listen_addr is None:
+        raise StartupError("--backend-connectivity=reverse requires --reverse-tunnel-listen-addr")
+
+
+def _check_peer_forwarding(settings: Settings) -> None:
+    if not settings.enable_dev_peer_forwarding:
+        return
+    if settings.disable_dns_discovery:
+        raise StartupError("--enable-dev-peer-forwarding cannot be combined with --disable-dns-discovery")
+    if settings.pod_name is None or settings.pod_namespace is None:
+        raise StartupError("--enable-dev-peer-forwarding requires both --pod-name and --pod-namespace")
+
+
+def _check_pairs(settings: Settings) -> None:
+    if settings.reverse:
+        _both_or_none("--tls-cert-path", settings.tls_cert_path, "--tls-key-path", settings.tls_key_path)
+    _both_or_none(
+        *("--grpc-tls-cert-path", settings.grpc_tls_cert_path), *("--grpc-tls-key-path", settings.grpc_tls_key_path)
+    )
+
+
+def _both_or_none(cert_flag: str, cert: str | None, key_flag: str, key: str | None) -> None:
+    if cert is not None and key is None:
+        raise StartupError(f"{key_flag} is required with {cert_flag}")
+    if key is not None and cert is None:
+        raise StartupError(f"{cert_flag} is required with {key_flag}")
+
+
+def _check_available(settings: Settings) -> None:
+    if settings.tunnel_protocol not in _FRAMINGS:
+        raise StartupError(
+            f"--tunnel-protocol={settings.tunnel_protocol} is not available in this version; use raw-quic"
+        )
+    if settings.enable_dev_peer_forwarding:
+        raise StartupError("--enable-dev-peer-forwarding is not available in this program; leave it out")
+    if settings.otel_endpoint is not None and settings.otel_endpoint.strip():
+        raise StartupError(
+            "--otel-endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, but export of traces is not available in this version; "
+            "leave it out to start without"
+        )
+
+
+def retry_budget_header(settings: Settings) -> bytes | None:
+    """The lower-case name of the retry-budget header; None if budgets are off."""
+    name = settings.proxy_retry_budget_header.strip()
+    if not name:
+        return None
+    encoded = name.encode("utf-8")
+    if not _HEADER_NAME.fullmatch(encoded):
+        raise StartupError(f"invalid proxy retry budget header: {settings.proxy_retry_budget_header}")
+    return encoded.lower()
+
+
+def check_worker_auth(settings: Settings) -> None:
+    """Client credentials need the file they stand in."""
+    if (
+        settings.worker_auth_endpoint is None
+        or settings.oauth2_provider_host is None
+        or settings.secrets_path is not None
+    ):
+        return
+    raise StartupError(
+        "OAUTH2_PROVIDER_HOST is set but SECRETS_PATH is not; client-credentials worker auth needs the secrets file with the "
+        "id/secret"
+    )
+
+
+def listen_address(text: str) -> SocketAddress:
+    """A listen option's socket address."""
+    try:
+        return parse_socket_address(text)
+    except ValueRefusedError as error:
+        raise StartupError(error.reason) from None
+
+
+def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
+    """The PEM bundle that dialled workers are checked against; None if they are not checked.
+
+    `pem` is what the certificate option named: the bundle in direct mode, the served chain in reverse mode. Applies in reverse
+    mode too, so that a deployment that turned verification on but forgot the files does not start.
+    """
+    if settings.quic_insecure:
+        return None
+    if pem is None:
+        raise StartupError("failed to initialize quic proxy", "TLS cert required when --quic-insecure is not set")
+    try:
+        parse_trust_bundle(pem)
+    except IdentityError as error:
+        causes = (error.reason, error.detail) if error.detail else (error.reason,)
+        raise StartupError("failed to initialize quic proxy", *causes) from None
+    return pem
+
+
+def read_trust_bundle(path: str) -> bytes:
+    """Read a trust bundle without judging it; that is done later, by `outbound_trust`."""
+    try:
+        return FileReader().run(path, lambda: read_small_file(path, PEM))
+    except SmallFileError as error:
+        if error.error_number is None:
+            raise StartupError(str(error)) from None
+        raise StartupError(f"{error.reason} (os error {error.error_number})") from None

@@ -1,0 +1,198 @@
+"""One parsed client request and its body, as the rest of the gateway sees them.
+
+The body is a stream with one consumer at a time: bytes wait (bounded, the client is paused) until somebody attaches, and
+`100 Continue` goes out only then (RFC 9110 section 10.1.1).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from router.http1.blocks import Blocks
+from tunnel_protocol.head import HeaderList
+from tunnel_protocol.limit import Limit
+
+WAITING_BODY = Limit("http1.waiting_body", bytes=64 * 1024)
+"""Body bytes that may wait for a consumer before the client is paused; small pieces are collected in blocks."""
+
+_MAX_WAITING_BYTES = WAITING_BODY.bytes or 0
+
+
+class BodyConsumer(Protocol):
+    """Who takes a request body at the moment."""
+
+    def on_body(self, data: bytes) -> None:
+        """The next bytes, not empty."""
+
+    def on_body_end(self) -> None:
+        """The body is complete."""
+
+    def on_body_broken(self, reason: str) -> None:
+        """The client's framing of the body is invalid; nothing follows."""
+
+
+class RequestBody:
+    """The body of one request while it arrives."""
+
+    __slots__ = (
+        "_consumer",
+        "_paused",
+        "_reading",
+        "_set_reading",
+        "_waiting",
+        "broken",
+        "complete",
+        "invite",
+        "wanted",
+    )
+
+    def __init__(self, set_reading: Callable[[bool], None]) -> None:
+        self._set_reading = set_reading
+        self._consumer: BodyConsumer | None = None
+        self._waiting = Blocks()
+        self._paused = False
+        self._reading = True
+        self.complete = False
+        """The client has sent all of it."""
+        self.broken: str | None = None
+        self.wanted = False
+        """Somebody has asked for it."""
+        self.invite: Callable[[], None] | None = None
+        """Called when the body is first wanted, if the client waits to be asked for it."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is complete and without a byte."""
+        return self.complete and not self._waiting.size
+
+    def attach(self, consumer: BodyConsumer) -> None:
+        """Hand over what has arrived and everything that follows."""
+        self._want()
+        self._consumer = consumer
+        self._flush()
+        self._update_reading()
+
+    def take(self) -> list[bytes]:
+        """All of a complete body, for good."""
+        self._want()
+        taken = self._waiting.take()
+        self._update_reading()
+        return taken
+
+    def detach(self) -> None:
+        """Nobody wants the rest: what arrives from now on is dropped."""
+        self.wanted = True
+        self._consumer = None
+        self._waiting.clear()
+        self._paused = False
+        self._update_reading()
+
+    def pause(self) -> None:
+        """The consumer cannot take more; bytes wait and the client is paused."""
+        self._paused = True
+        self._update_reading()
+
+    def resume(self) -> None:
+        """The consumer goes on."""
+        self._paused = False
+        self._flush()
+        self._update_reading()
+
+    # --- from the connection ---------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of the body."""
+        if self._consumer is not None and not self._paused:
+            self._consumer.on_body(data)
+        elif not self.wanted or self._consumer is not None:
+            self._waiting.add(data)
+            self._update_reading()
+
+    def finish(self) -> None:
+        """The last byte has arrived."""
+        self.complete = True
+        if self._consumer is not None and not self._waiting.size:
+            self._end()
+
+    def fail(self, reason: str) -> None:
+        """The client broke HTTP inside its body."""
+        self.broken = reason
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.on_body_broken(reason)
+
+    def _want(self) -> None:
+        self.wanted = True
+        invite, self.invite = self.invite, None
+        if invite is not None:
+            invite()
+
+    def _flush(self) -> None:
+        while self._waiting.size and self._consumer is not None and not self._paused:
+            self._consumer.on_body(self._waiting.pop())
+        if self._waiting.size or self._consumer is None:
+            return
+        if self.broken is not None:
+            self.fail(self.broken)
+        elif self.complete:
+            self._end()
+
+    def _end(self) -> None:
+        # Whoever was slow to take it: the client is read on, or its leaving would not be seen.
+        self._paused = False
+        self._update_reading()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.on_body_end()
+
+    def _update_reading(self) -> None:
+        reading = not self._paused and self._waiting.size <= _MAX_WAITING_BYTES
+        if reading != self._reading:
+            self._reading = reading
+            self._set_reading(reading)
+
+
+class ClientRequest:
+    """A request head and its body. `headers` hold lower-case names and original values, in order."""
+
+    __slots__ = (
+        "body",
+        "expects_continue",
+        "first",
+        "headers",
+        "http_1_0",
+        "keep_alive",
+        "last",
+        "method",
+        "path",
+        "received_at",
+        "target",
+    )
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: HeaderList,
+        first: dict[bytes, bytes],
+        *,
+        http_1_0: bool,
+        keep_alive: bool,
+        received_at: float,
+        body: RequestBody,
+        last: bool = False,
+    ) -> None:
+        self.method = method
+        self.target = target
+        """The request target exactly as received, query included."""
+        self.path = target.partition(b"?")[0]
+        self.headers = headers
+        self.first = first
+        """The first value of each header."""
+        self.http_1_0 = http_1_0
+        self.keep_alive = keep_alive
+        self.last = last
+        """Two framings were given: nothing behind it is read, and its connection ends (RFC 9112 section 6.1)."""
+        self.received_at = received_at
+        """Monotonic seconds when the head was complete."""
+        self.body = body
+        self.expects_continue = b"expect" in first and first[b"expect"].lower() == b"100-continue" and not http_1_0

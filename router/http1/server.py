@@ -1,0 +1,203 @@
+"""The HTTP listener: accepts connections, hands requests to the routes, and drains."""
+
+import asyncio
+import email.utils
+import resource
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from router.http1.connection import PATIENCE, ClientConnection, Patience
+from router.http1.request import ClientRequest
+from router.http1.response import Response, ResponseFlow
+from tunnel_protocol.limit import Limit
+
+_log = structlog.get_logger()
+
+CONNECTIONS = Limit("http1.connections", pieces=65_536, option="--http-max-connections")
+"""Open client connections."""
+
+RESERVED_DESCRIPTORS = Limit("http1.reserved_descriptors", pieces=64)
+"""File descriptors that client connections leave to tunnels, control plane, metrics and files (a quarter if there are few)."""
+
+BACKLOG = 1024
+_TELL_EVERY_S = 10.0
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A peer that answers nothing is given up within two minutes; the system's own first question comes after two hours."""
+
+
+class RequestHandler(Protocol):
+    """What answers the requests of a server."""
+
+    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """Answer a request now, or return who answers it later and follows the client's reading and leaving."""
+
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled; `reason` is a short text of a bounded set, for metrics."""
+
+    def connection_refused(self, reason: str) -> None:
+        """A connection was closed as soon as it was accepted; `reason` is `connections` or `descriptors`."""
+
+
+class HttpServer:
+    """One listening socket and its connections. A connection stays open as long as its client likes."""
+
+    def __init__(
+        self,
+        handler: RequestHandler,
+        clock: Callable[[], float],
+        patience: Patience = PATIENCE,
+        max_connections: int = CONNECTIONS.pieces or 0,
+    ) -> None:
+        self._max_connections = max_connections
+        self._turned_away = 0
+        self._told_at = -_TELL_EVERY_S
+        self._handler = handler
+        self._patience = patience
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[ClientConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._changed = asyncio.Event()
+        self._refusing = False
+        self.draining = False
+        self._unflushed: list[ClientConnection] = []
+        self._flush_planned = False
+        self._in_tick = False
+        self._date = b""
+        self._date_second = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return sum(not connection.idle for connection in self._connections)
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept connections on a bound socket."""
+        # Accepted sockets inherit them: clients that vanish are found although connections may be idle for ever.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._server = await self._loop.create_server(
+            lambda: ClientConnection(self, self._clock, self._patience), sock=sock, backlog=BACKLOG
+        )
+
+    async def wait(self) -> None:
+        """Serve until the listener is closed."""
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    async def drain(self, budget_s: float, lame_duck_s: float = 0.0) -> bool:
+        """Take no new work and let the running requests finish; False if some still ran after `budget_s`.
+
+        For `lame_duck_s` new connections are accepted and new requests answered with 503; then the listener closes.
+        """
+        deadline = self._loop.time() + budget_s
+        self.draining = self._refusing = True
+        if lame_duck_s:
+            await asyncio.sleep(min(lame_duck_s, budget_s))
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close_when_idle()
+        while self._connections:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    # --- Requests --------------------------------------------------------------------------------------------------
+
+    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """Answer a request; new work is refused while draining."""
+        if self._refusing and request.method == b"POST":
+            response.send(503, [])
+            return None
+        return self._handler.handle(request, response)
+
+    def connection_opened(self, connection: ClientConnection) -> None:
+        """Keep track of it, or close it at once if there are too many: what has been accepted before goes on."""
+        if len(self._connections) >= self._max_connections:
+            self._turn_away(connection, "connections", self._max_connections)
+            return
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The system gives the lowest free number, so a high one tells that nearly all are taken, whoever holds them.
+        if limit >= 0 and connection.descriptor >= limit - min(RESERVED_DESCRIPTORS.pieces or 0, limit // 4):
+            self._turn_away(connection, "descriptors", limit)
+            return
+        self._connections.add(connection)
+
+    def _turn_away(self, connection: ClientConnection, reason: str, limit: int) -> None:
+        connection.abort()
+        self._handler.connection_refused(reason)
+        self._turned_away += 1
+        now = self._clock()
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            _log.warning(
+                "client connections refused: too many are open",
+                reason=reason,
+                limit=limit,
+                open=len(self._connections),
+                refused=self._turned_away,
+            )
+            self._turned_away = 0
+
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled."""
+        self._handler.refused(status, reason)
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """Forget it."""
+        self._connections.discard(connection)
+        self._changed.set()
+
+    def flush_later(self, connection: ClientConnection) -> None:
+        """One flush for all connections that were written to: at the end of the tick, or else of the turn."""
+        if not (self._in_tick or self._flush_planned):
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+        self._unflushed.append(connection)
+
+    # --- TickObserver ----------------------------------------------------------------------------------------------
+
+    def tick_begins(self) -> None:
+        """Tunnels are about to call back: nothing of what they bring needs a further turn of the event loop."""
+        self._in_tick = True
+
+    def tick_ends(self) -> None:
+        """They have."""
+        self._in_tick = False
+        if self._unflushed:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
+            connection.flush()
+
+    def date(self) -> bytes:
+        """The value of a `date` header, made once a second."""
+        second = int(time.time())
+        if second != self._date_second:
+            self._date_second = second
+            self._date = email.utils.formatdate(second, usegmt=True).encode()
+        return self._date

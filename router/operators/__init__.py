@@ -1,0 +1,1 @@
+"""The port of operators: metrics page, explanations of routing decisions."""

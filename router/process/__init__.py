@@ -1,0 +1,1 @@
+"""The running router: assembles the packages, starts, supervises, reloads and drains them."""

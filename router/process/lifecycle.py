@@ -1,0 +1,133 @@
+"""From settings to exit code: start, wait for a signal or a failed part, drain within the budget, end.
+
+The order is in docs/operations.md, "Start and end". Signals are handled before anything else is touched; a second one ends
+the process at once. Of the drain time nine tenths are for what runs, the rest for the end itself, so that the platform's own
+deadline is not met first.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+import uvloop
+
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError
+from router.process.app import App
+from router.process.critical_tasks import CriticalTaskError
+from router.telemetry import logging as log_lines
+from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
+from tunnel_protocol.observers.standard_streams import say
+
+_log = structlog.get_logger()
+
+DRAIN_SHARE = 0.9
+"""Share of the drain time that running requests may use."""
+
+_LAST_LINES_S = 1.0
+"""How long the end waits for a reader of the log."""
+
+
+def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
+    """Run the router until it ends; returns the exit code. Errors go to stderr as `Error: ...`."""
+    writer = log_lines.set_up(settings.log_format, environment)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(settings))
+    except StartupError as error:
+        log_lines.flush(_LAST_LINES_S)
+        say(f"{error.told()}\n")  # not a log line: the contract with operators
+        return 1
+    finally:
+        if writer is not None:
+            writer.close(_LAST_LINES_S)
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.received: asyncio.Future[str] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number.name)
+
+    def _on_signal(self, name: str) -> None:
+        if not self.received.done():
+            self.received.set_result(name)
+            return
+        _log.info("received second termination signal; forcing immediate exit", signal=name)
+        log_lines.flush(_LAST_LINES_S)
+        os._exit(1)
+
+
+async def _run(settings: Settings) -> int:
+    signals = Signals()
+    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
+    app = App(settings)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
+    starting = asyncio.create_task(app.start())
+    await _first(starting, signals.received)
+    if not starting.done():
+        _told_to_stop(signals)
+        starting.cancel()
+        await asyncio.wait([starting], timeout=settings.shutdown_drain_timeout_ms / 1000)
+        await app.close()
+        _log.info("stargate stopped cleanly")
+        return 0
+    try:
+        starting.result()
+    except StartupError:
+        await app.close()
+        raise
+    _spare_collector()
+    failed = app.tasks.failed
+    await _first(signals.received, failed)
+    failure = failed.result() if failed.done() else None
+    if failure is None:
+        _told_to_stop(signals)
+    else:
+        _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
+    return await _end(app, settings, failure)
+
+
+def _spare_collector() -> None:
+    """What was made at start stays for good: leave it out of garbage collections, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+async def _first(*futures: "asyncio.Future[Any]") -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _told_to_stop(signals: Signals) -> None:
+    _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
+    _log.info("Entering draining mode")
+
+
+async def _end(app: App, settings: Settings, failure: CriticalTaskError | None) -> int:
+    timeout_s = settings.shutdown_drain_timeout_ms / 1000
+    try:
+        async with asyncio.timeout(timeout_s):
+            in_time = await app.drain(timeout_s * DRAIN_SHARE)
+    except TimeoutError:
+        in_time = False
+    if not in_time:
+        _log.info(
+            "graceful shutdown timed out; forcing exit",
+            timeout_ms=settings.shutdown_drain_timeout_ms,
+            unfinished=", ".join(app.unfinished()),
+        )
+        return 1
+    if failure is None:
+        _log.info("graceful shutdown complete")
+        _log.info("stargate stopped cleanly")
+        return 0
+    _log.info("stargate shutdown complete after process failure")
+    raise StartupError(str(failure))

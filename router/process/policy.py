@@ -1,0 +1,163 @@
+"""The routing policy in effect: read from the load-balancer file at start, swapped whole when the file changes.
+
+A changed file is validated before anything of it is used; a bad one is told once and the last good one stays. What is active is
+visible as a log line, and as digest and algorithm in a metric (docs/operations.md, "Metrics").
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from router.balancing import BalancingConfig, ConfigError, Selector, load_config
+from router.balancing.algorithm import MakeAlgorithm, installed_algorithms
+from router.balancing.json_document import DOCUMENT
+from router.balancing.rehearsal import rehearse
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError, causes_of
+from router.telemetry.metrics import Metrics
+from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
+
+_log = structlog.get_logger()
+
+
+class Policy:
+    """Owns the selector; `look` is called periodically."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        content: bytes | None,
+        config: BalancingConfig,
+        further: Mapping[str, MakeAlgorithm],
+        metrics: Metrics,
+        reader: FileReader | None = None,
+    ) -> None:
+        self._reader = reader or FileReader()
+        self._looking = asyncio.Lock()
+        # Load balancing needs speed, not secrecy, of its random numbers.
+        self.selector = Selector(config, random.Random(), further)  # noqa: S311
+        self._further = further
+        self._path = path
+        self._active = content
+        self._refused: bytes | None = None
+        self._unreadable: str | None = None
+        self._metrics = metrics
+        self._info: tuple[str, str] | None = None
+        self._tell(config)
+
+    @classmethod
+    def load(cls, settings: Settings, metrics: Metrics) -> "Policy":
+        """Read the file, if one is configured. Raises `StartupError`."""
+        further = _further()
+        if settings.lb_config_path is None:
+            return cls(None, None, BalancingConfig(), further, metrics)
+        path = Path(settings.lb_config_path)
+        reader = FileReader()
+        try:
+            content, config = reader.run(str(path), lambda: _read(path, further))
+        except SmallFileError as error:
+            raise StartupError(f"failed to read lb config file: {path}", _cause(error)) from None
+        except ConfigError as error:
+            told = "failed to create load balancer router"
+            if error.stage == "parse":
+                told = f"failed to parse lb config file: {path}"
+            raise StartupError(told, *causes_of(error)) from None
+        return cls(path, content, config, further, metrics, reader)
+
+    async def look(self) -> None:
+        """Read the file once more and swap the policy if it changed and a decision could be made with it."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
+        path, active, refused, further = self._path, self._active, self._refused, self._further
+        if path is None:
+            return
+
+        def read() -> tuple[bytes, BalancingConfig | ConfigError | None]:
+            content = read_small_file(path, DOCUMENT)
+            if content in (active, refused):
+                return content, None
+            try:
+                return content, _usable(content, further)
+            except ConfigError as error:
+                return content, error
+
+        try:
+            content, config = await self._reader.result(str(path), read)
+        except SmallFileError as error:
+            self._refuse(None, _cause(error))
+            return
+        if content == active:
+            self._refused = self._unreadable = None
+            self._metrics.lb_config_last_reload_success.set(1)
+        elif isinstance(config, ConfigError):
+            self._refuse(content, ": ".join(causes_of(config)))
+        elif config is not None:
+            try:
+                self.selector.replace_config(config)
+            except ConfigError as error:
+                self._refuse(content, ": ".join(causes_of(error)))
+            else:
+                self._active, self._refused, self._unreadable = content, None, None
+                self._metrics.lb_config_reloads_total.inc(("success",))
+                self._tell(config)
+
+    def _refuse(self, content: bytes | None, why: str) -> None:
+        """Told once per distinct content, and once per distinct error of a file that cannot be read."""
+        self._metrics.lb_config_last_reload_success.set(0)
+        if content is None and why == self._unreadable:
+            return
+        self._unreadable = why if content is None else None
+        if content is not None and content == self._refused:
+            return
+        self._refused = content
+        self._metrics.lb_config_reloads_total.inc(("rejected",))
+        _log.warning("load balancer config rejected; retaining the last good one", path=str(self._path), error=why)
+
+    def _tell(self, config: BalancingConfig) -> None:
+        digest = "none" if self._active is None else hashlib.sha256(self._active).hexdigest()[:12]
+        if self._info is not None:
+            self._metrics.lb_config_info.remove(self._info)
+        self._info = (digest, config.default_lb)
+        self._metrics.lb_config_info.set(1, self._info)
+        self._metrics.lb_config_last_reload_success.set(1)
+        _log.info(
+            "load balancer config loaded",
+            default_lb=config.default_lb,
+            model_overrides=len(config.model_overrides),
+            hash=digest,
+        )
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a file to look at again."""
+        return self._path is not None
+
+
+def _further() -> Mapping[str, MakeAlgorithm]:
+    """Algorithms of installed packages; one that cannot be loaded stops the start instead of vanishing."""
+    try:
+        return installed_algorithms()
+    except (ImportError, AttributeError) as error:
+        raise StartupError("failed to create load balancer router", *causes_of(error)) from None
+
+
+def _read(path: Path, further: Mapping[str, MakeAlgorithm]) -> tuple[bytes, BalancingConfig]:
+    content = read_small_file(path, DOCUMENT)
+    return content, _usable(content, further)
+
+
+def _usable(content: bytes, further: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
+    """The policy of a document, after decisions were made with it. Raises `ConfigError`."""
+    config = load_config(content, frozenset(further))
+    rehearse(config, further)
+    return config
+
+
+def _cause(error: SmallFileError) -> str:
+    return error.reason if error.error_number is None else f"{error.reason} (os error {error.error_number})"

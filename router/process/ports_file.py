@@ -1,0 +1,21 @@
+"""Tells other programs where a router listens: one JSON object in a file that appears only when requests are answered."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from router.config.option_values import SocketAddress
+from router.config.startup_checks import StartupError
+
+
+def write_ports_file(path: Path, bound: Mapping[str, SocketAddress | None]) -> None:
+    """Write `bound` and the process id, atomically; raises `StartupError`."""
+    document = {"pid": os.getpid(), **{name: None if at is None else str(at) for name, at in bound.items()}}
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(msgspec.json.encode(document) + b"\n")
+        unfinished.replace(path)
+    except OSError as error:
+        raise StartupError(f"failed to write ports file: {path}", str(error)) from None

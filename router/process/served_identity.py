@@ -1,0 +1,197 @@
+"""The TLS identity workers see on the reverse listener: loaded or made at start, replaced when the files change.
+
+See docs/operations.md, "TLS". Loading happens once, so that what is served and what later versions are compared with are the
+same bytes.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+
+from certs import (
+    Identity,
+    IdentityError,
+    Rejected,
+    Reloaded,
+    Watcher,
+    covers,
+    load_identity,
+    make_self_signed,
+    not_after,
+)
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError
+from router.control_plane import grpc_rehearsal
+from router.telemetry.metrics import Metrics
+from tunnel_protocol.quic.aioquic_engine.rehearsal import UnusableIdentityError, rehearse
+from tunnel_protocol.quic.tls import ServerTls, server_name_for
+from tunnel_protocol.small_file import FileReader, SmallFileError
+
+_log = structlog.get_logger()
+
+TUNNELS = "server_identity"
+"""`material_type` of what workers see on the UDP port."""
+GRPC = "grpc_server_identity"
+"""`material_type` of what they see on the gRPC ports."""
+_COMPONENTS = {TUNNELS: "stargate-reverse-listener", GRPC: "stargate-grpc"}
+_WARN_BEFORE_S = (7 * 86_400, 86_400, 3_600)
+
+
+class ServedIdentity:
+    """What is served now, when it expires, and whether there is something new."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        watcher: Watcher | None,
+        metrics: Metrics,
+        reader: FileReader | None = None,
+        material: str = TUNNELS,
+    ) -> None:
+        self.identity = identity
+        self._reader = reader or FileReader()
+        self._material = material
+        self._component = {"component": _COMPONENTS[material], "material_type": material}
+        self._looking = asyncio.Lock()
+        self._watcher = watcher
+        self._metrics = metrics
+        self._expires_at = float("inf")
+        self._warned_s = float("inf")
+        self._told_expired = False
+        if watcher is not None:
+            self._activated()
+
+    @classmethod
+    def load(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity":
+        """The mounted pair, or a fresh self-signed one if none is configured. Raises `StartupError`."""
+        cert_path, key_path = settings.tls_cert_path, settings.tls_key_path
+        if cert_path is None or key_path is None:
+            _log.info("no TLS cert/key provided, generating self-signed certificate")
+            return cls(make_self_signed(), None, metrics)
+        told = "load initial reverse listener TLS server identity"
+        return cls._mounted(cert_path, key_path, metrics, TUNNELS, check_usable, told)
+
+    @classmethod
+    def load_grpc(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity | None":
+        """The pair of the gRPC ports; None without one. Raises `StartupError`."""
+        cert_path, key_path = settings.grpc_tls_cert_path, settings.grpc_tls_key_path
+        if cert_path is None or key_path is None:
+            return None
+        told = "load gRPC TLS server identity"
+        return cls._mounted(cert_path, key_path, metrics, GRPC, check_usable_for_grpc, told)
+
+    @classmethod
+    def _mounted(
+        cls,
+        cert_path: str,
+        key_path: str,
+        metrics: Metrics,
+        material: str,
+        check: Callable[[Identity], None],
+        told: str,
+    ) -> "ServedIdentity":
+        reader = FileReader()
+
+        def read() -> Identity:
+            found = load_identity(cert_path, key_path, datetime.now(UTC))
+            check(found)
+            return found
+
+        try:
+            identity = reader.run(cert_path, read)
+        except IdentityError as error:
+            causes = (error.reason, error.detail) if error.detail else (error.reason,)
+            raise StartupError(told, *causes) from None
+        except SmallFileError as error:
+            raise StartupError(told, str(error)) from None
+        return cls(identity, Watcher(cert_path, key_path, identity, check), metrics, reader, material)
+
+    @property
+    def mounted(self) -> bool:
+        """Whether the identity came from files, which may change."""
+        return self._watcher is not None
+
+    def expired(self) -> bool:
+        """Whether the served chain is past its end; never for a generated one."""
+        return time.time() > self._expires_at
+
+    def tell_coverage(self, settings: Settings, port: int) -> None:
+        """Warn if workers that verify would refuse the mounted certificate for the name they ask for."""
+        if not self.mounted:
+            return
+        target = f"{settings.advertised_host}:{port}"
+        name = server_name_for((settings.reverse_tunnel_pylon_dial_addr or "").strip() or target, target)
+        if not covers(self.identity, name):
+            _log.warning(
+                "the served TLS certificate does not cover the name workers ask for", **self._component, name=name
+            )
+
+    async def look(self, activate: Callable[[Identity], None]) -> None:
+        """Read the files once more; a valid new pair goes to `activate` and is served from then on."""
+        watcher = self._watcher
+        if watcher is None:
+            return
+        async with self._looking:
+            await self._look(watcher, activate)
+
+    async def _look(self, watcher: Watcher, activate: Callable[[Identity], None]) -> None:
+        try:
+            found = await self._reader.result(watcher.cert_path, lambda: watcher.poll(datetime.now(UTC)))
+        except SmallFileError as error:
+            found = watcher.reject(IdentityError("the TLS files cannot be read", str(error)))
+        if isinstance(found, Reloaded):
+            activate(found.identity)
+            self.identity = found.identity
+            self._activated()
+            self._metrics.tls_reloads_total.inc((self._material, "success"))
+            self._metrics.tls_last_reload_timestamp_seconds.set(int(time.time()), (self._material,))
+            _log.info("TLS material reloaded", **self._component, result="success")
+        elif isinstance(found, Rejected):
+            self._metrics.tls_reloads_total.inc((self._material, "rejected"))
+            _log.warning(
+                "TLS material reload rejected; retaining last-known-good configuration",
+                **self._component,
+                error=str(found.error),
+                result="rejected",
+            )
+        self._metrics.tls_last_reload_success.set(0 if watcher.rejecting else 1, (self._material,))
+        self._tell_expiry()
+
+    def _activated(self) -> None:
+        end = not_after(self.identity)
+        self._expires_at = end.timestamp()
+        self._warned_s = float("inf")
+        self._told_expired = False
+        self._metrics.tls_certificate_expiry_seconds.set(int(self._expires_at), (self._material,))
+        self._metrics.tls_last_reload_success.set(1, (self._material,))
+
+    def _tell_expiry(self) -> None:
+        left_s = self._expires_at - time.time()
+        if left_s <= 0:
+            if not self._told_expired:
+                self._told_expired = True
+                _log.warning("the served TLS certificate has expired; not ready", **self._component)
+            return
+        due = [limit for limit in _WARN_BEFORE_S if left_s <= limit < self._warned_s]
+        if due:
+            self._warned_s = min(due)
+            _log.warning("the served TLS certificate expires soon", **self._component, seconds_left=int(left_s))
+
+
+def check_usable(identity: Identity) -> None:
+    """Do a tunnel's TLS handshake with the pair, as its workers will. Raises `IdentityError`."""
+    try:
+        rehearse(ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+    except UnusableIdentityError as error:
+        raise IdentityError("TLS server identity cannot be used", str(error)) from error
+
+
+def check_usable_for_grpc(identity: Identity) -> None:
+    """As `check_usable`, for a gRPC port."""
+    try:
+        grpc_rehearsal.rehearse(identity.cert_pem, identity.key_pem)
+    except grpc_rehearsal.UnusableGrpcIdentityError as error:
+        raise IdentityError("TLS server identity cannot be used", str(error)) from error

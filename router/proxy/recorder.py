@@ -1,0 +1,212 @@
+"""What is counted and logged about one proxied request. Never content, never credentials.
+
+Families: docs/operations.md, "Metrics". A request that is given up by its client before an answer is counted as none.
+"""
+
+import structlog
+
+from router.balancing import Chosen
+from router.http1.request import ClientRequest
+from router.http1.response import Response
+from router.proxy import retry
+from router.proxy.access_log import AccessLog
+from router.proxy.validation import ValidRequest
+from router.registry import Backend
+from router.telemetry.metrics import Metrics
+
+_log = structlog.get_logger()
+
+
+class RequestAccount:
+    """Told by the request what becomes of it. `now` is in monotonic seconds."""
+
+    __slots__ = ("_access_log", "_labels", "_metrics", "_received_at", "_selected_before", "_valid")
+
+    def __init__(self, metrics: Metrics, access_log: AccessLog, valid: ValidRequest, received_at: float) -> None:
+        self._metrics = metrics
+        self._access_log = access_log
+        self._valid = valid
+        self._received_at = received_at
+        self._labels = (valid.routing.routing_key or "", valid.routing.model)
+        self._selected_before = False
+
+    # --- routing ---------------------------------------------------------------------------------------------------
+
+    def chosen(self, chosen: Chosen, now: float, waited: bool, spilled: bool) -> None:
+        """A cluster was chosen, perhaps after waiting for a willing one, perhaps instead of a full one."""
+        metrics, labels = self._metrics, self._labels
+        if not self._selected_before:
+            self._selected_before = True
+            seconds = now - self._valid.routing.received_at
+            metrics.routing_duration_seconds.observe(seconds, labels)
+            if waited:
+                metrics.routing_wait_seconds.observe(seconds, labels)
+        if spilled:
+            metrics.spills_total.inc(labels)
+        selection = "fallback" if chosen.rank_depth > 1 else "primary"
+        algorithm = self._valid.effective.algorithm
+        metrics.routing_selections_total.inc((*labels, algorithm, selection))
+        if chosen.skipped_for_kv:
+            metrics.routing_kv_free_token_fallback_selections_total.inc((*labels, algorithm))
+
+    def not_admitted(self, reason: str) -> None:
+        """There is too much input work already."""
+        _log.warning(
+            "rejecting request before routing due to input-work admission",
+            routing_key=self._valid.routing.routing_key,
+            model_id=self._valid.routing.model,
+            rejection_reason=reason,
+        )
+        self._metrics.admission_rejections_total.inc((*self._labels, reason))
+
+    def nobody_left(self, *, failed_backends: int, routing_retries: int, after_failures: bool) -> None:
+        """No cluster could be used."""
+        _log.warning(
+            "no inference server candidates for routing target",
+            routing_key=self._valid.routing.routing_key,
+            model_id=self._valid.routing.model,
+            failed_backend_count=failed_backends,
+            routing_retry_attempts=routing_retries,
+        )
+        if after_failures:
+            self.exhausted(retry.NO_ELIGIBLE_BACKEND)
+
+    # --- attempts --------------------------------------------------------------------------------------------------
+
+    def attempt_begins(self, backend: Backend, connect_retries: int, request_retries: int) -> None:
+        """One more try, at this worker."""
+        line = self._access_log.attempt
+        if line.enabled:
+            routing = self._valid.routing
+            line.write(
+                routing.routing_key,
+                routing.model,
+                routing.input_tokens,
+                self._valid.requested_method,
+                self._valid.effective.algorithm,
+                backend.inference_server_id,
+                backend.inference_server_url,
+                connect_retries,
+                request_retries,
+            )
+
+    def attempt_failed(self, backend: Backend, reason: str, held_bytes: int) -> None:
+        """It got no head; `held_bytes` are kept of the request's body."""
+        server_id = backend.inference_server_id
+        self._metrics.proxy_attempts_total.inc((*self._labels, server_id, "proxy_502"))
+        self._metrics.proxy_replay_buffer_bytes.observe(held_bytes, (self._labels[1],))
+        _log.warning("quic upstream request failed", inference_server_id=server_id, error=reason)
+
+    def attempt_answered(self, backend: Backend, status: int, held_bytes: int, now: float) -> None:
+        """It got a head, final or not."""
+        metrics, labels = self._metrics, self._labels
+        server_id = backend.inference_server_id
+        metrics.proxy_attempts_total.inc((*labels, server_id, f"upstream_{status}"))
+        metrics.proxy_replay_buffer_bytes.observe(held_bytes, (labels[1],))
+        metrics.proxy_duration_seconds.observe(now - self._received_at, (*labels, server_id))
+
+    def retried(self, reason: str) -> None:
+        """There is another attempt because of `reason`."""
+        self._metrics.proxy_retries_total.inc((*self._labels, reason))
+
+    def retried_after_answer(self, backend: Backend, status: int, reason: str, request_retries: int) -> None:
+        """There is another attempt although this worker answered."""
+        self.retried(reason)
+        _log.warning(
+            "retrying request on a sibling backend after local queue mismatch"
+            if reason == retry.QUEUE_ESTIMATE_MISMATCH
+            else "retrying request after retryable upstream response",
+            inference_server_id=backend.inference_server_id,
+            cluster_id=backend.cluster_id,
+            status=status,
+            request_retries=request_retries,
+            retry_reason=reason,
+        )
+
+    def exhausted(self, reason: str) -> None:
+        """Another attempt was wanted, and is not made because of `reason`."""
+        self._metrics.proxy_retry_exhausted_total.inc((*self._labels, reason))
+
+    def not_replayable(self, backend: Backend, status: int, reason: str, source: str) -> None:
+        """Another attempt was wanted, and the body cannot be had again."""
+        _log.warning(
+            "not retrying because request body replay buffer is incomplete",
+            inference_server_id=backend.inference_server_id,
+            status=status,
+            retry_reason=reason,
+            source=source,
+        )
+
+    def accepted_already(self) -> None:
+        """Another attempt was wanted, and could generate a second time."""
+        self._metrics.accepted_not_repeated_total.inc(self._labels)
+
+    # --- dialled workers -------------------------------------------------------------------------------------------
+
+    def dials_again(self, backend: Backend, *, stale: bool) -> None:
+        """The connections to this worker are given up: they were found `stale`, or an attempt failed on them."""
+        reason = "stale_connection" if stale else "proxy_error"
+        self._metrics.quic_connection_evictions_total.inc((backend.inference_server_id, reason))
+
+    def dialled_again(self, backend: Backend, connect_retries: int, error: str | None, *, stale: bool) -> None:
+        """There are new connections (no `error`), or none."""
+        server_id = backend.inference_server_id
+        self._metrics.quic_hot_path_reconnect_total.inc((server_id, "success" if error is None else "error"))
+        if error is None:
+            self.retried(retry.HOT_PATH_RECONNECT)
+            event = None if stale else "reconnected QUIC upstream after proxy failure"
+        elif stale:
+            event = "failed to reconnect stale QUIC upstream"
+        else:
+            self.retried(retry.CONNECT_FAILOVER)
+            event = "failed to reconnect QUIC upstream"
+        if event is not None:
+            _log.warning(event, inference_server_id=server_id, connect_retries=connect_retries, error=error)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def answered(self, server_id: str, status: int) -> None:
+        """The client gets this status, from this worker or (empty) from nobody."""
+        self._metrics.requests_total.inc((*self._labels, server_id, str(status)))
+
+    def first_byte(self, now: float) -> None:
+        """The head of a worker's answer goes to the client."""
+        self._metrics.request_first_byte_seconds.observe(now - self._received_at, self._labels)
+
+    def broken_off(self, backend: Backend, reason: str) -> None:
+        """The answer broke behind its head."""
+        self._metrics.midstream_failures_total.inc((*self._labels, backend.inference_server_id, "upstream"))
+        _log.debug("response broken off", inference_server_id=backend.inference_server_id, error=reason)
+
+    def client_gone(self, phase: str) -> None:
+        """The client left during its `upload`, before the `head` or in the `body`."""
+        self._metrics.client_aborts_total.inc((*self._labels, phase))
+
+    def finished(
+        self,
+        request: ClientRequest,
+        response: Response,
+        backend: Backend | None,
+        attempts: int,
+        first_byte_at: float | None,
+        end: str,
+        now: float,
+    ) -> None:
+        """Nothing more happens; `end` is one of `AccessLog.finished`."""
+        received_at = self._received_at
+        self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
+        line = self._access_log.finished
+        if line.enabled:
+            line.write(
+                self._valid.request_id,
+                self._valid.routing.routing_key,
+                self._valid.routing.model,
+                request.path.decode("latin-1"),
+                response.status,
+                "" if backend is None else backend.inference_server_id,
+                attempts,
+                None if first_byte_at is None else round((first_byte_at - received_at) * 1000, 3),
+                round((now - received_at) * 1000, 3),
+                response.body_bytes,
+                end,
+            )

@@ -1,0 +1,93 @@
+"""Which path goes where: three POST paths to workers, and the probes and views that the router answers itself.
+
+Paths match exactly, on the raw bytes; nothing is ever redirected (a client would turn its POST into a GET).
+"""
+
+from collections.abc import Callable
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from router.http1.request import ClientRequest
+from router.http1.response import Response, ResponseFlow
+from router.proxy.proxy import Proxy
+from router.registry import Registry
+from router.telemetry.metrics import Metrics
+
+PROXIED = frozenset((b"/v1/chat/completions", b"/v1/responses", b"/v1/embeddings"))
+_JSON = (b"content-type", b"application/json")
+
+
+class Routes:
+    """Answers every request of the HTTP port."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        is_ready: Callable[[], bool],
+        debug_config: Callable[[], dict[str, object]],
+    ) -> None:
+        self._proxy = proxy
+        self._registry = registry
+        self._metrics = metrics
+        self._is_ready = is_ready
+        self._debug_config = debug_config
+        self._views: dict[bytes, Callable[[ClientRequest, Response], None]] = {
+            b"/healthz": self._healthz,
+            b"/readyz": self._readyz,
+            b"/v1/models": self._models,
+            b"/debug/state": self._debug_state,
+        }
+
+    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """Answer now, or return who answers later."""
+        if request.path in PROXIED:
+            if request.method == b"POST":
+                return self._proxy.handle(request, response)
+            self._not_allowed(response, b"POST")
+            return None
+        view = self._views.get(request.path)
+        if view is None:
+            response.send(404, [])
+        elif request.method in (b"GET", b"HEAD"):
+            view(request, response)
+        else:
+            self._not_allowed(response, b"GET,HEAD")
+        return None
+
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled."""
+        self._metrics.requests_rejected_total.inc((str(status), reason))
+
+    def connection_refused(self, reason: str) -> None:
+        """A client connection was closed as soon as it was there."""
+        self._metrics.http_connections_refused_total.inc((reason,))
+
+    def _not_allowed(self, response: Response, allow: bytes) -> None:
+        self._metrics.requests_rejected_total.inc(("405", "method not allowed"))
+        response.send(405, [(b"allow", allow)])
+
+    def _healthz(self, request: ClientRequest, response: Response) -> None:  # noqa: ARG002
+        response.send(200, [])
+
+    def _readyz(self, request: ClientRequest, response: Response) -> None:  # noqa: ARG002
+        response.send(200 if self._is_ready() else 503, [])
+
+    def _models(self, request: ClientRequest, response: Response) -> None:
+        query = request.target.partition(b"?")[2].decode("latin-1")
+        wanted: set[str] = set()
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            if name != "model_ids":
+                continue
+            if not value.strip():
+                response.send(400, [])
+                return
+            wanted.add(value.strip())
+        response.send(200, [_JSON], msgspec.json.encode({"model_ids": self._registry.active_models(None, wanted)}))
+
+    def _debug_state(self, request: ClientRequest, response: Response) -> None:  # noqa: ARG002
+        state = {"config": self._debug_config(), "active_model_ids": self._registry.all_active_models()}
+        response.send(200, [_JSON], msgspec.json.encode(state))

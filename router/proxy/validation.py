@@ -1,0 +1,145 @@
+"""Client headers to a routing request, or the status that refuses them. Nothing but headers is looked at.
+
+The order of the checks is part of the contract with the gateway (docs/proxy.md, "Validation"); refusals have no body.
+"""
+
+import re
+from typing import NamedTuple
+
+import structlog
+
+from router.balancing import Effective, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
+from router.http1.request import ClientRequest
+from router.proxy.settings import ProxySettings
+
+_log = structlog.get_logger()
+
+_U32 = (1 << 32) - 1
+_U64 = (1 << 64) - 1
+_MAX_DIGITS = 4096
+_TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
+_NUMBER = re.compile(rb"\+?[0-9]+\Z").match
+_REQUEST_ID = b"x-request-id"
+
+
+class InvalidRequestError(Exception):
+    """A request that is refused before routing. `status` goes to the client, `reason` into metrics and logs."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+class ValidRequest(NamedTuple):
+    """What the headers say."""
+
+    routing: RoutingRequest
+    effective: Effective
+    requested_method: str
+    request_id: str
+    retry_deadline: float | None
+    """Monotonic seconds after which nothing is retried; None = no limit."""
+
+
+def text(value: bytes | None) -> str | None:
+    """A header value as text without outer blanks; None if absent, blank or not printable ASCII."""
+    if value is None or value.translate(None, _TEXTUAL):
+        return None
+    return value.strip(b" \t").decode("ascii") or None
+
+
+def number(value: bytes | None, limit: int, name: str) -> int | None:
+    """An unsigned decimal up to `limit`; None if absent. Raises `InvalidRequestError` for anything else."""
+    if value is None:
+        return None
+    digits = value.strip(b" \t")
+    if not _NUMBER(digits) or len(digits) > _MAX_DIGITS:
+        raise InvalidRequestError(400, f"invalid {name}")
+    found = int(digits)
+    if found > limit:
+        raise InvalidRequestError(400, f"{name} out of range")
+    return found
+
+
+class Validator:
+    """Checks the heads of proxied requests."""
+
+    def __init__(self, selector: Selector, settings: ProxySettings) -> None:
+        self._selector = selector
+        header = settings.retry_budget_header
+        self._budget_header = None if header is None else header.lower().encode()
+        self._max_body = settings.max_replay_body_bytes
+
+    def validate(self, request: ClientRequest) -> ValidRequest:
+        """The routing request and its policy. Raises `InvalidRequestError`."""
+        get = request.first.get
+        request_id = text(get(_REQUEST_ID))
+        if request_id is None:
+            raise InvalidRequestError(400, "missing x-request-id")
+        input_tokens = number(get(b"x-input-tokens"), _U64, "x-input-tokens")
+        if input_tokens is None:
+            raise InvalidRequestError(400, "missing x-input-tokens")
+        model = text(get(b"x-model"))
+        if model is None:
+            raise InvalidRequestError(400, "missing x-model")
+        routing_key = text(get(b"x-routing-key"))
+        method = self._method(get(b"x-routing-method"), routing_key, model)
+        routing = RoutingRequest(
+            routing_key=routing_key,
+            model=model,
+            affinity_key=text(get(b"x-cache-affinity-key")),
+            input_tokens=input_tokens,
+            priority=number(get(b"x-priority"), _U32, "x-priority") or 0,
+            max_wait_ms=number(get(b"x-max-wait-ms"), _U64, "x-max-wait-ms"),
+            request_slo_ms=number(get(b"x-request-slo-ms"), _U64, "x-request-slo-ms"),
+            received_at=request.received_at,
+        )
+        effective = self._policy(routing, method)
+        deadline = self._retry_deadline(request)
+        length = get(b"content-length")
+        if length is not None and length.isdigit() and len(length) <= _MAX_DIGITS and int(length) > self._max_body:
+            raise InvalidRequestError(413, "request body exceeds the replay limit")
+        return ValidRequest(routing, effective, method or "", request_id, deadline)
+
+    def _method(self, value: bytes | None, routing_key: str | None, model: str) -> str | None:
+        if value is None:
+            return None
+        method = text(value)
+        if method is None or not self._selector.knows(method):
+            _log.warning(
+                "invalid routing algorithm header",
+                routing_key=routing_key,
+                model_id=model,
+                requested_algorithm=method or "<invalid-utf8>",
+                rejection_reason="unknown",
+            )
+            raise InvalidRequestError(400, "unknown x-routing-method")
+        return method
+
+    def _policy(self, routing: RoutingRequest, method: str | None) -> Effective:
+        try:
+            effective = self._selector.resolve(routing.model, method)
+        except (UnknownMethodError, UnavailableMethodError) as error:
+            _log.warning(
+                "invalid routing algorithm header",
+                routing_key=routing.routing_key,
+                model_id=routing.model,
+                requested_algorithm=method,
+                rejection_reason="unavailable",
+            )
+            raise InvalidRequestError(400, "unavailable x-routing-method") from error
+        if effective.require_cache_affinity_key and routing.affinity_key is None:
+            _log.warning(
+                "missing cache affinity key for load-balanced proxy request",
+                routing_key=routing.routing_key,
+                model_id=routing.model,
+            )
+            raise InvalidRequestError(400, "missing x-cache-affinity-key")
+        return effective
+
+    def _retry_deadline(self, request: ClientRequest) -> float | None:
+        if self._budget_header is None:
+            return None
+        budget_ms = number(request.first.get(self._budget_header), _U64, "retry budget")
+        return None if budget_ms is None else request.received_at + budget_ms / 1000
