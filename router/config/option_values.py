@@ -65,11 +65,6 @@ def url_list(value: str) -> tuple[str, ...]:
     return tuple(value.split(",")) if value else ()
 
 
-def socket_address(value: str) -> SocketAddress:
-    """See `parse_socket_address`."""
-    return parse_socket_address(value)
-
-
 def _integer(value: str, largest: int) -> int:
     """Digits with an optional plus sign, or an integer as Helm prints large ones (`1e+06`)."""
     if value == "":
@@ -95,12 +90,12 @@ def _plain(largest: int) -> Callable[[str], int]:
     return parse
 
 
-PLAIN_COUNT_32 = _plain(2**32 - 1)
-PLAIN_COUNT_64 = _plain(_U64)
-milliseconds = PLAIN_COUNT_64
+uint32 = _plain(2**32 - 1)
+uint64 = _plain(_U64)
+milliseconds = uint64
 
 
-def PORT(value: str) -> int:  # noqa: N802 - stands in the option table beside the other value types
+def port(value: str) -> int:
     """0..65535."""
     number = _integer(value, _U64)
     if number > 65535:
@@ -152,7 +147,7 @@ def connectivity(value: str) -> Literal["direct", "reverse"]:
     raise ValueRefusedError(f"unsupported backend connectivity '{value}', expected 'direct' or 'reverse'")
 
 
-def tunnel_protocol(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
+def framing(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
     """The framing, by any of its names."""
     if value == "raw-quic":
         return "raw-quic"

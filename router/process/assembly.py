@@ -26,8 +26,6 @@ from tunnel_protocol.quic.settings import QuicSettings
 
 _log = structlog.get_logger()
 
-DEFAULT_HOSTNAME_TEMPLATE = "{pod_name}.stargate.external"
-
 
 def quic_settings(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
     """Limits and timers of every QUIC connection."""
@@ -144,7 +142,7 @@ def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Look
         return HeadlessService(
             resolver,
             dns_name=settings.stargate_discovery_dns_name,
-            template=settings.advertised_hostname_template or DEFAULT_HOSTNAME_TEMPLATE,
+            template=settings.hostname_template,
             pod_name=settings.pod_name,
             namespace=settings.pod_namespace,
             advertise_addr=str(advertise),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm_request_router.testing import Process, ProcessEndedError, System
-from router.config.options import OPTIONS
+from router.config.settings import OPTIONS
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:0", "--stargate-discovery-dns-name=localhost"]
 LOCAL = [
