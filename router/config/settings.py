@@ -29,6 +29,14 @@ from router.config.option_values import (
     uint64,
     url_list,
 )
+from router.control_plane.settings import SECRETS_KEY
+from router.http1.settings import CONNECTIONS
+from router.proxy.settings import REPLAY_COPY, REPLAY_TOTAL
+from router.telemetry.settings import METRICS_PREFIX
+from tunnel_protocol.quic.settings import QuicSettings
+
+_QUIC: Final = QuicSettings()
+"""The transport is shared with the worker, so the defaults of its limits and timers stand there."""
 
 DEFAULT_HOSTNAME_TEMPLATE: Final = "{pod_name}.stargate.external"
 """Host name of a router for workers, if no other template is given."""
@@ -228,7 +236,7 @@ class Settings:
         "--quic-max-streams",
         "N",
         count_above_zero,
-        default=100,
+        default=_QUIC.max_streams_bidi,
         help="Streams a worker may open on one connection at a time.",
         env="STARGATE_QUIC_MAX_STREAMS",
         added=True,
@@ -237,7 +245,7 @@ class Settings:
         "--quic-idle-timeout-ms",
         "MS",
         milliseconds_above_zero,
-        default=30_000,
+        default=_QUIC.idle_timeout_ms,
         help="A QUIC connection without any packet for this long is dead.",
         env="STARGATE_QUIC_IDLE_TIMEOUT_MS",
         added=True,
@@ -246,7 +254,7 @@ class Settings:
         "--quic-keepalive-ms",
         "MS",
         milliseconds,
-        default=0,
+        default=_QUIC.keepalive_ms,
         help="Send a PING after this much silence; 0 never does.",
         env="STARGATE_QUIC_KEEPALIVE_MS",
         added=True,
@@ -255,7 +263,7 @@ class Settings:
         "--quic-stream-window-bytes",
         "BYTES",
         stream_window,
-        default=1_250_000,
+        default=_QUIC.stream_window_bytes,
         help="What a worker may send on a stream beyond what its client has taken: the memory of an exchange.",
         env="STARGATE_QUIC_STREAM_WINDOW_BYTES",
         added=True,
@@ -264,7 +272,7 @@ class Settings:
         "--quic-max-probe-timeouts",
         "N",
         uint32,
-        default=0,
+        default=_QUIC.max_consecutive_ptos,
         help="Close a connection after this many unanswered probes in a row; 0 leaves it to the idle timeout.",
         env="STARGATE_QUIC_MAX_PROBE_TIMEOUTS",
         added=True,
@@ -308,7 +316,7 @@ class Settings:
         "--proxy-max-replay-body-bytes",
         "BYTES",
         uint64,
-        default=67_108_864,
+        default=REPLAY_COPY.bytes or 0,
         help="Body copy kept per request for retries; a longer declared body is refused with 413.",
         env="STARGATE_PROXY_MAX_REPLAY_BODY_BYTES",
     )
@@ -332,7 +340,7 @@ class Settings:
         "--proxy-max-replay-total-bytes",
         "BYTES",
         uint64,
-        default=268_435_456,
+        default=REPLAY_TOTAL.bytes or 0,
         help="Body copies kept over all requests; beyond it requests are forwarded without a copy and cannot be "
         "retried.",
         env="STARGATE_PROXY_MAX_REPLAY_TOTAL_BYTES",
@@ -371,7 +379,7 @@ class Settings:
         "--http-max-connections",
         "N",
         count_above_zero,
-        default=65_536,
+        default=CONNECTIONS.pieces or 0,
         help="Client connections open at a time; further ones are closed at once, as they are when file descriptors "
         "run out.",
         env="STARGATE_HTTP_MAX_CONNECTIONS",
@@ -513,7 +521,7 @@ class Settings:
         "KEY",
         text,
         default=None,
-        help="Dotted path to the bearer token in that file; authToken if not given.",
+        help=f"Dotted path to the bearer token in that file; {SECRETS_KEY} if not given.",
         env="SECRETS_JSON_PATH",
     )
     oauth2_provider_host: str | None = option(
@@ -528,7 +536,7 @@ class Settings:
         "--metrics-prefix",
         "PREFIX",
         text,
-        default="stargate_",
+        default=METRICS_PREFIX,
         help="Put before every metric name.",
         section="What operators see",
     )

@@ -15,6 +15,7 @@ import aiohttp
 import structlog
 
 from router.balancing.json_document import JsonError, JsonObject, parse
+from router.control_plane.settings import SECRETS_KEY
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.small_file import FileReader, FileTooLargeError, SmallFileError, read_small_file
 
@@ -94,7 +95,7 @@ class SecretsFile:
 class FileCredential:
     """The token in a secrets file, untrimmed."""
 
-    def __init__(self, secrets: SecretsFile, key_path: str = "authToken") -> None:
+    def __init__(self, secrets: SecretsFile, key_path: str = SECRETS_KEY) -> None:
         self._secrets = secrets
         self._key_path = key_path
 

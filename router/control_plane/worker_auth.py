@@ -9,7 +9,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ import grpc
 import structlog
 
 from router.control_plane.gateway_credentials import CredentialError, CredentialSource
+from router.control_plane.settings import GatewayAuthSettings
 from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
@@ -60,21 +60,6 @@ class StaticAuthenticator:
         if digest not in self._routing_keys:
             raise AuthenticationError("unknown worker token")
         return self._routing_keys[digest]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayAuthSettings:
-    """How the gateway is asked; times in seconds."""
-
-    endpoint: str
-    """`http://host:port`, or `https://` with TLS."""
-    ca_pem: bytes | None = None
-    """Trust anchors for https; None = the system's."""
-    deadline_s: float = 5.0
-    """For one question, retry included."""
-    cache_s: float = 10.0
-    """How long an acceptance is remembered; 0 = not at all. A refusal never is."""
-    cache_entries: int = 10_000
 
 
 class GatewayAuthenticator:

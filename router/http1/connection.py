@@ -9,13 +9,13 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from router.http1.arrival import Arrival
 from router.http1.request import ClientRequest
 from router.http1.request_parser import BrokenBodyError, RefusedError, RequestParser
 from router.http1.response import Response, ResponseFlow
+from router.http1.settings import ConnectionTimeouts
 from router.http1.tcp_state import has_left
 from tunnel_protocol.limit import Limit
 
@@ -27,32 +27,6 @@ PIPELINED_BEFORE_PAUSE = 8
 _STALLED = "request body stalled"
 _REFUSALS = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a connection waits where neither its client nor a request sets an end; in seconds."""
-
-    discard: float = 1.0
-    """A client may go on sending for so long what nobody wants, so that it reads its answer rather than a reset."""
-
-    half_sent: float = 2.0
-    """In a drain, for the rest of a head."""
-
-    watch: float = 1.0
-    """Between two questions to the system whether a client that is not being read is still there."""
-
-    stalled: float = 30.0
-    """A closed connection whose client takes nothing of what is left for so long is cut."""
-
-    head: float = 60.0
-    """From the first byte of a head to its end; then the answer is 408. Connections between two requests are not meant."""
-
-    body: float = 60.0
-    """Without a byte of a body that is being read and not yet answered; then the answer is 408."""
-
-
-PATIENCE = Patience()
 
 
 class Requests(Protocol):
@@ -84,9 +58,9 @@ class Requests(Protocol):
 class ClientConnection(asyncio.Protocol):
     """Implements asyncio's protocol, the owner of what is parsed, and the output of a response."""
 
-    def __init__(self, requests: Requests, clock: Callable[[], float], patience: Patience = PATIENCE) -> None:
+    def __init__(self, requests: Requests, clock: Callable[[], float], timeouts: ConnectionTimeouts) -> None:
         self._requests = requests
-        self._patience = patience
+        self._timeouts = timeouts
         self._transport: asyncio.Transport
         self._parser = RequestParser(self, clock)
         self._loop = asyncio.get_running_loop()
@@ -144,8 +118,8 @@ class ClientConnection(asyncio.Protocol):
             self._update_reading()
         if not self._parser.between_requests and self.awaits_input:
             if self._arrival is None:
-                patience = self._patience
-                self._arrival = Arrival(self, self._parser, self._loop, patience.head, patience.body)
+                timeouts = self._timeouts
+                self._arrival = Arrival(self, self._parser, self._loop, timeouts.head, timeouts.body)
             self._arrival.piece()
 
     def eof_received(self) -> bool:
@@ -272,7 +246,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
         else:
             request.body.detach()
-            self._discard_timer = self._loop.call_later(self._patience.discard, self._close)
+            self._discard_timer = self._loop.call_later(self._timeouts.discard, self._close)
 
     def response_broken(self, *, reset: bool) -> None:
         """What is queued goes out, then the connection ends."""
@@ -300,7 +274,7 @@ class ClientConnection(asyncio.Protocol):
         if self.idle:
             self._close()
         elif self._current is None:
-            self._loop.call_later(self._patience.half_sent, self._close_if_unanswered)
+            self._loop.call_later(self._timeouts.half_sent, self._close_if_unanswered)
 
     def _close_if_unanswered(self) -> None:
         if self._current is None:
@@ -406,7 +380,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
-        self._discard_timer = self._loop.call_later(self._patience.discard, self._close)
+        self._discard_timer = self._loop.call_later(self._timeouts.discard, self._close)
 
     def _close(self) -> None:
         self._input_over = self._closing = True
@@ -421,7 +395,7 @@ class ClientConnection(asyncio.Protocol):
         if left and left == left_before:
             self._transport.abort()
         elif left:
-            self._loop.call_later(self._patience.stalled, self._cut_if_stalled, left)
+            self._loop.call_later(self._timeouts.stalled, self._cut_if_stalled, left)
 
     def _update_reading(self) -> None:
         # A client whose bytes are not read cannot be seen to leave, so a few requests may wait before it is paused.
@@ -435,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._transport.pause_reading()
                 if self._watch is None:
-                    self._watch = self._loop.call_later(self._patience.watch, self._look_whether_left)
+                    self._watch = self._loop.call_later(self._timeouts.watch, self._look_whether_left)
 
     def _look_whether_left(self) -> None:
         self._watch = None
@@ -445,7 +419,7 @@ class ClientConnection(asyncio.Protocol):
             self._leave()
             self._transport.abort()
         else:
-            self._watch = self._loop.call_later(self._patience.watch, self._look_whether_left)
+            self._watch = self._loop.call_later(self._timeouts.watch, self._look_whether_left)
 
 
 def _withheld(request: ClientRequest) -> bool:

@@ -10,15 +10,13 @@ from typing import Protocol
 
 import structlog
 
-from router.http1.connection import PATIENCE, ClientConnection, Patience
+from router.http1.connection import ClientConnection
 from router.http1.request import ClientRequest
 from router.http1.response import Response, ResponseFlow
+from router.http1.settings import HttpSettings
 from tunnel_protocol.limit import Limit
 
 _log = structlog.get_logger()
-
-CONNECTIONS = Limit("http1.connections", pieces=65_536, option="--http-max-connections")
-"""Open client connections."""
 
 RESERVED_DESCRIPTORS = Limit("http1.reserved_descriptors", pieces=64)
 """File descriptors that client connections leave to tunnels, control plane, metrics and files (a quarter if there are few)."""
@@ -49,14 +47,13 @@ class HttpServer:
         self,
         handler: RequestHandler,
         clock: Callable[[], float],
-        patience: Patience = PATIENCE,
-        max_connections: int = CONNECTIONS.pieces or 0,
+        settings: HttpSettings,
     ) -> None:
-        self._max_connections = max_connections
+        self._max_connections = settings.max_connections
         self._turned_away = 0
         self._told_at = -_TELL_EVERY_S
         self._handler = handler
-        self._patience = patience
+        self._timeouts = settings.timeouts
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._connections: set[ClientConnection] = set()
@@ -88,7 +85,7 @@ class HttpServer:
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._server = await self._loop.create_server(
-            lambda: ClientConnection(self, self._clock, self._patience), sock=sock, backlog=BACKLOG
+            lambda: ClientConnection(self, self._clock, self._timeouts), sock=sock, backlog=BACKLOG
         )
 
     async def wait(self) -> None:

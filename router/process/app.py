@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from certs import Identity as TlsIdentity
+from router.config import package_settings
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import (
@@ -101,7 +102,7 @@ class App:
         self.metrics = self._make_metrics()
         self._open_key_log()
         trust = self._read_tls()
-        self._tunnel_settings = assembly.tunnel_settings(settings)
+        self._tunnel_settings = package_settings.tunnel_settings(settings)
         self.registry = Registry(self._on_active_count)
         self._authenticator = assembly.authenticator(settings, self.metrics)
         if isinstance(self._authenticator, GatewayAuthenticator):
@@ -184,7 +185,7 @@ class App:
                 address.host,
                 address.port,
                 _server_tls(self._identity.identity),
-                assembly.quic_settings(settings, self._key_log),
+                package_settings.quic_settings(settings, self._key_log),
                 engine=settings.quic_engine,
             )
         except OSError as error:
@@ -210,7 +211,7 @@ class App:
         http_socket = bind_tcp(http, "HTTP")
         metrics_socket = bind_tcp_everywhere(settings.metrics_port, "metrics")
         self.bound["http"], self.bound["metrics"] = bound_address(http_socket), bound_address(metrics_socket)
-        self._advertise = assembly.advertised(settings, grpc, self._port("grpc"))
+        self._advertise = package_settings.advertised(settings, grpc, self._port("grpc"))
         return http_socket, metrics_socket
 
     def _bind_grpc(self, name: str, address: SocketAddress, listener: str, server: GrpcServer) -> None:
@@ -237,7 +238,7 @@ class App:
         # In reverse mode too: a worker may register to be dialled whatever the mode of the router.
         settings = self.settings
         tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
-        quic = assembly.quic_settings(settings, self._key_log)
+        quic = package_settings.quic_settings(settings, self._key_log)
         try:
             self._dialer = await DirectDialer.open(
                 tls, RAW_QUIC, quic, self._tunnel_settings, self.metrics, engine=settings.quic_engine
@@ -295,14 +296,16 @@ class App:
 
     async def _serve_http(self, http_socket: socket.socket) -> None:
         proxy = Proxy(
-            self.registry, self._policy.selector, self.metrics, assembly.proxy_settings(self.settings), time.monotonic
+            self.registry,
+            self._policy.selector,
+            self.metrics,
+            package_settings.proxy_settings(self.settings),
+            time.monotonic,
         )
-        debug_config = assembly.debug_config(self.settings, self.bound, self._advertise)
+        debug_config = package_settings.debug_config(self.settings, self.bound, self._advertise)
         readiness = self._watch_readiness()
         routes = Routes(proxy, self.registry, self.metrics, is_ready=readiness.ready, debug_config=lambda: debug_config)
-        self.http = HttpServer(
-            routes, time.monotonic, assembly.http_times(self.settings), self.settings.http_max_connections
-        )
+        self.http = HttpServer(routes, time.monotonic, package_settings.http_settings(self.settings))
         self._loop_lag.on_measured = readiness.look
         for tunnels in (self._listener, self._dialer):
             if tunnels is not None:
@@ -349,7 +352,7 @@ class App:
             self._authenticator,
             self._make_tunnels,
             watch,
-            assembly.control_plane_settings(settings, self._advertise, self.bound["reverse_tunnel"]),
+            package_settings.control_plane_settings(settings, self._advertise, self.bound["reverse_tunnel"]),
             self.metrics,
         )
         self._grpc["grpc"].add_service(

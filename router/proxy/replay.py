@@ -4,13 +4,6 @@ from collections.abc import Callable
 from enum import Enum
 
 from router.http1.blocks import Blocks
-from tunnel_protocol.limit import Limit
-
-REPLAY_COPY = Limit("proxy.replay_copy", bytes=64 * 1024 * 1024, option="--proxy-max-replay-body-bytes")
-"""The copy of one body. Its pieces are blocks, so the bytes bound them as well."""
-
-REPLAY_TOTAL = Limit("proxy.replay_total", bytes=256 * 1024 * 1024, option="--proxy-max-replay-total-bytes")
-"""The copies of all requests."""
 
 
 class Replay(Enum):

@@ -9,9 +9,6 @@ from typing import Generic, TypeVar
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.sources import SourceQueue, source_of
 
-PENDING = Limit("tunnels.pending_handshakes", pieces=1_024)
-"""Connections that have not said who they are; and, apart from these, connections that have and are being decided."""
-
 PER_SERVER_ID = Limit("tunnels.pending_handshakes_per_server_id", pieces=8)
 """Connections being decided that claim the same id."""
 

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import uvloop
+from settings_for_tests import http_settings, proxy_settings
 
 from router.balancing import BalancingConfig, Selector, load_config
-from router.http1.connection import PATIENCE, Patience
 from router.http1.server import HttpServer
+from router.http1.settings import HttpSettings
 from router.ports.tunnels import TunnelError
 from router.proxy.proxy import Proxy
 from router.proxy.routes import Routes
@@ -196,9 +197,7 @@ class Worker:
 class House:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
-    def __init__(
-        self, settings: ProxySettings, config: BalancingConfig, patience: Patience, max_connections: int
-    ) -> None:
+    def __init__(self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings) -> None:
         self.metrics = Metrics()
         self.registry = Registry()
         self.selector = Selector(config, Random(1))
@@ -212,7 +211,7 @@ class House:
             is_ready=lambda: self.ready and not self.http.draining,
             debug_config=lambda: {"stargate_id": "test"},
         )
-        self.http = HttpServer(routes, loop.time, patience, max_connections)
+        self.http = HttpServer(routes, loop.time, http)
         self.port = 0
         self.clients: list[Client] = []
 
@@ -260,9 +259,9 @@ class House:
 
 
 @asynccontextmanager
-async def a_house(config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings):
+async def a_house(config: bytes | None = None, http: HttpSettings | None = None, **settings):
     balancing = BalancingConfig() if config is None else load_config(config)
-    house = House(ProxySettings(**settings), balancing, patience, max_connections)
+    house = House(proxy_settings(**settings), balancing, http or http_settings())
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     house.port = listening.getsockname()[1]

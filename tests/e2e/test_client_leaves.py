@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 from gateway_house import Client, a_house, eventually, get, post, scenario
-
-from router.http1.connection import Patience
+from settings_for_tests import connection_timeouts, http_settings
 
 POLICY = b"""{"models": {"picky": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
 FULL = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
@@ -221,7 +220,7 @@ async def fill(exchange):
 def test_a_client_that_leaves_is_noticed(stage, go):
     @scenario
     async def test():
-        async with a_house(POLICY, Patience(watch=0.02, stalled=0.02)) as house:
+        async with a_house(POLICY, http_settings(timeouts=connection_timeouts(watch=0.02, stalled=0.02))) as house:
             client = await Client.connect(house.port, limit=1 << 12)
             house.clients.append(client)
             await stage(house, client)

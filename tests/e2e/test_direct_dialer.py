@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from scripted_worker import Request
+from settings_for_tests import tunnel_settings
 from structlog.testing import capture_logs
 from tunnel_house import CERTIFICATE, HEAD, Caller, eventually, scenario
 
@@ -16,13 +17,12 @@ from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
-from router.tunnels.settings import TunnelSettings
 from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
-SETTINGS = TunnelSettings()
+SETTINGS = tunnel_settings()
 
 
 class Worker:

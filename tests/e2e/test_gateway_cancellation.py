@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 from gateway_house import Client, a_house, eventually, post, scenario
-
-from router.http1.connection import Patience
+from settings_for_tests import connection_timeouts, http_settings
 
 
 def ok(exchange):
@@ -157,7 +156,7 @@ async def test_requests_behind_one_whose_client_left_are_never_started():
 def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go):
     @scenario
     async def test():
-        async with a_house(patience=Patience(watch=0.02)) as house:
+        async with a_house(http=http_settings(timeouts=connection_timeouts(watch=0.02))) as house:
             worker = house.worker()
             client = await house.client()
             client.send(post(body=b"", content_length="9000000"))

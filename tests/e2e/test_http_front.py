@@ -8,8 +8,9 @@ import socket
 
 import pytest
 from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
+from settings_for_tests import connection_timeouts, http_settings
 
-from router.http1.connection import ClientConnection, Patience
+from router.http1.connection import ClientConnection
 from router.http1.server import RESERVED_DESCRIPTORS
 
 HOST = b"host: x\r\n"
@@ -700,7 +701,7 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
 
 @scenario
 async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
-    async with a_house(patience=Patience(body=0.05)) as house:
+    async with a_house(http=http_settings(timeouts=connection_timeouts(body=0.05))) as house:
         worker = house.worker()
         client = await house.client()
         client.send(post(body=b"half", content_length="9"))
@@ -713,7 +714,7 @@ async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
 
 @scenario
 async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
-    async with a_house(patience=Patience(body=0.02)) as house:
+    async with a_house(http=http_settings(timeouts=connection_timeouts(body=0.02))) as house:
         worker = house.worker()
         client = await house.client()
         client.send(post(body=b"half", content_length="9"))
@@ -728,7 +729,7 @@ async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer()
 
 @scenario
 async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
-    async with a_house(patience=Patience(body=0.02)) as house:
+    async with a_house(http=http_settings(timeouts=connection_timeouts(body=0.02))) as house:
         worker = house.worker(on_request=None)
         worker.free = 0
         client = await house.client()
@@ -743,7 +744,7 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
 
 @scenario
 async def test_connections_above_the_limit_are_closed_at_once_and_counted():
-    async with a_house(max_connections=2) as house:
+    async with a_house(http=http_settings(max_connections=2)) as house:
         kept = [await house.client() for _ in range(2)]
         await eventually(lambda: house.http.connections == 2)
         for _ in range(3):

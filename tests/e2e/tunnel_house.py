@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from scripted_worker import ScriptedWorker
+from settings_for_tests import tunnel_settings
 
 import certs
 from router.ports.authentication import AuthenticationError
@@ -13,14 +14,13 @@ from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.settings import TunnelSettings
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 HEAD = RequestHead(b"POST", b"/v1/chat/completions?x=1", [(b"x-model", b"m"), (b"x-a", b"1"), (b"x-a", b"2")])
-SETTINGS = TunnelSettings(handshake_timeout_ms=3_000)
+SETTINGS = tunnel_settings(handshake_timeout_ms=3_000)
 CERTIFICATE = certs.make_self_signed(["localhost", "stargate"])
 
 

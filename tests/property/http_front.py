@@ -4,6 +4,7 @@ import asyncio
 import itertools
 
 import h11
+from settings_for_tests import connection_timeouts
 
 from router.http1.connection import ClientConnection
 
@@ -85,7 +86,7 @@ class Front:
         self._answer = answer
         self._dirty = []
         self.transport = Transport()
-        self.connection = ClientConnection(self, asyncio.get_running_loop().time)
+        self.connection = ClientConnection(self, asyncio.get_running_loop().time, connection_timeouts())
         self.connection.connection_made(self.transport)
 
     def handle(self, request, response):

@@ -4,13 +4,13 @@ import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from settings_for_tests import tunnel_settings
 
 from router.ports.tunnels import TunnelError
 from router.registry.registry import Registry
 from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
-from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 from tunnel_protocol import capnp
 from tunnel_protocol.head import RequestHead
@@ -113,7 +113,7 @@ def test_whatever_a_worker_answers_the_sink_hears_one_well_formed_story(pieces, 
 
 class Desk:
     framing = RAW_QUIC
-    settings = TunnelSettings()
+    settings = tunnel_settings()
 
     def __init__(self):
         self.registrations = Registry()

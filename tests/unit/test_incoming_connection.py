@@ -2,6 +2,7 @@
 
 import asyncio
 
+from settings_for_tests import tunnel_settings
 from structlog.testing import capture_logs
 from tunnel_fakes import FakeConnection, FakeStream, LineFraming
 from virtual_time import run_virtual
@@ -12,7 +13,6 @@ from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.settings import TunnelSettings
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 
@@ -27,7 +27,7 @@ class Desk:
         self.registrations = Registry()
         self.authenticator = Anyone()
         self.framing = LineFraming()
-        self.settings = TunnelSettings()
+        self.settings = tunnel_settings()
         self.metrics = Metrics()
         self.credential_failures = CredentialFailures(self.metrics)
         self.over = []

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from aiohttp import web
 from grpc_loop import run_grpc
+from settings_for_tests import gateway_auth_settings
 
 from router.control_plane.gateway_credentials import (
     ClientCredentials,
@@ -24,7 +25,6 @@ from router.control_plane.gateway_credentials import (
 )
 from router.control_plane.worker_auth import (
     GatewayAuthenticator,
-    GatewayAuthSettings,
     OpenAuthenticator,
     StaticAuthenticator,
     WorkerAuthConnectError,
@@ -84,7 +84,7 @@ async def gateway(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     metrics = Metrics()
-    asked = GatewayAuthSettings(**{"endpoint": f"http://127.0.0.1:{port}", **settings})
+    asked = gateway_auth_settings(**{"endpoint": f"http://127.0.0.1:{port}", **settings})
     more = {} if clock is None else {"clock": clock}
     authenticator = GatewayAuthenticator(asked, credential, metrics, **more)
     try:
@@ -196,7 +196,7 @@ def test_credential_that_fits_no_header_fails_the_call(secret: str) -> None:
 
 def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
     async def run() -> None:
-        settings = GatewayAuthSettings(endpoint="http://127.0.0.1:9")
+        settings = gateway_auth_settings(endpoint="http://127.0.0.1:9")
         authenticator = GatewayAuthenticator(settings, None, Metrics())
         with pytest.raises(WorkerAuthConnectError, match="failed to connect to worker auth endpoint"):
             await authenticator.connect(0.05)
@@ -208,13 +208,13 @@ def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
 @pytest.mark.parametrize("endpoint", ["gateway:50051", "ftp://gateway", "http://", ""])
 def test_endpoint_must_be_an_url(endpoint: str) -> None:
     with pytest.raises(ValueError, match="http or https"):
-        GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics())
+        GatewayAuthenticator(gateway_auth_settings(endpoint=endpoint), None, Metrics())
 
 
 def test_https_endpoint_and_ipv6_host_are_understood() -> None:
     async def run() -> None:
         for endpoint in ("https://gateway.example", "http://[::1]:5"):
-            await GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics()).close()
+            await GatewayAuthenticator(gateway_auth_settings(endpoint=endpoint), None, Metrics()).close()
 
     run_grpc(run())
 

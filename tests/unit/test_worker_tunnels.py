@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+from settings_for_tests import tunnel_settings
 from structlog.testing import capture_logs
 from tunnel_fakes import HEAD, FakeConnection, LineFraming, RecordingSink
 from virtual_time import run_virtual
@@ -10,10 +11,9 @@ from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 
-SETTINGS = TunnelSettings()
+SETTINGS = tunnel_settings()
 PROBE = b"HGET /health\n"
 
 
