@@ -42,6 +42,7 @@ class GrpcServer:
         self._health = Health()
         self._server = grpc.aio.server(options=server_options())
         self._add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
+        self._started = False
         self.port = 0
 
     def bind(self, address: str) -> int:
@@ -83,6 +84,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to answer."""
+        self._started = True
         await self._server.start()
 
     async def wait(self) -> None:
@@ -96,6 +98,12 @@ class GrpcServer:
         began = loop.time()
         await self._server.stop(grace_s)
         return loop.time() - began < grace_s
+
+    async def close(self) -> None:
+        """Stop at once and give the port back; also if the server was never started, or has stopped."""
+        if not self._started:
+            await self.start()  # the library keeps the port of a server that was bound and not started
+        await self.stop(0)
 
     def _add(self, add: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
         add(servicer, self._server)

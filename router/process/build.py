@@ -12,7 +12,12 @@ _SHORT = 12
 def commit() -> str:
     """The short commit: what the image was built with, else that of the checkout it runs from, else `unknown`."""
     told = os.environ.get("STARGATE_COMMIT", "").strip()
-    return told[:_SHORT] or _checked_out(Path(__file__).resolve().parents[1] / ".git") or "unknown"
+    return told[:_SHORT] or _checked_out(Path(__file__).resolve().parents[2] / ".git") or "unknown"
+
+
+def described() -> dict[str, str]:
+    """Version and commit, by the names of the first log line."""
+    return {"version": VERSION, "commit_short_sha": commit()}
 
 
 def _checked_out(git: Path) -> str | None:

@@ -28,14 +28,23 @@ class CriticalTasks:
 
     def __init__(self) -> None:
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
         self.failed: asyncio.Future[CriticalTaskError] = asyncio.get_running_loop().create_future()
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` under `name` until the drain."""
+        """Run `work` under `name` until the drain; somebody else ends it then."""
+        self._start(name, work)
+
+    def start_loop(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """As `start`, for work that ends only by being cancelled."""
+        self._loops.append(self._start(name, work))
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks[task] = name
         task.add_done_callback(self._ended)
+        return task
 
     def begin_stopping(self) -> None:
         """From now on the end of a task is no failure."""
@@ -45,11 +54,16 @@ class CriticalTasks:
         """Names of the tasks that still run."""
         return [name for task, name in self._tasks.items() if not task.done()]
 
-    def cancel(self, name: str) -> None:
-        """Ask the tasks of that name to end."""
-        for task, its_name in self._tasks.items():
-            if its_name == name:
-                task.cancel()
+    def cancel_loops(self) -> None:
+        """Ask the loops to end."""
+        for task in self._loops:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Cancel the loops, and wait until all tasks have ended; everybody else who ends one was asked to before."""
+        self.begin_stopping()
+        self.cancel_loops()
+        await self.wait()
 
     async def wait(self) -> None:
         """Returns when all tasks have ended; never raises for them."""

@@ -17,8 +17,11 @@ import uvloop
 
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.process.app import App
+from router.process import build
+from router.process.app import start
 from router.process.critical_tasks import CriticalTaskError
+from router.process.reloads import Reloads
+from router.process.router import Router
 from router.telemetry import logging as log_lines
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 from tunnel_protocol.observers.standard_streams import say
@@ -67,32 +70,27 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
-    app = App(settings)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
-    starting = asyncio.create_task(app.start())
+    _log.info("starting stargate", **build.described(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
+    reloads = Reloads()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.request)
+    starting = asyncio.create_task(start(settings, reloads))
     await _first(starting, signals.received)
     if not starting.done():
         _told_to_stop(signals)
         starting.cancel()
         await asyncio.wait([starting], timeout=settings.shutdown_drain_timeout_ms / 1000)
-        await app.close()
         _log.info("stargate stopped cleanly")
         return 0
-    try:
-        starting.result()
-    except StartupError:
-        await app.close()
-        raise
+    router = starting.result()
     _spare_collector()
-    failed = app.tasks.failed
+    failed = router.tasks.failed
     await _first(signals.received, failed)
     failure = failed.result() if failed.done() else None
     if failure is None:
         _told_to_stop(signals)
     else:
         _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
-    return await _end(app, settings, failure)
+    return await _end(router, settings, failure)
 
 
 def _spare_collector() -> None:
@@ -111,18 +109,18 @@ def _told_to_stop(signals: Signals) -> None:
     _log.info("Entering draining mode")
 
 
-async def _end(app: App, settings: Settings, failure: CriticalTaskError | None) -> int:
+async def _end(router: Router, settings: Settings, failure: CriticalTaskError | None) -> int:
     timeout_s = settings.shutdown_drain_timeout_ms / 1000
     try:
         async with asyncio.timeout(timeout_s):
-            in_time = await app.drain(timeout_s * DRAIN_SHARE)
+            in_time = await router.drain(timeout_s * DRAIN_SHARE)
     except TimeoutError:
         in_time = False
     if not in_time:
         _log.info(
             "graceful shutdown timed out; forcing exit",
             timeout_ms=settings.shutdown_drain_timeout_ms,
-            unfinished=", ".join(app.unfinished()),
+            unfinished=", ".join(router.unfinished()),
         )
         return 1
     if failure is None:

@@ -57,12 +57,26 @@ def test_only_the_first_failure_is_reported() -> None:
 
 def test_the_end_of_a_task_during_a_drain_is_no_failure() -> None:
     async def scenario(tasks: CriticalTasks) -> None:
-        tasks.start("a", lasts())
+        tasks.start_loop("a", lasts())
         tasks.start("b", breaks())
         tasks.begin_stopping()
         assert tasks.unfinished() == ["a", "b"]
-        tasks.cancel("a")
+        tasks.cancel_loops()
         await tasks.wait()
+        assert tasks.unfinished() == []
+        assert not tasks.failed.done()
+
+    run(scenario)
+
+
+def test_closing_cancels_loops_and_waits_for_what_ends_by_itself() -> None:
+    async def scenario(tasks: CriticalTasks) -> None:
+        ended = asyncio.Event()
+        tasks.start_loop("a", lasts())
+        tasks.start("b", ended.wait())
+        asyncio.get_running_loop().call_later(0.01, ended.set)
+        await tasks.close()
+        assert ended.is_set()
         assert tasks.unfinished() == []
         assert not tasks.failed.done()
 
