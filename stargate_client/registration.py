@@ -19,7 +19,7 @@ from tunnel_protocol.quic.settings import QuicSettings
 _log = structlog.get_logger()
 
 RETRY_S = 1.0
-_FAREWELL_S = 0.5
+_LAST_UPDATE_S = 0.5
 
 
 class RouterAddress(NamedTuple):
@@ -50,7 +50,7 @@ class Registration:
         # Acks answer messages one by one. The farewell is the number of the first message sent while leaving.
         self._sent = 0
         self._acknowledged = 0
-        self._farewell: int | None = None
+        self._last_update: int | None = None
         self._left = asyncio.Event()
 
     def poke(self) -> None:
@@ -87,7 +87,7 @@ class Registration:
                 async for ack in call:
                     tunnel.point_to(_endpoint_of(ack))
                     self._acknowledged += 1
-                    if self._farewell is not None and self._acknowledged >= self._farewell:
+                    if self._last_update is not None and self._acknowledged >= self._last_update:
                         self._left.set()
             finally:
                 self._sent = self._acknowledged = 0
@@ -101,8 +101,8 @@ class Registration:
         while True:
             self._wake.clear()
             self._sent += 1
-            if self._stopping and self._farewell is None:
-                self._farewell = self._sent
+            if self._stopping and self._last_update is None:
+                self._last_update = self._sent
             yield self._message(connected=tunnel.connected)
             try:
                 async with asyncio.timeout(self._settings.update_interval_ms / 1000):
@@ -131,7 +131,7 @@ class Registration:
         self._left.clear()
         self.poke()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL_S):
+            async with asyncio.timeout(_LAST_UPDATE_S):
                 await self._left.wait()
 
 

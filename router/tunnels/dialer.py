@@ -20,7 +20,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ClientTls
 
 _log = structlog.get_logger()
@@ -57,13 +57,11 @@ class DirectDialer:
         quic: QuicSettings,
         settings: TunnelSettings,
         metrics: Metrics,
-        *,
-        engine: str = "aioquic",
     ) -> "DirectDialer":
         """Bind a socket for IPv4 (raises OSError) and, where the host has it, one for IPv6."""
-        endpoints = {4: await Endpoint.client(socket.AF_INET, quic, engine=engine)}
+        endpoints = {4: await Endpoint.client(socket.AF_INET, quic)}
         try:
-            endpoints[6] = await Endpoint.client(socket.AF_INET6, quic, engine=engine)
+            endpoints[6] = await Endpoint.client(socket.AF_INET6, quic)
         except OSError as error:
             _log.warning("IPv6 relay endpoint unavailable; continuing with IPv4-only relay endpoint", error=str(error))
         return cls(endpoints, tls, framing, settings, metrics)
@@ -102,9 +100,9 @@ class DirectDialer:
         for endpoint in self._endpoints.values():
             endpoint.observe_ticks(observer)
 
-    def tell_buffers(self) -> None:
-        """Log if the sockets' buffers are smaller than a busy router needs (see `UdpSocket.tell_buffers`)."""
-        self._endpoints[4].tell_buffers()
+    def log_buffers(self) -> None:
+        """Log if the sockets' buffers are smaller than a busy router needs (see `UdpSocket.log_buffers`)."""
+        self._endpoints[4].log_buffers()
 
     def begin_shutdown(self) -> None:
         """Tunnels that close from now on, with the end of their registration, tell the worker why."""

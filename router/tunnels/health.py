@@ -235,7 +235,7 @@ class _SilenceWatch:
         if self._asked:
             silent = self._tunnel.pieces_received == self._pieces
         else:
-            silent = self._tunnel.connection.heard_at < self._since
+            silent = self._tunnel.connection.last_received_at < self._since
         if silent:
             self._on_silence()
         self._wait()

@@ -10,7 +10,7 @@ import structlog
 from router.ports.identity import Identity
 from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
-from router.tunnels.connection_slot import Install
+from router.tunnels.connection_slot import InstallPermit
 from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 from router.tunnels.worker_tunnels import RegistrationTunnels
@@ -29,11 +29,11 @@ class ReverseTunnels(RegistrationTunnels):
 
     # --- called by the listener --------------------------------------------------------------------------------------
 
-    def begin_install(self) -> Install | None:
+    def begin_install(self) -> InstallPermit | None:
         """Ask for the right to install a connection; None if the worker has a live one or is installing one already."""
         return self.slot.begin_install()
 
-    def complete_install(self, install: Install, tunnel: Tunnel) -> bool:
+    def complete_install(self, install: InstallPermit, tunnel: Tunnel) -> bool:
         """Make `tunnel` this worker's connection. False if that right was lost meanwhile."""
         displaced = self.slot.complete_install(install, tunnel)
         if displaced is None:
@@ -42,7 +42,7 @@ class ReverseTunnels(RegistrationTunnels):
             old.release()
         return True
 
-    def abandon_install(self, install: Install) -> None:
+    def abandon_install(self, install: InstallPermit) -> None:
         """The connection will not come: another one may."""
         self.slot.abandon_install(install)
 

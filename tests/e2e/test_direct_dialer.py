@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from scripted_worker import Request
 from structlog.testing import capture_logs
-from tunnel_house import CERTIFICATE, HEAD, Caller, eventually, scenario
+from tunnel_harness import CERTIFICATE, HEAD, Caller, eventually, scenario
 
 import certs
 from router.ports.identity import Identity

@@ -16,7 +16,7 @@ from tunnel_protocol.quic.settings import QuicSettings
 ACTIVE, INACTIVE = pb.INFERENCE_SERVER_STATUS_ACTIVE, pb.INFERENCE_SERVER_STATUS_INACTIVE
 
 
-class Desk(stargate_pb2_grpc.StargateControlPlaneServicer):
+class HandshakeContext(stargate_pb2_grpc.StargateControlPlaneServicer):
     """Takes reports; acknowledges each when `take` is called."""
 
     def __init__(self):
@@ -58,15 +58,15 @@ def make_registration(address):
 @asynccontextmanager
 async def a_registration():
     """(control plane, registration, its running task)."""
-    desk = Desk()
+    context = HandshakeContext()
     server = grpc.aio.server()
-    stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server(desk, server)
+    stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server(context, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     registration = make_registration(address)
     task = asyncio.create_task(registration.run())
     try:
-        yield desk, registration
+        yield context, registration
     finally:
         task.cancel()
         await asyncio.wait({task})
@@ -75,13 +75,13 @@ async def a_registration():
 
 def test_a_worker_that_leaves_says_so_and_waits_until_the_router_has_taken_note():
     async def scenario():
-        async with a_registration() as (desk, registration):
-            await desk.take()
+        async with a_registration() as (context, registration):
+            await context.take()
             leaving = asyncio.create_task(registration.leave())
-            farewell = await asyncio.wait_for(desk.reports.get(), 5)
+            farewell = await asyncio.wait_for(context.reports.get(), 5)
             assert farewell.models["m"].status == INACTIVE
             assert not leaving.done()
-            desk.acks.release()
+            context.acks.release()
             await asyncio.wait_for(leaving, 5)
 
     run_grpc(scenario())
@@ -89,8 +89,8 @@ def test_a_worker_that_leaves_says_so_and_waits_until_the_router_has_taken_note(
 
 def test_a_router_that_takes_no_note_is_not_waited_for_long():
     async def scenario():
-        async with a_registration() as (desk, registration):
-            await desk.reports.get()  # never acknowledged
+        async with a_registration() as (context, registration):
+            await context.reports.get()  # never acknowledged
             async with asyncio.timeout(2):
                 await registration.leave()
 

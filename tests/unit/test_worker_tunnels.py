@@ -326,7 +326,7 @@ def test_a_worker_with_all_streams_in_use_is_alive_as_long_as_it_acknowledges():
         credit = all_streams_in_use(connection)
 
         def acknowledge():
-            connection.heard_at = now()
+            connection.last_received_at = now()
 
         connection.ping = lambda: asyncio.get_running_loop().call_later(0.01, acknowledge)
         await asyncio.sleep(20)
@@ -347,7 +347,7 @@ def test_a_worker_that_vanishes_with_all_streams_in_use_is_lost_within_three_sec
         story.start(tunnels)
         await asyncio.sleep(0.5)
         all_streams_in_use(connection)
-        connection.heard_at = now()
+        connection.last_received_at = now()
         await asyncio.sleep(3)
         assert story.names == ["lost"]
         assert connection.pings
