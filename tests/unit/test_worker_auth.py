@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,7 +13,9 @@ from urllib.parse import parse_qs
 import grpc
 import pytest
 from aiohttp import web
+from control_plane_rig import Client, control_plane
 from grpc_loop import run_grpc
+from relay import TcpRelay
 
 from router.control_plane.gateway_credentials import (
     ClientCredentials,
@@ -32,6 +35,7 @@ from router.control_plane.worker_auth import (
 from router.registry.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
+from tunnel_protocol.control.grpc_options import Keepalive
 
 
 class FakeGateway(llm_gateway_pb2_grpc.LlmGatewayServicer):
@@ -58,8 +62,9 @@ class FakeGateway(llm_gateway_pb2_grpc.LlmGatewayServicer):
 
 
 class Rig:
-    def __init__(self, gateway: FakeGateway, authenticator: GatewayAuthenticator, metrics: Metrics) -> None:
+    def __init__(self, gateway: FakeGateway, port: int, authenticator: GatewayAuthenticator, metrics: Metrics) -> None:
         self.gateway = gateway
+        self.port = port
         self.authenticator = authenticator
         self.metrics = metrics
 
@@ -89,7 +94,7 @@ async def gateway(
     authenticator = GatewayAuthenticator(asked, credential, metrics, **more)
     try:
         await authenticator.connect(5.0)
-        yield Rig(service, authenticator, metrics)
+        yield Rig(service, port, authenticator, metrics)
     finally:
         await authenticator.close()
         await server.stop(None)
@@ -437,3 +442,41 @@ def test_secrets_without_id_are_named(tmp_path: Path) -> None:
     credentials = ClientCredentials("http://127.0.0.1:9", secrets(tmp_path, {"secret": "s"}))
     with pytest.raises(CredentialError, match="secrets file missing id"):
         run_grpc(credentials.token())
+
+
+def test_a_gateway_that_goes_silent_fails_registrations_in_time_and_is_connected_to_anew() -> None:
+    """Its connection stays open, as with a proxy whose other side is gone, and brings nothing any more."""
+
+    async def run() -> None:
+        async with gateway() as rig:
+            rig.gateway.routing_keys = {"early": "tenant", "late": "tenant"}
+            with TcpRelay(rig.port) as relay:
+                settings = GatewayAuthSettings(
+                    endpoint=f"http://127.0.0.1:{relay.port}", deadline_s=0.5, keepalive=Keepalive(200, 800)
+                )
+                authenticator = GatewayAuthenticator(settings, None, rig.metrics)
+                try:
+                    async with control_plane(authenticator=authenticator) as client:
+                        await client.register("first", credential="early")
+                        relay.silence()
+                        began = time.monotonic()
+                        assert await _answer(client, "late") is grpc.StatusCode.UNAUTHENTICATED
+                        assert 0.4 < time.monotonic() - began < 5.0
+                        assert client.router.routable("m", "tenant") == ["first"]
+                        async with asyncio.timeout(10):
+                            while await _answer(client, "late") is not grpc.StatusCode.OK:
+                                pass
+                        await client.register("second", credential="late")
+                        assert client.router.routable("m", "tenant") == ["first", "second"]
+                finally:
+                    await authenticator.close()
+
+    run_grpc(run())
+
+
+async def _answer(client: Client, credential: str) -> grpc.StatusCode:
+    """How a registration ends that says nothing."""
+    worker = await client.open(credential=credential)
+    with suppress(asyncio.InvalidStateError):
+        await worker.call.done_writing()
+    return (await worker.status())[0]
