@@ -115,6 +115,15 @@ class GatewayAuthenticator:
         if self._credential is not None:
             await self._credential.close()
 
+    async def renew_credential(self) -> None:
+        """Have the credential source replace what it keeps; a failure is logged, and the old one stays."""
+        if self._credential is None:
+            return
+        try:
+            await self._credential.renew()
+        except CredentialError as error:
+            _log.warning("worker-auth credential not renewed; the old one stays", error=str(error))
+
     async def routing_key(self, token: str | None) -> str | None:
         """The routing key of `token` (None is asked about as the empty token). Raises `AuthenticationError`."""
         digest = _digest(self._salt, token or "")

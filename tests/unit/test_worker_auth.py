@@ -16,6 +16,7 @@ from aiohttp import web
 from control_plane_rig import Client, control_plane
 from grpc_loop import run_grpc
 from relay import TcpRelay
+from structlog.testing import capture_logs
 
 from router.control_plane.gateway_credentials import (
     ClientCredentials,
@@ -295,11 +296,13 @@ class Provider:
         self.status = 200
         self.stall: str | None = None
         self.url = ""
+        self.stalled = asyncio.Event()
         self.released = asyncio.Event()
 
     async def token(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.headers["authorization"], await request.text()))
         if self.stall == "before":
+            self.stalled.set()
             await self.released.wait()
         body = self.reply if isinstance(self.reply, bytes) else json.dumps(self.reply).encode()
         if self.stall == "inside":
@@ -376,6 +379,56 @@ def test_minted_token_is_kept_until_a_minute_before_it_expires(
             now = float(later_s)
             await credentials.token()
             assert len(service.requests) == requests
+
+    run_grpc(run())
+
+
+def test_a_renewal_replaces_the_kept_token_by_one_of_the_secret_as_it_is_now(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            await credentials.renew()
+            assert service.requests == []  # none is kept: the first use mints one
+            await credentials.token()
+            secrets(tmp_path, {"id": "id", "secret": "rotated"})
+            service.reply = {"access_token": "second"}
+            await credentials.renew()
+            assert b64decode(service.requests[1][0].partition(" ")[2]) == b"id:rotated"
+            assert await credentials.token() == "second"
+            assert len(service.requests) == 2
+
+    run_grpc(run())
+
+
+def test_a_renewal_that_fails_leaves_the_kept_token_and_says_so(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials), gateway(credentials) as rig:
+            await credentials.token()
+            service.status = 401
+            with capture_logs() as logs:
+                await rig.authenticator.renew_credential()
+            assert [(line["event"], line["error"]) for line in logs] == [
+                (
+                    "worker-auth credential not renewed; the old one stays",
+                    "oauth2 token endpoint returned status 401",
+                )
+            ]
+            assert await credentials.token() == "minted"
+
+    run_grpc(run())
+
+
+def test_the_kept_token_is_used_while_a_renewal_waits_for_the_provider(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            await credentials.token()
+            service.stall, service.reply = "before", {"access_token": "second"}
+            renewal = asyncio.create_task(credentials.renew())
+            async with asyncio.timeout(5):
+                await service.stalled.wait()
+                assert await credentials.token() == "minted"
+                service.released.set()
+                await renewal
+            assert await credentials.token() == "second"
 
     run_grpc(run())
 
