@@ -196,6 +196,8 @@ class RegistrationStream:
             while (message := await self._context.read()) is not _EOF:
                 self._last_received_at = self._streams.clock()
                 self._life.set()
+                if self._tunnels is not None:
+                    self._tunnels.reported()
                 self._inbox.put(message)
             signal = Signal.CLOSED
         except (grpc.aio.BaseError, grpc.RpcError, ValueError) as error:

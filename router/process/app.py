@@ -106,6 +106,7 @@ class App:
         self._authenticator = assembly.authenticator(settings, self.metrics)
         if isinstance(self._authenticator, GatewayAuthenticator):
             self._closers.append(self._authenticator.close)
+            self._polls["worker-auth credential"] = self._authenticator.renew_credential
         await self._bind_reverse()
         check_worker_auth(settings)
         http_socket, metrics_socket = self._bind_tcp()
@@ -363,9 +364,9 @@ class App:
     # --- reload ------------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Look at every watched file now, and open the key log again. What cannot be used is logged, and the old one stays.
+        """Look at every watched file now, mint the router's token anew, and open the key log again.
 
-        Secrets and token files need no more: they are read for each use.
+        What cannot be used is logged, and the old one stays. Secrets and token files need no more: they are read for each use.
         """
         _log.info("reload requested")
         self.reopen_logs()

@@ -5,6 +5,7 @@ raw-quic needs no set-up after the QUIC handshake: the connection is usable at o
 
 import socket
 import time
+from random import Random
 
 import structlog
 
@@ -45,7 +46,7 @@ class DirectDialer:
         self._tls = tls
         self._framing = framing
         self._settings = settings
-        self._policy = DialPolicy(time.monotonic)
+        self._policy = DialPolicy(time.monotonic, Random())  # noqa: S311 - nothing is kept secret by it
         self.own_ports: set[int] = set()
         """UDP ports of this router beside those of the dialler: never dialled at an address of this host."""
 

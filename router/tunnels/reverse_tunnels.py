@@ -26,11 +26,18 @@ class ReverseTunnels(RegistrationTunnels):
     def __init__(self, identity: Identity, settings: TunnelSettings, metrics: Metrics) -> None:
         super().__init__(identity, settings, metrics, grace_ms=0)
         self._endpoint_advertised = False
+        self._reported_at = float("-inf")
 
     # --- called by the listener --------------------------------------------------------------------------------------
 
     def begin_install(self) -> InstallPermit | None:
-        """Ask for the right to install a connection; None if the worker has a live one or is installing one already."""
+        """Ask for the right to install a connection; None if the worker has a live one or is installing one already.
+
+        A silent connection gives way only if the worker has reported since it fell silent. If the worker as a whole is silent it does not
+        dial either: somebody else does, who knows its id.
+        """
+        if self.slot.suspected() and not all(tunnel.silent_since < self._reported_at for tunnel in self.slot.members):
+            return None
         return self.slot.begin_install()
 
     def complete_install(self, install: InstallPermit, tunnel: Tunnel) -> bool:
@@ -56,6 +63,10 @@ class ReverseTunnels(RegistrationTunnels):
             self.health.connection_closed()
 
     # --- WorkerTunnels -----------------------------------------------------------------------------------------------
+
+    def reported(self) -> None:
+        """A message has arrived on the registration's stream: the worker lives, whatever its connection does."""
+        self._reported_at = asyncio.get_running_loop().time()
 
     async def tunnel_step(self) -> TunnelStep:
         """Whether the worker has dialled. The first call never waits, so that the worker learns at once where to dial."""

@@ -67,6 +67,8 @@ class Tunnel:
         self.connection = connection
         self.inference_server_id = inference_server_id
         self.suspected = False
+        self.silent_since = float("-inf")
+        """Loop time at which the silence began for which it was suspected last."""
         self.pieces_received = 0
         self.running = 0
         """Exchanges that are open or being opened."""
