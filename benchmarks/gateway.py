@@ -144,9 +144,9 @@ class _Front:
         counted = Metrics() if metrics else cast("Metrics", _NoMetrics())
         selector = Selector(BalancingConfig(), Random(1))
         self._registry, self._selector = registry, selector
-        proxy = Proxy(registry, selector, counted, package_settings.proxy_settings(options), time.monotonic)
+        proxy = Proxy(registry, selector, counted, package_settings.proxy(options), time.monotonic)
         routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
-        http = package_settings.http_settings(options)
+        http = package_settings.http(options)
         server = HttpServer(routes, time.monotonic, http)
         self.connections = [ClientConnection(server, time.monotonic, http.timeouts) for _ in range(connections)]
         self.transports = [_Transport() for _ in range(connections)]

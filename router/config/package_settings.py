@@ -18,7 +18,7 @@ from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.settings import QuicSettings
 
 
-def quic_settings(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
+def quic(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
     """Limits and timers of every QUIC connection; what has no option keeps the value of `tunnel_protocol`."""
     return QuicSettings(
         idle_timeout_ms=settings.quic_idle_timeout_ms,
@@ -31,7 +31,7 @@ def quic_settings(settings: Settings, key_log: LineWriter | None = None) -> Quic
     )
 
 
-def tunnel_settings(settings: Settings) -> TunnelSettings:
+def tunnels(settings: Settings) -> TunnelSettings:
     """Times and limits of tunnels."""
     return TunnelSettings(
         connect_timeout_ms=settings.quic_connect_timeout_ms,
@@ -47,7 +47,7 @@ def tunnel_settings(settings: Settings) -> TunnelSettings:
     )
 
 
-def proxy_settings(settings: Settings) -> ProxySettings:
+def proxy(settings: Settings) -> ProxySettings:
     """Limits and switches of the request path. Raises `StartupError` for an illegal header name."""
     header = retry_budget_header(settings)
     return ProxySettings(
@@ -64,7 +64,7 @@ def proxy_settings(settings: Settings) -> ProxySettings:
     )
 
 
-def http_settings(settings: Settings) -> HttpSettings:
+def http(settings: Settings) -> HttpSettings:
     """How many clients the HTTP listener has, and how long it waits for them."""
     return HttpSettings(
         max_connections=settings.http_max_connections,
@@ -79,7 +79,7 @@ def http_settings(settings: Settings) -> HttpSettings:
     )
 
 
-def control_plane_settings(
+def control_plane(
     settings: Settings, advertise: SocketAddress, reverse_address: SocketAddress | None
 ) -> ControlPlaneSettings:
     """What the gRPC service tells workers and how long it waits for them; addresses are the ones really bound."""
@@ -98,7 +98,7 @@ def control_plane_settings(
     )
 
 
-def gateway_auth_settings(settings: Settings) -> GatewayAuthSettings | None:
+def gateway_auth(settings: Settings) -> GatewayAuthSettings | None:
     """How workers' tokens are checked; None if nobody is asked."""
     if settings.worker_auth_endpoint is None:
         return None
@@ -108,6 +108,7 @@ def gateway_auth_settings(settings: Settings) -> GatewayAuthSettings | None:
         deadline_s=settings.worker_auth_timeout_ms / 1000,
         cache_s=settings.worker_auth_cache_ms / 1000,
         cache_entries=10_000,
+        keepalive=None,
     )
 
 

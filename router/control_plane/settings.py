@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from tunnel_protocol.control.grpc_options import Keepalive
+
 SECRETS_KEY: Final = "authToken"
 """Where the bearer token stands in the secrets file, if nothing else is said."""
 
@@ -48,3 +50,5 @@ class GatewayAuthSettings:
     """How long an acceptance is remembered; 0 = not at all. A refusal never is."""
     cache_entries: int
     """Acceptances remembered; one more makes the oldest go."""
+    keepalive: Keepalive | None
+    """When a gateway that has gone silent is connected to anew; None = as all channels."""

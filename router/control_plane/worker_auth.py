@@ -98,6 +98,15 @@ class GatewayAuthenticator:
         if self._credential is not None:
             await self._credential.close()
 
+    async def renew_credential(self) -> None:
+        """Have the credential source replace what it keeps; a failure is logged, and the old one stays."""
+        if self._credential is None:
+            return
+        try:
+            await self._credential.renew()
+        except CredentialError as error:
+            _log.warning("worker-auth credential not renewed; the old one stays", error=str(error))
+
     async def routing_key(self, token: str | None) -> str | None:
         """The routing key of `token` (None is asked about as the empty token). Raises `AuthenticationError`."""
         digest = _digest(self._salt, token or "")
@@ -167,7 +176,7 @@ def _channel(settings: GatewayAuthSettings) -> grpc.aio.Channel:
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError(f"worker auth endpoint must be an http or https URL: {settings.endpoint}")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    options = channel_options()
+    options = channel_options(settings.keepalive)
     if url.scheme == "http":
         return grpc.aio.insecure_channel(f"{host}:{url.port or 80}", options=options)
     return grpc.aio.secure_channel(

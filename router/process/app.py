@@ -61,8 +61,8 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     metrics = _make_metrics(settings)
     key_log = _open_key_log(settings, metrics, reloads, opened)
     identity, certificates = _read_tls(settings, metrics)
-    quic = package_settings.quic_settings(settings, key_log)
-    tunnel_settings = package_settings.tunnel_settings(settings)
+    quic = package_settings.quic(settings, key_log)
+    tunnel_limits = package_settings.tunnels(settings)
     registry = Registry(
         lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
     )
@@ -70,16 +70,15 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     authenticator = assembly.authenticator(settings, metrics)
     if isinstance(authenticator, GatewayAuthenticator):
         opened.push_async_callback(authenticator.close)
-    listener, reverse_address = await bind_reverse(base, identity, authenticator, quic, tunnel_settings)
+        reloads.poll("worker-auth credential", authenticator.renew_credential)
+    listener, reverse_address = await bind_reverse(base, identity, authenticator, quic, tunnel_limits)
     check_worker_auth(settings)
     bound = bind_tcp_ports(base, reverse_address)
     lookup = assembly.lookup(settings, bound.advertise, port_of(bound.addresses["http"]))
     await connect_worker_auth(settings, authenticator)
     trust = outbound_trust(settings, certificates)
-    dialer = await open_dialer(base, trust, quic, tunnel_settings, reverse_address)
-    tunnels = TunnelParts(
-        settings=tunnel_settings, metrics=metrics, listener=listener, identity=identity, dialer=dialer
-    )
+    dialer = await open_dialer(base, trust, quic, tunnel_limits, reverse_address)
+    tunnels = TunnelParts(settings=tunnel_limits, metrics=metrics, listener=listener, identity=identity, dialer=dialer)
     policy = Policy.load(settings, metrics)
     return await serve(base, bound, tunnels, policy, authenticator, lookup)
 

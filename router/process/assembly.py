@@ -7,8 +7,8 @@ from pathlib import Path
 
 import structlog
 
+from router.config import package_settings
 from router.config.option_values import SocketAddress
-from router.config.package_settings import gateway_auth_settings
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, causes_of
 from router.control_plane.discovery import HeadlessService, Lookup, PlainDns, SelfOnly
@@ -40,7 +40,7 @@ def key_log(settings: Settings) -> LineWriter | None:
 
 def authenticator(settings: Settings, metrics: Metrics) -> OpenAuthenticator | GatewayAuthenticator:
     """Everybody welcome, or the gateway is asked. Raises `StartupError` for an endpoint that is no URL."""
-    asked = gateway_auth_settings(settings)
+    asked = package_settings.gateway_auth(settings)
     if asked is None:
         return OpenAuthenticator()
     try:

@@ -43,7 +43,7 @@ def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
             return runner.run(_run(settings))
     except StartupError as error:
         log_lines.flush(_LAST_LINES_S)
-        say(f"{error.told()}\n")  # not a log line: the contract with operators
+        say(f"{error.report()}\n")  # not a log line: the contract with operators
         return 1
     finally:
         if writer is not None:
@@ -70,13 +70,13 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **build.described(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
+    _log.info("starting stargate", **build.described(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.reported())
     reloads = Reloads()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.request)
     starting = asyncio.create_task(start(settings, reloads))
     await _first(starting, signals.received)
     if not starting.done():
-        _told_to_stop(signals)
+        _stop_reported(signals)
         starting.cancel()
         await asyncio.wait([starting], timeout=settings.shutdown_drain_timeout_ms / 1000)
         _log.info("stargate stopped cleanly")
@@ -87,7 +87,7 @@ async def _run(settings: Settings) -> int:
     await _first(signals.received, failed)
     failure = failed.result() if failed.done() else None
     if failure is None:
-        _told_to_stop(signals)
+        _stop_reported(signals)
     else:
         _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
     return await _end(router, settings, failure)
@@ -104,7 +104,7 @@ async def _first(*futures: "asyncio.Future[Any]") -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _told_to_stop(signals: Signals) -> None:
+def _stop_reported(signals: Signals) -> None:
     _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
     _log.info("Entering draining mode")
 

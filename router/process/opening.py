@@ -80,21 +80,21 @@ async def bind_reverse(
     identity: ServedIdentity | None,
     authenticator: OpenAuthenticator | GatewayAuthenticator,
     quic: QuicSettings,
-    tunnel_settings: TunnelSettings,
+    tunnel_limits: TunnelSettings,
 ) -> tuple[ReverseListener | None, SocketAddress | None]:
     """Take the UDP port that workers dial, in reverse mode; the listener and its address."""
     settings = base.settings
     if identity is None or settings.reverse_tunnel_listen_addr is None:
         return None, None
     address = listen_address(settings.reverse_tunnel_listen_addr)
-    listener = ReverseListener(base.registry, authenticator, RAW_QUIC, tunnel_settings, base.metrics)
+    listener = ReverseListener(base.registry, authenticator, RAW_QUIC, tunnel_limits, base.metrics)
     tls = server_tls(identity.identity)
     try:
-        host, port = await listener.listen(address.host, address.port, tls, quic, engine=settings.quic_engine)
+        host, port = await listener.listen(address.host, address.port, tls, quic)
     except OSError as error:
         raise StartupError("failed to bind reverse tunnel listener", *causes_of(error)) from None
     base.opened.push_async_callback(listener.close)
-    identity.tell_coverage(settings, port)
+    identity.log_coverage(settings, port)
     return listener, SocketAddress(host, port)
 
 
@@ -159,7 +159,7 @@ async def open_dialer(
     base: Base,
     trust: bytes | None,
     quic: QuicSettings,
-    tunnel_settings: TunnelSettings,
+    tunnel_limits: TunnelSettings,
     reverse_address: SocketAddress | None,
 ) -> DirectDialer:
     """Open the sockets from which workers are dialled; `trust` as `startup_checks.outbound_trust` returns it."""
@@ -167,14 +167,12 @@ async def open_dialer(
     settings = base.settings
     tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
     try:
-        dialer = await DirectDialer.open(
-            tls, RAW_QUIC, quic, tunnel_settings, base.metrics, engine=settings.quic_engine
-        )
+        dialer = await DirectDialer.open(tls, RAW_QUIC, quic, tunnel_limits, base.metrics)
     except OSError as error:
         raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
     base.opened.push_async_callback(dialer.close)
     if reverse_address is None:
-        dialer.tell_buffers()  # else the listener's socket has said the same
+        dialer.log_buffers()  # else the listener's socket has said the same
     dialer.own_ports.add(port_of(reverse_address))
     return dialer
 

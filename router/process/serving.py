@@ -55,7 +55,7 @@ async def serve(
     opened.callback(operators.stop)
     _track_gauges(base, tunnels)
     loop_lag = _start_timers(metrics, opened)
-    _watch_files(base, bound, tunnels, policy)
+    _poll_files(base, bound, tunnels, policy)
     tasks.start_loop("WatchStargates publisher", publisher.run())
     tasks.start("metrics server", operators.serve(bound.metrics))
     await operators.wait_started()
@@ -93,7 +93,7 @@ def _add_services(
         authenticator,
         tunnels.make,
         watch,
-        package_settings.control_plane_settings(base.settings, bound.advertise, bound.addresses["reverse_tunnel"]),
+        package_settings.control_plane(base.settings, bound.advertise, bound.addresses["reverse_tunnel"]),
         base.metrics,
     )
     bound.grpc.add_service(
@@ -151,13 +151,13 @@ def _start_timers(metrics: Metrics, opened: AsyncExitStack) -> LoopLag:
     return loop_lag
 
 
-def _watch_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) -> None:
+def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) -> None:
     """What changes while the router runs: certificates and the policy."""
     settings = base.settings
 
-    def look_again(name: str, interval_ms: int, look: Callable[[], Awaitable[None]]) -> None:
-        base.reloads.look_at(name, look)
-        base.tasks.start_loop(name, every(interval_ms / 1000, look, name, base.metrics))
+    def start_polling(name: str, interval_ms: int, poll: Callable[[], Awaitable[None]]) -> None:
+        base.reloads.poll(name, poll)
+        base.tasks.start_loop(name, every(interval_ms / 1000, poll, name, base.metrics))
 
     identity, listener, grpc_identity = tunnels.identity, tunnels.listener, bound.grpc_identity
     if identity is not None and identity.mounted:
@@ -166,21 +166,21 @@ def _watch_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy)
             if listener is not None:
                 listener.replace_tls(server_tls(new))
 
-        look_again("reverse tunnel TLS reload", settings.tls_poll_ms, partial(identity.look, serve_to_workers))
+        start_polling("reverse tunnel TLS reload", settings.tls_poll_ms, partial(identity.poll, serve_to_workers))
     if grpc_identity is not None:
 
         def serve_on_grpc(new: TlsIdentity) -> None:
             for server in (bound.grpc, bound.model_discovery):
                 server.replace_tls(grpc_tls(new))
 
-        look_again("gRPC TLS reload", settings.tls_poll_ms, partial(grpc_identity.look, serve_on_grpc))
+        start_polling("gRPC TLS reload", settings.tls_poll_ms, partial(grpc_identity.poll, serve_on_grpc))
     if policy.watched:
-        look_again("load balancer config reload", settings.lb_config_poll_ms, policy.look)
+        start_polling("load balancer config reload", settings.lb_config_poll_ms, policy.poll)
 
 
 async def _serve_http(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy, loop_lag: LoopLag) -> HttpServer:
     settings, metrics = base.settings, base.metrics
-    proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy_settings(settings), time.monotonic)
+    proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
     debug_config = package_settings.debug_config(settings, bound.addresses, bound.advertise)
     routes = Routes(
         proxy,
@@ -189,9 +189,9 @@ async def _serve_http(base: Base, bound: Bound, tunnels: TunnelParts, policy: Po
         is_ready=lambda: readiness.ready(),
         debug_config=lambda: debug_config,
     )
-    http = HttpServer(routes, time.monotonic, package_settings.http_settings(settings))
+    http = HttpServer(routes, time.monotonic, package_settings.http(settings))
     readiness = _make_readiness(metrics, http, tunnels, loop_lag)
-    loop_lag.on_measured = readiness.look
+    loop_lag.on_measured = readiness.poll
     if tunnels.listener is not None:
         tunnels.listener.observe_ticks(http)
     tunnels.dialer.observe_ticks(http)

@@ -15,15 +15,15 @@ DEFAULTS = parse([*REQUIRED, "--worker-auth-endpoint=http://127.0.0.1:9"], {})
 
 
 def proxy_settings(**changes: Any) -> ProxySettings:
-    return replace(package_settings.proxy_settings(DEFAULTS), **changes)
+    return replace(package_settings.proxy(DEFAULTS), **changes)
 
 
 def tunnel_settings(**changes: Any) -> TunnelSettings:
-    return replace(package_settings.tunnel_settings(DEFAULTS), **changes)
+    return replace(package_settings.tunnels(DEFAULTS), **changes)
 
 
 def http_settings(**changes: Any) -> HttpSettings:
-    return replace(package_settings.http_settings(DEFAULTS), **changes)
+    return replace(package_settings.http(DEFAULTS), **changes)
 
 
 def connection_timeouts(**changes: Any) -> ConnectionTimeouts:
@@ -31,10 +31,10 @@ def connection_timeouts(**changes: Any) -> ConnectionTimeouts:
 
 
 def control_plane_settings(**changes: Any) -> ControlPlaneSettings:
-    return replace(package_settings.control_plane_settings(DEFAULTS, DEFAULTS.advertise_addr, None), **changes)
+    return replace(package_settings.control_plane(DEFAULTS, DEFAULTS.advertise_addr, None), **changes)
 
 
 def gateway_auth_settings(**changes: Any) -> GatewayAuthSettings:
-    found = package_settings.gateway_auth_settings(DEFAULTS)
+    found = package_settings.gateway_auth(DEFAULTS)
     assert found is not None
     return replace(found, **changes)

@@ -31,7 +31,7 @@ def settings(*arguments: str) -> Settings:
 def test_a_key_log_is_opened_once_or_the_start_fails(tmp_path: Path) -> None:
     writer = assembly.key_log(settings(f"--quic-keylog-path={tmp_path}/keys"))
     assert writer is not None
-    assert package_settings.quic_settings(settings(), writer).key_log is writer
+    assert package_settings.quic(settings(), writer).key_log is writer
     assert writer.close(20)
     assert assembly.key_log(settings()) is None
     with pytest.raises(StartupError, match=r"failed to open key log /none/keys"):

@@ -34,7 +34,7 @@ def test_the_advertised_port_follows_the_one_bound_if_it_names_the_configured_on
 
 
 def test_workers_are_told_the_rendered_host_with_the_bound_port() -> None:
-    found = package_settings.control_plane_settings(
+    found = package_settings.control_plane(
         settings(
             "--backend-connectivity=reverse",
             "--reverse-tunnel-listen-addr=0.0.0.0:0",
@@ -52,7 +52,7 @@ def test_workers_are_told_the_rendered_host_with_the_bound_port() -> None:
 
 
 def test_without_a_reverse_listener_there_is_no_target() -> None:
-    assert package_settings.control_plane_settings(settings(), GRPC, None).reverse_tunnel_target == ""
+    assert package_settings.control_plane(settings(), GRPC, None).reverse_tunnel_target == ""
 
 
 def test_limits_reach_the_tunnels_and_quic() -> None:
@@ -69,7 +69,7 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
         "--quic-qlog-dir=/q",
         "--quic-keylog-path=/k",
     )
-    tunnels, quic = package_settings.tunnel_settings(given), package_settings.quic_settings(given)
+    tunnels, quic = package_settings.tunnels(given), package_settings.quic(given)
     assert (tunnels.connect_timeout_ms, tunnels.request_timeout_ms) == (111, 222)
     assert (tunnels.reverse_connect_timeout_ms, tunnels.direct_connections) == (333, 4)
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
@@ -78,17 +78,15 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
 
 
 def test_what_has_an_option_and_what_has_none_reach_the_http_listener() -> None:
-    given = package_settings.http_settings(settings("--http-max-connections=5", "--http-head-timeout-ms=1500"))
+    given = package_settings.http(settings("--http-max-connections=5", "--http-head-timeout-ms=1500"))
     assert (given.max_connections, given.timeouts.head, given.timeouts.body) == (5, 1.5, 60.0)
-    unlimited = package_settings.http_settings(
-        settings("--http-head-timeout-ms=0", "--http-body-timeout-ms=0")
-    ).timeouts
+    unlimited = package_settings.http(settings("--http-head-timeout-ms=0", "--http-body-timeout-ms=0")).timeouts
     assert (unlimited.head, unlimited.body) == (math.inf, math.inf)
 
 
 def test_nobody_is_asked_about_workers_without_an_endpoint() -> None:
-    assert package_settings.gateway_auth_settings(settings()) is None
-    asked = package_settings.gateway_auth_settings(
+    assert package_settings.gateway_auth(settings()) is None
+    asked = package_settings.gateway_auth(
         settings("--worker-auth-endpoint=http://g", "--worker-auth-timeout-ms=700", "--worker-auth-cache-ms=0")
     )
     assert asked is not None
@@ -96,7 +94,7 @@ def test_nobody_is_asked_about_workers_without_an_endpoint() -> None:
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_transport() -> None:
-    assert package_settings.quic_settings(settings()) == QuicSettings()
+    assert package_settings.quic(settings()) == QuicSettings()
 
 
 def test_no_settings_of_a_package_have_defaults_of_their_own() -> None:
