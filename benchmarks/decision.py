@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from router.balancing import RoutingRequest
 from router.balancing.definition import Definition, build
@@ -67,7 +67,6 @@ class BenchCandidate:
 
     __slots__ = (
         "active_backend_count",
-        "cluster",
         "cluster_id",
         "kv_cache_capacity_tokens",
         "kv_cache_free_tokens",
@@ -86,7 +85,6 @@ class BenchCandidate:
 
     def __init__(self, i: int) -> None:
         self.cluster_id = f"cluster-{i:04d}"
-        self.cluster: Any = None
         self.output_tps = 120.0 + i % 11
         self.last_mean_input_tps = 1200.0 + 31 * (i % 13)
         self.max_output_tps = 500.0

@@ -1,10 +1,10 @@
 """Candidates and a request to a choice: configuration, algorithms, and the driving loop. Pure (docs/balancing.md)."""
 
 from router.balancing.config import BalancingConfig, load_config
-from router.balancing.definition import ConfigError
+from router.balancing.definition import ConfigError, Definition
 from router.balancing.outcome import AdmissionRejected, Choice, Chosen, NotFound, Outcome, Unavailable, Wait
 from router.balancing.request import RoutingRequest
-from router.balancing.selector import Effective, Selector, UnavailableMethodError, UnknownMethodError
+from router.balancing.selector import Selector, UnavailableMethodError, UnknownMethodError
 
 __all__ = [
     "AdmissionRejected",
@@ -12,7 +12,7 @@ __all__ = [
     "Choice",
     "Chosen",
     "ConfigError",
-    "Effective",
+    "Definition",
     "NotFound",
     "Outcome",
     "RoutingRequest",

@@ -41,6 +41,12 @@ MakeAlgorithm = Callable[[dict[str, object], Random], Algorithm]
 """Settings of a definition and a source of randomness -> algorithm. Raises `ValueError` for settings it refuses."""
 
 
+def copy_of(balancer: Balancer) -> Balancer | None:
+    """A balancer in the same state, for explanations; None if this one has no `copy()`."""
+    copy: Callable[[], Balancer] | None = getattr(balancer, "copy", None)
+    return None if copy is None else copy()
+
+
 def installed_algorithms(found: Sequence[EntryPoint] | None = None) -> dict[str, MakeAlgorithm]:
     """Third-party algorithms by name, as their entry points load."""
     points = entry_points(group=ENTRY_POINT_GROUP) if found is None else found

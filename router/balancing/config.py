@@ -61,8 +61,8 @@ class BalancingConfig:
         return found
 
 
-def load_config(content: bytes, further: frozenset[str] = frozenset()) -> BalancingConfig:
-    """Parse a document; `further` are names of third-party algorithms. Raises `ConfigError`."""
+def load_config(content: bytes, plugins: frozenset[str] = frozenset()) -> BalancingConfig:
+    """Parse a document; `plugins` are names of third-party algorithms. Raises `ConfigError`."""
     try:
         document = parse(content)
     except JsonError as error:
@@ -79,11 +79,11 @@ def load_config(content: bytes, further: frozenset[str] = frozenset()) -> Balanc
         if value is None:
             raise ConfigError(f"invalid type: null for `{key}`")
         seen[key] = value
-    default = Definition(parse_name(seen.get("default", "power-of-n"), further))
-    overrides = _overrides(seen.get("request_algorithms", JsonObject()), further, sort=False)
+    default = Definition(parse_name(seen.get("default", "power-of-n"), plugins))
+    overrides = _overrides(seen.get("request_algorithms", JsonObject()), plugins, sort=False)
     models = _object(seen.get("models", JsonObject()), "models").last()
     policies = {
-        model: ModelPolicy(parse_definition(entry, further), _overrides_of(entry, further))
+        model: ModelPolicy(parse_definition(entry, plugins), _overrides_of(entry, plugins))
         for model, entry in models.items()
     }
     config = BalancingConfig(default, overrides, policies)
@@ -99,13 +99,13 @@ def _object(value: object, name: str) -> JsonObject:
     return value
 
 
-def _overrides_of(entry: object, further: frozenset[str]) -> dict[str, Definition]:
+def _overrides_of(entry: object, plugins: frozenset[str]) -> dict[str, Definition]:
     if not isinstance(entry, JsonObject):
         return {}
-    return _overrides(entry.last().get("request_algorithms", JsonObject()), further, sort=True)
+    return _overrides(entry.last().get("request_algorithms", JsonObject()), plugins, sort=True)
 
 
-def _overrides(value: object, further: frozenset[str], *, sort: bool) -> dict[str, Definition]:
+def _overrides(value: object, plugins: frozenset[str], *, sort: bool) -> dict[str, Definition]:
     pairs = list(_object(value, "request_algorithms"))
     if sort:
         # Of two spellings of one algorithm the bytewise greater one wins inside a model entry, the later one elsewhere.
@@ -113,6 +113,6 @@ def _overrides(value: object, further: frozenset[str], *, sort: bool) -> dict[st
     found: dict[str, Definition] = {}
     for key, entry in pairs:
         if isinstance(entry, JsonObject):
-            _overrides_of(entry, further)  # thrown away, but it must be valid
-        found[parse_name(key, further)] = parse_definition(entry, further)
+            _overrides_of(entry, plugins)  # thrown away, but it must be valid
+        found[parse_name(key, plugins)] = parse_definition(entry, plugins)
     return found

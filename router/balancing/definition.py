@@ -117,28 +117,28 @@ class Definition:
         return str(self.settings.get("comparator", "ttft"))
 
 
-def parse_name(value: object, further: frozenset[str]) -> str:
+def parse_name(value: object, plugins: frozenset[str]) -> str:
     """A canonical algorithm name. Raises `ConfigError`."""
     if isinstance(value, str):
-        found = from_file(value, further)
+        found = from_file(value, plugins)
         if found is not None:
             return found
-        expected = ", ".join(f"`{name}`" for name in [*accepted(), *sorted(further)])
+        expected = ", ".join(f"`{name}`" for name in [*accepted(), *sorted(plugins)])
         raise ConfigError(f"unknown variant `{value}`, expected one of {expected}")
     raise ConfigError(f"invalid type: {type_name(value)}, expected an algorithm name")
 
 
-def parse_definition(value: object, further: frozenset[str]) -> Definition:
+def parse_definition(value: object, plugins: frozenset[str]) -> Definition:
     """A definition from a name or a detailed object (its `request_algorithms` are not part of it). Raises `ConfigError`."""
     if isinstance(value, str):
-        return Definition(parse_name(value, further))
+        return Definition(parse_name(value, plugins))
     if not isinstance(value, JsonObject):
         raise ConfigError("load-balancer model config must be an algorithm name or detailed config object")
     fields = value.last()
     if "algorithm" not in fields:
         raise ConfigError("missing field `algorithm`")
-    algorithm = parse_name(fields["algorithm"], further)
-    if algorithm not in further:
+    algorithm = parse_name(fields["algorithm"], plugins)
+    if algorithm not in plugins:
         unsupported = sorted(fields.keys() - _COMMON - _FIELDS[algorithm], key=lambda name: name.encode())
         if unsupported:
             raise ConfigError(f"{algorithm} config does not support field(s): {', '.join(unsupported)}")
@@ -152,15 +152,15 @@ def parse_definition(value: object, further: frozenset[str]) -> Definition:
     return Definition(algorithm, settings)
 
 
-def build(definition: Definition, random: Random, further: Mapping[str, MakeAlgorithm]) -> Algorithm:
+def build(definition: Definition, random: Random, plugins: Mapping[str, MakeAlgorithm]) -> Algorithm:
     """The algorithm object of a definition. Raises `ConfigError` (stage `build`)."""
     name, settings = definition.algorithm, definition.settings
     seed = settings.get("seed")
     seed = seed if isinstance(seed, str) else None
-    if seed is not None and name not in further and "seed" not in _FIELDS[name]:
+    if seed is not None and name not in plugins and "seed" not in _FIELDS[name]:
         raise ConfigError(f"seed is not supported for {name}", "build")
     kv = definition.consider_kv_free_tokens
-    if kv and name not in ("pulsar", "pulsar-wait-and-widen") and name not in further:
+    if kv and name not in ("pulsar", "pulsar-wait-and-widen") and name not in plugins:
         raise ConfigError("consider_kv_free_tokens is supported only for pulsar and pulsar-wait-and-widen", "build")
     if name == "power-of-n":
         count = settings.get("sample_count", 2)
@@ -186,7 +186,7 @@ def build(definition: Definition, random: Random, further: Mapping[str, MakeAlgo
             raise ConfigError("comparator is not supported for pulsar-wait-and-widen", "build")
         return PulsarWaitAndWiden(_widening(settings), random, seed=seed, consider_kv_free_tokens=kv)
     try:
-        return further[name](dict(settings), random)
+        return plugins[name](dict(settings), random)
     except Exception as error:
         raise ConfigError(f"{name}: {error}", "build") from error
 

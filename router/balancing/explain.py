@@ -28,7 +28,7 @@ def explain(
     selector: Selector,
     request: RoutingRequest,
     method: str | None,
-    target: TargetView | None,
+    target: TargetView[object, object] | None,
     *,
     advertised: bool,
     excluded: set[str],
@@ -88,7 +88,7 @@ def _outcome(
     selector: Selector,
     effective: Definition,
     request: RoutingRequest,
-    target: TargetView | None,
+    target: TargetView[object, object] | None,
     candidates: Sequence[Candidate],
     excluded: set[str],
     elapsed_ms: float,
@@ -97,7 +97,7 @@ def _outcome(
 ) -> Document:
     if not candidates or target is None:
         return {"kind": "unavailable" if advertised or excluded else "not_found"}
-    choice = selector.rehearsal(effective, request, target).choose(request, candidates, excluded, elapsed_ms)
+    choice = selector.dry_run_balancer(effective, request, target).choose(request, candidates, excluded, elapsed_ms)
     if choice is None:
         waits = request.max_wait_ms is not None and any(c.cluster_id not in excluded for c in candidates)
         return {"kind": "wait" if waits else "unavailable"}

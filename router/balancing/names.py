@@ -13,17 +13,17 @@ _ALIASES = {
 }
 
 
-def from_file(name: str, further: frozenset[str] = frozenset()) -> str | None:
-    """The canonical name of a spelling in a file (case counts); `further` are names of third-party algorithms."""
-    if name in CANONICAL or name in further:
+def from_file(name: str, plugins: frozenset[str] = frozenset()) -> str | None:
+    """The canonical name of a spelling in a file (case counts); `plugins` are names of third-party algorithms."""
+    if name in CANONICAL or name in plugins:
         return name
     return _ALIASES.get(name)
 
 
-def from_header(name: str, further: frozenset[str] = frozenset()) -> str | None:
+def from_header(name: str, plugins: frozenset[str] = frozenset()) -> str | None:
     """The canonical name of a header value: blanks, case and `_` for `-` are forgiven."""
     folded = "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name.strip(" \t")).replace("_", "-")
-    return from_file(folded, further)
+    return from_file(folded, plugins)
 
 
 def accepted() -> list[str]:

@@ -38,7 +38,7 @@ class WaitAndWiden:
         ring = AffinityRing(prefix(self._seed, routing_key, model), self._virtual_nodes)
         return WaitAndWidenBalancer(self, ring)
 
-    def with_lots_of_its_own(self) -> "WaitAndWiden":
+    def with_fresh_rng(self) -> "WaitAndWiden":
         """The same definition with another source of random numbers, not one to keep secrets by."""
         return WaitAndWiden(
             self.settings,
@@ -65,8 +65,8 @@ class WaitAndWidenBalancer:
         self._forecast = Forecast(ignore_queue=settings.ignore_queue_time, max_queued=settings.max_queued)
 
     def copy(self) -> "WaitAndWidenBalancer":
-        """One for explanations, with lots of its own. It shares the ring, which is large and remembers no decision."""
-        return WaitAndWidenBalancer(self._algorithm.with_lots_of_its_own(), self._ring)
+        """One for explanations, with random numbers of its own. It shares the ring, which is large and remembers no decision."""
+        return WaitAndWidenBalancer(self._algorithm.with_fresh_rng(), self._ring)
 
     def choose(
         self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float

@@ -18,7 +18,7 @@ from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
 from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, OwnAnswer, headers_to_client
-from router.proxy.overflow import with_free_stream
+from router.proxy.overflow import RoutedChoice, with_free_stream
 from router.proxy.recorder import RequestAccount
 from router.proxy.replay import ReplayBudget, ReplayBuffer
 from router.proxy.retry import Verdict
@@ -134,7 +134,7 @@ class ProxiedRequest:
         self._request_retries = 0
         self._routing_retries = 0
         self._attempts = 0
-        self._chosen: Chosen | None = None
+        self._chosen: RoutedChoice | None = None
         self._backend: Backend | None = None
         self._reservation: Reservation | None = None
         self._attempt: Attempt | None = None
@@ -180,14 +180,14 @@ class ProxiedRequest:
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
 
-    def _enter(self, chosen: Chosen, now: float) -> None:
+    def _enter(self, chosen: RoutedChoice, now: float) -> None:
         """A cluster was chosen: begin with the backend it gave, or another one that has a free stream."""
         asked = with_free_stream(chosen, self._failed_backends, self._select_elsewhere)
         self._account.chosen(asked, now, self._routing_retries > 0, asked is not chosen)
         self._chosen = asked
         self._try(asked.backend)
 
-    def _select_elsewhere(self, excluded_clusters: set[str]) -> Chosen | None:
+    def _select_elsewhere(self, excluded_clusters: set[str]) -> RoutedChoice | None:
         proxy = self._proxy
         outcome = proxy.selector.select(
             self._valid.effective,
@@ -220,7 +220,7 @@ class ProxiedRequest:
             return
         self._attempts += 1
         routing = self._valid.routing
-        self._reservation = chosen.candidate.cluster.reserve(backend, routing.input_tokens, routing.priority)
+        self._reservation = chosen.cluster.reserve(backend, routing.input_tokens or 0, routing.priority)
         self._account.attempt_begins(backend, self._connect_retries, self._request_retries)
         settings = self._proxy.settings
         attempt = Attempt(
@@ -236,7 +236,7 @@ class ProxiedRequest:
             attempt.pause()
         attempt.start(self._request_head(chosen), settings.request_timeout_ms / 1000)
 
-    def _request_head(self, chosen: Chosen) -> RequestHead:
+    def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
             self._headers = request_headers_to_worker(self._request.headers)
         headers = self._headers
@@ -264,9 +264,9 @@ class ProxiedRequest:
         chosen = self._chosen
         if chosen is None:
             return
-        sibling = chosen.candidate.cluster.pick(self._failed_backends)
+        sibling = chosen.cluster.pick(self._failed_backends)
         if sibling is None:
-            self._failed_clusters.add(chosen.candidate.cluster_id)
+            self._failed_clusters.add(chosen.cluster.cluster_id)
             self.route()
         else:
             self._try(sibling)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from router.balancing import Effective, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
+from router.balancing import Definition, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
 from router.http1.request import ClientRequest
 from router.proxy.settings import ProxySettings
 
@@ -35,7 +35,7 @@ class ValidRequest(NamedTuple):
     """What the headers say."""
 
     routing: RoutingRequest
-    effective: Effective
+    effective: Definition
     requested_method: str
     request_id: str
     retry_deadline: float | None
@@ -117,7 +117,7 @@ class Validator:
             raise InvalidRequestError(400, "unknown x-routing-method")
         return method
 
-    def _policy(self, routing: RoutingRequest, method: str | None) -> Effective:
+    def _policy(self, routing: RoutingRequest, method: str | None) -> Definition:
         try:
             effective = self._selector.resolve(routing.model, method)
         except (UnknownMethodError, UnavailableMethodError) as error:

@@ -66,6 +66,11 @@ class FakeTarget:
     def candidates(self):
         return self.list
 
+    def pick(self, cluster_id, excluded_backend_ids):
+        (cluster,) = (one.cluster for one in self.list if one.cluster_id == cluster_id)
+        backend = cluster.pick(excluded_backend_ids)
+        return None if backend is None else (cluster, backend)
+
 
 def number(value):
     return float(value) if isinstance(value, str) else value
