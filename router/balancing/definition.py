@@ -15,6 +15,7 @@ from router.balancing.round_robin import RoundRobin
 from router.balancing.wait_and_widen import WaitAndWiden
 from router.balancing.widening import WideningSettings
 from tunnel_protocol.limit import Limit
+from tunnel_protocol.unsigned import MAX_U64
 
 COMPARATORS = ("ttft", "queue-time", "input-work-seconds", "utilization", "num-requests-queued")
 MAX_SAMPLE_COUNT = 64
@@ -22,7 +23,6 @@ VIRTUAL_NODES = Limit("policy.virtual_nodes", pieces=10_000)
 """Points per cluster on an affinity ring, each of which is hashed and kept."""
 _MESSAGE = 500
 """Characters of an error text; the words of the document stand in it."""
-_U64 = (1 << 64) - 1
 _COMMON = frozenset(
     ("algorithm", "require_cache_affinity_key", "require_input_tokens", "max_input_work_seconds", "request_algorithms")
 )
@@ -209,7 +209,7 @@ def type_name(value: object) -> str:
 def _checked(name: str, value: object) -> object:
     """`value` if the field `name` may have it. Raises `ConfigError`."""
     if name in _UNSIGNED:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _U64:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_U64:
             raise _wrong_type(name, value, "an unsigned integer")
         if name == "cache_affinity_virtual_nodes" and value > (VIRTUAL_NODES.pieces or 0):
             raise ConfigError(f"cache_affinity_virtual_nodes must be at most {VIRTUAL_NODES.pieces}, got {value}")

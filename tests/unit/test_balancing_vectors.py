@@ -27,7 +27,6 @@ from router.balancing.estimates import (
     queue_delay_ms,
     queue_estimate_ms,
     queue_limit_ms,
-    queue_time_delta_ms,
     ttft_ms,
 )
 from router.balancing.hashing import affinity_field, cluster_field, exponential, field, hash64, prefix
@@ -38,6 +37,7 @@ from router.balancing.selector import admission_candidates
 from router.balancing.widening import WideningSettings, unlocked_count
 from router.proxy.validation import InvalidRequestError, text
 from router.proxy.validation import number as header_number
+from tunnel_protocol.queue_time import queue_time_delta_ms
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 ROUNDS = 1500
