@@ -14,6 +14,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from router.balancing import RoutingRequest
+from router.balancing.catalog import Catalog
 from router.balancing.definition import Definition, build
 
 _SEED = "lb-microbench-seed"
@@ -107,7 +108,7 @@ def measure(scenario: Scenario, options: argparse.Namespace) -> dict[str, object
     settings = dict(scenario.settings)
     if settings.get("sample_count") == FULL_POOL:
         settings["sample_count"] = len(candidates)
-    algorithm = build(Definition(scenario.algorithm, settings), random.Random(), {})
+    algorithm = build(Definition(scenario.algorithm, settings), random.Random(), Catalog())
     balancer = algorithm.balancer("tenant-a", "bench-model")
     excluded = frozenset(candidate.cluster_id for candidate in candidates[: scenario.excluded])
     keys = [f"cache-prefix-{i:06d}" for i in range(options.cache_keys)]

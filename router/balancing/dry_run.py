@@ -9,7 +9,8 @@ from random import Random
 
 from router.balancing.algorithm import MakeAlgorithm
 from router.balancing.config import BalancingConfig
-from router.balancing.definition import ConfigError, Definition
+from router.balancing.config_error import ConfigError
+from router.balancing.definition import Definition
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector
 

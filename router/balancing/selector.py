@@ -9,13 +9,13 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from router.balancing.admission import rejection
-from router.balancing.algorithm import Balancer, MakeAlgorithm, copy_of
+from router.balancing.algorithm import Balancer, MakeAlgorithm, copy_of, may_take_of
 from router.balancing.candidate import Candidate
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
-from router.balancing.definition import ConfigError, Definition, build
-from router.balancing.estimates import queue_estimate_ms, valid_tps
-from router.balancing.feasibility import Feasibility, feasibility
-from router.balancing.names import from_header
+from router.balancing.config_error import ConfigError
+from router.balancing.definition import Definition, build
+from router.balancing.estimates import queue_estimate_ms
 from router.balancing.outcome import (
     AdmissionRejected,
     BackendT,
@@ -30,7 +30,6 @@ from router.balancing.request import RoutingRequest
 
 MAX_WAIT_MS = 60_000
 _SHORTEST_MS, _LONGEST_MS = 1, 9
-_RANKED = frozenset(("pulsar", "pulsar-wait-and-widen"))
 
 ClusterT_co = TypeVar("ClusterT_co", covariant=True)
 BackendT_co = TypeVar("BackendT_co", covariant=True)
@@ -76,8 +75,7 @@ class Selector:
         self, config: BalancingConfig, random: Random, plugins: Mapping[str, MakeAlgorithm] | None = None
     ) -> None:
         self._random = random
-        self._plugins = dict(plugins or {})
-        self._names = frozenset(self._plugins)
+        self._catalog = Catalog(plugins)
         self.replace_config(config)
 
     def replace_config(self, config: BalancingConfig) -> None:
@@ -87,12 +85,12 @@ class Selector:
                 raise ConfigError(
                     f"request_algorithms key {key} does not match configured algorithm {definition.algorithm}", "build"
                 )
-            definition.built = build(definition, self._random, self._plugins)
+            definition.built = build(definition, self._random, self._catalog)
         self._config = config
 
     def knows(self, method: str) -> bool:
         """Whether a method header names an algorithm at all."""
-        return from_header(method, self._names) is not None
+        return self._catalog.from_header(method) is not None
 
     def resolve(self, model: str, method: str | None) -> Definition:
         """The definition for a request. Raises `UnknownMethodError` or `UnavailableMethodError`."""
@@ -101,7 +99,7 @@ class Selector:
         configured = config.default if policy is None else policy.configured
         if method is None:
             return configured
-        algorithm = from_header(method, self._names)
+        algorithm = self._catalog.from_header(method)
         if algorithm is None:
             raise UnknownMethodError(method)
         if algorithm == configured.algorithm:
@@ -172,7 +170,7 @@ class Selector:
             if copied is not None:
                 return copied
         rng = Random()  # noqa: S311 - nothing is kept secret by it
-        return build(effective, rng, self._plugins).balancer(request.routing_key, request.model)
+        return build(effective, rng, self._catalog).balancer(request.routing_key, request.model)
 
     def _balancer(self, effective: Definition, request: RoutingRequest, target: TargetView[object, object]) -> Balancer:
         kept = target.balancer_state.get(effective)
@@ -197,13 +195,7 @@ class Selector:
 def admission_candidates(
     effective: Definition, request: RoutingRequest, candidates: Sequence[Candidate], failed_clusters: set[str]
 ) -> list[Candidate]:
-    """Whose queue and rate count for admission."""
-    if effective.algorithm not in _RANKED:
-        return [candidate for candidate in candidates if candidate.cluster_id not in failed_clusters]
-    return [
-        candidate
-        for candidate in candidates
-        if valid_tps(candidate)
-        and feasibility(candidate, request.input_tokens, failed_clusters, consider_kv=effective.consider_kv_free_tokens)
-        is Feasibility.ELIGIBLE
-    ]
+    """Whose queue and rate count for admission: those that have not failed and that the algorithm could take."""
+    left = [candidate for candidate in candidates if candidate.cluster_id not in failed_clusters]
+    may_take = may_take_of(effective.built)
+    return left if may_take is None else [candidate for candidate in left if may_take(request, candidate)]

@@ -154,7 +154,7 @@ def _read(path: Path, plugins: Mapping[str, MakeAlgorithm]) -> tuple[bytes, Bala
 
 def _usable(content: bytes, plugins: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
     """The policy of a document, after decisions were made with it. Raises `ConfigError`."""
-    config = load_config(content, frozenset(plugins))
+    config = load_config(content, plugins)
     dry_run(config, plugins)
     return config
 

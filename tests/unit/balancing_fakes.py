@@ -5,6 +5,7 @@ import random
 from fractions import Fraction
 
 from router.balancing import RoutingRequest
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition, build, parse_definition
 from router.balancing.json_document import JsonObject
@@ -95,11 +96,11 @@ def request(vector=None, **given):
 
 
 def definition(config):
-    return parse_definition(JsonObject(config.items()), frozenset())
+    return parse_definition(JsonObject(config.items()), Catalog())
 
 
 def balancer(config, seed=0, routing_key="rk-1", model="model-a"):
-    algorithm = build(definition(config), random.Random(seed), {})
+    algorithm = build(definition(config), random.Random(seed), Catalog())
     return algorithm.balancer(routing_key, model)
 
 

@@ -20,6 +20,8 @@ from router.balancing import (
 )
 from router.balancing.admission import input_work_seconds, rejection
 from router.balancing.affinity import AffinityRing
+from router.balancing.algorithms.pulsar_wait_and_widen import bands
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
 from router.balancing.estimates import (
     comparators,
@@ -30,8 +32,6 @@ from router.balancing.estimates import (
     ttft_ms,
 )
 from router.balancing.hashing import affinity_field, cluster_field, exponential, field, hash64, prefix
-from router.balancing.names import from_file
-from router.balancing.pulsar_wait_and_widen import bands
 from router.balancing.ranking import RendezvousRanking
 from router.balancing.selector import admission_candidates
 from router.balancing.widening import WideningSettings, unlocked_count
@@ -181,7 +181,8 @@ def test_comparator_scores(vector):
 
 @each("input_work_admission")
 def test_admission(vector):
-    effective = load_config(json.dumps({"models": {"m": vector["config"]}}).encode()).models["m"].configured
+    policy = selector(load_config(json.dumps({"models": {"m": vector["config"]}}).encode()))
+    effective = policy.resolve("m", None)
     asked = request(vector["request"])
     counted = admission_candidates(
         effective, asked, [candidate(c) for c in vector["candidates"]], set(vector["request"].get("excluded", ()))
@@ -268,7 +269,7 @@ def test_method_header(vector):
 
 @each("config_algorithm_names")
 def test_names_in_files(vector):
-    assert from_file(vector["name"]) == vector["algorithm"]
+    assert Catalog().from_file(vector["name"]) == vector["algorithm"]
 
 
 @each("numeric_header")
