@@ -29,11 +29,9 @@ class Catalog:
         self._names: dict[str, str] = {}
         for group in (builtin, added):
             self._names |= {name: name for name in group}
-            for name in group:
-                registered = self.registration(name)
-                for alias in () if registered is None else registered.aliases:
-                    self._names.setdefault(alias, name)
-        # A name counts before an alias, whoever it belongs to.
+            aliases = {alias: name for name in group for alias in self._aliases_of(name)}
+            self._names |= {alias: name for alias, name in aliases.items() if alias not in self._names}
+        # A name counts before an alias, whoever's it is.
         self._names |= {name: name for name in self._makers}
 
     def from_file(self, spelling: str) -> str | None:
@@ -61,3 +59,7 @@ class Catalog:
     def names_with(self, field: str) -> list[str]:
         """Algorithms that declare a setting of this name."""
         return [name for name, make in self._makers.items() if isinstance(make, Registration) and field in make.fields]
+
+    def _aliases_of(self, name: str) -> tuple[str, ...]:
+        registered = self.registration(name)
+        return () if registered is None else registered.aliases
