@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from balancing_fakes import FakeCandidate, FakeTarget, request
@@ -179,6 +180,19 @@ def test_a_name_that_is_none_is_answered_with_those_there_are(one_more_file):
         "`pulsar-wait-and-widen`, `sticky-site`, `power-of-two`, `powerOf2`, `powerOfN`, `powerof2`, `powerofn`, "
         "`groq-multiregion`, `pulsar-multiregion`, `sticky`"
     )
+
+
+def test_the_file_of_the_page_is_an_algorithm(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "balancing.md").read_text()
+    section = page.partition("## Adding an algorithm")[2]
+    (tmp_path / "least_busy.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+    package = router.balancing.algorithms
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    entry = {"algorithm": "least-busy", "most": 1}
+    policy = Selector(load_config(json.dumps({"models": {"m": entry}}).encode()), random.Random(0))
+    assert choose(policy).candidate.cluster_id == "b1"
+    with pytest.raises(ConfigError, match="least-busy most must not be 0"):
+        load_config(json.dumps({"models": {"m": {**entry, "most": 0}}}).encode())
 
 
 class Point:
