@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 
 import router.balancing.algorithms
 from router.balancing.algorithm import MakeAlgorithm
@@ -12,9 +12,9 @@ from router.balancing.registration import Registration
 def builtin_algorithms() -> dict[str, Registration]:
     """The built-in algorithms by name, in the order in which messages list them."""
     package = router.balancing.algorithms
-    found: list[Registration] = [
-        import_module(f"{package.__name__}.{module.name}").ALGORITHM for module in iter_modules(package.__path__)
-    ]
+    # Sources, not `pkgutil`: an outdated compiled module whose source has gone is none of ours.
+    names = {path.stem for folder in package.__path__ for path in Path(folder).glob("*.py")} - {"__init__"}
+    found: list[Registration] = [import_module(f"{package.__name__}.{name}").ALGORITHM for name in names]
     found.sort(key=lambda one: (one.position, one.name))
     return {one.name: one for one in found}
 

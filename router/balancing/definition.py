@@ -78,8 +78,8 @@ def build(definition: Definition, random: Random, catalog: Catalog) -> Algorithm
     except ConfigError as error:
         error.stage = "build"
         raise
-    except Exception as error:
-        raise ConfigError(f"{name}: {error}", "build") from error
+    except Exception as cause:
+        raise ConfigError(f"{name}: {cause}", "build") from cause
 
 
 def _read_shared(fields: Fields) -> None:

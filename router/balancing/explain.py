@@ -12,6 +12,7 @@ from router.balancing.algorithm import Explanation, explanation_of
 from router.balancing.candidate import Candidate
 from router.balancing.definition import Definition
 from router.balancing.estimates import duration_ms, queue_delay_ms, ttft_ms
+from router.balancing.feasibility import Feasibility
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector, TargetView, admission_candidates
 
@@ -113,7 +114,9 @@ def _rows(
         cluster_id = candidate.cluster_id
         row: Document = {
             "cluster_id": cluster_id,
-            "rule": "retry-excluded" if cluster_id in excluded else told.rules.get(cluster_id, "eligible"),
+            "rule": Feasibility.EXCLUDED.value
+            if cluster_id in excluded
+            else told.rules.get(cluster_id, Feasibility.ELIGIBLE.value),
             "backends": candidate.active_backend_count,
             "rtt_ms": duration_ms(candidate.rtt_ns),
             "queue_ms": queue_delay_ms(candidate, request.priority),
