@@ -1,6 +1,6 @@
 # One word per habit. Everything runs from the tree with .venv; nothing is installed elsewhere.
 .DEFAULT_GOAL := help
-.PHONY: help setup compile demo test cover check fuzz chaos bench proto format clean
+.PHONY: help setup compile demo test cover matrix check fuzz chaos bench docs proto format clean
 
 PYTHON_IN_VENV := .venv/bin/python
 # Processes for tests: as many as there are cores, at most two (the tests start processes of their own).
@@ -29,6 +29,9 @@ cover: setup ## Branch coverage of registry, balancing, QUIC and the wire: all o
 	@$(PYTHON_IN_VENV) -m coverage report --include='$(COVERED)' --show-missing --skip-covered --fail-under=100
 	@rm -f .coverage
 
+matrix: ## Unit and property tests on every Python found, and on the oldest dependencies; ARGS='3.12 lowest -- tests/unit'
+	@UV="$(UV)" WORKERS=$(WORKERS) scripts/matrix $(ARGS)
+
 check: setup ## Format, lint, types, import directions, generated code
 	@$(PYTHON_IN_VENV) -m ruff format --check .
 	@$(PYTHON_IN_VENV) -m ruff check .
@@ -44,6 +47,9 @@ chaos: setup ## Attacks of all kinds beside honest load; SECONDS=600, ARGS='--at
 
 bench: setup ## Benchmarks; ARGS names some of them
 	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)
+
+docs: ## The pages of docs/ as a site in build/site; a broken link or anchor is an error
+	@PYTHON="$(PYTHON)" scripts/docs
 
 proto: setup ## Generate the protobuf code anew
 	@$(PYTHON_IN_VENV) -m tunnel_protocol.control.generate

@@ -20,7 +20,7 @@ import certs
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 _REQUEST, _ANSWER, _CHUNK = b"q" * 600, b"a" * 300, b"c" * 220

@@ -42,7 +42,7 @@ def _log_to(descriptor: int, environment: Mapping[str, str]) -> LineWriter:
     def own_line(level: str, fields: dict[str, Any]) -> str:
         return render(None, level, {"level": level, "timestamp": datetime.now(UTC).isoformat(), **fields})
 
-    def told(count: int) -> str:
+    def lost_lines_reported(count: int) -> str:
         return own_line("warning", {"event": f"{count} log lines were dropped", "dropped": count})
 
     def reminders() -> tuple[list[str], bool]:
@@ -56,7 +56,7 @@ def _log_to(descriptor: int, environment: Mapping[str, str]) -> LineWriter:
         except Exception as error:  # noqa: BLE001 - whatever a value's own methods raise
             return own_line(method, {"event": text, "not_shown_because": type(error).__name__})
 
-    writer = LineWriter(descriptor, told, name="log", reminders=reminders)
+    writer = LineWriter(descriptor, lost_lines_reported, name="log", reminders=reminders)
     level = environment.get("RUST_LOG", "info").split(",")[0].upper()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping().get(level, logging.INFO)),

@@ -19,7 +19,22 @@ from tunnel_protocol.quic.settings import QuicSettings
 _log = structlog.get_logger()
 
 RETRY_S = 1.0
-_FAREWELL_S = 0.5
+ACK_TIMEOUT_S = 30.0
+"""How long after a report no answer at all has come when its registration ends, and the worker registers anew.
+
+Pings do not tell: they may be answered by a proxy whose other side is gone. A router that waits for our tunnel answers after 10 s
+(`--reverse-tunnel-connect-timeout-ms`; the reference's is fixed), so the deadline holds whether the tunnel is up or not. It must: a router
+that is gone has taken the tunnel along. One that waits longer is told again each time and dialled at once, which is all that it waits for.
+"""
+_LAST_UPDATE_S = 0.5
+
+
+class UnansweredError(Exception):
+    """A router has left reports without an answer for `timeout_s` seconds."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"no answer within {timeout_s:g} s")
+        self.timeout_s = timeout_s
 
 
 class RouterAddress(NamedTuple):
@@ -39,8 +54,11 @@ class Registration:
         service: Service,
         quic: QuicSettings,
         models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
+        *,
+        ack_timeout_s: float = ACK_TIMEOUT_S,
     ) -> None:
         self.router = router
+        self._ack_timeout_s = ack_timeout_s
         self._settings = settings
         self._service = service
         self._quic = quic
@@ -50,8 +68,10 @@ class Registration:
         # Acks answer messages one by one. The farewell is the number of the first message sent while leaving.
         self._sent = 0
         self._acknowledged = 0
-        self._farewell: int | None = None
+        self._last_update: int | None = None
         self._left = asyncio.Event()
+        # Of the stream that is open, if any; armed while a report waits for an answer.
+        self._unanswered: asyncio.Timeout | None = None
 
     def poke(self) -> None:
         """Send an update now."""
@@ -66,6 +86,8 @@ class Registration:
                 _log.warning(
                     "registration ended", router=self.router.authority, code=error.code().name, error=error.details()
                 )
+            except UnansweredError as error:
+                _log.warning("registration unanswered", router=self.router.authority, timeout_s=error.timeout_s)
             except OSError as error:
                 _log.warning("registration not possible", router=self.router.authority, error=str(error))
             await asyncio.sleep(RETRY_S)
@@ -80,16 +102,25 @@ class Registration:
         if self.router.authority != self.router.dial:
             options.append(("grpc.default_authority", self.router.authority))
         async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
+            unanswered = self._unanswered = asyncio.timeout(None)
             stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
-            call = stub.RegisterInferenceServer(self._updates(tunnel), metadata=metadata)
+            call = stub.RegisterInferenceServer(self._updates(tunnel, unanswered), metadata=metadata)
             dialling = asyncio.create_task(tunnel.run())
             try:
-                async for ack in call:
-                    tunnel.point_to(_endpoint_of(ack))
-                    self._acknowledged += 1
-                    if self._farewell is not None and self._acknowledged >= self._farewell:
-                        self._left.set()
+                async with unanswered:
+                    async for ack in call:
+                        # Any ack will do: of several reports a router may drop the older ones, each of which is complete.
+                        unanswered.reschedule(None)
+                        tunnel.point_to(_endpoint_of(ack))
+                        self._acknowledged += 1
+                        if self._last_update is not None and self._acknowledged >= self._last_update:
+                            self._left.set()
+            except TimeoutError as error:
+                if unanswered.expired():
+                    raise UnansweredError(self._ack_timeout_s) from error
+                raise
             finally:
+                self._unanswered = None
                 self._sent = self._acknowledged = 0
                 self._left.set()
                 call.cancel()
@@ -97,12 +128,17 @@ class Registration:
                 await asyncio.wait({dialling})
         _log.info("registration stream ended", router=self.router.authority)
 
-    async def _updates(self, tunnel: ReverseTunnel) -> AsyncIterator[stargate_pb2.InferenceServerRegistration]:
-        while True:
+    async def _updates(
+        self, tunnel: ReverseTunnel, unanswered: asyncio.Timeout
+    ) -> AsyncIterator[stargate_pb2.InferenceServerRegistration]:
+        # gRPC goes on asking for reports of a call that has ended: one of those must not count for the next call.
+        while self._unanswered is unanswered:
             self._wake.clear()
             self._sent += 1
-            if self._stopping and self._farewell is None:
-                self._farewell = self._sent
+            if self._stopping and self._last_update is None:
+                self._last_update = self._sent
+            if unanswered.when() is None:
+                unanswered.reschedule(asyncio.get_running_loop().time() + self._ack_timeout_s)
             yield self._message(connected=tunnel.connected)
             try:
                 async with asyncio.timeout(self._settings.update_interval_ms / 1000):
@@ -131,7 +167,7 @@ class Registration:
         self._left.clear()
         self.poke()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL_S):
+            async with asyncio.timeout(_LAST_UPDATE_S):
                 await self._left.wait()
 
 

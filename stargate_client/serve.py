@@ -32,7 +32,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamC
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.limit import Limit
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 
 _log = structlog.get_logger()
 

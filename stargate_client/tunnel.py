@@ -14,7 +14,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.handshake import WorkerHandshake
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, server_name_for
 
 _log = structlog.get_logger()

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 
 
 class _Encoder(Protocol):
@@ -24,7 +24,7 @@ class BodySender:
         self._chunk_bytes = chunk_bytes
 
     def start(self, head: bytes) -> None:
-        """Send the head and as much of the body as there is room for."""
+        """Send the head and as much of the body as the stream accepts."""
         if self._left:
             self._stream.write(head)
             self.go_on()

@@ -13,7 +13,7 @@ from benchmarks.transport.settings import TransportSettings
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamCreditError
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -270,7 +270,7 @@ async def connected_client(server: Server, settings: TransportSettings) -> Async
 
     Raises TimeoutError or `ConnectionClosedError` if a connection cannot be made.
     """
-    endpoint = await Endpoint.client(socket.AF_INET, quic_settings(), settings.engine)
+    endpoint = await Endpoint.client(socket.AF_INET, quic_settings())
     try:
         tls = ClientTls(server.trust_pem, "localhost")
         connections = [

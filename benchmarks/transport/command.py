@@ -47,7 +47,6 @@ _HELP = {
     "noise_threshold_cv": "highest coefficient of variation that counts as reliable",
     "min_effect_size_percent": "smallest difference worth a word",
     "reliability_mode": "smoke, controlled, or strict: refuse to measure on a machine that is not fit",
-    "engine": "QUIC engine of both ends",
     "server_process": "run the server in a process of its own",
     "idle_streams": "streams that are open on the first connection and carry nothing",
     "request_timeout_ms": "a request that takes longer has failed",

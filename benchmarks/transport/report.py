@@ -115,7 +115,7 @@ def _shape(settings: TransportSettings) -> str:
         f"{settings.requests} requests, {settings.concurrency} at a time over {settings.quic_connections} "
         f"connection{'s' if settings.quic_connections > 1 else ''}; {settings.request_body_bytes} bytes up in chunks of "
         f"{settings.request_chunk_bytes}, {settings.response_body_bytes} down in chunks of "
-        f"{settings.response_chunk_bytes}; engine {settings.engine}, "
+        f"{settings.response_chunk_bytes}; "
         f"{'server in a second process' if settings.server_process else 'both ends in one process'}"
         + (f", beside {settings.idle_streams} idle streams" if settings.idle_streams else "")
         + "."

@@ -18,7 +18,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -125,7 +125,7 @@ async def _listen(settings: TransportSettings, identity: certs.Identity) -> Endp
         return _Handler(settings)
 
     tls = ServerTls(identity.cert_pem, identity.key_pem)
-    return await Endpoint.listen("127.0.0.1", 0, tls, quic_settings(), on_connection, settings.engine)
+    return await Endpoint.listen("127.0.0.1", 0, tls, quic_settings(), on_connection)
 
 
 @asynccontextmanager

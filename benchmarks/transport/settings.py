@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from benchmarks.transport.generator import Generator
-from tunnel_protocol.quic.endpoint import ENGINES
 
 TRANSPORTS = ("raw-quic", "http3", "webtransport")
 """Tunnel encodings in the order in which they are run; the first is what the others are compared with."""
@@ -62,7 +61,6 @@ class TransportSettings:
     """Smallest difference of mean throughputs worth a word."""
     reliability_mode: str = "smoke"
     transports: tuple[str, ...] = BUILT
-    engine: str = "aioquic"
     server_process: bool = False
     """Run the server in a process of its own, so that the CPU of both ends is told apart."""
     idle_streams: int = 0
@@ -77,10 +75,8 @@ class TransportSettings:
         self._check_numbers()
         if self.reliability_mode not in _MODES:
             raise SettingsError("reliability_mode", "must be one of " + ", ".join(_MODES))
-        if self.engine not in ENGINES:
-            raise SettingsError("engine", "must be one of " + ", ".join(ENGINES))
         if not self.quic_send_fairness:
-            raise SettingsError("quic_send_fairness", f"cannot be off: the {self.engine} engine sends streams in turn")
+            raise SettingsError("quic_send_fairness", "cannot be off: the engine sends streams in turn")
         if not self.transports:
             raise SettingsError("transport", "must be named at least once")
         for name in self.transports:
@@ -99,7 +95,7 @@ class TransportSettings:
         for name in ("noise_threshold_cv", "min_effect_size_percent"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SettingsError(name, "must be a finite number that is not negative")
-        # Half of what the server grants, so that idle streams and those that just end leave room for the next.
+        # Half of what the server grants, so that idle streams and those that just end leave streams for the next.
         if self.concurrency > MAX_STREAMS // 2 * self.quic_connections:
             raise SettingsError("concurrency", f"must be at most {MAX_STREAMS // 2} for each connection")
         if self.idle_streams > MAX_STREAMS // 2:

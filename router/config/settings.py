@@ -98,7 +98,7 @@ class Settings:
         filled = template.replace("{pod_name}", self.pod_name or self.stargate_id)
         return filled.replace("{namespace}", self.pod_namespace or "")
 
-    def told(self) -> dict[str, Any]:
+    def reported(self) -> dict[str, Any]:
         """All settings by name, for the first log line."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["advertise_addr"] = str(self.advertise_addr)

@@ -24,7 +24,7 @@ class StartupError(Exception):
         self.message = message
         self.causes = causes
 
-    def told(self) -> str:
+    def report(self) -> str:
         """The text for stderr."""
         lines = [f"Error: {self.message}"]
         if self.causes:

@@ -80,19 +80,19 @@ class HeadlessService:
                 foreign.add(record.target)
             else:
                 pods.append(pod_replica(self._template, pod_name, self._namespace, record.port))
-        self._tell_foreign(frozenset(foreign))
+        self._log_foreign(frozenset(foreign))
         replicas = from_pods(pods, self.own)
-        self._tell_collapsed(replicas)
+        self._log_collapsed(replicas)
         return replicas
 
-    def _tell_foreign(self, foreign: frozenset[str]) -> None:
+    def _log_foreign(self, foreign: frozenset[str]) -> None:
         for target in sorted(foreign - self._foreign):
             _log.warning(
                 "ignoring SRV target outside headless service domain", dns_name=self.dns_name, srv_target=target
             )
         self._foreign = foreign
 
-    def _tell_collapsed(self, replicas: list[Replica]) -> None:
+    def _log_collapsed(self, replicas: list[Replica]) -> None:
         addresses = Counter(replica.advertise_addr for replica in replicas)
         address, times = addresses.most_common(1)[0]
         if times > 1 and not self._collapsed:

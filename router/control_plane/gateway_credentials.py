@@ -39,6 +39,9 @@ class CredentialSource(Protocol):
     async def token(self) -> str:
         """The token to use now. Raises `CredentialError`."""
 
+    async def renew(self) -> None:
+        """Replace what is kept, because what it comes from may have changed. Raises `CredentialError`; then the old one stays."""
+
     async def close(self) -> None:
         """Release what the source holds."""
 
@@ -55,6 +58,9 @@ class StaticCredential:
     async def token(self) -> str:
         """The token."""
         return self._token
+
+    async def renew(self) -> None:
+        """There is no other."""
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -105,6 +111,9 @@ class FileCredential:
             raise CredentialError(f"failed to extract key from secrets file: no {self._key_path}")
         return token
 
+    async def renew(self) -> None:
+        """Nothing is kept."""
+
     async def close(self) -> None:
         """Nothing is held."""
 
@@ -138,11 +147,23 @@ class ClientCredentials:
         async with self._refreshing:
             if self._clock() >= self._renew_at:
                 asked_at = self._clock()
-                token, life_s = await self._mint()
-                self._token = token
-                self._renew_at = asked_at + life_s - _RENEW_BEFORE_S
-                _log.debug("minted worker-auth client-credentials token", expires_in_s=life_s)
+                self._keep(*await self._mint(), asked_at)
             return self._token
+
+    async def renew(self) -> None:
+        """Mint a token now, unless none is kept; meanwhile the old one is used. Raises `CredentialError`, and the old one stays."""
+        if self._clock() >= self._renew_at:
+            return
+        asked_at = self._clock()
+        token, life_s = await self._mint()
+        # A refresh that was under way may have read the old secret: this token comes after it.
+        async with self._refreshing:
+            self._keep(token, life_s, asked_at)
+
+    def _keep(self, token: str, life_s: float, asked_at: float) -> None:
+        self._token = token
+        self._renew_at = asked_at + life_s - _RENEW_BEFORE_S
+        _log.debug("minted worker-auth client-credentials token", expires_in_s=life_s)
 
     async def close(self) -> None:
         """Close the connections to the provider."""

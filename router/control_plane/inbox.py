@@ -9,9 +9,13 @@ from collections import deque
 from enum import Enum, auto
 
 from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
+from tunnel_protocol.limit import Limit
 
-_MAX_MESSAGES = 64
-_MAX_BYTES = 4 << 20
+INBOX = Limit("registration.inbox", bytes=4 << 20, pieces=64)
+"""Messages of one stream that wait, by their encoded size; one message of any size always has room."""
+
+_MAX_BYTES = INBOX.bytes or 0
+_MAX_MESSAGES = INBOX.pieces or 0
 
 
 class Signal(Enum):

@@ -34,7 +34,7 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Streams:
+class RegistrationTable:
     """The registration streams of this process: what they share, and who holds which id."""
 
     def __init__(
@@ -74,7 +74,13 @@ class RegistrationStream:
     """What one worker says on one stream, and what follows from it."""
 
     def __init__(
-        self, streams: Streams, context: Context, *, routing_key: str | None, heartbeat_ms: int | None, peer: str
+        self,
+        streams: RegistrationTable,
+        context: Context,
+        *,
+        routing_key: str | None,
+        heartbeat_ms: int | None,
+        peer: str,
     ) -> None:
         self.routing_key = routing_key
         self.registration: Registration | None = None
@@ -95,7 +101,7 @@ class RegistrationStream:
         self._models: dict[str, ModelUpdate] = {}
         self._without_rtt: frozenset[str] = frozenset()
         self._lost = False
-        self._heard_at = streams.clock()
+        self._last_received_at = streams.clock()
         self._life = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
@@ -145,9 +151,9 @@ class RegistrationStream:
         """
         asked_at = self._streams.clock()
         while self._holds_id():
-            if not self._lost or self._heard_at > asked_at:
+            if not self._lost or self._last_received_at > asked_at:
                 return False
-            left_s = self._heard_at + self._silence_s - self._streams.clock()
+            left_s = self._last_received_at + self._silence_s - self._streams.clock()
             if left_s <= 0:
                 return True
             self._life.clear()
@@ -188,8 +194,10 @@ class RegistrationStream:
         signal = Signal.FAILED
         try:
             while (message := await self._context.read()) is not _EOF:
-                self._heard_at = self._streams.clock()
+                self._last_received_at = self._streams.clock()
                 self._life.set()
+                if self._tunnels is not None:
+                    self._tunnels.reported()
                 self._inbox.put(message)
             signal = Signal.CLOSED
         except (grpc.aio.BaseError, grpc.RpcError, ValueError) as error:
@@ -223,7 +231,7 @@ class RegistrationStream:
         rtt_ns = await tunnels.rtt_ns() if connected else None
         # The tunnel may have gone while its round trip was measured.
         self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
-        self._tell_without_rtt(without=connected and rtt_ns is None)
+        self._log_without_rtt(without=connected and rtt_ns is None)
         await self._context.write(self._streams.ack)
 
     def _check_limits(self, message: InferenceServerRegistration) -> None:
@@ -267,7 +275,7 @@ class RegistrationStream:
                 _log.warning(
                     "taking over the id of a worker that shows no life",
                     inference_server_id=identity.inference_server_id,
-                    silent_s=round(streams.clock() - holder._heard_at, 1),  # noqa: SLF001 (another one of this class)
+                    silent_s=round(streams.clock() - holder._last_received_at, 1),  # noqa: SLF001 (another one of this class)
                     old_peer=holder._peer,  # noqa: SLF001
                     new_peer=self._peer,
                 )
@@ -353,7 +361,7 @@ class RegistrationStream:
         """The worker's id; None until it is admitted."""
         return None if self.registration is None else self.registration.identity.inference_server_id
 
-    def _tell_without_rtt(self, *, without: bool) -> None:
+    def _log_without_rtt(self, *, without: bool) -> None:
         """One line per model when it begins to lack something that keeps an active worker out of routing."""
         active = {model: update for model, update in self._models.items() if update.active}
         lacking = frozenset(active) if without else frozenset(m for m, update in active.items() if update.stats is None)

@@ -14,7 +14,7 @@ import structlog
 
 from router.control_plane.admission import RefusedError
 from router.control_plane.heartbeat import HEARTBEAT_METADATA, BadHeartbeat, parse_heartbeat_ms
-from router.control_plane.registration_stream import Context, RegistrationStream, Streams
+from router.control_plane.registration_stream import Context, RegistrationStream, RegistrationTable
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.watch import WatchCell
 from router.control_plane.worker_auth import bearer_token
@@ -46,7 +46,7 @@ class ControlPlane(StargateControlPlaneServicer):
         self._watch = watch
         self._settings = settings
         self._metrics = metrics
-        self._streams = Streams(registry, make_tunnels, settings, metrics, clock=clock)
+        self._streams = RegistrationTable(registry, make_tunnels, settings, metrics, clock=clock)
         self._credential_failures = CredentialFailures(metrics)
         self._stopping = False
 
@@ -94,7 +94,7 @@ class ControlPlane(StargateControlPlaneServicer):
             traceback.clear_frames(error.__traceback__)
             return error.code, error.message
         finally:
-            self._tell_ended(stream, peer)
+            self._log_ended(stream, peer)
         return None
 
     async def WatchStargates(self, _request: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
@@ -123,7 +123,7 @@ class ControlPlane(StargateControlPlaneServicer):
         _log.debug("worker authenticated", peer=peer, routing_key=routing_key)
         return routing_key
 
-    def _tell_ended(self, stream: RegistrationStream, peer: str) -> None:
+    def _log_ended(self, stream: RegistrationStream, peer: str) -> None:
         if stream.refused:
             self._metrics.registrations_refused_total.inc((stream.end_reason,))
         elif stream.registration is not None:

@@ -20,7 +20,7 @@ from router.control_plane.gateway_credentials import CredentialError, Credential
 from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
-from tunnel_protocol.control.grpc_options import channel_options
+from tunnel_protocol.control.grpc_options import Keepalive, channel_options
 
 _log = structlog.get_logger()
 
@@ -75,6 +75,8 @@ class GatewayAuthSettings:
     cache_s: float = 10.0
     """How long an acceptance is remembered; 0 = not at all. A refusal never is."""
     cache_entries: int = 10_000
+    keepalive: Keepalive | None = None
+    """When a gateway that has gone silent is connected to anew; None = as all channels."""
 
 
 class GatewayAuthenticator:
@@ -112,6 +114,15 @@ class GatewayAuthenticator:
         await self._channel.close(None)
         if self._credential is not None:
             await self._credential.close()
+
+    async def renew_credential(self) -> None:
+        """Have the credential source replace what it keeps; a failure is logged, and the old one stays."""
+        if self._credential is None:
+            return
+        try:
+            await self._credential.renew()
+        except CredentialError as error:
+            _log.warning("worker-auth credential not renewed; the old one stays", error=str(error))
 
     async def routing_key(self, token: str | None) -> str | None:
         """The routing key of `token` (None is asked about as the empty token). Raises `AuthenticationError`."""
@@ -182,7 +193,7 @@ def _channel(settings: GatewayAuthSettings) -> grpc.aio.Channel:
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError(f"worker auth endpoint must be an http or https URL: {settings.endpoint}")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    options = channel_options()
+    options = channel_options(settings.keepalive)
     if url.scheme == "http":
         return grpc.aio.insecure_channel(f"{host}:{url.port or 80}", options=options)
     return grpc.aio.secure_channel(

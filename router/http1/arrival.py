@@ -11,7 +11,7 @@ from router.http1.request import ClientRequest
 from router.http1.request_parser import RequestParser
 
 
-class ArrivalOwner(Protocol):
+class ArrivalCallbacks(Protocol):
     """The connection."""
 
     @property
@@ -37,7 +37,7 @@ class Arrival:
         "_head_number",
         "_head_s",
         "_head_since",
-        "_heard_at",
+        "_last_received_at",
         "_loop",
         "_owner",
         "_parser",
@@ -46,20 +46,20 @@ class Arrival:
 
     def __init__(
         self,
-        owner: ArrivalOwner,
+        owner: ArrivalCallbacks,
         parser: RequestParser,
         loop: asyncio.AbstractEventLoop,
         head_s: float,
         body_s: float,
     ) -> None:
-        self._owner: ArrivalOwner = owner
+        self._owner: ArrivalCallbacks = owner
         self._parser = parser
         self._loop = loop
         self._head_s = head_s
         self._body_s = body_s
         self._head_number = -1
         self._head_since = 0.0
-        self._heard_at = 0.0
+        self._last_received_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -70,7 +70,7 @@ class Arrival:
     def piece(self) -> None:
         """A part of a request is here; the rest of it has to come in time."""
         now = self._loop.time()
-        self._heard_at = now
+        self._last_received_at = now
         parser = self._parser
         if parser.in_head and parser.heads != self._head_number:
             self._head_number = parser.heads
@@ -78,11 +78,11 @@ class Arrival:
         if self._timer is None:
             after = min(self._head_s, self._body_s)
             if after < math.inf:
-                self._timer = self._loop.call_later(after, self._look)
+                self._timer = self._loop.call_later(after, self._check)
 
     def read_on(self) -> None:
         """The client is read again: until now it was not its turn."""
-        self._heard_at = self._loop.time()
+        self._last_received_at = self._loop.time()
 
     def stop(self) -> None:
         """The connection is over."""
@@ -90,7 +90,7 @@ class Arrival:
         if timer is not None:
             timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         owner, parser = self._owner, self._parser
         if not owner.awaits_input or parser.between_requests:
@@ -104,10 +104,10 @@ class Arrival:
         elif request.body.invite is not None:
             due = now + self._body_s  # the client waits to be asked for it
         else:
-            due = self._heard_at + self._body_s
+            due = self._last_received_at + self._body_s
         if due > now:
             if due < math.inf:
-                self._timer = self._loop.call_at(due, self._look)
+                self._timer = self._loop.call_at(due, self._check)
         elif request is None:
             owner.head_late()
         else:

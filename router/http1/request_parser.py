@@ -46,7 +46,7 @@ class _LastRequestError(Exception):
     """Whatever follows the request that was read is not to be understood (RFC 9112 section 6.1)."""
 
 
-class RequestOwner(Protocol):
+class RequestCallbacks(Protocol):
     """Who takes the requests: the connection."""
 
     def request_begun(self, request: ClientRequest) -> None:
@@ -62,7 +62,7 @@ class RequestOwner(Protocol):
         """Ask the client, which waits for it, to send the body."""
 
 
-class _Nobody:
+class _NullRequestCallbacks:
     """The owner of a parser that is never fed again."""
 
     __slots__ = ()
@@ -76,7 +76,7 @@ class _Nobody:
     def invite_body(self) -> None: ...
 
 
-_NOBODY = _Nobody()
+_NULL_CALLBACKS = _NullRequestCallbacks()
 
 
 class RequestParser:
@@ -99,8 +99,8 @@ class RequestParser:
         "_target",
     )
 
-    def __init__(self, owner: RequestOwner, clock: Callable[[], float]) -> None:
-        self._owner: RequestOwner = owner
+    def __init__(self, owner: RequestCallbacks, clock: Callable[[], float]) -> None:
+        self._owner: RequestCallbacks = owner
         self._clock = clock
         self._target = b""
         self._headers: HeaderList = []
@@ -172,7 +172,7 @@ class RequestParser:
         """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
         self.abandon()
         self._syntax = None
-        self._owner = _NOBODY
+        self._owner = _NULL_CALLBACKS
 
     def _feed(self, data: bytes) -> None:
         syntax = self._syntax

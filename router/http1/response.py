@@ -44,7 +44,7 @@ class ResponseOutput(Protocol):
         """Close the connection after what is queued, so that the client sees the response as broken."""
 
     @property
-    def closing(self) -> bool:
+    def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of its connection."""
 
     def date(self) -> bytes:
@@ -58,10 +58,10 @@ class Response:
         "_bodyless",
         "_chunked",
         "_http_1_0",
-        "_keep_alive",
         "_left",
         "_output",
         "body_bytes",
+        "keep_alive",
         "on_finished",
         "over",
         "started",
@@ -78,7 +78,8 @@ class Response:
     ) -> None:
         self._output = output
         self._http_1_0 = http_1_0
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
+        """Whether the connection may go on after it; settled when the head is sent."""
         self._bodyless = bodyless
         self._chunked = False
         self._left: int | None = None
@@ -107,12 +108,12 @@ class Response:
             self._left = None if self._bodyless else length
             lines.append(b"content-length: %d\r\n" % length)
         elif self._http_1_0:
-            self._keep_alive = False
+            self.keep_alive = False
         else:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
-        if not self._keep_alive or self._output.closing:
-            self._keep_alive = False
+        if not self.keep_alive or self._output.draining:
+            self.keep_alive = False
             if not self._http_1_0:  # there it is the rule
                 lines.append(b"connection: close\r\n")
         elif self._http_1_0:
@@ -157,7 +158,7 @@ class Response:
         if self._chunked and not self._bodyless:
             self._output.write(b"0\r\n\r\n")
         self._finished()
-        self._output.response_done(keep_alive=self._keep_alive)
+        self._output.response_done(keep_alive=self.keep_alive)
 
     def break_off(self) -> None:
         """End abnormally: what is queued still goes out, the final chunk never does."""

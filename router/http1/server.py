@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from router.http1.connection import PATIENCE, ClientConnection, Patience
+from router.http1.pipeline import RequestHandler
 from router.http1.request import ClientRequest
 from router.http1.response import Response, ResponseFlow
 from tunnel_protocol.limit import Limit
@@ -24,19 +25,13 @@ RESERVED_DESCRIPTORS = Limit("http1.reserved_descriptors", pieces=64)
 """File descriptors that client connections leave to tunnels, control plane, metrics and files (a quarter if there are few)."""
 
 BACKLOG = 1024
-_TELL_EVERY_S = 10.0
+_REPORT_EVERY_S = 10.0
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """A peer that answers nothing is given up within two minutes; the system's own first question comes after two hours."""
 
 
-class RequestHandler(Protocol):
+class ServerCallbacks(RequestHandler, Protocol):
     """What answers the requests of a server."""
-
-    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
-        """Answer a request now, or return who answers it later and follows the client's reading and leaving."""
-
-    def refused(self, status: int, reason: str) -> None:
-        """A request was answered without being handled; `reason` is a short text of a bounded set, for metrics."""
 
     def connection_refused(self, reason: str) -> None:
         """A connection was closed as soon as it was accepted; `reason` is `connections` or `descriptors`."""
@@ -47,14 +42,14 @@ class HttpServer:
 
     def __init__(
         self,
-        handler: RequestHandler,
+        handler: ServerCallbacks,
         clock: Callable[[], float],
         patience: Patience = PATIENCE,
         max_connections: int = CONNECTIONS.pieces or 0,
     ) -> None:
         self._max_connections = max_connections
         self._turned_away = 0
-        self._told_at = -_TELL_EVERY_S
+        self._reported_at = -_REPORT_EVERY_S
         self._handler = handler
         self._patience = patience
         self._clock = clock
@@ -149,8 +144,8 @@ class HttpServer:
         self._handler.connection_refused(reason)
         self._turned_away += 1
         now = self._clock()
-        if now - self._told_at >= _TELL_EVERY_S:
-            self._told_at = now
+        if now - self._reported_at >= _REPORT_EVERY_S:
+            self._reported_at = now
             _log.warning(
                 "client connections refused: too many are open",
                 reason=reason,

@@ -10,7 +10,7 @@ _ESTABLISHED = 1
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
 
 
-def has_left(sock: socket.socket | None) -> bool:
+def peer_closed(sock: socket.socket | None) -> bool:
     """Whether the peer has closed, half-closed or reset the connection."""
     if sock is None or _TCP_INFO is None:
         return False

@@ -50,11 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     if response.status != http.HTTPStatus.OK:
         sys.stderr.write(f"error: {document.get('error', response.status)}\n")
         return 1
-    sys.stdout.write(json.dumps(document, indent=2) + "\n" if options.json else told(document))
+    sys.stdout.write(json.dumps(document, indent=2) + "\n" if options.json else render_text(document))
     return 0
 
 
-def told(document: dict[str, Any]) -> str:
+def render_text(document: dict[str, Any]) -> str:
     """The document as a few sentences and a table."""
     target, algorithm, outcome = document["target"], document["algorithm"], document["outcome"]
     scope = f" under routing key {target['routing_key']!r}" if target["routing_key"] else ""

@@ -21,6 +21,9 @@ class WorkerTunnels(TunnelSet, Protocol):
         Both are called synchronously from the event loop, alternately, `on_lost` first; neither after `retire`.
         """
 
+    def reported(self) -> None:
+        """A message has arrived on the registration's stream; called for each, whether an update waits or not."""
+
     async def tunnel_step(self) -> TunnelStep:
         """Establish or await the tunnel, once per update; the first call of a reverse worker never waits."""
 

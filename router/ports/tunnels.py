@@ -45,6 +45,28 @@ class ExchangeSink(Protocol):
         """The worker does not want (the rest of) the request body; further `send_body` calls are dropped."""
 
 
+class _NullSink:
+    """The sink of an exchange that nobody listens to any more."""
+
+    __slots__ = ()
+
+    def on_head(self, head: ResponseHead) -> None: ...
+
+    def on_body(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_failed(self, error: TunnelError) -> None: ...
+
+    def on_upload_writable(self) -> None: ...
+
+    def on_upload_stopped(self) -> None: ...
+
+
+NULL_SINK: ExchangeSink = _NullSink()
+"""Ignores everything: the sink of an exchange that nobody follows any more."""
+
+
 class Exchange(Protocol):
     """One request and its response on one stream of one tunnel."""
 

@@ -82,7 +82,7 @@ class App:
         self._listener: ReverseListener | None = None
         self._dialer: DirectDialer | None = None
         self._key_log: LineWriter | None = None
-        self._looks: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._polls: dict[str, Callable[[], Awaitable[None]]] = {}
         """What SIGHUP looks at, by name."""
         self._reloading: asyncio.Task[None] | None = None
 
@@ -106,6 +106,7 @@ class App:
         self._authenticator = assembly.authenticator(settings, self.metrics)
         if isinstance(self._authenticator, GatewayAuthenticator):
             self._closers.append(self._authenticator.close)
+            self._polls["worker-auth credential"] = self._authenticator.renew_credential
         await self._bind_reverse()
         check_worker_auth(settings)
         http_socket, metrics_socket = self._bind_tcp()
@@ -185,13 +186,12 @@ class App:
                 address.port,
                 _server_tls(self._identity.identity),
                 assembly.quic_settings(settings, self._key_log),
-                engine=settings.quic_engine,
             )
         except OSError as error:
             raise StartupError("failed to bind reverse tunnel listener", *causes_of(error)) from None
         self._closers.append(self._listener.close)
         self.bound["reverse_tunnel"] = SocketAddress(host, port)
-        self._identity.tell_coverage(settings, port)
+        self._identity.log_coverage(settings, port)
 
     def _bind_tcp(self) -> tuple[socket.socket, socket.socket]:
         """Control plane, model discovery, HTTP, metrics, in this order; all addresses are parsed first."""
@@ -239,13 +239,11 @@ class App:
         tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
         quic = assembly.quic_settings(settings, self._key_log)
         try:
-            self._dialer = await DirectDialer.open(
-                tls, RAW_QUIC, quic, self._tunnel_settings, self.metrics, engine=settings.quic_engine
-            )
+            self._dialer = await DirectDialer.open(tls, RAW_QUIC, quic, self._tunnel_settings, self.metrics)
         except OSError as error:
             raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
         if self._listener is None:
-            self._dialer.tell_buffers()  # else the listener's socket has said the same
+            self._dialer.log_buffers()  # else the listener's socket has said the same
         self._dialer.own_ports.add(self._port("reverse_tunnel"))
         self._closers.append(self._dialer.close)
 
@@ -279,11 +277,11 @@ class App:
         )
         self._track_gauges()
         if self._identity is not None and self._identity.mounted:
-            self._look_again(_TLS_RELOAD, settings.tls_poll_ms, self._look_at_tls)
+            self._start_polling(_TLS_RELOAD, settings.tls_poll_ms, self._look_at_tls)
         if self._grpc_identity is not None:
-            self._look_again(_GRPC_TLS_RELOAD, settings.tls_poll_ms, self._look_at_grpc_tls)
+            self._start_polling(_GRPC_TLS_RELOAD, settings.tls_poll_ms, self._look_at_grpc_tls)
         if self._policy.watched:
-            self._look_again(_LB_RELOAD, settings.lb_config_poll_ms, self._policy.look)
+            self._start_polling(_LB_RELOAD, settings.lb_config_poll_ms, self._policy.poll)
         self.tasks.start(_PUBLISHER, publisher.run())
         self.tasks.start("metrics server", self.operators.serve(metrics_socket))
         await self.operators.wait_started()
@@ -303,7 +301,7 @@ class App:
         self.http = HttpServer(
             routes, time.monotonic, assembly.http_times(self.settings), self.settings.http_max_connections
         )
-        self._loop_lag.on_measured = readiness.look
+        self._loop_lag.on_measured = readiness.poll
         for tunnels in (self._listener, self._dialer):
             if tunnels is not None:
                 tunnels.observe_ticks(self.http)
@@ -366,29 +364,29 @@ class App:
     # --- reload ------------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Look at every watched file now, and open the key log again. What cannot be used is logged, and the old one stays.
+        """Look at every watched file now, mint the router's token anew, and open the key log again.
 
-        Secrets and token files need no more: they are read for each use.
+        What cannot be used is logged, and the old one stays. Secrets and token files need no more: they are read for each use.
         """
         _log.info("reload requested")
         self.reopen_logs()
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.create_task(self._look_at_everything())
+            self._reloading = asyncio.create_task(self._poll_everything())
 
-    async def _look_at_everything(self) -> None:
-        for name, look in self._looks.items():
+    async def _poll_everything(self) -> None:
+        for name, poll in self._polls.items():
             try:
-                await look()
+                await poll()
             except Exception:  # noqa: BLE001 - logged; one file that cannot be looked at does not keep the others from it
                 _log.exception("reload failed", what=name)
 
-    def _look_again(self, name: str, interval_ms: int, look: Callable[[], Awaitable[None]]) -> None:
-        self._looks[name] = look
-        self.tasks.start(name, every(interval_ms / 1000, look, name, self.metrics))
+    def _start_polling(self, name: str, interval_ms: int, poll: Callable[[], Awaitable[None]]) -> None:
+        self._polls[name] = poll
+        self.tasks.start(name, every(interval_ms / 1000, poll, name, self.metrics))
 
     async def _look_at_grpc_tls(self) -> None:
         if self._grpc_identity is not None:
-            await self._grpc_identity.look(self._activate_grpc_tls)
+            await self._grpc_identity.poll(self._activate_grpc_tls)
 
     def _activate_grpc_tls(self, identity: TlsIdentity) -> None:
         for server in self._grpc.values():
@@ -396,7 +394,7 @@ class App:
 
     async def _look_at_tls(self) -> None:
         if self._identity is not None:
-            await self._identity.look(self._activate_tls)
+            await self._identity.poll(self._activate_tls)
 
     def _activate_tls(self, identity: TlsIdentity) -> None:
         if self._listener is not None:

@@ -11,8 +11,8 @@ _SHORT = 12
 
 def commit() -> str:
     """The short commit: what the image was built with, else that of the checkout it runs from, else `unknown`."""
-    told = os.environ.get("STARGATE_COMMIT", "").strip()
-    return told[:_SHORT] or _checked_out(Path(__file__).resolve().parents[1] / ".git") or "unknown"
+    built_from = os.environ.get("STARGATE_COMMIT", "").strip()
+    return built_from[:_SHORT] or _checked_out(Path(__file__).resolve().parents[2] / ".git") or "unknown"
 
 
 def _checked_out(git: Path) -> str | None:

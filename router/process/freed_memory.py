@@ -1,6 +1,6 @@
 """Gives memory that was freed back to the operating system.
 
-glibc keeps what a burst of connections or requests needed, in holes between what still lives: a router that held 1,000
+glibc keeps what a burst of connections or requests needed, in gaps between what still lives: a router that held 1,000
 handshakes of strangers for ten seconds would be 80 MB larger ever after; so it is half of that. Measured: 2 to 3 ms after
 such a burst, 0.03 ms when there is nothing to give back.
 """

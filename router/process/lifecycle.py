@@ -40,7 +40,7 @@ def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
             return runner.run(_run(settings))
     except StartupError as error:
         log_lines.flush(_LAST_LINES_S)
-        say(f"{error.told()}\n")  # not a log line: the contract with operators
+        say(f"{error.report()}\n")  # not a log line: the contract with operators
         return 1
     finally:
         if writer is not None:
@@ -67,13 +67,13 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.told())
+    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.reported())
     app = App(settings)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
     starting = asyncio.create_task(app.start())
     await _first(starting, signals.received)
     if not starting.done():
-        _told_to_stop(signals)
+        _stop_reported(signals)
         starting.cancel()
         await asyncio.wait([starting], timeout=settings.shutdown_drain_timeout_ms / 1000)
         await app.close()
@@ -89,7 +89,7 @@ async def _run(settings: Settings) -> int:
     await _first(signals.received, failed)
     failure = failed.result() if failed.done() else None
     if failure is None:
-        _told_to_stop(signals)
+        _stop_reported(signals)
     else:
         _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
     return await _end(app, settings, failure)
@@ -106,7 +106,7 @@ async def _first(*futures: "asyncio.Future[Any]") -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _told_to_stop(signals: Signals) -> None:
+def _stop_reported(signals: Signals) -> None:
     _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
     _log.info("Entering draining mode")
 

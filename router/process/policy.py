@@ -62,18 +62,18 @@ class Policy:
         except SmallFileError as error:
             raise StartupError(f"failed to read lb config file: {path}", _cause(error)) from None
         except ConfigError as error:
-            told = "failed to create load balancer router"
+            failure_text = "failed to create load balancer router"
             if error.stage == "parse":
-                told = f"failed to parse lb config file: {path}"
-            raise StartupError(told, *causes_of(error)) from None
+                failure_text = f"failed to parse lb config file: {path}"
+            raise StartupError(failure_text, *causes_of(error)) from None
         return cls(path, content, config, plugins, metrics, reader)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Read the file once more and swap the policy if it changed and a decision could be made with it."""
         async with self._looking:
-            await self._look()
+            await self._poll_once()
 
-    async def _look(self) -> None:
+    async def _poll_once(self) -> None:
         path, active, refused, plugins = self._path, self._active, self._refused, self._plugins
         if path is None:
             return

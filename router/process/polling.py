@@ -11,25 +11,25 @@ from router.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 
 
-async def every(interval_s: float, look: Callable[[], Awaitable[None]], name: str, metrics: Metrics) -> None:
+async def every(interval_s: float, poll: Callable[[], Awaitable[None]], name: str, metrics: Metrics) -> None:
     """Call `look` each `interval_s` seconds, the first time after one interval, until cancelled.
 
     A round that raises is counted (`look_again_failures_total`, by `name`) and told once per distinct error; the next one comes.
     """
     loop = asyncio.get_running_loop()
     due = loop.time() + interval_s
-    told: str | None = None
+    reported: str | None = None
     while True:
         await asyncio.sleep(max(0.0, due - loop.time()))
         try:
-            await look()
+            await poll()
         except Exception as error:  # noqa: BLE001 - the task outlives any failure of one round
             metrics.look_again_failures_total.inc((name,))
             text = f"{type(error).__name__}: {error}"
-            if text != told:
-                told = text
+            if text != reported:
+                reported = text
                 _log.error("a round of a look-again task failed; the last good state stays", task=name, error=text)
         else:
-            told = None
+            reported = None
             metrics.look_again_last_success_timestamp_seconds.set(int(time.time()), (name,))
         due = max(due + interval_s, loop.time())

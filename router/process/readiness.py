@@ -30,7 +30,7 @@ class Readiness:
     def __init__(self, causes: Mapping[NotReady, Callable[[], bool]], metrics: Metrics) -> None:
         """`causes` tells for each reason whether it holds now; cheap, and never raises."""
         self._causes = dict(causes)
-        self._told: set[NotReady] = set()
+        self._reported: set[NotReady] = set()
         for reason in NotReady:
             metrics.not_ready.track(partial(self._holds, reason), (reason.value,))
 
@@ -43,15 +43,15 @@ class Readiness:
 
     def ready(self) -> bool:
         """Whether `/readyz` is 200."""
-        self.look()
-        return not self._told
+        self.poll()
+        return not self._reported
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Log what has changed since the last time."""
         now = set(self.reasons())
         for reason in NotReady:
-            if reason in now - self._told:
+            if reason in now - self._reported:
                 _log.warning("not ready", reason=reason.value)
-            elif reason in self._told - now:
+            elif reason in self._reported - now:
                 _log.info("reason against readiness is gone", reason=reason.value, ready=not now)
-        self._told = now
+        self._reported = now

@@ -24,9 +24,9 @@ from certs import (
 )
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.control_plane import grpc_rehearsal
+from router.control_plane import grpc_dry_run
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.quic.aioquic_engine.rehearsal import UnusableIdentityError, rehearse
+from tunnel_protocol.quic.aioquic_engine.dry_run import UnusableIdentityError, dry_run
 from tunnel_protocol.quic.tls import ServerTls, server_name_for
 from tunnel_protocol.small_file import FileReader, SmallFileError
 
@@ -60,7 +60,7 @@ class ServedIdentity:
         self._metrics = metrics
         self._expires_at = float("inf")
         self._warned_s = float("inf")
-        self._told_expired = False
+        self._expiry_reported = False
         if watcher is not None:
             self._activated()
 
@@ -71,8 +71,8 @@ class ServedIdentity:
         if cert_path is None or key_path is None:
             _log.info("no TLS cert/key provided, generating self-signed certificate")
             return cls(make_self_signed(), None, metrics)
-        told = "load initial reverse listener TLS server identity"
-        return cls._mounted(cert_path, key_path, metrics, TUNNELS, check_usable, told)
+        failure_text = "load initial reverse listener TLS server identity"
+        return cls._mounted(cert_path, key_path, metrics, TUNNELS, check_usable, failure_text)
 
     @classmethod
     def load_grpc(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity | None":
@@ -80,8 +80,8 @@ class ServedIdentity:
         cert_path, key_path = settings.grpc_tls_cert_path, settings.grpc_tls_key_path
         if cert_path is None or key_path is None:
             return None
-        told = "load gRPC TLS server identity"
-        return cls._mounted(cert_path, key_path, metrics, GRPC, check_usable_for_grpc, told)
+        failure_text = "load gRPC TLS server identity"
+        return cls._mounted(cert_path, key_path, metrics, GRPC, check_usable_for_grpc, failure_text)
 
     @classmethod
     def _mounted(
@@ -91,7 +91,7 @@ class ServedIdentity:
         metrics: Metrics,
         material: str,
         check: Callable[[Identity], None],
-        told: str,
+        failure_text: str,
     ) -> "ServedIdentity":
         reader = FileReader()
 
@@ -104,9 +104,9 @@ class ServedIdentity:
             identity = reader.run(cert_path, read)
         except IdentityError as error:
             causes = (error.reason, error.detail) if error.detail else (error.reason,)
-            raise StartupError(told, *causes) from None
+            raise StartupError(failure_text, *causes) from None
         except SmallFileError as error:
-            raise StartupError(told, str(error)) from None
+            raise StartupError(failure_text, str(error)) from None
         return cls(identity, Watcher(cert_path, key_path, identity, check), metrics, reader, material)
 
     @property
@@ -118,7 +118,7 @@ class ServedIdentity:
         """Whether the served chain is past its end; never for a generated one."""
         return time.time() > self._expires_at
 
-    def tell_coverage(self, settings: Settings, port: int) -> None:
+    def log_coverage(self, settings: Settings, port: int) -> None:
         """Warn if workers that verify would refuse the mounted certificate for the name they ask for."""
         if not self.mounted:
             return
@@ -129,15 +129,15 @@ class ServedIdentity:
                 "the served TLS certificate does not cover the name workers ask for", **self._component, name=name
             )
 
-    async def look(self, activate: Callable[[Identity], None]) -> None:
+    async def poll(self, activate: Callable[[Identity], None]) -> None:
         """Read the files once more; a valid new pair goes to `activate` and is served from then on."""
         watcher = self._watcher
         if watcher is None:
             return
         async with self._looking:
-            await self._look(watcher, activate)
+            await self._poll_once(watcher, activate)
 
-    async def _look(self, watcher: Watcher, activate: Callable[[Identity], None]) -> None:
+    async def _poll_once(self, watcher: Watcher, activate: Callable[[Identity], None]) -> None:
         try:
             found = await self._reader.result(watcher.cert_path, lambda: watcher.poll(datetime.now(UTC)))
         except SmallFileError as error:
@@ -158,21 +158,21 @@ class ServedIdentity:
                 result="rejected",
             )
         self._metrics.tls_last_reload_success.set(0 if watcher.rejecting else 1, (self._material,))
-        self._tell_expiry()
+        self._log_expiry()
 
     def _activated(self) -> None:
         end = not_after(self.identity)
         self._expires_at = end.timestamp()
         self._warned_s = float("inf")
-        self._told_expired = False
+        self._expiry_reported = False
         self._metrics.tls_certificate_expiry_seconds.set(int(self._expires_at), (self._material,))
         self._metrics.tls_last_reload_success.set(1, (self._material,))
 
-    def _tell_expiry(self) -> None:
+    def _log_expiry(self) -> None:
         left_s = self._expires_at - time.time()
         if left_s <= 0:
-            if not self._told_expired:
-                self._told_expired = True
+            if not self._expiry_reported:
+                self._expiry_reported = True
                 _log.warning("the served TLS certificate has expired; not ready", **self._component)
             return
         due = [limit for limit in _WARN_BEFORE_S if left_s <= limit < self._warned_s]
@@ -184,7 +184,7 @@ class ServedIdentity:
 def check_usable(identity: Identity) -> None:
     """Do a tunnel's TLS handshake with the pair, as its workers will. Raises `IdentityError`."""
     try:
-        rehearse(ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+        dry_run(ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
     except UnusableIdentityError as error:
         raise IdentityError("TLS server identity cannot be used", str(error)) from error
 
@@ -192,6 +192,6 @@ def check_usable(identity: Identity) -> None:
 def check_usable_for_grpc(identity: Identity) -> None:
     """As `check_usable`, for a gRPC port."""
     try:
-        grpc_rehearsal.rehearse(identity.cert_pem, identity.key_pem)
-    except grpc_rehearsal.UnusableGrpcIdentityError as error:
+        grpc_dry_run.dry_run(identity.cert_pem, identity.key_pem)
+    except grpc_dry_run.UnusableGrpcIdentityError as error:
         raise IdentityError("TLS server identity cannot be used", str(error)) from error

@@ -6,6 +6,7 @@ idle limit). Everything is a callback from the exchange; only waiting for stream
 """
 
 import asyncio
+from enum import IntEnum
 from typing import Protocol
 
 import structlog
@@ -22,7 +23,7 @@ _log = structlog.get_logger()
 TIMED_OUT = "quic request timed out"
 
 
-class AttemptOwner(Protocol):
+class AttemptCallbacks(Protocol):
     """The request an attempt is made for."""
 
     def attempt_answered(self, head: ResponseHead) -> None:
@@ -35,6 +36,25 @@ class AttemptOwner(Protocol):
         """The relayed response is over; `failure` tells why it was broken off."""
 
 
+class AttemptState(IntEnum):
+    """Where an attempt stands; it only advances."""
+
+    OPENING = 0
+    """A stream is being waited for."""
+
+    AWAITING_HEAD = 1
+    """The request is on its way; the head of the response is not there yet."""
+
+    RELAYING = 2
+    """The head has arrived; the body goes to the client, unless the owner discards the answer."""
+
+    RESPONSE_ENDED = 3
+    """The response is complete; the request body is still being sent."""
+
+    OVER = 4
+    """Nothing follows."""
+
+
 class Attempt:
     """Implements the sink of its exchange."""
 
@@ -42,27 +62,27 @@ class Attempt:
         "_body",
         "_budget_s",
         "_deadline_at",
-        "_ended",
         "_exchange",
+        "_head_timer",
         "_idle_s",
+        "_idle_timer",
         "_last_byte_at",
         "_loop",
         "_opening",
-        "_over",
         "_owner",
         "_paused",
         "_replay",
         "_response",
-        "_timer",
         "_tunnels",
         "_upload",
         "_upload_failure",
-        "head_seen",
+        "_upload_timer",
+        "state",
     )
 
     def __init__(
         self,
-        owner: AttemptOwner,
+        owner: AttemptCallbacks,
         tunnels: TunnelSet,
         body: RequestBody,
         replay: ReplayBuffer,
@@ -80,22 +100,26 @@ class Attempt:
         self._opening: asyncio.Task[None] | None = None
         self._upload: Upload | None = None
         self._response: Response | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._upload_timer: asyncio.TimerHandle | None = None
         self._upload_failure: str | None = None
         self._deadline_at = 0.0
         self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
-        self._over = False
-        self._ended = False
-        self.head_seen = False
+        self.state = AttemptState.OPENING
+
+    def _advance(self, state: AttemptState) -> None:
+        if state > self.state:
+            self.state = state
 
     # --- from the request ------------------------------------------------------------------------------------------
 
     def start(self, head: RequestHead, timeout_s: float) -> None:
         """Open a stream now, or as soon as the worker allows one; all of it within `timeout_s`."""
         self._deadline_at = self._loop.time() + timeout_s
-        self._timer = self._loop.call_at(self._deadline_at, self._too_late)
+        self._head_timer = self._loop.call_at(self._deadline_at, self._head_late)
         end = self._nothing_to_upload()
         try:
             exchange = self._tunnels.try_open(head, self, end=end)
@@ -114,7 +138,7 @@ class Attempt:
         self._response = response
         if self._idle_s:
             self._last_byte_at = self._loop.time()
-            self._timer = self._loop.call_later(self._idle_s, self._look_whether_idle)
+            self._idle_timer = self._loop.call_later(self._idle_s, self._check_idle)
 
     def discard(self) -> None:
         """Drop the answer; the exchange ends in both directions, no callback follows."""
@@ -138,8 +162,10 @@ class Attempt:
 
     def on_head(self, head: ResponseHead) -> None:
         """The answer begins. One that is no success makes the rest of the upload pointless."""
-        self.head_seen = True
-        self._cancel_timer()
+        self._advance(AttemptState.RELAYING)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         if self._upload is not None and not 200 <= head.status < 300:
             self._upload.abort()
         self._owner.attempt_answered(head)
@@ -147,7 +173,7 @@ class Attempt:
     def on_body(self, data: bytes) -> None:
         """One chunk, straight on to the client."""
         response = self._response
-        if response is None or self._over:
+        if response is None or self.state is AttemptState.OVER:
             return
         if self._idle_s:
             self._last_byte_at = self._loop.time()
@@ -160,21 +186,24 @@ class Attempt:
     def on_end(self) -> None:
         """The response is complete; an upload that still runs gets what was left of the deadline."""
         response = self._response
-        if self._over or response is None:
+        if self.state is AttemptState.OVER or response is None:
             return
         if self._upload is None or self._upload.done:
             self._finish()
         else:
-            self._cancel_timer()
-            self._timer = self._loop.call_later(self._budget_s, self._upload_too_late)
-            self._ended = True
+            self._advance(AttemptState.RESPONSE_ENDED)
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+                self._idle_timer = None
+            self._upload_timer = self._loop.call_later(self._budget_s, self._upload_late)
 
     def on_failed(self, error: TunnelError) -> None:
         """The exchange broke."""
-        if self._over:
+        if self.state is AttemptState.OVER:
             return
+        awaiting_head = self.state < AttemptState.RELAYING
         self._end()
-        if self.head_seen:
+        if not awaiting_head:
             self._break_off(error.reason)
         else:
             self._owner.attempt_failed(error)
@@ -213,9 +242,10 @@ class Attempt:
             self.on_failed(TunnelError("no stream"))
 
     def _opened(self, exchange: Exchange, *, end: bool) -> None:
-        if self._over:
+        if self.state is AttemptState.OVER:
             exchange.cancel()
             return
+        self._advance(AttemptState.AWAITING_HEAD)
         self._exchange = exchange
         if self._paused:
             exchange.pause()
@@ -241,12 +271,12 @@ class Attempt:
         exchange.end_body()
 
     def _upload_over(self, failure: str | None) -> None:
-        if self._over or self._exchange is None or self._upload is None:
+        if self.state is AttemptState.OVER or self._exchange is None or self._upload is None:
             return
         if failure is not None:
             label = "client" if self._upload.from_client else "copy"
             _log.error("failed to send request body", error=failure, upload_label=label)
-        if failure is not None and not self.head_seen:
+        if failure is not None and self.state < AttemptState.RELAYING:
             self.discard()
             self._owner.attempt_failed(TunnelError(failure))
             return
@@ -254,17 +284,17 @@ class Attempt:
             # What the worker has to say is still passed on, but its end is no clean one.
             self._upload_failure = failure
             self._exchange.abort_upload()
-        if self._ended:
+        if self.state is AttemptState.RESPONSE_ENDED:
             self._finish()
 
-    def _too_late(self) -> None:
-        self._timer = None
+    def _head_late(self) -> None:
+        self._head_timer = None
         accepted = self._exchange is not None and self._exchange.upload_acknowledged()
         self.discard()
         self._owner.attempt_failed(TunnelError(TIMED_OUT, accepted=accepted))
 
-    def _upload_too_late(self) -> None:
-        self._timer = None
+    def _upload_late(self) -> None:
+        self._upload_timer = None
         _log.warning(
             "request body send task did not finish before response EOF timeout",
             task="request body",
@@ -272,14 +302,14 @@ class Attempt:
         )
         self._finish()
 
-    def _look_whether_idle(self) -> None:
+    def _check_idle(self) -> None:
         at = self._last_byte_at + self._idle_s
         if self._paused:
             at = self._loop.time() + self._idle_s  # it is the client that is idle
         if at > self._loop.time():
-            self._timer = self._loop.call_at(at, self._look_whether_idle)
+            self._idle_timer = self._loop.call_at(at, self._check_idle)
             return
-        self._timer = None
+        self._idle_timer = None
         self.discard()
         self._break_off("no byte of the response for too long")
 
@@ -301,16 +331,14 @@ class Attempt:
         self._owner.response_ended(reason)
 
     def _end(self) -> None:
-        self._over = True
-        self._cancel_timer()
+        self._advance(AttemptState.OVER)
+        for timer in (self._head_timer, self._idle_timer, self._upload_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._idle_timer = self._upload_timer = None
         upload, self._upload = self._upload, None  # also cuts the reference cycle between the two
         if upload is not None:
             upload.cancel()
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.cancel()
-
-    def _cancel_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()

@@ -14,7 +14,7 @@ _CLUSTER_ID = b"x-stargate-cluster-id"
 _NOT_PASSED_ON = NOT_TO_CALLER | {_SERVER_ID, _SERVER_URL, _CLUSTER_ID}
 
 
-class OwnAnswer(NamedTuple):
+class LocalReply(NamedTuple):
     """An answer without a worker."""
 
     status: int
@@ -22,9 +22,9 @@ class OwnAnswer(NamedTuple):
     body: bytes
 
 
-def _coded(status: int, code: str, error: str) -> OwnAnswer:
+def _coded(status: int, code: str, error: str) -> LocalReply:
     headers = [(b"content-type", b"application/json"), (ERROR_CODE, code.encode())]
-    return OwnAnswer(status, headers, f'{{"error":"{error}","code":"{code}"}}'.encode())
+    return LocalReply(status, headers, f'{{"error":"{error}","code":"{code}"}}'.encode())
 
 
 NO_CANDIDATES = _coded(404, "no_eligible_candidates", "no eligible candidates")
@@ -33,7 +33,7 @@ NO_CANDIDATES = _coded(404, "no_eligible_candidates", "no eligible candidates")
 TOO_MUCH_INPUT_WORK = _coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
 """Admission by input work refused."""
 
-UNAVAILABLE = OwnAnswer(503, [], b"")
+UNAVAILABLE = LocalReply(503, [], b"")
 """There are workers, but none is eligible (any more)."""
 
 

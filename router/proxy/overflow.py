@@ -6,12 +6,10 @@ another cluster that has is better than waiting out of sight. While streams are 
 
 from collections.abc import Callable
 
-from router.balancing import Chosen
-from router.registry import Backend, RoutedCluster
+from router.proxy.placement import RoutedChoice
+from router.registry import Backend
 
 _MAX_OTHER_CLUSTERS = 8
-
-RoutedChoice = Chosen[RoutedCluster, Backend]
 
 
 def with_free_stream(

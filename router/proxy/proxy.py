@@ -6,6 +6,7 @@ The decisions and their order are those of docs/proxy.md, "Routing" and "Retries
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from enum import IntEnum
 from typing import Any, Protocol
 
 import structlog
@@ -17,14 +18,16 @@ from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
-from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, OwnAnswer, headers_to_client
-from router.proxy.overflow import RoutedChoice, with_free_stream
-from router.proxy.recorder import RequestAccount
+from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, LocalReply, headers_to_client
+from router.proxy.overflow import with_free_stream
+from router.proxy.placement import Placement, RoutedChoice
+from router.proxy.recorder import RequestRecorder
 from router.proxy.replay import ReplayBudget, ReplayBuffer
 from router.proxy.retry import Verdict
+from router.proxy.retry_state import RetryState
 from router.proxy.settings import ProxySettings
 from router.proxy.validation import InvalidRequestError, Validator, ValidRequest
-from router.registry import Backend, Registry, Reservation, TargetKey
+from router.registry import Registry, TargetKey
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.head import EXPECTED_QUEUE_MS, HeaderList, RequestHead, ResponseHead, request_headers_to_worker
 
@@ -90,33 +93,39 @@ class Proxy:
         return task
 
 
+class RequestState(IntEnum):
+    """Where a proxied request stands; it only advances."""
+
+    PENDING = 0
+    """No answer yet: a worker is being chosen, dialled or asked."""
+
+    RELAYING = 1
+    """The head of a worker's answer is the client's; its body follows. Nothing is retried any more."""
+
+    OVER = 2
+    """Answered to the end, broken off, or given up by its client."""
+
+
 class ProxiedRequest:
-    """Implements the flow of its response and the owner of its attempts."""
+    """Implements the flow of its response and the callbacks of its attempts."""
 
     __slots__ = (
-        "_account",
         "_attempt",
-        "_attempts",
-        "_backend",
-        "_chosen",
-        "_connect_retries",
-        "_failed_backends",
-        "_failed_clusters",
+        "_dialling",
         "_first_byte_at",
         "_headers",
         "_key",
-        "_over",
         "_paused",
+        "_placement",
         "_proxy",
+        "_recorder",
         "_replay",
         "_request",
-        "_request_retries",
-        "_reservation",
         "_response",
-        "_routing_retries",
-        "_task",
+        "_retry_state",
+        "_routing_timer",
+        "_state",
         "_valid",
-        "_wait",
     )
 
     def __init__(self, proxy: Proxy, request: ClientRequest, response: Response, valid: ValidRequest) -> None:
@@ -126,106 +135,93 @@ class ProxiedRequest:
         self._valid = valid
         routing = valid.routing
         self._key = TargetKey(routing.routing_key, routing.model)
-        self._account = RequestAccount(proxy.metrics, proxy.access_log, valid, request.received_at)
+        self._state = RequestState.PENDING
+        self._recorder = RequestRecorder(proxy.metrics, proxy.access_log, valid, request.received_at)
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
-        self._failed_backends: set[str] = set()
-        self._failed_clusters: set[str] = set()
-        self._connect_retries = 0
-        self._request_retries = 0
-        self._routing_retries = 0
-        self._attempts = 0
-        self._chosen: RoutedChoice | None = None
-        self._backend: Backend | None = None
-        self._reservation: Reservation | None = None
+        self._retry_state = RetryState(proxy.settings, valid.retry_deadline)
+        self._placement: Placement | None = None
         self._attempt: Attempt | None = None
         self._headers: HeaderList | None = None
         self._first_byte_at: float | None = None
-        self._wait: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._routing_timer: asyncio.TimerHandle | None = None
+        self._dialling: asyncio.Task[None] | None = None
         self._paused = False
-        self._over = False
 
     # --- routing ---------------------------------------------------------------------------------------------------
 
     def route(self) -> None:
         """Ask the policy, and do what it says."""
-        self._wait = None
-        proxy, routing = self._proxy, self._valid.routing
+        self._routing_timer = None
+        proxy, retries = self._proxy, self._retry_state
         now = proxy.clock()
         outcome = proxy.selector.select(
             self._valid.effective,
-            routing,
+            self._valid.routing,
             proxy.registry.target(self._key),
             advertised=self._advertised,
-            failed_backends=self._failed_backends,
-            failed_clusters=self._failed_clusters,
+            failed_backends=retries.failed_backends,
+            failed_clusters=retries.failed_clusters,
             now=now,
         )
         if isinstance(outcome, Chosen):
-            self._enter(outcome, now)
+            self._place(outcome, now)
         elif isinstance(outcome, Wait):
-            self._routing_retries += 1
-            self._wait = proxy.loop.call_later(outcome.seconds, self.route)
+            retries.routing_retries += 1
+            self._routing_timer = proxy.loop.call_later(outcome.seconds, self.route)
         elif isinstance(outcome, AdmissionRejected):
-            self._account.not_admitted(outcome.reason)
+            self._recorder.not_admitted(outcome.reason)
             self._refuse(TOO_MUCH_INPUT_WORK)
         else:
-            self._account.nobody_left(
-                failed_backends=len(self._failed_backends),
-                routing_retries=self._routing_retries,
-                after_failures=bool(self._failed_backends or self._failed_clusters),
+            self._recorder.nobody_left(
+                failed_backends=len(retries.failed_backends),
+                routing_retries=retries.routing_retries,
+                after_failures=retries.excludes_anything,
             )
             self._refuse(NO_CANDIDATES if isinstance(outcome, NotFound) else UNAVAILABLE)
 
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
 
-    def _enter(self, chosen: RoutedChoice, now: float) -> None:
-        """A cluster was chosen: begin with the backend it gave, or another one that has a free stream."""
-        asked = with_free_stream(chosen, self._failed_backends, self._select_elsewhere)
-        self._account.chosen(asked, now, self._routing_retries > 0, asked is not chosen)
-        self._chosen = asked
-        self._try(asked.backend)
+    def _place(self, chosen: RoutedChoice, now: float) -> None:
+        """A cluster was chosen: begin with the worker it gave, or another one that has a free stream."""
+        retries = self._retry_state
+        asked = with_free_stream(chosen, retries.failed_backends, self._select_elsewhere)
+        self._recorder.chosen(asked, now, retries.routing_retries > 0, asked is not chosen)
+        placement = self._placement = Placement(asked)
+        self._try(placement)
 
     def _select_elsewhere(self, excluded_clusters: set[str]) -> RoutedChoice | None:
-        proxy = self._proxy
+        proxy, retries = self._proxy, self._retry_state
         outcome = proxy.selector.select(
             self._valid.effective,
             self._valid.routing,
             proxy.registry.target(self._key),
             advertised=self._advertised,
-            failed_backends=self._failed_backends,
-            failed_clusters=self._failed_clusters | excluded_clusters,
+            failed_backends=retries.failed_backends,
+            failed_clusters=retries.failed_clusters | excluded_clusters,
             now=proxy.clock(),
         )
         return outcome if isinstance(outcome, Chosen) else None
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    def _try(self, backend: Backend) -> None:
+    def _try(self, placement: Placement) -> None:
         """One more attempt; a dialled worker whose connections are gone is dialled again first."""
-        self._backend = backend
-        tunnels = backend.registration.tunnels
-        settings = self._proxy.settings
-        if tunnels.direct and not tunnels.healthy() and self._connect_retries < settings.max_connect_retries:
-            self._connect_retries += 1
-            self._account.dials_again(backend, stale=True)
-            self._task = self._proxy.spawn(self._dial_again(backend, stale=True), self._defect)
-            return
-        self._start_attempt(backend)
+        tunnels, retries = placement.backend.registration.tunnels, self._retry_state
+        if tunnels.direct and not tunnels.healthy() and retries.may_connect_again:
+            retries.connect_retries += 1
+            self._dial_again(placement, stale=True)
+        else:
+            self._start_attempt(placement)
 
-    def _start_attempt(self, backend: Backend) -> None:
-        chosen = self._chosen
-        if chosen is None:
-            return
-        self._attempts += 1
-        routing = self._valid.routing
-        self._reservation = chosen.cluster.reserve(backend, routing.input_tokens or 0, routing.priority)
-        self._account.attempt_begins(backend, self._connect_retries, self._request_retries)
-        settings = self._proxy.settings
+    def _start_attempt(self, placement: Placement) -> None:
+        retries, routing, settings = self._retry_state, self._valid.routing, self._proxy.settings
+        retries.attempts += 1
+        placement.reserve(routing.input_tokens, routing.priority)
+        self._recorder.attempt_begins(placement.backend, retries.connect_retries, retries.request_retries)
         attempt = Attempt(
             self,
-            backend.registration.tunnels,
+            placement.backend.registration.tunnels,
             self._request.body,
             self._replay,
             self._proxy.loop,
@@ -234,7 +230,7 @@ class ProxiedRequest:
         self._attempt = attempt
         if self._paused:
             attempt.pause()
-        attempt.start(self._request_head(chosen), settings.request_timeout_ms / 1000)
+        attempt.start(self._request_head(placement.choice), settings.request_timeout_ms / 1000)
 
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
@@ -244,115 +240,113 @@ class ProxiedRequest:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]
         return RequestHead(self._request.method, self._request.target, headers)
 
-    async def _dial_again(self, backend: Backend, *, stale: bool) -> None:
+    def _dial_again(self, placement: Placement, *, stale: bool) -> None:
+        self._recorder.dials_again(placement.backend, stale=stale)
+        self._dialling = self._proxy.spawn(self._dial(placement, stale=stale), self._defect)
+
+    async def _dial(self, placement: Placement, *, stale: bool) -> None:
         """Replace the connections to a worker, `stale` ones before an attempt; then ask it, or if that fails the next one."""
         error = None
         try:
-            await backend.registration.tunnels.reconnect()
+            await placement.backend.registration.tunnels.reconnect()
         except TunnelError as raised:
             error = raised.reason
-        self._task = None
-        self._account.dialled_again(backend, self._connect_retries, error, stale=stale)
+        self._dialling = None
+        self._recorder.dialled_again(placement.backend, self._retry_state.connect_retries, error, stale=stale)
         if error is None:
-            self._start_attempt(backend)
+            self._start_attempt(placement)
         else:
-            self._fail_backend(backend)
+            self._fail_backend(placement)
 
-    def _fail_backend(self, backend: Backend) -> None:
-        """Not again on this backend: a sibling of the same cluster, else a new choice."""
-        self._failed_backends.add(backend.inference_server_id)
-        chosen = self._chosen
-        if chosen is None:
-            return
-        sibling = chosen.cluster.pick(self._failed_backends)
-        if sibling is None:
-            self._failed_clusters.add(chosen.cluster.cluster_id)
+    def _fail_backend(self, placement: Placement) -> None:
+        """Not again on this worker: a sibling of the same cluster, else a new choice."""
+        retries = self._retry_state
+        retries.failed_backends.add(placement.backend.inference_server_id)
+        if placement.sibling(retries.failed_backends) is None:
+            retries.failed_clusters.add(placement.choice.cluster.cluster_id)
             self.route()
         else:
-            self._try(sibling)
+            self._try(placement)
 
-    # --- AttemptOwner ----------------------------------------------------------------------------------------------
+    # --- AttemptCallbacks ------------------------------------------------------------------------------------------
 
     def attempt_failed(self, error: TunnelError) -> None:
         """No head came: the synthetic 502, final or another attempt."""
-        backend = self._backend
-        if self._over or backend is None:
+        if self._state is RequestState.OVER:
             return
-        account, settings, replay = self._account, self._proxy.settings, self._replay
-        account.attempt_failed(backend, error.reason, replay.held_bytes)
-        verdict = retry.verdict(
-            budget_over=self._budget_over(),
-            retries_left=self._connect_retries < settings.max_connect_retries,
-            replay=replay.state,
-            accepted=settings.no_repeat_accepted and error.accepted,
-        )
+        placement = self._placement
+        if placement is None:
+            self._defect()
+            return
+        recorder, replay = self._recorder, self._replay
+        recorder.attempt_failed(placement.backend, error.reason, replay.held_bytes)
+        verdict = self._retry_state.after_failure(error, replay, self._proxy.clock())
         if verdict is Verdict.AGAIN:
-            self._retry_after_failure(backend)
+            self._retry_after_failure(placement)
             return
         if verdict is Verdict.BUDGET_OVER:
-            account.exhausted(retry.BUDGET_EXHAUSTED)
+            recorder.exhausted(retry.BUDGET_EXHAUSTED)
         elif verdict is Verdict.RETRIES_USED_UP:
-            account.exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
+            recorder.exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
         elif verdict is Verdict.INCOMPLETE:
-            account.not_replayable(backend, 502, "retryable_proxy_error", "proxy error")
+            recorder.not_replayable(placement.backend, 502, "retryable_proxy_error", "proxy error")
         elif verdict is Verdict.ACCEPTED:
-            account.accepted_already()
+            recorder.accepted_already()
         self._answer(413 if verdict is Verdict.TOO_LARGE else 502)
 
-    def _retry_after_failure(self, backend: Backend) -> None:
-        self._connect_retries += 1
-        if backend.registration.tunnels.direct:
-            self._account.dials_again(backend, stale=False)
-            self._task = self._proxy.spawn(self._dial_again(backend, stale=False), self._defect)
+    def _retry_after_failure(self, placement: Placement) -> None:
+        self._retry_state.connect_retries += 1
+        if placement.backend.registration.tunnels.direct:
+            self._dial_again(placement, stale=False)
         else:
-            self._account.retried(retry.CONNECT_FAILOVER)
-            self._fail_backend(backend)
+            self._recorder.retried(retry.CONNECT_FAILOVER)
+            self._fail_backend(placement)
 
     def attempt_answered(self, head: ResponseHead) -> None:
         """A head came: final, or another attempt elsewhere."""
-        backend, attempt = self._backend, self._attempt
-        if self._over or backend is None or attempt is None:
+        if self._state is RequestState.OVER:
             return
-        account, settings, replay = self._account, self._proxy.settings, self._replay
+        placement, attempt = self._placement, self._attempt
+        if placement is None or attempt is None:
+            self._defect()
+            return
+        recorder, settings, replay = self._recorder, self._proxy.settings, self._replay
         now = self._proxy.clock()
-        account.attempt_answered(backend, head.status, replay.held_bytes, now)
-        if self._reservation is not None and retry.releases_reservation(head):
-            self._reservation.release()
+        recorder.attempt_answered(placement.backend, head.status, replay.held_bytes, now)
+        if retry.releases_reservation(head):
+            placement.release()
         reason = retry.retry_reason(head, signal_required=settings.require_retry_signal)
         if reason is None:
-            self._pass_on(head, backend, attempt, now)
+            self._pass_on(head, placement, attempt, now)
             return
-        verdict = retry.verdict(
-            budget_over=self._budget_over(),
-            retries_left=self._request_retries < settings.max_request_retries,
-            replay=replay.state,
-        )
+        verdict = self._retry_state.after_answer(replay, now)
         if verdict is Verdict.AGAIN:
             attempt.discard()
-            self._retry_after_answer(head.status, reason, backend)
+            self._retry_after_answer(head.status, reason, placement)
         elif verdict is Verdict.TOO_LARGE:
             attempt.discard()
             self._answer(413)
         else:
             if verdict is Verdict.INCOMPLETE:
-                account.not_replayable(backend, head.status, reason, "response")
+                recorder.not_replayable(placement.backend, head.status, reason, "response")
             else:
-                account.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
-            self._pass_on(head, backend, attempt, now)
+                recorder.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
+            self._pass_on(head, placement, attempt, now)
 
-    def _retry_after_answer(self, status: int, reason: str, backend: Backend) -> None:
-        self._request_retries += 1
-        self._account.retried_after_answer(backend, status, reason, self._request_retries)
+    def _retry_after_answer(self, status: int, reason: str, placement: Placement) -> None:
+        retries = self._retry_state
+        retries.request_retries += 1
+        self._recorder.retried_after_answer(placement.backend, status, reason, retries.request_retries)
         if reason == retry.QUEUE_ESTIMATE_MISMATCH:
-            self._fail_backend(backend)
+            self._fail_backend(placement)
         else:
-            self._failed_clusters.add(backend.cluster_id)
+            retries.failed_clusters.add(placement.backend.cluster_id)
             self.route()
 
     def response_ended(self, failure: str | None) -> None:
         """The relayed response is over."""
-        if failure is not None and self._backend is not None:
-            self._account.broken_off(self._backend, failure)
+        if failure is not None and self._placement is not None:
+            self._recorder.broken_off(self._placement.backend, failure)
         self._finish("complete" if failure is None else "truncated")
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
@@ -371,67 +365,76 @@ class ProxiedRequest:
 
     def client_gone(self) -> None:
         """Nobody waits for the answer any more."""
-        if self._over:
+        if self._state is RequestState.OVER:
             return
         phase = "body" if self._response.started else ("head" if self._request.body.complete else "upload")
-        self._account.client_gone(phase)
+        self._recorder.client_gone(phase)
         if self._attempt is not None:
             self._attempt.discard()
+        if self._dialling is not None:
+            self._dialling.cancel()
         self._finish("client_gone")
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, head: ResponseHead, backend: Backend, attempt: Attempt, now: float) -> None:
+    def _pass_on(self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float) -> None:
         """The answer is the client's: send its head and relay what follows."""
-        self._account.answered(backend.inference_server_id, head.status)
+        self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
-            headers = headers_to_client(head.headers, backend)
+            headers = headers_to_client(head.headers, placement.backend)
         except ValueError:
             attempt.discard()
             self._response.send(500, [])
             self._finish("failed")
             return
+        self._advance(RequestState.RELAYING)
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
-        self._account.first_byte(now)
+        self._recorder.first_byte(now)
         self._response.start(head.status, headers)
         attempt.relay(self._response)
 
     def _defect(self) -> None:
-        if not self._over:
+        """Something happened that this program rules out: the client gets its answer all the same."""
+        if self._state is RequestState.PENDING:
+            _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
 
     def _answer(self, status: int) -> None:
         """An answer of our own about an attempt that was made."""
-        backend = self._backend
-        self._account.answered("" if backend is None else backend.inference_server_id, status)
+        backend = None if self._placement is None else self._placement.backend
+        self._recorder.answered("" if backend is None else backend.inference_server_id, status)
         self._response.send(status, [])
         self._finish("failed")
 
-    def _refuse(self, answer: OwnAnswer) -> None:
+    def _refuse(self, answer: LocalReply) -> None:
         """An answer of our own because there is nobody to ask."""
-        self._account.answered("", answer.status)
+        self._recorder.answered("", answer.status)
         self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 
+    def _advance(self, state: RequestState) -> None:
+        if state > self._state:
+            self._state = state
+
     def _finish(self, end: str) -> None:
-        if self._over:
+        if self._state is RequestState.OVER:
             return
-        self._over = True
+        self._advance(RequestState.OVER)
         self._replay.close()
-        if self._wait is not None:
-            self._wait.cancel()
-            self._wait = None
-        if self._task is not None and end == "client_gone":
-            self._task.cancel()
-        self._task = None
+        if self._routing_timer is not None:
+            self._routing_timer.cancel()
+            self._routing_timer = None
+        self._dialling = None
         self._attempt = None
         proxy = self._proxy
         proxy.running.discard(self)
-        self._account.finished(
-            self._request, self._response, self._backend, self._attempts, self._first_byte_at, end, proxy.clock()
+        self._recorder.finished(
+            self._request,
+            self._response,
+            None if self._placement is None else self._placement.backend,
+            self._retry_state.attempts,
+            self._first_byte_at,
+            end,
+            proxy.clock(),
         )
-
-    def _budget_over(self) -> bool:
-        deadline = self._valid.retry_deadline
-        return deadline is not None and self._proxy.clock() >= deadline

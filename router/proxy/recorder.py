@@ -9,7 +9,7 @@ from router.http1.request import ClientRequest
 from router.http1.response import Response
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
-from router.proxy.overflow import RoutedChoice
+from router.proxy.placement import RoutedChoice
 from router.proxy.validation import ValidRequest
 from router.registry import Backend
 from router.telemetry.metrics import Metrics
@@ -17,7 +17,7 @@ from router.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 
 
-class RequestAccount:
+class RequestRecorder:
     """Told by the request what becomes of it. `now` is in monotonic seconds."""
 
     __slots__ = ("_access_log", "_labels", "_metrics", "_received_at", "_selected_before", "_valid")
@@ -32,7 +32,7 @@ class RequestAccount:
 
     # --- routing ---------------------------------------------------------------------------------------------------
 
-    def chosen(self, chosen: RoutedChoice, now: float, waited: bool, spilled: bool) -> None:
+    def chosen(self, chosen: RoutedChoice, now: float, waited: bool, overflowed: bool) -> None:
         """A cluster was chosen, perhaps after waiting for a willing one, perhaps instead of a full one."""
         metrics, labels = self._metrics, self._labels
         if not self._selected_before:
@@ -41,7 +41,7 @@ class RequestAccount:
             metrics.routing_duration_seconds.observe(seconds, labels)
             if waited:
                 metrics.routing_wait_seconds.observe(seconds, labels)
-        if spilled:
+        if overflowed:
             metrics.spills_total.inc(labels)
         selection = "fallback" if chosen.rank_depth > 1 else "primary"
         algorithm = self._valid.effective.algorithm

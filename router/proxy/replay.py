@@ -1,7 +1,7 @@
 """A copy of the request body for another attempt, under a limit per request and one for all requests together."""
 
 from collections.abc import Callable
-from enum import Enum
+from enum import IntEnum
 
 from router.http1.blocks import Blocks
 from tunnel_protocol.limit import Limit
@@ -13,12 +13,23 @@ REPLAY_TOTAL = Limit("proxy.replay_total", bytes=256 * 1024 * 1024, option="--pr
 """The copies of all requests."""
 
 
-class Replay(Enum):
-    """Whether another attempt could be given the body."""
+class ReplayState(IntEnum):
+    """Where the copy of a body stands; it only advances."""
 
-    READY = "ready"
-    INCOMPLETE = "incomplete"
-    TOO_LARGE = "too large"
+    UNTOUCHED = 0
+    """No attempt has begun to read the original, which is still there."""
+
+    COPYING = 1
+    """An attempt reads the original; the copy grows with it."""
+
+    COMPLETE = 2
+    """The copy holds all of the body."""
+
+    LOST = 3
+    """The body cannot be had again: its attempt ended before its end, or the budget of all copies is used up."""
+
+    TOO_LARGE = 4
+    """The body has outgrown the limit of one copy."""
 
 
 class ReplayBudget:
@@ -45,31 +56,24 @@ class ReplayBudget:
 class ReplayBuffer:
     """Collects the body of one request while its first attempt uploads it; must be closed."""
 
-    __slots__ = ("_blocks", "_budget", "_complete", "_limit", "_lost", "_size", "_too_large", "_touched")
+    __slots__ = ("_blocks", "_budget", "_limit", "_size", "state")
 
     def __init__(self, limit_bytes: int, budget: ReplayBudget) -> None:
         self._limit = limit_bytes
         self._budget = budget
         self._blocks = Blocks()
         self._size = 0
-        self._touched = False
-        self._complete = False
-        self._too_large = False
-        self._lost = False
+        self.state = ReplayState.UNTOUCHED
 
     @property
-    def state(self) -> Replay:
-        """Whether the body can be had again: untouched counts, the original is still there."""
-        if self._too_large:
-            return Replay.TOO_LARGE
-        if self._complete or not self._touched:
-            return Replay.READY
-        return Replay.INCOMPLETE
+    def replayable(self) -> bool:
+        """Whether another attempt could be given the body: an untouched original counts."""
+        return self.state is ReplayState.UNTOUCHED or self.state is ReplayState.COMPLETE
 
     @property
     def touched(self) -> bool:
         """Whether an attempt has started to read the original body."""
-        return self._touched
+        return self.state is not ReplayState.UNTOUCHED
 
     @property
     def held_bytes(self) -> int:
@@ -78,20 +82,20 @@ class ReplayBuffer:
 
     @property
     def chunks(self) -> list[bytes]:
-        """The copy; complete only if `state` is ready after a touch."""
+        """The copy: all of the body only in state `COMPLETE`."""
         return self._blocks.pieces()
 
     def touch(self) -> None:
         """The original body is being read from now on."""
-        self._touched = True
+        self._advance(ReplayState.COPYING)
 
     def add(self, data: bytes) -> None:
         """Keep `data`, if the limits allow it."""
-        if self._lost or self._too_large:
+        if self.state >= ReplayState.LOST:
             return
         size = len(data)
         if self._size + size > self._limit:
-            self._too_large = True
+            self._advance(ReplayState.TOO_LARGE)
             self._release()
         elif not self._budget.take(size):
             self.lose()
@@ -101,20 +105,22 @@ class ReplayBuffer:
 
     def complete(self) -> None:
         """The original body has been read to its end."""
-        if not self._lost and not self._too_large:
-            self._complete = True
+        self._advance(ReplayState.COMPLETE)
 
     def lose(self) -> None:
-        """The body cannot be had again."""
-        if not self._complete:
-            self._lost = True
+        """The original cannot be read to its end any more; a complete copy stays."""
+        if self.state is not ReplayState.COMPLETE:
+            self._advance(ReplayState.LOST)
             self._release()
 
     def close(self) -> None:
         """Nobody will ask again."""
-        self._lost = True
-        self._complete = False
+        self._advance(ReplayState.LOST)
         self._release()
+
+    def _advance(self, state: ReplayState) -> None:
+        if state > self.state:
+            self.state = state
 
     def _release(self) -> None:
         self._budget.give_back(self._size)

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from router.proxy.replay import Replay
+from router.proxy.replay import ReplayState
 from tunnel_protocol.head import RETRY_REASON, RETRYABLE, ResponseHead
 
 RETRYABLE_STATUSES = frozenset((429, 503))
@@ -26,15 +26,15 @@ class Verdict(Enum):
     ACCEPTED = "the worker had accepted all of the request"
 
 
-def verdict(*, budget_over: bool, retries_left: bool, replay: Replay, accepted: bool = False) -> Verdict:
+def verdict(*, budget_over: bool, retries_left: bool, replay: ReplayState, accepted: bool = False) -> Verdict:
     """The first reason against another attempt, in the order that is promised. `accepted` counts only where it is to count."""
     if budget_over:
         return Verdict.BUDGET_OVER
     if not retries_left:
         return Verdict.RETRIES_USED_UP
-    if replay is Replay.TOO_LARGE:
+    if replay is ReplayState.TOO_LARGE:
         return Verdict.TOO_LARGE
-    if replay is Replay.INCOMPLETE:
+    if replay is ReplayState.COPYING or replay is ReplayState.LOST:
         return Verdict.INCOMPLETE
     return Verdict.ACCEPTED if accepted else Verdict.AGAIN
 

@@ -12,14 +12,18 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import NamedTuple, Protocol
 
+from tunnel_protocol.limit import Limit
+
 Labels = tuple[str, ...]
 """Label values in the order in which the family declares its label names."""
 
 OVERFLOW = "__overflow__"
 """Stands for a label value that was refused because the family already has as many as it may."""
 
-MAX_SERIES = 100_000
+SERIES = Limit("metrics.series", pieces=100_000)
 """Series one family may hold; what comes later is added up under `OVERFLOW` labels."""
+
+_MAX_SERIES = SERIES.pieces or 0
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
@@ -95,7 +99,7 @@ class Family:
         if len(labels) != len(self.label_names):
             message = f"{self.full_name} takes labels {self.label_names}, not {labels}"
             raise ValueError(message)
-        if self.series() >= MAX_SERIES:
+        if self.series() >= _MAX_SERIES:
             return (OVERFLOW,) * len(labels)
         return labels if self._guard is None else self._guard.admit(self.full_name, self.label_names, labels)
 

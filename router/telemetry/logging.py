@@ -160,14 +160,14 @@ def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineW
     except (OSError, ValueError):
         return None
 
-    def told(count: int) -> str:
+    def lost_lines_reported(count: int) -> str:
         return form(None, "warning", {"event": f"{count} log lines were dropped", "dropped": count})
 
     def reminders() -> tuple[list[str], bool]:
         summaries, more = sampler.summaries()
         return [form(None, "warning", summary_event(summary)) for summary in summaries], more
 
-    return LineWriter(descriptor, told, name="log", reminders=reminders)
+    return LineWriter(descriptor, lost_lines_reported, name="log", reminders=reminders)
 
 
 def _unraisable(problem: "sys.UnraisableHookArgs") -> None:

@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from typing import TypeVar
 
 from router.telemetry.families import OVERFLOW, Counter, Description, Family, Gauge, Histogram, Labels
+from tunnel_protocol.limit import Limit
 
 F = TypeVar("F", bound=Family)
 
@@ -21,11 +22,18 @@ ROUTING_BOUNDS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1)
 REPLAY_BOUNDS_BYTES = (0, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 WIDE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
-MAX_UNREGISTERED_TARGETS = 1_000
+REGISTERED_TARGETS = Limit("metrics.registered_targets", pieces=100_000)
+"""Distinct (routing key, model) pairs that workers have served since the start; further ones count as never registered."""
+
+UNREGISTERED_TARGETS = Limit("metrics.unregistered_targets", pieces=1_000)
 """Distinct (routing key, model) pairs recorded although no worker ever registered them."""
 
-MAX_REASONS = 100
+REASONS = Limit("metrics.reasons", pieces=100)
 """Distinct values of a `reason` label per family."""
+
+_MAX_REGISTERED = REGISTERED_TARGETS.pieces or 0
+_MAX_UNREGISTERED = UNREGISTERED_TARGETS.pieces or 0
+_MAX_REASONS = REASONS.pieces or 0
 
 
 class LabelBounds:
@@ -40,22 +48,23 @@ class LabelBounds:
         self._reasons: dict[str, set[Hashable]] = {}
 
     def register(self, routing_key: str, model: str) -> None:
-        """From now on this target is always recorded under its own name."""
-        self._registered.add((routing_key, model))
-        self._unregistered.discard((routing_key, model))
+        """From now on this target is always recorded under its own name, unless too many were registered before it."""
+        if len(self._registered) < _MAX_REGISTERED:
+            self._registered.add((routing_key, model))
+            self._unregistered.discard((routing_key, model))
 
     def admit(self, family: str, label_names: Labels, labels: Labels) -> Labels:
         """See `LabelGuard`."""
         values = dict(zip(label_names, labels, strict=True))
         if "model" in values and "routing_key" in values and not self._target(values["routing_key"], values["model"]):
             values["routing_key"] = values["model"] = OVERFLOW
-        if "reason" in values and not _fits(self._reasons.setdefault(family, set()), values["reason"], MAX_REASONS):
+        if "reason" in values and not _fits(self._reasons.setdefault(family, set()), values["reason"], _MAX_REASONS):
             values["reason"] = OVERFLOW
         return tuple(values.values())
 
     def _target(self, routing_key: str, model: str) -> bool:
         key = (routing_key, model)
-        return key in self._registered or _fits(self._unregistered, key, MAX_UNREGISTERED_TARGETS)
+        return key in self._registered or _fits(self._unregistered, key, _MAX_UNREGISTERED)
 
 
 def _fits(known: set[Hashable], value: Hashable, limit: int) -> bool:

@@ -17,7 +17,7 @@ from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
 
-class Member(Protocol):
+class SlotConnection(Protocol):
     """What a slot asks of a connection."""
 
     @property
@@ -33,7 +33,7 @@ class Member(Protocol):
         """How many streams can be opened on it right now without waiting."""
 
 
-MemberT = TypeVar("MemberT", bound=Member)
+ConnectionT = TypeVar("ConnectionT", bound=SlotConnection)
 
 
 class SlotState(Enum):
@@ -46,19 +46,19 @@ class SlotState(Enum):
     RETIRED = auto()
 
 
-class Install:
+class InstallPermit:
     """The right to complete one reverse installation; compared by identity."""
 
     __slots__ = ()
 
 
-class ConnectionSlot(Generic[MemberT]):
+class ConnectionSlot(Generic[ConnectionT]):
     """The state machine. Every method is synchronous; `on_change` is called after each transition, never within one."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.state = SlotState.DISCONNECTED
-        self.members: tuple[MemberT, ...] = ()
-        self._install: Install | None = None
+        self.members: tuple[ConnectionT, ...] = ()
+        self._install: InstallPermit | None = None
         self._picks = 0
         self._turns = 0
         self._on_change = on_change
@@ -84,7 +84,7 @@ class ConnectionSlot(Generic[MemberT]):
         """How many streams can be opened without waiting, over all open members."""
         return sum(member.free_streams for member in self.members if not member.closed)
 
-    def pick(self) -> MemberT | None:
+    def pick(self) -> ConnectionT | None:
         """The member for the next exchange: round-robin start, then the first open one; None if there is none.
 
         A silent member, or one without a free stream, is passed over while another will do.
@@ -94,7 +94,7 @@ class ConnectionSlot(Generic[MemberT]):
             return None if members[0].closed else members[0]
         start = self._picks
         self._picks = start + 1
-        second: MemberT | None = None
+        second: ConnectionT | None = None
         for offset in range(len(members)):
             member = members[(start + offset) % len(members)]
             if member.closed:
@@ -105,7 +105,7 @@ class ConnectionSlot(Generic[MemberT]):
                 second = member
         return second
 
-    def next_open(self) -> MemberT | None:
+    def next_open(self) -> ConnectionT | None:
         """The next open member in turn, whatever its state: the one to be probed now."""
         members = self.members
         for offset in range(len(members)):
@@ -115,7 +115,7 @@ class ConnectionSlot(Generic[MemberT]):
                 return member
         return None
 
-    def replace_all(self, members: Sequence[MemberT]) -> tuple[MemberT, ...] | None:
+    def replace_all(self, members: Sequence[ConnectionT]) -> tuple[ConnectionT, ...] | None:
         """A complete direct set was established: it becomes the set. The displaced members, or None if refused (retired)."""
         if self.state is SlotState.RETIRED:
             return None
@@ -124,7 +124,7 @@ class ConnectionSlot(Generic[MemberT]):
         self._become(SlotState.CONNECTED, tuple(members))
         return displaced
 
-    def begin_install(self) -> Install | None:
+    def begin_install(self) -> InstallPermit | None:
         """A reverse connection is about to be set up. None if refused: a live one exists, another is under way, or retired."""
         if self.state is SlotState.DISCONNECTED:
             state = SlotState.INSTALLING
@@ -132,11 +132,11 @@ class ConnectionSlot(Generic[MemberT]):
             state = SlotState.REPLACING
         else:
             return None
-        self._install = install = Install()
+        self._install = install = InstallPermit()
         self._become(state, self.members)
         return install
 
-    def complete_install(self, install: Install, member: MemberT) -> tuple[MemberT, ...] | None:
+    def complete_install(self, install: InstallPermit, member: ConnectionT) -> tuple[ConnectionT, ...] | None:
         """The set-up that `install` stands for succeeded. The displaced members, or None if the connection was refused."""
         if install is not self._install:
             return None
@@ -148,7 +148,7 @@ class ConnectionSlot(Generic[MemberT]):
         self._become(SlotState.CONNECTED, (member,))
         return displaced
 
-    def abandon_install(self, install: Install) -> None:
+    def abandon_install(self, install: InstallPermit) -> None:
         """The set-up that `install` stands for failed; another one may begin. No effect if it is over already."""
         if install is not self._install:
             return
@@ -156,7 +156,7 @@ class ConnectionSlot(Generic[MemberT]):
         state = SlotState.CONNECTED if self.state is SlotState.REPLACING else SlotState.DISCONNECTED
         self._become(state, self.members)
 
-    def reverse_closed(self, member: MemberT) -> bool:
+    def reverse_closed(self, member: ConnectionT) -> bool:
         """A reverse connection closed; it is forgotten if it is this slot's. Says whether it was."""
         if not any(member is mine for mine in self.members):
             return False
@@ -168,7 +168,7 @@ class ConnectionSlot(Generic[MemberT]):
             return False
         return True
 
-    def retire(self) -> tuple[MemberT, ...]:
+    def retire(self) -> tuple[ConnectionT, ...]:
         """The registration is over: nothing can be installed or picked again. The members it had."""
         displaced = self.members
         if self.state is not SlotState.RETIRED:
@@ -179,7 +179,7 @@ class ConnectionSlot(Generic[MemberT]):
     def _replaceable(self) -> bool:
         return all(member.closed or member.suspected for member in self.members)
 
-    def _become(self, state: SlotState, members: tuple[MemberT, ...]) -> None:
+    def _become(self, state: SlotState, members: tuple[ConnectionT, ...]) -> None:
         self.state = state
         self.members = members
         self._on_change()

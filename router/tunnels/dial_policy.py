@@ -1,13 +1,14 @@
 """Whom the router dials, and how often: a registration must not make it a source of datagrams for somebody else.
 
-Addresses at which no inference server can be are refused, and dials that fail are repeated ever more rarely. Pure, with the clock of
-its owner. See docs/control-plane.md, "Dialling".
+Addresses at which no inference server can be are refused, and dials that fail are repeated ever more rarely. Pure, with the clock and
+the randomness of its owner. See docs/control-plane.md, "Dialling".
 """
 
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import TypeVar
 
 from router.ports.tunnels import TunnelError
@@ -31,6 +32,8 @@ _Key = TypeVar("_Key")
 FREE_FAILURES = 1
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
+JITTER = 0.25
+"""A pause is longer by up to this share of it, by chance: workers that were lost together are not dialled together again and again."""
 
 
 def check_dialled_address(target: DialTarget, *, is_ours: Callable[[str, int], bool]) -> None:
@@ -38,9 +41,7 @@ def check_dialled_address(target: DialTarget, *, is_ours: Callable[[str, int], b
 
     `is_ours` tells whether an address and port is a UDP socket of this router itself.
     """
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(target.ip)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    address = _meant(ipaddress.ip_address(target.ip))
     why = None
     if not target.port:
         why = "port 0"
@@ -58,6 +59,20 @@ def check_dialled_address(target: DialTarget, *, is_ours: Callable[[str, int], b
         raise TunnelError(f"inference server at {target.ip} port {target.port} is not dialled: {why}")
 
 
+def _meant(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address to which packets for `address` go, if it has one inside: RFC 4291 section 2.5.5, 6052, 3056."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    inside = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    if address.ipv4_mapped is not None or address in _NAT64:
+        return inside
+    if address in _IPV4_COMPATIBLE and inside not in _THIS_NETWORK:  # `::` and `::1` are no such addresses
+        return inside
+    return address.sixtofour or address
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
 _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
@@ -72,8 +87,9 @@ class _Failures:
 class DialPolicy:
     """Counts dials under way, and failures per target."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], random: Random) -> None:
         self._clock = clock
+        self._random = random
         self._failures: OrderedDict[tuple[str, int], _Failures] = OrderedDict()
         self._to_target: dict[tuple[str, int], int] = {}
         self._to_host: dict[str, int] = {}
@@ -112,6 +128,7 @@ class DialPolicy:
         pause_s = 0.0
         if count > FREE_FAILURES:
             pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(count - FREE_FAILURES - 1, 10))
+            pause_s *= 1 + JITTER * self._random.random()
         self._failures[key] = _Failures(count, self._clock() + pause_s)
         if len(self._failures) > (FAILED_DIALS.pieces or 0):
             self._failures.popitem(last=False)

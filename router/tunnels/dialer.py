@@ -5,6 +5,7 @@ raw-quic needs no set-up after the QUIC handshake: the connection is usable at o
 
 import socket
 import time
+from random import Random
 
 import structlog
 
@@ -20,7 +21,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ClientTls
 
 _log = structlog.get_logger()
@@ -45,7 +46,7 @@ class DirectDialer:
         self._tls = tls
         self._framing = framing
         self._settings = settings
-        self._policy = DialPolicy(time.monotonic)
+        self._policy = DialPolicy(time.monotonic, Random())  # noqa: S311 - nothing is kept secret by it
         self.own_ports: set[int] = set()
         """UDP ports of this router beside those of the dialler: never dialled at an address of this host."""
 
@@ -57,13 +58,11 @@ class DirectDialer:
         quic: QuicSettings,
         settings: TunnelSettings,
         metrics: Metrics,
-        *,
-        engine: str = "aioquic",
     ) -> "DirectDialer":
         """Bind a socket for IPv4 (raises OSError) and, where the host has it, one for IPv6."""
-        endpoints = {4: await Endpoint.client(socket.AF_INET, quic, engine=engine)}
+        endpoints = {4: await Endpoint.client(socket.AF_INET, quic)}
         try:
-            endpoints[6] = await Endpoint.client(socket.AF_INET6, quic, engine=engine)
+            endpoints[6] = await Endpoint.client(socket.AF_INET6, quic)
         except OSError as error:
             _log.warning("IPv6 relay endpoint unavailable; continuing with IPv4-only relay endpoint", error=str(error))
         return cls(endpoints, tls, framing, settings, metrics)
@@ -102,9 +101,9 @@ class DirectDialer:
         for endpoint in self._endpoints.values():
             endpoint.observe_ticks(observer)
 
-    def tell_buffers(self) -> None:
-        """Log if the sockets' buffers are smaller than a busy router needs (see `UdpSocket.tell_buffers`)."""
-        self._endpoints[4].tell_buffers()
+    def log_buffers(self) -> None:
+        """Log if the sockets' buffers are smaller than a busy router needs (see `UdpSocket.log_buffers`)."""
+        self._endpoints[4].log_buffers()
 
     def begin_shutdown(self) -> None:
         """Tunnels that close from now on, with the end of their registration, tell the worker why."""

@@ -9,17 +9,17 @@ stream window allows.
 
 from typing import Protocol
 
-from router.ports.tunnels import ExchangeSink, TunnelError
+from router.ports.tunnels import NULL_SINK, ExchangeSink, TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing, RouterExchange
 from tunnel_protocol.head import RequestHead, ResponseHead
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 
 ABANDONED = 0
 """The code of every RESET_STREAM and STOP_SENDING on tunnels; peers attach no meaning to it."""
 
 
-class ExchangeOwner(Protocol):
+class ExchangeCallbacks(Protocol):
     """The tunnel an exchange runs on, as the exchange sees it."""
 
     inference_server_id: str
@@ -28,27 +28,6 @@ class ExchangeOwner(Protocol):
 
     def exchange_over(self) -> None:
         """Called once by every exchange, when both of its directions are over."""
-
-
-class _Nobody:
-    """The sink of an exchange that nobody listens to any more."""
-
-    __slots__ = ()
-
-    def on_head(self, head: ResponseHead) -> None: ...
-
-    def on_body(self, data: bytes) -> None: ...
-
-    def on_end(self) -> None: ...
-
-    def on_failed(self, error: TunnelError) -> None: ...
-
-    def on_upload_writable(self) -> None: ...
-
-    def on_upload_stopped(self) -> None: ...
-
-
-_NOBODY = _Nobody()
 
 
 class StreamExchange:
@@ -71,7 +50,7 @@ class StreamExchange:
         "_upload_over",
     )
 
-    def __init__(self, owner: ExchangeOwner, framing: Framing, sink: ExchangeSink) -> None:
+    def __init__(self, owner: ExchangeCallbacks, framing: Framing, sink: ExchangeSink) -> None:
         self._owner = owner
         self._sink: ExchangeSink = sink
         self._framing: RouterExchange = framing.router_exchange(self)
@@ -128,7 +107,7 @@ class StreamExchange:
 
     def cancel(self) -> None:
         """Abandon both directions with code 0; the sink is not called again. Harmless when already over."""
-        self._sink = _NOBODY
+        self._sink = NULL_SINK
         self._abandon()
 
     def pause(self) -> None:
@@ -212,7 +191,7 @@ class StreamExchange:
             self._failure = error
             return
         sink = self._sink
-        self._sink = _NOBODY
+        self._sink = NULL_SINK
         self._abandon()
         sink.on_failed(error)
 
@@ -234,6 +213,6 @@ class StreamExchange:
         if self._upload_over:
             self._over = True
             # Cut the reference cycles, so that an exchange is freed when its owner drops it and not by the collector.
-            self._sink = _NOBODY
+            self._sink = NULL_SINK
             del self._framing
             self._owner.exchange_over()

@@ -185,9 +185,11 @@ class HealthMonitor:
     def _silence_s(self) -> float:
         return max(self._settings.silence_ms / 1000, SLOW_FACTOR * self._usual_ns / 1e9)
 
-    def _suspect(self, tunnel: Tunnel) -> None:
+    def _suspect(self, tunnel: Tunnel, silent_since: float) -> None:
         if tunnel.closed or self._stopped:
             return
+        if not tunnel.suspected:
+            tunnel.silent_since = silent_since
         tunnel.suspected = True
         self.rtt_ns = None
         if self._slot.suspected():
@@ -207,7 +209,7 @@ class _SilenceWatch:
     for an acknowledgement instead, which its QUIC stack gives however busy it is.
     """
 
-    def __init__(self, tunnel: Tunnel, silence_s: float, on_silence: Callable[[], None]) -> None:
+    def __init__(self, tunnel: Tunnel, silence_s: float, on_silence: Callable[[float], None]) -> None:
         self._asked = False
         self._tunnel = tunnel
         self._silence_s = silence_s
@@ -235,9 +237,9 @@ class _SilenceWatch:
         if self._asked:
             silent = self._tunnel.pieces_received == self._pieces
         else:
-            silent = self._tunnel.connection.heard_at < self._since
+            silent = self._tunnel.connection.last_received_at < self._since
         if silent:
-            self._on_silence()
+            self._on_silence(self._since)
         self._wait()
 
 

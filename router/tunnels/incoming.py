@@ -20,7 +20,7 @@ from router.tunnels.tunnel import Tunnel, TunnelConnection
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.handshake import RouterHandshake, WorkerHello
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ class Registrations(Protocol):
         """The live registration of this id."""
 
 
-class Desk(Protocol):
+class HandshakeContext(Protocol):
     """What a conversation needs of the listener."""
 
     registrations: Registrations
@@ -58,17 +58,17 @@ class Desk(Protocol):
 class IncomingConnection:
     """Handler of one incoming connection and of its handshake stream."""
 
-    def __init__(self, connection: TunnelConnection, desk: Desk) -> None:
+    def __init__(self, connection: TunnelConnection, context: HandshakeContext) -> None:
         self.connection = connection
-        self._desk = desk
-        self._handshake = RouterHandshake(desk.settings.max_handshake_bytes)
+        self._context = context
+        self._handshake = RouterHandshake(context.settings.max_handshake_bytes)
         self._stream: Stream | None = None
         self._decision: asyncio.Task[None] | None = None
         self._tunnels: ReverseTunnels | None = None
         self._tunnel: Tunnel | None = None
         self._over = False
         loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(desk.settings.handshake_timeout_ms / 1000, self._too_slow)
+        self._deadline = loop.call_later(context.settings.handshake_timeout_ms / 1000, self._too_slow)
 
     @property
     def _host(self) -> str:
@@ -105,7 +105,7 @@ class IncomingConnection:
         if not fin:
             # One message is all there is to say; do not grant credit for more.
             self._stream.stop()
-        self._desk.identified(self, hello.inference_server_id)
+        self._context.identified(self, hello.inference_server_id)
         self._decision = asyncio.get_running_loop().create_task(self._decide(hello))
         self._decision.add_done_callback(self._decided)
 
@@ -131,19 +131,21 @@ class IncomingConnection:
             self._refuse(EMPTY_ID)
             return
         try:
-            routing_key = await self._desk.authenticator.routing_key(hello.token)
+            routing_key = await self._context.authenticator.routing_key(hello.token)
         except AuthenticationError as error:
-            self._desk.credential_failures.failed(
+            self._context.credential_failures.failed(
                 Credential.TUNNEL_TOKEN, error.cause_text, host=self._host, inference_server_id=worker_id
             )
             self._refuse(NOT_AUTHENTICATED)
             return
-        self._desk.credential_failures.passed(Credential.TUNNEL_TOKEN, host=self._host, inference_server_id=worker_id)
+        self._context.credential_failures.passed(
+            Credential.TUNNEL_TOKEN, host=self._host, inference_server_id=worker_id
+        )
         if self._over:
             return
         _log.info("reverse handshake authenticated", inference_server_id=worker_id, routing_key=routing_key)
         # From here to the installation nothing suspends: the registration cannot end or change in between.
-        registration = self._desk.registrations.live(worker_id)
+        registration = self._context.registrations.live(worker_id)
         tunnels = None if registration is None or not registration.identity.reverse else registration.tunnels
         if registration is None or not isinstance(tunnels, ReverseTunnels):
             _log.warning(f"reverse handshake NACK: {UNAUTHORIZED_ID}", inference_server_id=worker_id)
@@ -164,13 +166,13 @@ class IncomingConnection:
         install = tunnels.begin_install()
         if install is None:
             return False
-        tunnel = Tunnel(self.connection, self._desk.framing, worker_id)
+        tunnel = Tunnel(self.connection, self._context.framing, worker_id)
         if not tunnels.complete_install(install, tunnel):
             return False
         self._tunnels = tunnels
         self._tunnel = tunnel
         self._end()
-        self._desk.metrics.reverse_handshakes_total.inc(("accepted",))
+        self._context.metrics.reverse_handshakes_total.inc(("accepted",))
         if self._stream is not None:
             self._stream.write(self._handshake.accept(), fin=True)
         _log.info(
@@ -184,16 +186,16 @@ class IncomingConnection:
             return
         self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_later(
-            self._desk.settings.connect_timeout_ms / 1000, self._refusal_unread
+            self._context.settings.connect_timeout_ms / 1000, self._refusal_unread
         )
-        self._desk.metrics.reverse_handshakes_total.inc((reason,))
+        self._context.metrics.reverse_handshakes_total.inc((reason,))
         self._stream.write(self._handshake.refuse(reason), fin=True)
         self._stream.when_sent(self._close)
 
     def make_way(self) -> None:
         """Too many handshakes are under way, and this one is the most expendable of them."""
         if not self._over:
-            self._desk.metrics.reverse_handshakes_total.inc(("made way",))
+            self._context.metrics.reverse_handshakes_total.inc(("made way",))
             self._close()
 
     # --- the ways it ends --------------------------------------------------------------------------------------------
@@ -209,13 +211,14 @@ class IncomingConnection:
 
     def _refusal_unread(self) -> None:
         _log.warning(
-            "timed out waiting for reverse handshake NACK delivery", timeout_ms=self._desk.settings.connect_timeout_ms
+            "timed out waiting for reverse handshake NACK delivery",
+            timeout_ms=self._context.settings.connect_timeout_ms,
         )
         self._close()
 
     def _fail(self, reason: str) -> None:
         if not self._over:
-            self._desk.metrics.reverse_handshakes_total.inc(("failed",))
+            self._context.metrics.reverse_handshakes_total.inc(("failed",))
             _log.warning("reverse tunnel connection failed", error=reason, peer=_address(self.connection))
             self._close()
 
@@ -231,7 +234,7 @@ class IncomingConnection:
         self._deadline.cancel()
         if self._decision is not None and self._tunnel is None:
             self._decision.cancel()
-        self._desk.decided(self)
+        self._context.decided(self)
 
 
 def _address(connection: TunnelConnection) -> str:

@@ -1,4 +1,4 @@
-"""The reverse listener: the UDP port workers dial, and the desk where their handshakes are decided.
+"""The reverse listener: the UDP port workers dial, and what their handshakes are decided by.
 
 See docs/protocol.md, "Reverse handshake".
 """
@@ -22,7 +22,7 @@ from tunnel_protocol.quic.tls import ServerTls
 
 _log = structlog.get_logger()
 
-_TELL_EVERY_S = 10.0
+_REPORT_EVERY_S = 10.0
 """How often a line tells of connections that made way: a stranger can cause as many of them as it likes."""
 
 
@@ -45,16 +45,12 @@ class ReverseListener:
         self.settings = settings
         self._pending: PendingHandshakes[IncomingConnection] = PendingHandshakes(settings.max_pending_handshakes)
         self._made_way = 0
-        self._made_way_told_at = -_TELL_EVERY_S
+        self._made_way_reported_at = -_REPORT_EVERY_S
         self._endpoint: Endpoint | None = None
 
-    async def listen(
-        self, host: str, port: int, tls: ServerTls, quic: QuicSettings, *, engine: str = "aioquic"
-    ) -> tuple[str, int]:
+    async def listen(self, host: str, port: int, tls: ServerTls, quic: QuicSettings) -> tuple[str, int]:
         """Bind the UDP socket; returns the address it is bound to. Raises OSError."""
-        self._endpoint = await Endpoint.listen(
-            host, port, tls, quic, self._on_connection, engine=engine, on_failed=self._on_failed
-        )
+        self._endpoint = await Endpoint.listen(host, port, tls, quic, self._on_connection, on_failed=self._on_failed)
         address = self._endpoint.local_address
         _log.info("reverse tunnel listener started", addr=f"{address[0]}:{address[1]}")
         return address[0], address[1]
@@ -129,8 +125,8 @@ class ReverseListener:
             return
         self._made_way += 1
         now = asyncio.get_running_loop().time()
-        if now - self._made_way_told_at >= _TELL_EVERY_S:
-            self._made_way_told_at = now
+        if now - self._made_way_reported_at >= _REPORT_EVERY_S:
+            self._made_way_reported_at = now
             _log.warning(
                 "too many reverse handshakes under way; the oldest make way",
                 pending=len(self._pending),

@@ -10,7 +10,7 @@ import structlog
 from router.ports.identity import Identity
 from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
-from router.tunnels.connection_slot import Install
+from router.tunnels.connection_slot import InstallPermit
 from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 from router.tunnels.worker_tunnels import RegistrationTunnels
@@ -26,14 +26,21 @@ class ReverseTunnels(RegistrationTunnels):
     def __init__(self, identity: Identity, settings: TunnelSettings, metrics: Metrics) -> None:
         super().__init__(identity, settings, metrics, grace_ms=0)
         self._endpoint_advertised = False
+        self._reported_at = float("-inf")
 
     # --- called by the listener --------------------------------------------------------------------------------------
 
-    def begin_install(self) -> Install | None:
-        """Ask for the right to install a connection; None if the worker has a live one or is installing one already."""
+    def begin_install(self) -> InstallPermit | None:
+        """Ask for the right to install a connection; None if the worker has a live one or is installing one already.
+
+        A silent connection gives way only if the worker has reported since it fell silent. If the worker as a whole is silent it does not
+        dial either: somebody else does, who knows its id.
+        """
+        if self.slot.suspected() and not all(tunnel.silent_since < self._reported_at for tunnel in self.slot.members):
+            return None
         return self.slot.begin_install()
 
-    def complete_install(self, install: Install, tunnel: Tunnel) -> bool:
+    def complete_install(self, install: InstallPermit, tunnel: Tunnel) -> bool:
         """Make `tunnel` this worker's connection. False if that right was lost meanwhile."""
         displaced = self.slot.complete_install(install, tunnel)
         if displaced is None:
@@ -42,7 +49,7 @@ class ReverseTunnels(RegistrationTunnels):
             old.release()
         return True
 
-    def abandon_install(self, install: Install) -> None:
+    def abandon_install(self, install: InstallPermit) -> None:
         """The connection will not come: another one may."""
         self.slot.abandon_install(install)
 
@@ -56,6 +63,10 @@ class ReverseTunnels(RegistrationTunnels):
             self.health.connection_closed()
 
     # --- WorkerTunnels -----------------------------------------------------------------------------------------------
+
+    def reported(self) -> None:
+        """A message has arrived on the registration's stream: the worker lives, whatever its connection does."""
+        self._reported_at = asyncio.get_running_loop().time()
 
     async def tunnel_step(self) -> TunnelStep:
         """Whether the worker has dialled. The first call never waits, so that the worker learns at once where to dial."""

@@ -14,7 +14,7 @@ from router.tunnels.exchange import StreamExchange
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError, StreamCreditError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class TunnelConnection(Protocol):
         """Streams that can be opened without waiting."""
 
     @property
-    def heard_at(self) -> float:
+    def last_received_at(self) -> float:
         """Loop time of the last datagram from the peer."""
 
     def ping(self) -> None:
@@ -61,12 +61,14 @@ class TunnelConnection(Protocol):
 
 
 class Tunnel:
-    """Implements the slot's `Member` and the exchange's `ExchangeOwner`."""
+    """Implements the slot's `SlotConnection` and the exchange's `ExchangeCallbacks`."""
 
     def __init__(self, connection: TunnelConnection, framing: Framing, inference_server_id: str) -> None:
         self.connection = connection
         self.inference_server_id = inference_server_id
         self.suspected = False
+        self.silent_since = float("-inf")
+        """Loop time at which the silence began for which it was suspected last."""
         self.pieces_received = 0
         self.running = 0
         """Exchanges that are open or being opened."""
@@ -137,7 +139,7 @@ class Tunnel:
         if self.closed or self.running == 0:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() - max(self.connection.heard_at, released_at) > SILENT_S:
+        if loop.time() - max(self.connection.last_received_at, released_at) > SILENT_S:
             _log.warning(
                 "worker of an ended registration is silent, breaking its responses off",
                 inference_server_id=self.inference_server_id,

@@ -74,6 +74,9 @@ class RegistrationTunnels:
             self._loop_task = asyncio.get_running_loop().create_task(self.health.run())
             self._loop_task.add_done_callback(self._health_loop_ended)
 
+    def reported(self) -> None:
+        """A message has arrived on the registration's stream. Of no use to those who dial the worker."""
+
     async def rtt_ns(self) -> int | None:
         """The health loop's latest round trip in nanoseconds, or one probe's; None if that fails."""
         if self.health.rtt_ns is not None:

@@ -153,7 +153,10 @@ class UdpRelay(_Relay):
 
 
 class TcpRelay(_Relay):
-    """Passes connections to `target_port`. While cut nothing is read, written, accepted or closed; `sever` resets all."""
+    """Passes connections to `target_port`. While cut nothing is read, written, accepted or closed; `sever` resets all.
+
+    `silence` leaves all connections there are open without ever passing a byte again, as when a host behind a proxy is gone.
+    """
 
     def __init__(self, target_port: int) -> None:
         super().__init__()
@@ -161,6 +164,8 @@ class TcpRelay(_Relay):
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._silent: list[socket.socket] = []
+        self._silencing = threading.Event()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -200,3 +205,26 @@ class TcpRelay(_Relay):
         for sock in list(self._pairs):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def silence(self) -> None:
+        """Returns when it has taken effect; connections opened from now on are passed."""
+        self._silencing.set()
+        deadline = time.monotonic() + 5
+        while self._silencing.is_set():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the relay does not run")
+            threading.Event().wait(0.01)
+
+    def _pause_s(self) -> float:
+        if self._silencing.is_set():
+            for sock in self._pairs:
+                self._selector.unregister(sock)
+            self._silent += self._pairs
+            self._pairs.clear()
+            self._silencing.clear()
+        return super()._pause_s()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for sock in self._silent:
+            sock.close()

@@ -10,7 +10,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 

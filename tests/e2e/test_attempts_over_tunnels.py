@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from gateway_house import BrokenOffError
+from proxy_harness import BrokenOffError
 from tunnel_case import BUSY, over_tunnels
 
 from llm_request_router.testing import System

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from gateway_house import Client, a_house, eventually, get, post, scenario
+from proxy_harness import Client, a_harness, eventually, get, post, scenario
 
 from router.http1.connection import Patience
 
@@ -29,142 +29,142 @@ WAYS = pytest.mark.parametrize("go", [reset, close, half_close])
 # --- stages: each brings a client's request that far
 
 
-async def connected(house, client):
-    await eventually(lambda: house.http.connections)
+async def connected(harness, client):
+    await eventually(lambda: harness.http.connections)
 
 
-async def half_a_head(house, client):
+async def half_a_head(harness, client):
     client.send(b"POST /v1/chat/completions HTTP/1.1\r\nx-mod")
-    await eventually(lambda: house.http.in_flight)
+    await eventually(lambda: harness.http.in_flight)
 
 
-async def idle_after_an_answer(house, client):
+async def idle_after_an_answer(harness, client):
     client.send(get("/healthz"))
     await client.answer()
 
 
-async def inside_a_body_nobody_wants(house, client):
+async def inside_a_body_nobody_wants(harness, client):
     client.send(post("/nowhere", body=b"", content_length="9") + b"half")
     assert (await client.answer()).status == 404
 
 
-async def no_cluster_is_willing(house, client):
-    house.worker(model="picky", **FULL)
+async def no_cluster_is_willing(harness, client):
+    harness.worker(model="picky", **FULL)
     client.send(post(model="picky", x_max_wait_ms="60000", x_cache_affinity_key="k"))
-    await eventually(lambda: house.proxy.running)
+    await eventually(lambda: harness.proxy.running)
 
 
-async def no_cluster_is_willing_and_the_body_waits(house, client):
-    house.worker(model="picky", **FULL)
+async def no_cluster_is_willing_and_the_body_waits(harness, client):
+    harness.worker(model="picky", **FULL)
     client.send(post(model="picky", x_max_wait_ms="60000", x_cache_affinity_key="k", body=CHUNK * 3))
-    await paused(house)
+    await paused(harness)
 
 
-async def worker_is_dialled(house, client):
-    worker = house.worker(direct=True)
+async def worker_is_dialled(harness, client):
+    worker = harness.worker(direct=True)
     worker.up = False
     worker.reconnecting = asyncio.Event()
     client.send(post())
     await eventually(lambda: worker.reconnects)
 
 
-async def waiting_for_a_stream(house, client):
-    worker = house.worker()
+async def waiting_for_a_stream(harness, client):
+    worker = harness.worker()
     worker.free = 0
     client.send(post())
     await eventually(lambda: worker.waiting)
 
 
-async def waiting_for_a_stream_and_the_body_waits(house, client):
-    worker = house.worker()
+async def waiting_for_a_stream_and_the_body_waits(harness, client):
+    worker = harness.worker()
     worker.free = 0
     client.send(post(body=CHUNK * 3))
     await eventually(lambda: worker.waiting)
-    await paused(house)
+    await paused(harness)
 
 
-async def uploading(house, client):
-    exchange = await asked(house, client, post(body=b"", content_length="9") + b"half")
+async def uploading(harness, client):
+    exchange = await asked(harness, client, post(body=b"", content_length="9") + b"half")
     await eventually(lambda: exchange.received)
 
 
-async def upload_held_back(house, client):
-    exchange = await asked(house, client, post(body=b"", content_length="900000"))
-    exchange.room = False
+async def upload_held_back(harness, client):
+    exchange = await asked(harness, client, post(body=b"", content_length="900000"))
+    exchange.writable = False
     client.send(CHUNK * 3)
     await eventually(lambda: exchange.received)
-    await paused(house)
+    await paused(harness)
 
 
-async def invited_to_send_its_body(house, client):
-    await asked(house, client, post(body=b"", content_length="9", expect="100-continue"))
+async def invited_to_send_its_body(harness, client):
+    await asked(harness, client, post(body=b"", content_length="9", expect="100-continue"))
     assert (await client.answer()).status == 100
 
 
-async def waiting_for_the_head(house, client):
-    exchange = await asked(house, client, post())
+async def waiting_for_the_head(harness, client):
+    exchange = await asked(harness, client, post())
     await eventually(lambda: exchange.ended)
 
 
-async def head_sent(house, client):
-    exchange = await asked(house, client, post())
+async def head_sent(harness, client):
+    exchange = await asked(harness, client, post())
     exchange.head(200)
     await client.head()
 
 
-async def in_the_response(house, client):
-    exchange = await asked(house, client, post())
+async def in_the_response(harness, client):
+    exchange = await asked(harness, client, post())
     exchange.head(200)
     exchange.body(b"data: [DONE]\n\n")
     await client.head()
     await client.chunk()
 
 
-async def response_beside_the_upload(house, client):
-    exchange = await asked(house, client, post(body=b"", content_length="9") + b"half")
+async def response_beside_the_upload(harness, client):
+    exchange = await asked(harness, client, post(body=b"", content_length="9") + b"half")
     exchange.head(200)
     exchange.body(b"first")
     await client.head()
 
 
-async def response_held_back(house, client):
-    exchange = await asked(house, client, post())
+async def response_held_back(harness, client):
+    exchange = await asked(harness, client, post())
     await fill(exchange)
 
 
-async def response_and_upload_held_back(house, client):
-    exchange = await asked(house, client, post(body=b"", content_length="900000"))
-    exchange.room = False
+async def response_and_upload_held_back(harness, client):
+    exchange = await asked(harness, client, post(body=b"", content_length="900000"))
+    exchange.writable = False
     client.send(CHUNK * 3)
     await eventually(lambda: exchange.received)
-    await paused(house)
+    await paused(harness)
     await fill(exchange)
 
 
-async def response_complete_upload_held_back(house, client):
-    exchange = await asked(house, client, post(body=b"", content_length="900000"))
-    exchange.room = False
+async def response_complete_upload_held_back(harness, client):
+    exchange = await asked(harness, client, post(body=b"", content_length="900000"))
+    exchange.writable = False
     client.send(CHUNK * 3)
     await eventually(lambda: exchange.received)
     exchange.answer()
     await client.head()
 
 
-async def requests_behind(house, client):
-    await asked(house, client, post() * 5)
+async def requests_behind(harness, client):
+    await asked(harness, client, post() * 5)
 
 
-async def many_requests_behind(house, client):
-    await asked(house, client, post() * 30)
-    await paused(house)
+async def many_requests_behind(harness, client):
+    await asked(harness, client, post() * 30)
+    await paused(harness)
 
 
-async def requests_behind_an_upload_held_back(house, client):
-    exchange = await asked(house, client, post(body=b"", content_length="200000"))
-    exchange.room = False
+async def requests_behind_an_upload_held_back(harness, client):
+    exchange = await asked(harness, client, post(body=b"", content_length="200000"))
+    exchange.writable = False
     client.send(b"z" * 200_000 + post() * 3)
     await eventually(lambda: exchange.received)
-    await paused(house)
+    await paused(harness)
 
 
 STAGES = pytest.mark.parametrize(
@@ -196,15 +196,15 @@ STAGES = pytest.mark.parametrize(
 )
 
 
-async def asked(house, client, request):
-    worker = house.worker()
+async def asked(harness, client, request):
+    worker = harness.worker()
     client.send(request)
     return await worker.next()
 
 
-async def paused(house):
+async def paused(harness):
     """The client is not being read."""
-    (one,) = house.http._connections
+    (one,) = harness.http._connections
     await eventually(lambda: not one._reading)
 
 
@@ -221,19 +221,19 @@ async def fill(exchange):
 def test_a_client_that_leaves_is_noticed(stage, go):
     @scenario
     async def test():
-        async with a_house(POLICY, Patience(watch=0.02, stalled=0.02)) as house:
-            client = await Client.connect(house.port, limit=1 << 12)
-            house.clients.append(client)
-            await stage(house, client)
-            workers = [one.tunnels for one in house.registry.registrations()]
+        async with a_harness(POLICY, Patience(watch=0.02, stalled=0.02)) as harness:
+            client = await Client.connect(harness.port, limit=1 << 12)
+            harness.clients.append(client)
+            await stage(harness, client)
+            workers = [one.tunnels for one in harness.registry.registrations()]
             go(client)
-            await eventually(lambda: not house.http.connections)
-            assert not house.proxy.running
+            await eventually(lambda: not harness.http.connections)
+            assert not harness.proxy.running
             await eventually(lambda: not any(worker.waiting for worker in workers))
             assert all(one.cancelled for worker in workers for one in worker.exchanges)
             assert sum(len(worker.exchanges) for worker in workers) <= 1  # nothing behind it was begun
-            assert house.proxy.replay_budget.used_bytes == 0
-            assert house.count("midstream_failures_total") == 0
+            assert harness.proxy.replay_budget.used_bytes == 0
+            assert harness.count("midstream_failures_total") == 0
 
     test()
 
@@ -241,29 +241,29 @@ def test_a_client_that_leaves_is_noticed(stage, go):
 # --- closing behind bytes that nobody reads: no system can tell such a client from one that waits
 
 
-async def hidden(house, client, **timeouts):
+async def hidden(harness, client, **timeouts):
     """A client that has closed with so much unsent that its end cannot have arrived."""
-    exchange = await asked(house, client, post(body=b"", content_length="64000000"))
-    exchange.room = False
+    exchange = await asked(harness, client, post(body=b"", content_length="64000000"))
+    exchange.writable = False
     client.send(b"x" * 16_000_000)
     await eventually(lambda: exchange.received)
-    await paused(house)
+    await paused(harness)
     client.close()
     return exchange
 
 
 @scenario
 async def test_a_client_hidden_behind_its_own_bytes_costs_no_more_than_the_deadline_of_its_attempt():
-    async with a_house(request_timeout_ms=300) as house:
-        exchange = await hidden(house, await house.client())
-        await eventually(lambda: not house.http.connections)
+    async with a_harness(request_timeout_ms=300) as harness:
+        exchange = await hidden(harness, await harness.client())
+        await eventually(lambda: not harness.http.connections)
         assert exchange.cancelled
 
 
 @scenario
 async def test_a_client_hidden_behind_its_own_bytes_is_seen_to_be_gone_by_the_first_byte_of_the_response():
-    async with a_house() as house:
-        exchange = await hidden(house, await house.client())
+    async with a_harness() as harness:
+        exchange = await hidden(harness, await harness.client())
         exchange.head(200)
-        await eventually(lambda: not house.http.connections)
+        await eventually(lambda: not harness.http.connections)
         assert exchange.cancelled

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from scripted_worker import Request
 from structlog.testing import capture_logs
-from tunnel_house import CERTIFICATE, HEAD, Caller, eventually, scenario
+from tunnel_harness import CERTIFICATE, HEAD, Caller, eventually, scenario
 
 import certs
 from router.ports.identity import Identity
@@ -77,10 +77,8 @@ async def dialling(settings=SETTINGS, trust_pem=CERTIFICATE.cert_pem):
     tls = ClientTls(trust_pem=trust_pem, server_name="stargate", insecure=trust_pem is None)
     dialer = await DirectDialer.open(tls, RAW_QUIC, QuicSettings(), settings, metrics)
 
-    def tunnels(to=port):
-        return DirectTunnels(
-            Identity("w1", "w1", f"quic://127.0.0.1:{to}", None, False), settings, metrics, dialer.dial
-        )
+    def tunnels(to=port, ip="127.0.0.1"):
+        return DirectTunnels(Identity("w1", "w1", f"quic://{ip}:{to}", None, False), settings, metrics, dialer.dial)
 
     try:
         yield worker, port, tunnels
@@ -102,6 +100,18 @@ async def test_a_direct_worker_is_dialled_verified_and_serves():
         assert await direct.tunnel_step() is TunnelStep.CONNECTED
         assert await direct.rtt_ns() > 0
         assert await ask(direct) == (200, b"ok", None)
+
+
+@scenario
+async def test_the_broadcast_address_of_a_network_of_this_host_gets_no_packet():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hearer:
+        hearer.setblocking(False)
+        hearer.bind(("127.255.255.255", 0))
+        async with dialling(replace(SETTINGS, connect_timeout_ms=300)) as (_, _, tunnels):
+            with pytest.raises(TunnelError, match="quic connect"):
+                await tunnels(hearer.getsockname()[1], "127.255.255.255").reconnect()
+        with pytest.raises(BlockingIOError):
+            hearer.recv(1)
 
 
 @scenario

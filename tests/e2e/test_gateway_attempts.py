@@ -5,7 +5,7 @@ import os
 import types
 
 import pytest
-from gateway_house import BrokenOffError, a_house, eventually, post, scenario
+from proxy_harness import BrokenOffError, a_harness, eventually, post, scenario
 
 
 def unfinished(length=100, **headers) -> bytes:
@@ -15,8 +15,8 @@ def unfinished(length=100, **headers) -> bytes:
 
 @scenario
 async def test_query_headers_and_body_reach_the_worker_as_sent():
-    async with a_house() as house:
-        worker = house.worker(on_request=lambda exchange: exchange.answer())
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=lambda exchange: exchange.answer())
         request = post(
             "/v1/chat/completions?trace=%20chat&b=+",
             b'{"stream": true}',
@@ -33,7 +33,7 @@ async def test_query_headers_and_body_reach_the_worker_as_sent():
             x_stargate_expected_queue_ms="forged",
             x_routing_method="power_of_two",
         )
-        assert (await house.ask(request)).status == 200
+        assert (await harness.ask(request)).status == 200
         (exchange,) = worker.exchanges
         assert exchange.request.path == b"/v1/chat/completions?trace=%20chat&b=+"
         assert exchange.request.method == b"POST"
@@ -49,7 +49,7 @@ async def test_query_headers_and_body_reach_the_worker_as_sent():
 
 @scenario
 async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
-    async with a_house() as house:
+    async with a_harness() as harness:
 
         def answer(exchange):
             exchange.answer(
@@ -64,8 +64,8 @@ async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
                 retry_after="7",
             )
 
-        worker = house.worker(cluster="hdr-cluster", on_request=answer)
-        got = await house.ask(post())
+        worker = harness.worker(cluster="hdr-cluster", on_request=answer)
+        got = await harness.ask(post())
         assert (got.status, got.body) == (418, b"tea")
         assert got.header("x-inference-server-id") == "w1"
         assert got.header("x-inference-server-url") == worker.url
@@ -77,9 +77,9 @@ async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
 
 @scenario
 async def test_upload_finishes_first_and_the_head_is_still_waited_for():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(body=b"all"))
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -89,24 +89,24 @@ async def test_upload_finishes_first_and_the_head_is_still_waited_for():
 
 @scenario
 async def test_upload_that_breaks_before_the_head_fails_at_once_without_another_attempt():
-    async with a_house() as house:
-        worker = house.worker()
-        house.worker("w2", queue_size=9, queued_input_size=900)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        harness.worker("w2", queue_size=9, queued_input_size=900)
+        client = await harness.client()
         client.send(post(body=b"", content_length=None, transfer_encoding="chunked") + b"3\r\nabc\r\nnot-a-size\r\n")
         got = await client.answer()
         assert got.status == 502
         assert got.is_empty
-        assert house.count("proxy_attempts_total", 'result="proxy_502"') == 1
+        assert harness.count("proxy_attempts_total", 'result="proxy_502"') == 1
         assert worker.exchanges[0].cancelled
-        assert house.count("proxy_retries_total") == 0
+        assert harness.count("proxy_retries_total") == 0
 
 
 @scenario
 async def test_success_first_then_the_upload_goes_on_beside_the_response():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(unfinished(10))
         exchange = await worker.next()
         exchange.head(200)
@@ -122,9 +122,9 @@ async def test_success_first_then_the_upload_goes_on_beside_the_response():
 
 @scenario
 async def test_any_other_status_first_aborts_the_upload():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(unfinished())
         exchange = await worker.next()
         exchange.answer(400, b"bad")
@@ -135,9 +135,9 @@ async def test_any_other_status_first_aborts_the_upload():
 
 @scenario
 async def test_the_response_ends_although_the_upload_stalls_once_the_head_deadline_is_over():
-    async with a_house(request_timeout_ms=60) as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness(request_timeout_ms=60) as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(unfinished())
         exchange = await worker.next()
         exchange.answer(200, b"all of it")
@@ -147,9 +147,9 @@ async def test_the_response_ends_although_the_upload_stalls_once_the_head_deadli
 
 @scenario
 async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_the_response():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(body=b"", content_length=None, transfer_encoding="chunked") + b"3\r\nabc\r\n")
         exchange = await worker.next()
         exchange.answer(200, b"almost")
@@ -162,23 +162,23 @@ async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_
 
 @scenario
 async def test_the_head_must_come_within_the_deadline_of_the_attempt():
-    async with a_house(request_timeout_ms=30, max_connect_retries=0) as house:
-        worker = house.worker()
-        got = await house.ask(post())
+    async with a_harness(request_timeout_ms=30, max_connect_retries=0) as harness:
+        worker = harness.worker()
+        got = await harness.ask(post())
         assert got.status == 502
         assert got.is_empty
         assert got.header("x-inference-server-id") is None
         assert worker.exchanges[0].cancelled
-        assert house.count("proxy_retry_exhausted_total", "connect_retries_exhausted") == 1
+        assert harness.count("proxy_retry_exhausted_total", "connect_retries_exhausted") == 1
 
 
 @scenario
 async def test_waiting_for_a_stream_counts_towards_the_same_deadline():
-    async with a_house(request_timeout_ms=200, max_connect_retries=0) as house:
-        worker = house.worker()
+    async with a_harness(request_timeout_ms=200, max_connect_retries=0) as harness:
+        worker = harness.worker()
         worker.free = 0
         loop = asyncio.get_running_loop()
-        client = await house.client()
+        client = await harness.client()
         started = loop.time()
         client.send(post())
         await eventually(lambda: worker.waiting)
@@ -190,9 +190,9 @@ async def test_waiting_for_a_stream_counts_towards_the_same_deadline():
 
 @scenario
 async def test_no_deadline_applies_after_the_head():
-    async with a_house(request_timeout_ms=20) as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness(request_timeout_ms=20) as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post())
         exchange = await worker.next()
         exchange.head(200)
@@ -207,19 +207,19 @@ async def test_no_deadline_applies_after_the_head():
 def test_a_worker_that_breaks_the_protocol_is_a_transport_failure(status):
     @scenario
     async def test():
-        async with a_house() as house:
-            house.worker(on_request=lambda exchange: exchange.fail(f"interim status {status}"))
-            house.worker("w2", cluster="w1", on_request=lambda exchange: exchange.answer())
-            assert (await house.ask(post())).status == 200
+        async with a_harness() as harness:
+            harness.worker(on_request=lambda exchange: exchange.fail(f"interim status {status}"))
+            harness.worker("w2", cluster="w1", on_request=lambda exchange: exchange.answer())
+            assert (await harness.ask(post())).status == 200
 
     test()
 
 
 @scenario
 async def test_an_error_after_the_head_is_an_abnormal_end_after_everything_that_came():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post())
         exchange = await worker.next()
         exchange.head(200)
@@ -230,14 +230,14 @@ async def test_an_error_after_the_head_is_an_abnormal_end_after_everything_that_
         assert broken.value.answer.body == b"data: 1\n\n"
         assert broken.value.answer.status == 200
         assert len(worker.exchanges) == 1
-        assert house.count("midstream_failures_total") == 1
+        assert harness.count("midstream_failures_total") == 1
 
 
 @scenario
 async def test_a_worker_header_that_is_no_header_value_becomes_500():
-    async with a_house() as house:
-        house.worker("w\n1", on_request=lambda exchange: exchange.answer())
-        got = await house.ask(post())
+    async with a_harness() as harness:
+        harness.worker("w\n1", on_request=lambda exchange: exchange.answer())
+        got = await harness.ask(post())
         assert (got.status, got.is_empty) == (500, True)
 
 
@@ -245,9 +245,9 @@ async def test_a_worker_header_that_is_no_header_value_becomes_500():
 def test_statuses_without_a_body_have_none_and_the_connection_goes_on(status):
     @scenario
     async def test():
-        async with a_house() as house:
-            house.worker(on_request=lambda exchange: exchange.answer(status, b"must not be sent"))
-            client = await house.client()
+        async with a_harness() as harness:
+            harness.worker(on_request=lambda exchange: exchange.answer(status, b"must not be sent"))
+            client = await harness.client()
             for _ in range(2):
                 client.send(post())
                 got = await client.answer()
@@ -259,9 +259,9 @@ def test_statuses_without_a_body_have_none_and_the_connection_goes_on(status):
 
 @scenario
 async def test_a_response_longer_than_its_content_length_is_cut_to_it():
-    async with a_house() as house:
-        worker = house.worker(on_request=lambda exchange: exchange.answer(200, b"abcdef", content_length=3))
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=lambda exchange: exchange.answer(200, b"abcdef", content_length=3))
+        client = await harness.client()
         client.send(post() + post())
         assert (await client.answer()).body == b"abc"
         assert (await client.answer()).body == b"abc"
@@ -270,17 +270,17 @@ async def test_a_response_longer_than_its_content_length_is_cut_to_it():
 
 @scenario
 async def test_a_response_shorter_than_its_content_length_breaks_the_connection():
-    async with a_house() as house:
-        house.worker(on_request=lambda exchange: exchange.answer(200, b"abc", content_length=9))
+    async with a_harness() as harness:
+        harness.worker(on_request=lambda exchange: exchange.answer(200, b"abc", content_length=9))
         with pytest.raises(BrokenOffError):
-            await house.ask(post())
+            await harness.ask(post())
 
 
 @scenario
 async def test_a_worker_that_wants_no_more_body_but_answers_is_passed_on():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(unfinished(10))
         exchange = await worker.next()
         exchange.sink.on_upload_stopped()
@@ -291,9 +291,9 @@ async def test_a_worker_that_wants_no_more_body_but_answers_is_passed_on():
 
 @scenario
 async def test_a_silent_response_is_ended_by_the_idle_limit_and_never_without_one():
-    async with a_house(response_idle_timeout_ms=30) as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness(response_idle_timeout_ms=30) as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post())
         exchange = await worker.next()
         exchange.head(200)
@@ -314,10 +314,10 @@ async def test_neither_a_request_nor_its_chunks_cost_a_task():
             tasks.append(coroutine)
         return asyncio.Task(coroutine, loop=loop, **options)
 
-    async with a_house() as house:
-        worker = house.worker()
+    async with a_harness() as harness:
+        worker = harness.worker()
         asyncio.get_running_loop().set_task_factory(make)
-        client = await house.client()
+        client = await harness.client()
         client.send(unfinished(10))
         exchange = await worker.next()
         client.send(b"ended")

@@ -1,7 +1,7 @@
 """Which failures and answers lead to another attempt, where it goes, and what the client sees; docs/proxy.md, "Retries"."""
 
 import pytest
-from gateway_house import a_house, eventually, post, scenario
+from proxy_harness import a_harness, eventually, post, scenario
 
 BODY = bytes(range(256)) * 40
 
@@ -29,96 +29,96 @@ BUSY = {"queue_size": 9, "queued_input_size": 9000}
 
 @scenario
 async def test_a_failure_goes_on_at_a_sibling_of_the_same_cluster_with_identical_bytes():
-    async with a_house() as house:
-        first = house.worker("a", cluster="shared", on_request=broken)
-        second = house.worker("b", cluster="shared", on_request=ok)
-        other = house.worker("c", on_request=ok, **BUSY)
-        got = await house.ask(post(body=BODY))
+    async with a_harness() as harness:
+        first = harness.worker("a", cluster="shared", on_request=broken)
+        second = harness.worker("b", cluster="shared", on_request=ok)
+        other = harness.worker("c", on_request=ok, **BUSY)
+        got = await harness.ask(post(body=BODY))
         assert (got.status, got.header("x-inference-server-id")) == (200, "b")
         assert got.header("x-stargate-cluster-id") == "shared"
         assert not other.exchanges
         assert first.exchanges[0].received == second.exchanges[0].received == BODY
         one, two = (worker.exchanges[0].request for worker in (first, second))
         assert (one.path, one.headers) == (two.path, two.headers)
-        assert house.count("proxy_retries_total", 'reason="connect_failover"') == 1
-        assert house.count("routing_selections_total") == 1
-        assert house.count("requests_total") == house.count("requests_total", 'inference_server_id="b"') == 1
+        assert harness.count("proxy_retries_total", 'reason="connect_failover"') == 1
+        assert harness.count("routing_selections_total") == 1
+        assert harness.count("requests_total") == harness.count("requests_total", 'inference_server_id="b"') == 1
 
 
 @scenario
 async def test_without_a_sibling_a_failure_goes_on_in_another_cluster():
-    async with a_house() as house:
-        house.worker("a", on_request=broken)
-        house.worker("b", on_request=ok, **BUSY)
-        assert (await house.ask(post())).header("x-inference-server-id") == "b"
-        assert house.count("routing_selections_total") == 2
+    async with a_harness() as harness:
+        harness.worker("a", on_request=broken)
+        harness.worker("b", on_request=ok, **BUSY)
+        assert (await harness.ask(post())).header("x-inference-server-id") == "b"
+        assert harness.count("routing_selections_total") == 2
 
 
 @scenario
 async def test_when_everyone_has_failed_the_answer_is_an_empty_503():
-    async with a_house() as house:
-        house.worker("a", on_request=broken)
-        house.worker("b", on_request=broken)
-        got = await house.ask(post())
+    async with a_harness() as harness:
+        harness.worker("a", on_request=broken)
+        harness.worker("b", on_request=broken)
+        got = await harness.ask(post())
         assert (got.status, got.is_empty) == (503, True)
-        assert house.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
-        assert house.count("requests_total", 'inference_server_id=""', 'status="503"') == 1
+        assert harness.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
+        assert harness.count("requests_total", 'inference_server_id=""', 'status="503"') == 1
 
 
 @scenario
 async def test_admission_is_asked_again_before_another_choice():
     policy = b"""{"models": {"m": {"algorithm": "power-of-n", "max_input_work_seconds": 0.5}}}"""
-    async with a_house(policy) as house:
-        house.worker("a", on_request=broken)
-        house.worker("b", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
-        got = await house.ask(post(x_input_tokens="50"))
+    async with a_harness(policy) as harness:
+        harness.worker("a", on_request=broken)
+        harness.worker("b", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
+        got = await harness.ask(post(x_input_tokens="50"))
         assert (got.status, got.header("x-stargate-error-code")) == (503, "input_work_limit_exceeded")
-        assert house.count("admission_rejections_total") == 1
+        assert harness.count("admission_rejections_total") == 1
 
 
 @scenario
 async def test_connect_retries_used_up_is_an_empty_502():
-    async with a_house() as house:
-        workers = [house.worker(name, cluster="c", on_request=broken) for name in "abcd"]
-        got = await house.ask(post())
+    async with a_harness() as harness:
+        workers = [harness.worker(name, cluster="c", on_request=broken) for name in "abcd"]
+        got = await harness.ask(post())
         assert (got.status, got.is_empty) == (502, True)
         assert sum(len(worker.exchanges) for worker in workers) == 3
-        assert house.count("proxy_retry_exhausted_total", 'reason="connect_retries_exhausted"') == 1
-        assert house.count("requests_total", 'inference_server_id="b"', 'status="502"') == 1  # the turn goes a, c, b
+        assert harness.count("proxy_retry_exhausted_total", 'reason="connect_retries_exhausted"') == 1
+        assert harness.count("requests_total", 'inference_server_id="b"', 'status="502"') == 1  # the turn goes a, c, b
 
 
 @scenario
 async def test_a_spent_budget_forbids_another_attempt_after_a_failure():
-    async with a_house() as house:
-        house.worker("a", cluster="c", on_request=broken)
-        house.worker("b", cluster="c", on_request=ok)
-        assert (await house.ask(post(x_stargate_max_wait_ms="0"))).status == 502
-        assert house.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
-        assert house.count("proxy_retry_exhausted_total") == 1
+    async with a_harness() as harness:
+        harness.worker("a", cluster="c", on_request=broken)
+        harness.worker("b", cluster="c", on_request=ok)
+        assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == 502
+        assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+        assert harness.count("proxy_retry_exhausted_total") == 1
 
 
 @scenario
 async def test_the_budget_comes_before_the_connect_limit():
-    async with a_house(max_connect_retries=0) as house:
-        house.worker("a", on_request=broken)
-        assert (await house.ask(post(x_stargate_max_wait_ms="0"))).status == 502
-        assert house.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+    async with a_harness(max_connect_retries=0) as harness:
+        harness.worker("a", on_request=broken)
+        assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == 502
+        assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
 
 
 @scenario
 async def test_the_largest_budget_is_no_limit():
-    async with a_house() as house:
-        house.worker("a", on_request=broken)
-        house.worker("b", on_request=ok, **BUSY)
-        assert (await house.ask(post(x_stargate_max_wait_ms=str(2**64 - 1)))).status == 200
+    async with a_harness() as harness:
+        harness.worker("a", on_request=broken)
+        harness.worker("b", on_request=ok, **BUSY)
+        assert (await harness.ask(post(x_stargate_max_wait_ms=str(2**64 - 1)))).status == 200
 
 
 @scenario
 async def test_a_failure_with_an_overflowed_copy_is_413():
-    async with a_house(max_replay_body_bytes=8) as house:
-        worker = house.worker("a")
-        house.worker("b", on_request=ok, **BUSY)
-        client = await house.client()
+    async with a_harness(max_replay_body_bytes=8) as harness:
+        worker = harness.worker("a")
+        harness.worker("b", on_request=ok, **BUSY)
+        client = await harness.client()
         client.send(post(body=b"fifteen bytes..", chunked=True))
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -126,29 +126,29 @@ async def test_a_failure_with_an_overflowed_copy_is_413():
         exchange.fail()
         got = await client.answer()
         assert (got.status, got.is_empty) == (413, True)
-        assert house.count("requests_total", 'inference_server_id="a"', 'status="413"') == 1
+        assert harness.count("requests_total", 'inference_server_id="a"', 'status="413"') == 1
 
 
 @scenario
 async def test_a_failure_in_the_middle_of_the_upload_is_502():
-    async with a_house() as house:
-        worker = house.worker("a")
-        house.worker("b", on_request=ok, **BUSY)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker("a")
+        harness.worker("b", on_request=ok, **BUSY)
+        client = await harness.client()
         client.send(post(body=b"", content_length="9") + b"half")
         (await worker.next()).fail()
         got = await client.answer()
         assert (got.status, got.is_empty) == (502, True)
-        assert house.count("proxy_retry_exhausted_total") == 0
-        assert house.count("proxy_retries_total") == 0
+        assert harness.count("proxy_retry_exhausted_total") == 0
+        assert harness.count("proxy_retries_total") == 0
 
 
 @scenario
 async def test_a_stream_that_could_not_be_opened_leaves_the_body_untouched():
-    async with a_house() as house:
-        house.worker("a").refusal = "connection closed"
-        worker = house.worker("b", **BUSY)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker("a").refusal = "connection closed"
+        worker = harness.worker("b", **BUSY)
+        client = await harness.client()
         client.send(post(body=b"", content_length="9") + b"half")
         exchange = await worker.next()
         client.send(b" five")
@@ -163,64 +163,64 @@ async def test_a_stream_that_could_not_be_opened_leaves_the_body_untouched():
 
 @scenario
 async def test_a_dialled_worker_is_dialled_again_and_asked_again():
-    async with a_house() as house:
-        worker = house.worker("a", direct=True, on_request=lambda one: broken(one) if first(one) else ok(one))
+    async with a_harness() as harness:
+        worker = harness.worker("a", direct=True, on_request=lambda one: broken(one) if first(one) else ok(one))
 
         def first(exchange):
             return exchange is worker.exchanges[0]
 
-        assert (await house.ask(post(body=BODY))).status == 200
+        assert (await harness.ask(post(body=BODY))).status == 200
         assert worker.reconnects == 1
         assert [exchange.received for exchange in worker.exchanges] == [BODY, BODY]
-        assert house.count("quic_connection_evictions_total", 'reason="proxy_error"') == 1
-        assert house.count("quic_hot_path_reconnect_total", 'result="success"') == 1
-        assert house.count("proxy_retries_total", 'reason="hot_path_reconnect"') == 1
+        assert harness.count("quic_connection_evictions_total", 'reason="proxy_error"') == 1
+        assert harness.count("quic_hot_path_reconnect_total", 'result="success"') == 1
+        assert harness.count("proxy_retries_total", 'reason="hot_path_reconnect"') == 1
 
 
 @scenario
 async def test_a_dialled_worker_that_cannot_be_dialled_again_is_failed():
-    async with a_house() as house:
-        worker = house.worker("a", cluster="c", direct=True, on_request=broken)
+    async with a_harness() as harness:
+        worker = harness.worker("a", cluster="c", direct=True, on_request=broken)
         worker.dialable = False
-        house.worker("b", cluster="c", direct=True, on_request=ok)
-        assert (await house.ask(post())).header("x-inference-server-id") == "b"
-        assert house.count("quic_hot_path_reconnect_total", 'result="error"') == 1
-        assert house.count("proxy_retries_total", 'reason="connect_failover"') == 1
+        harness.worker("b", cluster="c", direct=True, on_request=ok)
+        assert (await harness.ask(post())).header("x-inference-server-id") == "b"
+        assert harness.count("quic_hot_path_reconnect_total", 'result="error"') == 1
+        assert harness.count("proxy_retries_total", 'reason="connect_failover"') == 1
 
 
 @scenario
 async def test_a_stale_dialled_worker_is_dialled_before_the_attempt():
-    async with a_house() as house:
-        worker = house.worker("a", direct=True, on_request=ok)
+    async with a_harness() as harness:
+        worker = harness.worker("a", direct=True, on_request=ok)
         worker.up = False
-        assert (await house.ask(post())).status == 200
-        assert house.count("quic_connection_evictions_total", 'reason="stale_connection"') == 1
-        assert house.count("quic_hot_path_reconnect_total", 'result="success"') == 1
-        assert house.count("proxy_attempts_total") == 1
+        assert (await harness.ask(post())).status == 200
+        assert harness.count("quic_connection_evictions_total", 'reason="stale_connection"') == 1
+        assert harness.count("quic_hot_path_reconnect_total", 'result="success"') == 1
+        assert harness.count("proxy_attempts_total") == 1
 
 
 @scenario
 async def test_three_stale_workers_use_up_the_redials_although_a_fourth_is_well():
-    async with a_house() as house:
+    async with a_harness() as harness:
         for name in "abc":
-            worker = house.worker(name, cluster="c", direct=True)
+            worker = harness.worker(name, cluster="c", direct=True)
             worker.up = worker.dialable = False
-        house.worker("d", cluster="c", direct=True, on_request=ok)
-        got = await house.ask(post())
+        harness.worker("d", cluster="c", direct=True, on_request=ok)
+        got = await harness.ask(post())
         assert (got.status, got.is_empty) == (502, True)
-        assert house.count("quic_hot_path_reconnect_total", 'result="error"') == 2
-        assert house.count("proxy_attempts_total") == 1
+        assert harness.count("quic_hot_path_reconnect_total", 'result="error"') == 2
+        assert harness.count("proxy_attempts_total") == 1
 
 
 @scenario
 async def test_no_connect_retries_means_no_dial_at_all():
-    async with a_house(max_connect_retries=0) as house:
-        worker = house.worker("a", direct=True)
+    async with a_harness(max_connect_retries=0) as harness:
+        worker = harness.worker("a", direct=True)
         worker.up = False
-        assert (await house.ask(post())).status == 502
+        assert (await harness.ask(post())).status == 502
         assert worker.reconnects == 0
-        assert house.count("quic_hot_path_reconnect_total") == 0
-        assert house.count("proxy_retry_exhausted_total", 'reason="connect_retries_exhausted"') == 1
+        assert harness.count("quic_hot_path_reconnect_total") == 0
+        assert harness.count("proxy_retry_exhausted_total", 'reason="connect_retries_exhausted"') == 1
 
 
 # --- retryable answers
@@ -228,53 +228,53 @@ async def test_no_connect_retries_means_no_dial_at_all():
 
 @scenario
 async def test_a_retryable_answer_goes_on_in_another_cluster_and_skips_siblings():
-    async with a_house() as house:
-        rejected = house.worker("a", cluster="c", on_request=rejecting())
-        sibling = house.worker("b", cluster="c", on_request=ok)
-        other = house.worker("z", on_request=ok, **BUSY)
-        got = await house.ask(post(body=BODY))
+    async with a_harness() as harness:
+        rejected = harness.worker("a", cluster="c", on_request=rejecting())
+        sibling = harness.worker("b", cluster="c", on_request=ok)
+        other = harness.worker("z", on_request=ok, **BUSY)
+        got = await harness.ask(post(body=BODY))
         assert got.header("x-inference-server-id") == "z"
         assert not sibling.exchanges
         assert rejected.exchanges[0].received == other.exchanges[0].received == BODY
         assert rejected.exchanges[0].cancelled
-        assert house.count("proxy_retries_total", 'reason="upstream_admission_rejected"') == 1
-        assert house.count("proxy_attempts_total", 'result="upstream_429"') == 1
-        assert house.count("routing_selections_total") == 2
-        assert house.count("requests_total") == house.count("requests_total", 'inference_server_id="z"') == 1
-        assert house.queue_size("c") == 1  # only a queue mismatch gives the reservation back
+        assert harness.count("proxy_retries_total", 'reason="upstream_admission_rejected"') == 1
+        assert harness.count("proxy_attempts_total", 'result="upstream_429"') == 1
+        assert harness.count("routing_selections_total") == 2
+        assert harness.count("requests_total") == harness.count("requests_total", 'inference_server_id="z"') == 1
+        assert harness.queue_size("c") == 1  # only a queue mismatch gives the reservation back
 
 
 @scenario
 async def test_a_queue_mismatch_goes_on_at_a_sibling_and_gives_its_reservation_back():
-    async with a_house() as house:
-        house.worker("a", cluster="c", on_request=rejecting("queue_estimate_mismatch"))
-        house.worker("b", cluster="c", on_request=ok)
-        got = await house.ask(post(body=BODY))
+    async with a_harness() as harness:
+        harness.worker("a", cluster="c", on_request=rejecting("queue_estimate_mismatch"))
+        harness.worker("b", cluster="c", on_request=ok)
+        got = await harness.ask(post(body=BODY))
         assert got.header("x-inference-server-id") == "b"
-        assert house.queue_size("c") == 1
-        assert house.count("routing_selections_total") == 1
-        assert house.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
+        assert harness.queue_size("c") == 1
+        assert harness.count("routing_selections_total") == 1
+        assert harness.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
 
 
 @scenario
 async def test_a_queue_mismatch_without_budget_is_passed_on_and_still_gives_its_reservation_back():
-    async with a_house() as house:
-        house.worker("a", on_request=rejecting("queue_estimate_mismatch"))
-        house.worker("b", on_request=ok, **BUSY)
-        got = await house.ask(post(x_stargate_max_wait_ms="0"))
+    async with a_harness() as harness:
+        harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
+        harness.worker("b", on_request=ok, **BUSY)
+        got = await harness.ask(post(x_stargate_max_wait_ms="0"))
         assert (got.status, got.body) == (429, b"no")
-        assert house.queue_size("a") == 0
-        assert house.count("proxy_retries_total") == 0
+        assert harness.queue_size("a") == 0
+        assert harness.count("proxy_retries_total") == 0
 
 
 @scenario
 async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
-    async with a_house() as house:
-        house.worker("a", on_request=rejecting("queue_estimate_mismatch"))
-        house.worker("b", on_request=ok, **BUSY)
-        assert (await house.ask(post())).header("x-inference-server-id") == "b"
-        assert house.queue_size("a") == 0
-        assert house.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
+    async with a_harness() as harness:
+        harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
+        harness.worker("b", on_request=ok, **BUSY)
+        assert (await harness.ask(post())).header("x-inference-server-id") == "b"
+        assert harness.queue_size("a") == 0
+        assert harness.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
 
 
 @pytest.mark.parametrize(
@@ -292,10 +292,10 @@ async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
 def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason, given_back):
     @scenario
     async def test():
-        async with a_house() as house:
-            house.worker("a", on_request=rejecting(reason, status, x_stargate_retryable=signal))
-            assert (await house.ask(post(x_stargate_max_wait_ms="0"))).status == status
-            assert house.queue_size("a") == (0 if given_back else 1)
+        async with a_harness() as harness:
+            harness.worker("a", on_request=rejecting(reason, status, x_stargate_retryable=signal))
+            assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == status
+            assert harness.queue_size("a") == (0 if given_back else 1)
 
     test()
 
@@ -316,12 +316,12 @@ def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason
 def test_only_marked_429_and_503_are_retried(status, headers, retried):
     @scenario
     async def test():
-        async with a_house() as house:
-            house.worker("a", on_request=lambda exchange: exchange.answer(status, b"no", **headers))
-            house.worker("b", on_request=ok, **BUSY)
-            got = await house.ask(post())
+        async with a_harness() as harness:
+            harness.worker("a", on_request=lambda exchange: exchange.answer(status, b"no", **headers))
+            harness.worker("b", on_request=ok, **BUSY)
+            got = await harness.ask(post())
             assert got.status == (200 if retried else status)
-            assert house.count("proxy_retries_total", 'reason="retryable_upstream_response"') == int(retried)
+            assert harness.count("proxy_retries_total", 'reason="retryable_upstream_response"') == int(retried)
 
     test()
 
@@ -330,64 +330,64 @@ def test_only_marked_429_and_503_are_retried(status, headers, retried):
 def test_where_no_signal_is_required_another_value_still_forbids(signal, retried):
     @scenario
     async def test():
-        async with a_house(require_retry_signal=False) as house:
+        async with a_harness(require_retry_signal=False) as harness:
             headers = {} if signal is None else {"x_stargate_retryable": signal}
-            house.worker("a", on_request=lambda exchange: exchange.answer(503, b"no", **headers))
-            house.worker("b", on_request=ok, **BUSY)
-            assert (await house.ask(post())).status == (200 if retried else 503)
+            harness.worker("a", on_request=lambda exchange: exchange.answer(503, b"no", **headers))
+            harness.worker("b", on_request=ok, **BUSY)
+            assert (await harness.ask(post())).status == (200 if retried else 503)
 
     test()
 
 
 @scenario
 async def test_a_spent_budget_passes_the_rejection_on_without_its_signal():
-    async with a_house() as house:
-        house.worker("a", on_request=rejecting())
-        house.worker("b", on_request=ok, **BUSY)
-        got = await house.ask(post(x_stargate_max_wait_ms="0"))
+    async with a_harness() as harness:
+        harness.worker("a", on_request=rejecting())
+        harness.worker("b", on_request=ok, **BUSY)
+        got = await harness.ask(post(x_stargate_max_wait_ms="0"))
         assert (got.status, got.body, got.header("x-stargate-retryable")) == (429, b"no", None)
         assert got.header("x-inference-server-id") == "a"
-        assert house.count("proxy_retry_exhausted_total") == 1
-        assert house.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+        assert harness.count("proxy_retry_exhausted_total") == 1
+        assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
 
 
 @scenario
 async def test_the_budget_comes_before_the_request_limit_and_the_copy():
-    async with a_house(max_request_retries=0, max_replay_body_bytes=1) as house:
-        house.worker("a", on_request=rejecting())
-        got = await house.ask(post(body=b"xy", chunked=True, x_stargate_max_wait_ms="0"))
+    async with a_harness(max_request_retries=0, max_replay_body_bytes=1) as harness:
+        harness.worker("a", on_request=rejecting())
+        got = await harness.ask(post(body=b"xy", chunked=True, x_stargate_max_wait_ms="0"))
         assert (got.status, got.body) == (429, b"no")
-        assert house.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
-        assert house.count("proxy_retry_exhausted_total") == 1
+        assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+        assert harness.count("proxy_retry_exhausted_total") == 1
 
 
 @scenario
 async def test_the_request_limit_passes_the_last_rejection_on():
-    async with a_house(max_request_retries=1) as house:
-        house.worker("a", on_request=rejecting())
-        house.worker("b", on_request=rejecting(status=503))
-        house.worker("c", on_request=rejecting())
-        got = await house.ask(post())
+    async with a_harness(max_request_retries=1) as harness:
+        harness.worker("a", on_request=rejecting())
+        harness.worker("b", on_request=rejecting(status=503))
+        harness.worker("c", on_request=rejecting())
+        got = await harness.ask(post())
         assert got.body == b"no"
         assert got.header("x-stargate-retryable") is None
-        assert house.count("proxy_retry_exhausted_total", 'reason="upstream_admission_rejected"') == 1
-        assert house.count("proxy_attempts_total") == 2
+        assert harness.count("proxy_retry_exhausted_total", 'reason="upstream_admission_rejected"') == 1
+        assert harness.count("proxy_attempts_total") == 2
 
 
 @scenario
 async def test_a_rejection_by_the_only_cluster_is_an_empty_503():
-    async with a_house() as house:
-        house.worker("a", on_request=rejecting())
-        got = await house.ask(post())
+    async with a_harness() as harness:
+        harness.worker("a", on_request=rejecting())
+        got = await harness.ask(post())
         assert (got.status, got.is_empty) == (503, True)
-        assert house.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
+        assert harness.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
 
 
 @scenario
 async def test_a_queue_mismatch_without_anyone_else_is_an_empty_503():
-    async with a_house() as house:
-        house.worker("a", on_request=rejecting("queue_estimate_mismatch"))
-        got = await house.ask(post())
+    async with a_harness() as harness:
+        harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
+        got = await harness.ask(post())
         assert (got.status, got.is_empty) == (503, True)
 
 
@@ -404,22 +404,22 @@ def after_upload(answer):
 
 @scenario
 async def test_a_retry_wanted_with_an_overflowed_copy_is_413():
-    async with a_house(max_replay_body_bytes=8) as house:
-        worker = house.worker("a")
-        client = await house.client()
+    async with a_harness(max_replay_body_bytes=8) as harness:
+        worker = harness.worker("a")
+        client = await harness.client()
         client.send(post(body=b"fifteen bytes..", chunked=True))
         await after_upload(rejecting())(worker)
         got = await client.answer()
         assert (got.status, got.is_empty) == (413, True)
-        assert house.count("proxy_attempts_total", 'result="upstream_429"') == 1
-        assert house.count("requests_total", 'inference_server_id="a"', 'status="413"') == 1
+        assert harness.count("proxy_attempts_total", 'result="upstream_429"') == 1
+        assert harness.count("requests_total", 'inference_server_id="a"', 'status="413"') == 1
 
 
 @scenario
 async def test_the_limit_comes_before_the_overflowed_copy():
-    async with a_house(max_replay_body_bytes=8, max_request_retries=0) as house:
-        worker = house.worker("a")
-        client = await house.client()
+    async with a_harness(max_replay_body_bytes=8, max_request_retries=0) as harness:
+        worker = harness.worker("a")
+        client = await harness.client()
         client.send(post(body=b"fifteen bytes..", chunked=True))
         await after_upload(rejecting())(worker)
         assert (await client.answer()).status == 429
@@ -427,10 +427,10 @@ async def test_the_limit_comes_before_the_overflowed_copy():
 
 @scenario
 async def test_a_rejection_before_the_end_of_the_upload_is_passed_on():
-    async with a_house() as house:
-        worker = house.worker("a")
-        other = house.worker("b", on_request=ok, **BUSY)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker("a")
+        other = harness.worker("b", on_request=ok, **BUSY)
+        client = await harness.client()
         client.send(post(body=b"", content_length="9") + b"half")
         rejecting()(await worker.next())
         assert (await client.answer()).status == 429
@@ -439,27 +439,27 @@ async def test_a_rejection_before_the_end_of_the_upload_is_passed_on():
 
 @scenario
 async def test_the_two_kinds_of_retries_are_counted_apart():
-    async with a_house() as house:
-        house.worker("a", cluster="1", on_request=broken)
-        house.worker("b", cluster="2", on_request=rejecting(), queue_size=1, queued_input_size=1000)
-        house.worker("c", cluster="3", on_request=broken, queue_size=2, queued_input_size=2000)
-        house.worker("d", cluster="4", on_request=rejecting(), queue_size=3, queued_input_size=3000)
-        house.worker("e", cluster="5", on_request=ok, queue_size=4, queued_input_size=4000)
-        got = await house.ask(post(body=BODY))
+    async with a_harness() as harness:
+        harness.worker("a", cluster="1", on_request=broken)
+        harness.worker("b", cluster="2", on_request=rejecting(), queue_size=1, queued_input_size=1000)
+        harness.worker("c", cluster="3", on_request=broken, queue_size=2, queued_input_size=2000)
+        harness.worker("d", cluster="4", on_request=rejecting(), queue_size=3, queued_input_size=3000)
+        harness.worker("e", cluster="5", on_request=ok, queue_size=4, queued_input_size=4000)
+        got = await harness.ask(post(body=BODY))
         assert got.header("x-inference-server-id") == "e"
-        assert house.count("proxy_attempts_total") == 5
+        assert harness.count("proxy_attempts_total") == 5
 
 
 @scenario
 async def test_a_failure_after_the_head_is_never_repeated():
-    async with a_house() as house:
-        worker = house.worker("a")
-        other = house.worker("b", on_request=ok, **BUSY)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker("a")
+        other = harness.worker("b", on_request=ok, **BUSY)
+        client = await harness.client()
         client.send(post())
         exchange = await worker.next()
         exchange.head(200)
         exchange.fail()
         assert (await client.head()).status == 200
-        await eventually(lambda: not house.http.in_flight)
+        await eventually(lambda: not harness.http.in_flight)
         assert not other.exchanges

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from gateway_house import BrokenOffError, a_house, post, scenario
+from proxy_harness import BrokenOffError, a_harness, post, scenario
 
 CLIENTS = 40
 REQUESTS_EACH = 12
@@ -80,7 +80,7 @@ def receipt(body: bytes) -> bytes:
     return b"received " + hashlib.sha256(body).hexdigest().encode()
 
 
-async def churn(house, moods, random: Random, stop: asyncio.Event) -> None:
+async def churn(harness, moods, random: Random, stop: asyncio.Event) -> None:
     """Registrations come and go, tunnels fall and rise, streams run out, while requests are running."""
     workers = {}
     while not stop.is_set():
@@ -88,9 +88,9 @@ async def churn(house, moods, random: Random, stop: asyncio.Event) -> None:
         worker = workers.get(name)
         if worker is None:
             cluster, direct = f"c{random.randrange(4)}", random.random() < 0.3
-            workers[name] = house.worker(name, cluster=cluster, direct=direct, on_request=moods)
+            workers[name] = harness.worker(name, cluster=cluster, direct=direct, on_request=moods)
         elif random.random() < 0.3 and len(workers) > 3:
-            house.registry.end(workers.pop(name).registration)
+            harness.registry.end(workers.pop(name).registration)
             for exchange in worker.exchanges:
                 if random.random() < 0.3 and not exchange.cancelled:
                     exchange.fail("connection lost")
@@ -100,7 +100,7 @@ async def churn(house, moods, random: Random, stop: asyncio.Event) -> None:
             worker.dialable = random.random() < 0.7
             worker.free = random.choice((0, 1, 100))
             worker.release_streams(0)
-            house.update(worker)
+            harness.update(worker)
         await asyncio.sleep(0.001)
 
 
@@ -109,16 +109,16 @@ def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally
     @scenario
     async def test():
         random = Random(seed)
-        async with a_house(request_timeout_ms=40) as house:
+        async with a_harness(request_timeout_ms=40) as harness:
             moods = Moods(random)
             for number in range(3):
-                house.worker(f"steady{number}", cluster=f"c{number}", on_request=moods)
+                harness.worker(f"steady{number}", cluster=f"c{number}", on_request=moods)
             stop = asyncio.Event()
-            churning = asyncio.create_task(churn(house, moods, random, stop))
+            churning = asyncio.create_task(churn(harness, moods, random, stop))
             ends: Counter[object] = Counter()
 
             async def ask(client_number: int) -> None:
-                client = await house.client()
+                client = await harness.client()
                 for number in range(REQUESTS_EACH):
                     body = b"%d.%d " % (client_number, number) * random.randrange(1, 2000)
                     request = post(body=body, chunked=random.random() < 0.5, x_request_id=f"{client_number}.{number}")
@@ -126,14 +126,14 @@ def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally
                     if random.random() < 0.05:
                         client.leave()
                         ends["left"] += 1
-                        client = await house.client()
+                        client = await harness.client()
                         continue
                     try:
                         answer = await client.answer()
                     except BrokenOffError as error:
                         pieces = error.answer.body if error.answer else b""
                         ends["abnormal" if receipt(body).startswith(pieces) else "foreign bytes"] += 1
-                        client = await house.client()
+                        client = await harness.client()
                         continue
                     ends[answer.status] += 1
                     if answer.status == 200:
@@ -141,7 +141,7 @@ def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally
                     else:
                         assert answer.status in {400, 429, 502, 503}
                     if answer.header("connection") == "close":
-                        client = await house.client()
+                        client = await harness.client()
 
             await asyncio.gather(*(ask(number) for number in range(CLIENTS)))
             stop.set()
@@ -149,6 +149,6 @@ def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally
             assert ends.total() == CLIENTS * REQUESTS_EACH
             assert ends["foreign bytes"] == 0
             assert ends[200] > CLIENTS
-            assert house.count("client_aborts_total") <= ends["left"]
+            assert harness.count("client_aborts_total") <= ends["left"]
 
     test()

@@ -7,7 +7,7 @@ import resource
 import socket
 
 import pytest
-from gateway_house import BrokenOffError, Client, a_house, eventually, get, post, scenario
+from proxy_harness import BrokenOffError, Client, a_harness, eventually, get, post, scenario
 
 from router.http1.connection import ClientConnection, Patience
 from router.http1.server import RESERVED_DESCRIPTORS
@@ -24,9 +24,9 @@ def echo(exchange):
 
 @scenario
 async def test_answers_without_body_say_so_and_name_no_server():
-    async with a_house() as house:
+    async with a_harness() as harness:
         for data, status in ((get("/healthz"), 200), (get("/nowhere"), 404), (post(x_model=None), 400)):
-            answer = await house.ask(data)
+            answer = await harness.ask(data)
             assert (answer.status, answer.is_empty) == (status, True)
             assert answer.header("date").endswith(" GMT")
             assert answer.header("server") is None
@@ -35,9 +35,9 @@ async def test_answers_without_body_say_so_and_name_no_server():
 
 @scenario
 async def test_a_refused_request_leaves_its_connection_usable():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        client = await harness.client()
         for data, status in (
             (post(x_request_id=None), 400),
             (get("/x"), 404),
@@ -53,9 +53,9 @@ async def test_a_refused_request_leaves_its_connection_usable():
 
 @scenario
 async def test_a_connection_serves_one_request_after_the_other():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        client = await harness.client()
         for _ in range(5):
             client.send(post())
             answer = await client.answer()
@@ -64,9 +64,9 @@ async def test_a_connection_serves_one_request_after_the_other():
 
 @scenario
 async def test_pipelined_requests_are_answered_in_order():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(body=b"first") + get("/healthz") + post(body=b"third", chunked=True) + get("/nowhere"))
         first = await worker.next()
         first.answer(200, b"one")
@@ -82,9 +82,9 @@ async def test_pipelined_requests_are_answered_in_order():
 
 @scenario
 async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        client = await harness.client()
         client.send(b"".join(post() if number % 2 else get("/healthz") for number in range(50)))
         for number in range(50):
             assert (await client.answer()).body == (b"ok" if number % 2 else b"")
@@ -92,9 +92,9 @@ async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely(
 
 @scenario
 async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        client = await harness.client()
         client.send(post() + get("/healthz") * 100)
         assert (await client.answer()).status == 200
         for _ in range(64):
@@ -105,10 +105,10 @@ async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
 
 @scenario
 async def test_connection_close_is_honoured():
-    async with a_house() as house:
-        house.worker(on_request=echo)
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
         for data in (get("/healthz", connection="close"), post(connection="close")):
-            client = await house.client()
+            client = await harness.client()
             client.send(data)
             assert (await client.answer()).header("connection") == "close"
             assert await client.closed()
@@ -116,13 +116,13 @@ async def test_connection_close_is_honoured():
 
 @scenario
 async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        client = await harness.client()
         client.send(post(version="1.0"))
         answer = await client.answer()
         assert (answer.version, answer.body, answer.header("transfer-encoding")) == ("HTTP/1.0", b"ok", None)
-        client = await house.client()
+        client = await harness.client()
         for _ in range(2):
             client.send(b"GET /healthz HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
             answer = await client.answer()
@@ -131,9 +131,9 @@ async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
 
 @scenario
 async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        client = await harness.client()
         client.send(
             get("/healthz", connection="upgrade, http2-settings", upgrade="h2c", http2_settings="AA") + get("/x")
         )
@@ -144,9 +144,9 @@ async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
 def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
     @scenario
     async def run():
-        async with a_house() as house:
-            worker = house.worker()
-            client = await house.client()
+        async with a_harness() as harness:
+            worker = harness.worker()
+            client = await harness.client()
             body = get("/nowhere")
             client.send(post(body=body, chunked=chunked, connection="upgrade", upgrade="h2c") + get("/healthz"))
             exchange = await worker.next()
@@ -164,9 +164,9 @@ def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
 
 @scenario
 async def test_a_head_may_arrive_byte_by_byte():
-    async with a_house() as house:
-        worker = house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=echo)
+        client = await harness.client()
         for byte in post(body=b"abc"):
             client.send(bytes((byte,)))
             await asyncio.sleep(0)
@@ -189,8 +189,8 @@ async def test_a_head_may_arrive_byte_by_byte():
 def test_limits_of_a_head(head, status):
     @scenario
     async def run():
-        async with a_house() as house:
-            client = await house.client()
+        async with a_harness() as harness:
+            client = await harness.client()
             client.send(head)
             answer = await client.answer()
             assert (answer.status, answer.is_empty) == (status, True)
@@ -206,9 +206,9 @@ def test_limits_of_a_head(head, status):
 
 @scenario
 async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
-    async with a_house() as house:
-        worker = house.worker(on_request=None)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=None)
+        client = await harness.client()
         client.send(post(body=b"b" * 300_000, padding="x" * 200_000))
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -219,17 +219,17 @@ async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
 
 @scenario
 async def test_a_refusal_is_readable_although_the_client_is_still_sending():
-    async with a_house() as house:
-        client = await house.client()
+    async with a_harness() as harness:
+        client = await harness.client()
         client.send(b"GET / HTTP/1.1\r\nbig: " + b"x" * 3_000_000)
         assert (await client.answer()).status == 431
 
 
 @scenario
 async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post() + get("/healthz") + b"BAD REQUEST LINE\r\n\r\n")
         exchange = await worker.next()
         exchange.answer()
@@ -268,8 +268,8 @@ async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
 def test_a_target_has_one_of_the_four_forms(line, status):
     @scenario
     async def run():
-        async with a_house() as house:
-            assert (await house.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
+        async with a_harness() as harness:
+            assert (await harness.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
 
     run()
 
@@ -297,18 +297,18 @@ def test_a_target_has_one_of_the_four_forms(line, status):
 def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
     @scenario
     async def run():
-        async with a_house() as house:
+        async with a_harness() as harness:
             lines = b"".join(b"host: %b\r\n" % host for host in hosts)
-            assert (await house.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
+            assert (await harness.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
 
     run()
 
 
 @scenario
 async def test_an_absolute_target_is_routed_by_its_path():
-    async with a_house() as house:
-        worker = house.worker(on_request=echo)
-        answer = await house.ask(post("http://router:8000/v1/responses?a=b"))
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=echo)
+        answer = await harness.ask(post("http://router:8000/v1/responses?a=b"))
         assert answer.status == 200
         assert worker.exchanges[0].request.path == b"/v1/responses?a=b"
 
@@ -318,9 +318,9 @@ async def test_an_absolute_target_is_routed_by_its_path():
 
 @scenario
 async def test_trailers_are_dropped():
-    async with a_house() as house:
-        worker = house.worker(on_request=None)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=None)
+        client = await harness.client()
         client.send(
             post(transfer_encoding="chunked", content_length=None, body=b"")
             + b"3\r\nabc\r\n0\r\nx-model: other\r\n\r\n"
@@ -335,9 +335,9 @@ async def test_trailers_are_dropped():
 
 @scenario
 async def test_trailers_without_end_are_not_collected():
-    async with a_house() as house:
-        worker = house.worker(on_request=None)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=None)
+        client = await harness.client()
         client.send(post(transfer_encoding="chunked", content_length=None, body=b"") + b"3\r\nabc\r\n0\r\nx: ")
         await worker.next()
         for _ in range(100):
@@ -349,9 +349,9 @@ async def test_trailers_without_end_are_not_collected():
 
 @scenario
 async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on():
-    async with a_house() as house:
-        worker = house.worker(on_request=None)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=None)
+        client = await harness.client()
         client.send(post(chunked=True, body=b"0123456789", content_length="3"))
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -365,9 +365,9 @@ async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on
 
 @scenario
 async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer_arrives():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(chunked=True, body=b"0123456789", content_length="3") + get("/healthz"))
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -380,8 +380,8 @@ async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer
 
 @scenario
 async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_works():
-    async with a_house() as house:
-        client = await house.client()
+    async with a_harness() as harness:
+        client = await harness.client()
         for chunked in (False, True):
             data = post("/nowhere", body=b"x" * 300_000, chunked=chunked)
             client.send(data[:1000])
@@ -393,8 +393,8 @@ async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_
 
 @scenario
 async def test_a_body_nobody_wants_is_not_waited_for_long():
-    async with a_house() as house:
-        client = await house.client()
+    async with a_harness() as harness:
+        client = await harness.client()
         client.send(post("/nowhere", body=b"", content_length="10"))
         assert (await client.answer()).status == 404
         assert await client.closed()
@@ -402,9 +402,9 @@ async def test_a_body_nobody_wants_is_not_waited_for_long():
 
 @scenario
 async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_connection():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(transfer_encoding="chunked", content_length=None, body=b"") + b"3\r\nabc\r\n")
         exchange = await worker.next()
         client.send(b"zz\r\n")
@@ -416,9 +416,9 @@ async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_conne
 
 @scenario
 async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post() + post(transfer_encoding="chunked", content_length=None, body=b"") + b"zz\r\n")
         (await worker.next()).answer()
         assert (await client.answer()).status == 200
@@ -428,17 +428,17 @@ async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
 
 @scenario
 async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
-    async with a_house() as house:
-        worker = house.worker()
+    async with a_harness() as harness:
+        worker = harness.worker()
         worker.free = 0
-        client = await house.client()
+        client = await harness.client()
         size = 64 << 20
         client.send(post(body=b"", content_length=str(size)))
         client.send(b"z" * size)
         await eventually(lambda: worker.waiting)
-        connection = next(iter(house.http._connections))
+        connection = next(iter(harness.http._connections))
         await eventually(lambda: not connection._reading)
-        assert connection._current.body._waiting.size < 1 << 20
+        assert connection._pipeline._current.body._waiting.size < 1 << 20
         worker.release_streams(1)
         exchange = await worker.next()
         await eventually(lambda: exchange.ended)
@@ -449,18 +449,18 @@ async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
 
 @scenario
 async def test_a_worker_that_takes_no_more_pauses_the_client():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(body=b"", content_length="3000000"))
         exchange = await worker.next()
-        exchange.room = False
+        exchange.writable = False
         client.send(b"z" * 3_000_000)
         await eventually(lambda: exchange.received)
-        connection = next(iter(house.http._connections))
+        connection = next(iter(harness.http._connections))
         await eventually(lambda: not connection._reading)
         assert len(exchange.received) < 2_000_000
-        exchange.room = True
+        exchange.writable = True
         exchange.sink.on_upload_writable()
         await eventually(lambda: exchange.ended)
         assert len(exchange.received) == 3_000_000
@@ -473,10 +473,10 @@ async def test_a_worker_that_takes_no_more_pauses_the_client():
 
 @scenario
 async def test_the_body_is_asked_for_only_when_a_stream_is_open():
-    async with a_house() as house:
-        worker = house.worker()
+    async with a_harness() as harness:
+        worker = harness.worker()
         worker.free = 0
-        client = await house.client()
+        client = await harness.client()
         client.send(post(body=b"", content_length="4", expect="100-continue"))
         await eventually(lambda: worker.waiting)
         with pytest.raises(TimeoutError):
@@ -494,13 +494,13 @@ async def test_the_body_is_asked_for_only_when_a_stream_is_open():
 
 @scenario
 async def test_an_early_refusal_does_not_ask_for_the_body_and_closes():
-    async with a_house() as house:
+    async with a_harness() as harness:
         for data in (
             post("/nowhere", body=b"", content_length="4", expect="100-continue"),
             post(body=b"", content_length="4", expect="100-continue", x_model=None),
             post(body=b"", content_length="99999999", expect="100-continue"),
         ):
-            client = await house.client()
+            client = await harness.client()
             client.send(data)
             answer = await client.answer()
             assert answer.status in (400, 404, 413)
@@ -509,9 +509,9 @@ async def test_an_early_refusal_does_not_ask_for_the_body_and_closes():
 
 @scenario
 async def test_a_client_that_does_not_wait_to_be_asked_is_asked_all_the_same():
-    async with a_house() as house:
-        worker = house.worker(on_request=echo)
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker(on_request=echo)
+        client = await harness.client()
         client.send(post(body=b"body", expect="100-continue"))
         assert [(await client.answer()).status for _ in range(2)] == [100, 200]
         assert worker.exchanges[0].received == b"body"
@@ -520,13 +520,13 @@ async def test_a_client_that_does_not_wait_to_be_asked_is_asked_all_the_same():
 # --- output
 
 
-async def an_answer_begun(house):
+async def an_answer_begun(harness):
     """A client, its exchange with the head of an answer, and what is written to the client from here on."""
-    worker = house.worker()
-    client = await house.client()
+    worker = harness.worker()
+    client = await harness.client()
     client.send(post())
     exchange = await worker.next()
-    connection = next(iter(house.http._connections))
+    connection = next(iter(harness.http._connections))
     writes = []
     connection._transport = Recording(connection._transport, writes)
     exchange.head(200)
@@ -535,8 +535,8 @@ async def an_answer_begun(house):
 
 @scenario
 async def test_chunks_of_one_turn_leave_in_one_write():
-    async with a_house() as house:
-        client, exchange, writes = await an_answer_begun(house)
+    async with a_harness() as harness:
+        client, exchange, writes = await an_answer_begun(harness)
         for piece in (b"a", b"b", b"c"):
             exchange.body(piece)
         exchange.end()
@@ -547,13 +547,13 @@ async def test_chunks_of_one_turn_leave_in_one_write():
 
 @scenario
 async def test_chunks_of_a_tick_of_the_tunnels_leave_with_its_end_and_not_a_turn_later():
-    async with a_house() as house:
-        client, exchange, writes = await an_answer_begun(house)
-        house.http.tick_begins()
+    async with a_harness() as harness:
+        client, exchange, writes = await an_answer_begun(harness)
+        harness.http.tick_begins()
         exchange.body(b"a")
         exchange.body(b"b")
         assert not writes
-        house.http.tick_ends()
+        harness.http.tick_ends()
         assert len(writes) == 1
         exchange.body(b"c")
         exchange.end()
@@ -580,10 +580,10 @@ class Recording:
 
 @scenario
 async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await Client.connect(house.port, limit=1 << 16)
-        house.clients.append(client)
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await Client.connect(harness.port, limit=1 << 16)
+        harness.clients.append(client)
         client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         client.send(post())
         exchange = await worker.next()
@@ -604,10 +604,10 @@ async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
 
 @scenario
 async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the_drain():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await Client.connect(house.port, limit=1 << 12)
-        house.clients.append(client)
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await Client.connect(harness.port, limit=1 << 12)
+        harness.clients.append(client)
         client.send(post(connection="close"))
         exchange = await worker.next()
         exchange.head(200)
@@ -615,16 +615,16 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the
             exchange.body(b"c" * 65_536)
             await asyncio.sleep(0)
         exchange.end()
-        assert not await house.http.drain(0.05)
-        house.http.abort()
-        await eventually(lambda: not house.http.connections)
+        assert not await harness.http.drain(0.05)
+        harness.http.abort()
+        await eventually(lambda: not harness.http.connections)
 
 
 @scenario
 async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_came():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(version="1.0"))
         exchange = await worker.next()
         exchange.head(200)
@@ -638,35 +638,35 @@ async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_c
 
 @scenario
 async def test_many_workers_that_fail_at_once_are_tried_one_after_the_other():
-    async with a_house(max_connect_retries=1_000) as house:
+    async with a_harness(max_connect_retries=1_000) as harness:
         for number in range(400):
-            house.worker(f"w{number:03}", cluster="c").up = False
-        assert (await house.ask(post())).status == 503
-        assert house.count("proxy_attempts_total", 'result="proxy_502"') == 400
+            harness.worker(f"w{number:03}", cluster="c").up = False
+        assert (await harness.ask(post())).status == 503
+        assert harness.count("proxy_attempts_total", 'result="proxy_502"') == 400
 
 
 @scenario
 async def test_a_defect_in_a_tunnel_costs_its_request_only():
     class DefectError(Exception): ...
 
-    async with a_house() as house:
-        stale = house.worker(direct=True)
+    async with a_harness() as harness:
+        stale = harness.worker(direct=True)
         stale.up = False
 
         async def reconnect():
             raise DefectError
 
         stale.reconnect = reconnect
-        assert (await house.ask(post())).status == 502
-        full = house.worker("w2", model="other")
+        assert (await harness.ask(post())).status == 502
+        full = harness.worker("w2", model="other")
         full.free = 0
 
         async def open_stream(head, sink, *, end):
             raise DefectError
 
         full.open = open_stream
-        assert (await house.ask(post(model="other"))).status == 503
-        assert (await house.ask(get("/healthz"))).status == 200
+        assert (await harness.ask(post(model="other"))).status == 503
+        assert (await harness.ask(get("/healthz"))).status == 200
 
 
 # --- leaving
@@ -674,9 +674,9 @@ async def test_a_defect_in_a_tunnel_costs_its_request_only():
 
 @scenario
 async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending():
-    async with a_house() as house:
+    async with a_harness() as harness:
         for _ in range(20):
-            client = await house.client()
+            client = await harness.client()
             client.send(get("/healthz"))
             client.half_close()
             assert (await client.answer()).status == 200
@@ -685,9 +685,9 @@ async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending
 
 @scenario
 async def test_a_client_that_stops_sending_while_it_waits_is_gone():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post())
         exchange = await worker.next()
         client.half_close()
@@ -700,27 +700,27 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
 
 @scenario
 async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
-    async with a_house(patience=Patience(body=0.05)) as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness(patience=Patience(body=0.05)) as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(body=b"half", content_length="9"))
         answer = await client.answer()
         assert (answer.status, answer.is_empty, answer.header("connection")) == (408, True, "close")
         assert (await worker.next()).cancelled
         assert await client.closed()
-        assert house.count("requests_rejected_total", 'status="408"') == 1
+        assert harness.count("requests_rejected_total", 'status="408"') == 1
 
 
 @scenario
 async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
-    async with a_house(patience=Patience(body=0.02)) as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness(patience=Patience(body=0.02)) as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post(body=b"half", content_length="9"))
         exchange = await worker.next()
         exchange.head(200)
         assert (await client.head()).status == 200
-        connection = next(iter(house.http._connections))
+        connection = next(iter(harness.http._connections))
         await eventually(lambda: not connection._arrival.waiting)  # the limit has passed
         exchange.body(b"on")
         assert await client.reader.readuntil(b"on\r\n")
@@ -728,13 +728,13 @@ async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer()
 
 @scenario
 async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
-    async with a_house(patience=Patience(body=0.02)) as house:
-        worker = house.worker(on_request=None)
+    async with a_harness(patience=Patience(body=0.02)) as harness:
+        worker = harness.worker(on_request=None)
         worker.free = 0
-        client = await house.client()
+        client = await harness.client()
         client.send(post(body=b"", content_length="4", expect="100-continue"))
         await eventually(lambda: worker.waiting)
-        connection = next(iter(house.http._connections))
+        connection = next(iter(harness.http._connections))
         first = connection._arrival._timer
         await eventually(lambda: connection._arrival._timer is not first)  # the limit has passed
         worker.release_streams(1)
@@ -743,27 +743,27 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
 
 @scenario
 async def test_connections_above_the_limit_are_closed_at_once_and_counted():
-    async with a_house(max_connections=2) as house:
-        kept = [await house.client() for _ in range(2)]
-        await eventually(lambda: house.http.connections == 2)
+    async with a_harness(max_connections=2) as harness:
+        kept = [await harness.client() for _ in range(2)]
+        await eventually(lambda: harness.http.connections == 2)
         for _ in range(3):
-            client = await house.client()
+            client = await harness.client()
             with pytest.raises((BrokenOffError, ConnectionResetError)):
                 await client.answer()
-        assert house.count("http_connections_refused_total", 'reason="connections"') == 3
+        assert harness.count("http_connections_refused_total", 'reason="connections"') == 3
         for client in kept:
             client.send(get("/healthz"))
             assert (await client.answer()).status == 200
         kept.pop().leave()
-        await eventually(lambda: house.http.connections == 1)
-        assert (await house.ask(get("/healthz"))).status == 200
+        await eventually(lambda: harness.http.connections == 1)
+        assert (await harness.ask(get("/healthz"))).status == 200
 
 
 @scenario
 async def test_the_last_file_descriptors_are_not_for_client_connections():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with a_house() as house:
-        kept = await house.client()
+    async with a_harness() as harness:
+        kept = await harness.client()
         kept.send(get("/healthz"))
         assert (await kept.answer()).status == 200
         free = os.dup(0)  # the number of the next one
@@ -771,15 +771,15 @@ async def test_the_last_file_descriptors_are_not_for_client_connections():
         assert RESERVED_DESCRIPTORS.pieces > 6
         resource.setrlimit(resource.RLIMIT_NOFILE, (free + 6, hard))
         try:
-            client = await house.client()
+            client = await harness.client()
             with pytest.raises((BrokenOffError, ConnectionResetError)):
                 await client.answer()
             kept.send(get("/healthz"))
             assert (await kept.answer()).status == 200
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert house.count("http_connections_refused_total", 'reason="descriptors"') == 1
-        assert (await house.ask(get("/healthz"))).status == 200
+        assert harness.count("http_connections_refused_total", 'reason="descriptors"') == 1
+        assert (await harness.ask(get("/healthz"))).status == 200
 
 
 # --- the drain
@@ -787,17 +787,17 @@ async def test_the_last_file_descriptors_are_not_for_client_connections():
 
 @scenario
 async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_new_ones():
-    async with a_house() as house:
-        worker = house.worker()
-        idle, busy = await house.client(), await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        idle, busy = await harness.client(), await harness.client()
         idle.send(get("/healthz"))
         await idle.answer()
         busy.send(post())
         exchange = await worker.next()
-        drain = asyncio.create_task(house.http.drain(5))
+        drain = asyncio.create_task(harness.http.drain(5))
         assert await idle.closed()
         with pytest.raises(ConnectionRefusedError):
-            await Client.connect(house.port)
+            await Client.connect(harness.port)
         assert not drain.done()
         exchange.answer(200, b"late")
         answer = await busy.answer()
@@ -808,15 +808,15 @@ async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_
 
 @scenario
 async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
-    async with a_house() as house:
-        house.worker(on_request=echo)
-        kept = await house.client()
+    async with a_harness() as harness:
+        harness.worker(on_request=echo)
+        kept = await harness.client()
         kept.send(get("/readyz"))
         assert (await kept.answer()).status == 200
-        drain = asyncio.create_task(house.http.drain(5, 1))
-        await eventually(lambda: house.http.draining)
+        drain = asyncio.create_task(harness.http.drain(5, 1))
+        await eventually(lambda: harness.http.draining)
         for data, status in ((get("/readyz"), 503), (get("/healthz"), 200), (post(), 503)):
-            answer = await house.ask(data)
+            answer = await harness.ask(data)
             assert (answer.status, answer.is_empty, answer.header("connection")) == (status, True, "close")
         kept.send(post())
         assert (await kept.answer()).status == 503
@@ -825,15 +825,15 @@ async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
 
 @scenario
 async def test_a_drain_out_of_time_says_so():
-    async with a_house() as house:
-        worker = house.worker()
-        client = await house.client()
+    async with a_harness() as harness:
+        worker = harness.worker()
+        client = await harness.client()
         client.send(post())
         exchange = await worker.next()
         exchange.head(200)
-        assert not await house.http.drain(0.05)
-        assert house.http.in_flight == 1
-        house.http.abort()
+        assert not await harness.http.drain(0.05)
+        assert harness.http.in_flight == 1
+        harness.http.abort()
         with pytest.raises(BrokenOffError):
             await client.answer()
         await eventually(lambda: exchange.cancelled)
@@ -844,12 +844,12 @@ async def test_a_closed_connection_is_freed_without_the_collector():
     def alive():
         return sum(type(one) is ClientConnection for one in gc.get_objects())
 
-    async with a_house() as house:
+    async with a_harness() as harness:
         gc.collect()
         gc.disable()
         try:
             before = alive()
-            client = await house.client()
+            client = await harness.client()
             client.send(post() + post(body=b"half", content_length="9"))
             assert [(await client.answer()).status, (await client.answer()).status] == [404, 404]
             assert alive() == before + 1

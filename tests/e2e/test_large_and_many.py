@@ -6,7 +6,7 @@ import resource
 import socket
 
 import pytest
-from gateway_house import Client
+from proxy_harness import Client
 from receipts import resident_bytes
 from tunnel_case import over_tunnels
 

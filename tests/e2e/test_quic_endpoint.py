@@ -671,7 +671,7 @@ def test_an_endpoint_tells_which_buffers_its_socket_lacks(monkeypatch):
         async with a_place() as place:
             with monkeypatch.context() as patched, capture_logs() as lines:
                 patched.setattr(socket.socket, "getsockopt", lambda *_: 2_048)
-                place.endpoint.tell_buffers()
+                place.endpoint.log_buffers()
             return [line["sysctl"] for line in lines if "buffer" in line["event"]]
 
     async def check():
@@ -692,7 +692,7 @@ def test_a_connection_that_made_way_while_it_had_something_to_say_stops_nobody()
             ended.close()
             await eventually(lambda: ended in place.endpoint._ended)
             # A datagram for it and the first one of a newcomer, in one batch: it is touched, and then forgotten.
-            place.endpoint.touch(ended)
+            place.endpoint.schedule(ended)
             assert place.endpoint._forget_one_ended()
             assert await echoes(await place.dial(timeout_s=2))
         assert faults == []

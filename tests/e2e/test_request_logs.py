@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from gateway_house import BrokenOffError
+from proxy_harness import BrokenOffError
 from tunnel_case import over_tunnels
 
 from llm_request_router.testing import System

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from gateway_house import BrokenOffError
+from proxy_harness import BrokenOffError
 from scripted_worker import ScriptedWorker
 from tunnel_case import BUSY, over_tunnels
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from scripted_worker import answer_to
 from structlog.testing import capture_logs
-from tunnel_house import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_house, eventually, scenario, serves
+from tunnel_harness import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_harness, eventually, scenario, serves
 
 import certs
 from router.ports.tunnels import TunnelError, TunnelStep
@@ -21,10 +21,10 @@ from tunnel_protocol.quic.tls import ServerTls
 
 @scenario
 async def test_a_registered_worker_is_accepted_and_serves():
-    async with a_house(Tokens({"t": "fn-1"})) as house:
-        registration = house.register(routing_key="fn-1")
+    async with a_harness(Tokens({"t": "fn-1"})) as harness:
+        registration = harness.register(routing_key="fn-1")
         with capture_logs() as logs:
-            worker = await house.tunnel("w1", "t")
+            worker = await harness.tunnel("w1", "t")
         caller = Caller()
         exchange = await registration.tunnels.open(HEAD, caller, end=False)
         assert exchange.send_body(b"par")
@@ -47,9 +47,9 @@ async def test_a_registered_worker_is_accepted_and_serves():
 
 @scenario
 async def test_a_handshake_in_single_bytes_is_accepted():
-    async with a_house() as house:
-        house.register()
-        worker = await house.dial()
+    async with a_harness() as harness:
+        harness.register()
+        worker = await harness.dial()
         talk = await worker.open()
         for byte in capnp.encode_handshake("w1", "token"):
             talk.send(bytes([byte]))
@@ -59,19 +59,19 @@ async def test_a_handshake_in_single_bytes_is_accepted():
 
 @scenario
 async def test_the_token_reaches_the_authenticator_as_it_was_presented():
-    async with a_house() as house:
+    async with a_harness() as harness:
         for token in (None, "", "secret"):
-            worker = await house.dial()
+            worker = await harness.dial()
             await worker.handshake("nobody", token)
-        assert house.tokens.seen == [None, "", "secret"]
+        assert harness.tokens.seen == [None, "", "secret"]
 
 
 @scenario
 async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_served():
-    async with a_house() as house:
-        registration = house.register()
+    async with a_harness() as harness:
+        registration = harness.register()
         await registration.tunnels.tunnel_step()
-        worker = await house.dial()
+        worker = await harness.dial()
         caller = Caller()
 
         async def open_at_once():
@@ -90,9 +90,9 @@ async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_ser
 
 @scenario
 async def test_a_probe_through_the_tunnel_takes_less_than_a_second_and_carries_the_documented_head():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         rtt_ns = await registration.tunnels.rtt_ns()
         assert 0 < rtt_ns < 1_000_000_000
         (probe,) = worker.probes
@@ -124,11 +124,11 @@ REFUSALS = [
 def test_a_refusal_names_the_first_check_that_failed_and_arrives_before_the_close(worker_id, token, reason):
     @scenario
     async def run():
-        async with a_house(Tokens({"k1": "fn-1", "k2": "fn-2"})) as house:
-            live = house.register("live", routing_key="fn-1")
-            house.register("direct", routing_key="fn-1", reverse=False)
-            first = await house.tunnel("live", "k1")
-            second = await house.dial()
+        async with a_harness(Tokens({"k1": "fn-1", "k2": "fn-2"})) as harness:
+            live = harness.register("live", routing_key="fn-1")
+            harness.register("direct", routing_key="fn-1", reverse=False)
+            first = await harness.tunnel("live", "k1")
+            second = await harness.dial()
             assert await second.handshake(worker_id, token) == (False, reason)
             assert await second.why_closed() == (0, "")
             assert await serves(live, first)
@@ -138,11 +138,11 @@ def test_a_refusal_names_the_first_check_that_failed_and_arrives_before_the_clos
 
 @scenario
 async def test_refusals_are_logged_with_what_an_operator_needs():
-    async with a_house(Tokens({"k2": "fn-2"})) as house:
-        house.register(routing_key="fn-1")
+    async with a_harness(Tokens({"k2": "fn-2"})) as harness:
+        harness.register(routing_key="fn-1")
         with capture_logs() as logs:
             for worker_id, token in (("w1", "bad"), ("nobody", None), ("w1", "k2")):
-                await (await house.dial()).handshake(worker_id, token)
+                await (await harness.dial()).handshake(worker_id, token)
         lines = [line for line in logs if line["log_level"] == "warning"]
         assert [line["event"] for line in lines] == [
             "reverse handshake authentication failed",
@@ -151,9 +151,9 @@ async def test_refusals_are_logged_with_what_an_operator_needs():
         ]
         assert (lines[0]["error"], lines[0]["inference_server_id"]) == ("unknown worker token", "w1")
         assert lines[0]["peer"] == "127.0.0.1"
-        assert house.metrics.worker_credential_failures_total.value(("tunnel_token", "w1", "127.0.0.1")) == 1
+        assert harness.metrics.worker_credential_failures_total.value(("tunnel_token", "w1", "127.0.0.1")) == 1
         reasons = ("authentication failed", "unauthorized inference_server_id", "routing key mismatch")
-        assert [house.metrics.reverse_handshakes_total.value((reason,)) for reason in reasons] == [1, 1, 1]
+        assert [harness.metrics.reverse_handshakes_total.value((reason,)) for reason in reasons] == [1, 1, 1]
         assert (lines[2]["quic_routing_key"], lines[2]["stored_routing_key"]) == ("fn-2", "fn-1")
         assert not any("bad" in str(value) for line in logs for value in line.values())
 
@@ -163,28 +163,28 @@ async def test_refusals_are_logged_with_what_an_operator_needs():
 
 @scenario
 async def test_a_tunnel_that_has_closed_is_replaced():
-    async with a_house() as house:
-        registration = house.register()
-        first = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        first = await harness.tunnel()
         with capture_logs() as logs:
             await first.close()
             await eventually(lambda: not registration.tunnels.healthy())
         assert {"event": "reverse tunnel connection closed, removed from pool", "log_level": "warning"} | {
             "inference_server_id": "w1"
         } in logs
-        second = await house.tunnel()
+        second = await harness.tunnel()
         assert await serves(registration, second)
 
 
 @scenario
 async def test_of_two_racing_handshakes_one_wins():
-    async with a_house() as house:
-        registration = house.register()
-        house.tokens.gate = asyncio.Event()
-        workers = [await house.dial(), await house.dial()]
+    async with a_harness() as harness:
+        registration = harness.register()
+        harness.tokens.gate = asyncio.Event()
+        workers = [await harness.dial(), await harness.dial()]
         racing = [asyncio.create_task(worker.handshake("w1")) for worker in workers]
-        await eventually(lambda: house.tokens.waiting == 2)
-        house.tokens.gate.set()
+        await eventually(lambda: harness.tokens.waiting == 2)
+        harness.tokens.gate.set()
         results = await asyncio.gather(*racing)
         assert sorted(results) == [(False, "duplicate connection"), (True, "")]
         assert await serves(registration, workers[results.index((True, ""))])
@@ -192,13 +192,13 @@ async def test_of_two_racing_handshakes_one_wins():
 
 @scenario
 async def test_a_successor_under_the_same_id_starts_without_a_connection_and_gets_its_own():
-    async with a_house() as house:
-        old = house.register()
-        first = await house.tunnel()
-        house.end(old)
-        successor = house.register()
+    async with a_harness() as harness:
+        old = harness.register()
+        first = await harness.tunnel()
+        harness.end(old)
+        successor = harness.register()
         assert not successor.tunnels.healthy()
-        second = await house.tunnel()
+        second = await harness.tunnel()
         with pytest.raises(TunnelError):
             await old.tunnels.open(HEAD, Caller(), end=True)
         await first.close()
@@ -207,29 +207,29 @@ async def test_a_successor_under_the_same_id_starts_without_a_connection_and_get
 
 @scenario
 async def test_a_registration_that_ends_during_the_handshake_is_unauthorized():
-    async with a_house() as house:
-        registration = house.register()
-        house.tokens.gate = asyncio.Event()
-        worker = await house.dial()
+    async with a_harness() as harness:
+        registration = harness.register()
+        harness.tokens.gate = asyncio.Event()
+        worker = await harness.dial()
         asking = asyncio.create_task(worker.handshake("w1"))
-        await eventually(lambda: house.tokens.waiting == 1)
-        house.end(registration)
-        house.tokens.gate.set()
+        await eventually(lambda: harness.tokens.waiting == 1)
+        harness.end(registration)
+        harness.tokens.gate.set()
         assert await asking == (False, "unauthorized inference_server_id")
 
 
 @scenario
 async def test_a_worker_that_leaves_during_its_authentication_is_forgotten():
-    async with a_house() as house:
-        registration = house.register()
-        house.tokens.gate = asyncio.Event()
-        worker = await house.dial()
+    async with a_harness() as harness:
+        registration = harness.register()
+        harness.tokens.gate = asyncio.Event()
+        worker = await harness.dial()
         talk = await worker.open()
         talk.send(capnp.encode_handshake("w1", None), fin=True)
-        await eventually(lambda: house.tokens.waiting == 1)
+        await eventually(lambda: harness.tokens.waiting == 1)
         await worker.close()
-        await eventually(lambda: house.listener.pending == 0)
-        house.tokens.gate.set()
+        await eventually(lambda: harness.listener.pending == 0)
+        harness.tokens.gate.set()
         await asyncio.sleep(0)
         assert not registration.tunnels.healthy()
 
@@ -237,16 +237,16 @@ async def test_a_worker_that_leaves_during_its_authentication_is_forgotten():
 # --- misbehaviour ----------------------------------------------------------------------------------------------------
 
 
-async def costs_only_its_sender(house, misbehave, reason=""):
+async def costs_only_its_sender(harness, misbehave, reason=""):
     """`misbehave(worker)` gets that worker's connection closed; a worker beside it connects and serves."""
-    registration = house.register()
-    bad = await house.dial()
+    registration = harness.register()
+    bad = await harness.dial()
     await misbehave(bad)
-    good = await house.tunnel()
+    good = await harness.tunnel()
     assert await serves(registration, good)
     assert await bad.why_closed() == (0, reason)
     assert await serves(registration, good)
-    assert house.listener.pending == 0
+    assert harness.listener.pending == 0
 
 
 def garbage(data, *, fin):
@@ -272,39 +272,39 @@ MALFORMED = {
 def test_a_malformed_handshake_costs_only_its_sender(case):
     @scenario
     async def run():
-        async with a_house() as house:
+        async with a_harness() as harness:
             data, fin = MALFORMED[case]
-            await costs_only_its_sender(house, garbage(data, fin=fin))
+            await costs_only_its_sender(harness, garbage(data, fin=fin))
 
     run()
 
 
 @scenario
 async def test_an_oversized_handshake_costs_only_its_sender():
-    async with a_house() as house:
-        data = capnp.encode_handshake("w1", "x" * house.settings.max_handshake_bytes)
-        await costs_only_its_sender(house, garbage(data, fin=True))
+    async with a_harness() as harness:
+        data = capnp.encode_handshake("w1", "x" * harness.settings.max_handshake_bytes)
+        await costs_only_its_sender(harness, garbage(data, fin=True))
 
 
 @scenario
 async def test_a_stalled_handshake_costs_only_its_sender():
-    async with a_house(settings=replace(SETTINGS, handshake_timeout_ms=300)) as house:
-        await costs_only_its_sender(house, garbage(capnp.encode_handshake("w1", None)[:9], fin=False))
+    async with a_harness(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
+        await costs_only_its_sender(harness, garbage(capnp.encode_handshake("w1", None)[:9], fin=False))
 
 
 @scenario
 async def test_a_connection_that_says_nothing_costs_only_its_sender():
-    async with a_house(settings=replace(SETTINGS, handshake_timeout_ms=300)) as house:
+    async with a_harness(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
 
         async def silent(_):
-            await eventually(lambda: house.listener.pending == 1)
+            await eventually(lambda: harness.listener.pending == 1)
 
-        await costs_only_its_sender(house, silent)
+        await costs_only_its_sender(harness, silent)
 
 
 @scenario
 async def test_an_abandoned_handshake_costs_only_its_sender():
-    async with a_house() as house:
+    async with a_harness() as harness:
 
         async def abandon(worker):
             talk = await worker.open()
@@ -312,26 +312,26 @@ async def test_an_abandoned_handshake_costs_only_its_sender():
             await asyncio.sleep(0)
             talk.stream.reset(0)
 
-        await costs_only_its_sender(house, abandon)
+        await costs_only_its_sender(harness, abandon)
 
 
 @scenario
 async def test_a_hanging_authentication_ends_with_the_handshake_deadline():
-    async with a_house(settings=replace(SETTINGS, handshake_timeout_ms=300)) as house:
-        house.register()
-        house.tokens.gate = asyncio.Event()
-        worker = await house.dial()
+    async with a_harness(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
+        harness.register()
+        harness.tokens.gate = asyncio.Event()
+        worker = await harness.dial()
         talk = await worker.open()
         talk.send(capnp.encode_handshake("w1", None), fin=True)
         assert await worker.why_closed() == (0, "")
-        assert house.listener.pending == 0
+        assert harness.listener.pending == 0
 
 
 @scenario
 async def test_streams_a_worker_opens_after_its_handshake_are_refused():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         talk = await worker.open()
         talk.send(b"hello?")
         await talk.until(lambda t: t.reset and t.stopped)
@@ -340,28 +340,28 @@ async def test_streams_a_worker_opens_after_its_handshake_are_refused():
 
 @scenario
 async def test_when_too_many_are_silent_the_oldest_makes_way_and_the_newcomer_gets_in():
-    async with a_house(settings=replace(SETTINGS, max_pending_handshakes=2)) as house:
-        registration = house.register()
-        silent = [await house.dial(), await house.dial()]
-        await eventually(lambda: house.listener.pending == 2)
-        worker = await house.tunnel()
+    async with a_harness(settings=replace(SETTINGS, max_pending_handshakes=2)) as harness:
+        registration = harness.register()
+        silent = [await harness.dial(), await harness.dial()]
+        await eventually(lambda: harness.listener.pending == 2)
+        worker = await harness.tunnel()
         await eventually(lambda: sum(peer.connection.error is not None for peer in silent) == 1)
         assert await serves(registration, worker)
-        assert house.listener.pending == 1
+        assert harness.listener.pending == 1
 
 
 @scenario
 async def test_claims_of_one_id_compete_with_each_other_only():
-    async with a_house() as house:
-        house.register()
-        house.tokens.gate = asyncio.Event()
-        claiming = [await house.dial() for _ in range(PER_SERVER_ID.pieces + 1)]
+    async with a_harness() as harness:
+        harness.register()
+        harness.tokens.gate = asyncio.Event()
+        claiming = [await harness.dial() for _ in range(PER_SERVER_ID.pieces + 1)]
         for peer in claiming:
             (await peer.open()).send(capnp.encode_handshake("w1", None), fin=True)
         await eventually(lambda: sum(peer.connection.error is not None for peer in claiming) == 1)
-        other = await house.dial()
+        other = await harness.dial()
         (await other.open()).send(capnp.encode_handshake("w2", None), fin=True)
-        await eventually(lambda: house.listener.pending == PER_SERVER_ID.pieces + 1)
+        await eventually(lambda: harness.listener.pending == PER_SERVER_ID.pieces + 1)
         assert sum(peer.connection.error is not None for peer in claiming) == 1
 
 
@@ -370,9 +370,9 @@ async def test_claims_of_one_id_compete_with_each_other_only():
 
 @scenario
 async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel(settings=QuicSettings(max_streams_bidi=2))
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel(settings=QuicSettings(max_streams_bidi=2))
         callers = [Caller() for _ in range(6)]
         opening = [asyncio.create_task(registration.tunnels.open(HEAD, caller, end=True)) for caller in callers]
         first = [await worker.next_request(), await worker.next_request()]
@@ -388,9 +388,9 @@ async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
 
 @scenario
 async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel(settings=QuicSettings(max_streams_bidi=1))
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel(settings=QuicSettings(max_streams_bidi=1))
         blocker = Caller()
         await registration.tunnels.open(HEAD, blocker, end=True)
         with pytest.raises(TimeoutError):
@@ -403,9 +403,9 @@ async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
 
 @scenario
 async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_end():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         caller = Caller()
         await registration.tunnels.open(HEAD, caller, end=True)
         request = await worker.next_request()
@@ -420,9 +420,9 @@ async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_e
 
 @scenario
 async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         bad, good = Caller(), Caller()
         await registration.tunnels.open(HEAD, bad, end=False)
         await registration.tunnels.open(HEAD, good, end=True)
@@ -436,9 +436,9 @@ async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
 
 @scenario
 async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         exchange = await registration.tunnels.open(HEAD, Caller(), end=False)
         request = await worker.next_request()
         exchange.cancel()
@@ -448,9 +448,9 @@ async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
 
 @scenario
 async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         caller = Caller()
         exchange = await registration.tunnels.open(HEAD, caller, end=False)
         assert not exchange.upload_acknowledged()
@@ -464,14 +464,14 @@ async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
 
 @scenario
 async def test_retiring_a_registration_leaves_its_running_responses_alone():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         caller = Caller()
         await registration.tunnels.open(HEAD, caller, end=True)
         request = await worker.next_request()
         request.send_head()
-        house.end(registration)
+        harness.end(registration)
         request.send_body(b"still")
         await eventually(lambda: caller.body == b"still")
         assert not worker.closed.done()
@@ -484,9 +484,9 @@ async def test_retiring_a_registration_leaves_its_running_responses_alone():
 @scenario
 async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
     settings = replace(SETTINGS, health_interval_ms=50, silence_ms=200)
-    async with a_house(settings=settings) as house:
-        registration = house.register()
-        worker = await house.tunnel()
+    async with a_harness(settings=settings) as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
         story = []
         registration.tunnels.start(lambda: story.append("lost"), lambda: story.append("recovered"))
         await eventually(lambda: len(worker.probes) > 2)
@@ -496,7 +496,7 @@ async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
         worker.answers_probes = True
         worker.probes[-1].answer()
         await eventually(lambda: story == ["lost", "recovered"])
-        house.end(registration)
+        harness.end(registration)
         await registration.tunnels.wait_retired()
 
 
@@ -505,17 +505,17 @@ async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
 
 @scenario
 async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_it():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel(trust_pem=CERTIFICATE.cert_pem)
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel(trust_pem=CERTIFICATE.cert_pem)
         assert await registration.tunnels.rtt_ns() is not None
         assert await serves(registration, worker)
         with capture_logs() as logs:
             for _ in range(2):
                 with pytest.raises(ConnectionClosedError):
-                    await house.dial(trust_pem=certs.make_self_signed(["stargate"]).cert_pem)
+                    await harness.dial(trust_pem=certs.make_self_signed(["stargate"]).cert_pem)
             counted = ("router_certificate", "", "127.0.0.1")
-            await eventually(lambda: house.metrics.worker_credential_failures_total.value(counted) == 2)
+            await eventually(lambda: harness.metrics.worker_credential_failures_total.value(counted) == 2)
         told = [line for line in logs if "this router's certificate" in line["event"]]
         assert [(line["log_level"], line["peer"]) for line in told] == [("warning", "127.0.0.1")]
 
@@ -523,46 +523,46 @@ async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_i
 @scenario
 async def test_a_replaced_certificate_is_for_new_handshakes_and_leaves_tunnels_alone():
     renewed = certs.make_self_signed(["stargate"])
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel(trust_pem=CERTIFICATE.cert_pem)
-        house.listener.replace_tls(ServerTls(renewed.cert_pem, renewed.key_pem))
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel(trust_pem=CERTIFICATE.cert_pem)
+        harness.listener.replace_tls(ServerTls(renewed.cert_pem, renewed.key_pem))
         assert await serves(registration, worker)
-        second = house.register("w2")
+        second = harness.register("w2")
         with pytest.raises((OSError, Exception)):
-            await house.dial(trust_pem=CERTIFICATE.cert_pem)
-        assert await serves(second, await house.tunnel("w2", trust_pem=renewed.cert_pem))
+            await harness.dial(trust_pem=CERTIFICATE.cert_pem)
+        assert await serves(second, await harness.tunnel("w2", trust_pem=renewed.cert_pem))
         assert await serves(registration, worker)
 
 
 @scenario
 async def test_draining_refuses_new_connections_and_keeps_every_tunnel():
-    async with a_house() as house:
-        registration = house.register()
-        worker = await house.tunnel()
-        house.listener.stop_accepting()
+    async with a_harness() as harness:
+        registration = harness.register()
+        worker = await harness.tunnel()
+        harness.listener.stop_accepting()
         with pytest.raises((OSError, Exception)):
-            await house.dial()
+            await harness.dial()
         assert await serves(registration, worker)
 
 
 @scenario
 async def test_shutdown_tells_every_connection_even_one_that_never_spoke():
-    async with a_house() as house:
-        house.register()
-        worker = await house.tunnel()
-        silent = await house.dial()
-        await eventually(lambda: house.listener.pending == 1)
-        await house.listener.close()
+    async with a_harness() as harness:
+        harness.register()
+        worker = await harness.tunnel()
+        silent = await harness.dial()
+        await eventually(lambda: harness.listener.pending == 1)
+        await harness.listener.close()
         assert await worker.why_closed() == (0, "shutdown")
         assert await silent.why_closed() == (0, "shutdown")
-        assert house.listener.pending == 0
+        assert harness.listener.pending == 0
 
 
 @scenario
 async def test_the_listener_tells_where_it_listens():
     with capture_logs() as logs:
-        async with a_house() as house:
+        async with a_harness() as harness:
             assert logs == [
-                {"event": "reverse tunnel listener started", "log_level": "info", "addr": f"127.0.0.1:{house.port}"}
+                {"event": "reverse tunnel listener started", "log_level": "info", "addr": f"127.0.0.1:{harness.port}"}
             ]

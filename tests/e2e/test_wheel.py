@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from router.process import build
+
 ROOT = Path(__file__).resolve().parents[2]
 SITE = next(path for path in sys.path if path.endswith("site-packages"))
 
@@ -40,11 +42,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_the_programs_and_not_the_benchmarks(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
+    assert wheel.name.startswith(f"llm_request_router-{build.VERSION}-")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names if not name.startswith("llm_request_router-")}
     assert {"certs", "tunnel_protocol", "router", "stargate_client", "llm_request_router"} <= tops
-    assert tops.isdisjoint({"benchmarks", "tests"})
+    assert tops.isdisjoint({"benchmarks", "examples", "tests", "primary_standby.py"})
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "router/py.typed" in names
 

@@ -1,11 +1,13 @@
 """The life of workers as callers, operators and other services see it: a real router process, workers under control."""
 
 import asyncio
+import signal
 from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
 import pytest
+from aiohttp import BasicAuth, web
 from grpc_loop import run_grpc
 from registered_worker import (
     ACTIVE,
@@ -279,6 +281,70 @@ def test_tenants_see_only_their_own_workers():
         finally:
             await asyncio.to_thread(system.close)
             await server.stop(None)
+
+    run_grpc(scenario())
+
+
+@asynccontextmanager
+async def a_gateway_and_a_provider(secrets):
+    """Router options; what the gateway was shown. The provider's tokens are the client secrets it was asked with."""
+    shown = []
+
+    class Witness(Gateway):
+        async def AuthLlmWorker(self, request, context):  # noqa: N802 - the name in the proto
+            shown.append(dict(context.invocation_metadata())["authorization"])
+            return await super().AuthLlmWorker(request, context)
+
+    async def mint(request):
+        return web.json_response({"access_token": BasicAuth.decode(request.headers["authorization"]).password})
+
+    server = grpc.aio.server()
+    llm_gateway_pb2_grpc.add_LlmGatewayServicer_to_server(Witness(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    provider = web.AppRunner(web.Application())
+    provider.app.router.add_post("/token", mint)
+    await provider.setup()
+    await web.TCPSite(provider, "127.0.0.1", 0).start()
+    options = {
+        "worker-auth-endpoint": f"http://127.0.0.1:{port}",
+        "worker-auth-cache-ms": 0,
+        "oauth2-provider-host": f"http://127.0.0.1:{provider.addresses[0][1]}",
+        "secrets-path": secrets,
+    }
+    try:
+        yield [f"--{name}={value}" for name, value in options.items()], shown
+    finally:
+        await provider.cleanup()
+        await server.stop(None)
+
+
+def test_a_hangup_replaces_the_routers_own_token_by_one_of_the_secret_as_it_is_now(tmp_path):
+    secrets = tmp_path / "secrets.json"
+
+    async def scenario():
+        secrets.write_text('{"id": "router", "secret": "old"}')
+        async with a_gateway_and_a_provider(secrets) as (options, shown):
+            system = await asyncio.to_thread(System.start, *options)
+            try:
+
+                async def shown_to_the_gateway():
+                    worker = RegisteredWorker(system, f"w{len(shown)}", token="tenant-a").advertise("m")  # noqa: S106
+                    async with workers(system, worker):
+                        await worker.update()
+                    return shown[-1]
+
+                assert await shown_to_the_gateway() == "Bearer old"
+                secrets.write_text('{"id": "router", "secret": "new"}')
+                assert await shown_to_the_gateway() == "Bearer old"
+                system.router.send(signal.SIGHUP)
+
+                async def renewed():
+                    return await shown_to_the_gateway() == "Bearer new"
+
+                await becomes(renewed, "the token of the new secret is shown")
+            finally:
+                await asyncio.to_thread(system.close)
 
     run_grpc(scenario())
 

@@ -4,8 +4,8 @@ import asyncio
 import inspect
 import itertools
 
-from gateway_house import Client, post
 from grpc_loop import run_grpc
+from proxy_harness import Client, post
 from registered_worker import RegisteredWorker
 from scripted_worker import ScriptedWorker
 

@@ -35,8 +35,9 @@ from tunnel_protocol.quic.address_validation import AddressValidation, InitialHe
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
 from tunnel_protocol.quic.engine import destination_cid
-from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
+from tunnel_protocol.quic.receive_half import StreamError
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -86,22 +87,22 @@ class Requests:
     def invite_body(self) -> None: ...
 
 
-class StreamOwner:
+class StreamCallbacks:
     """A connection of one stream."""
 
     def __init__(self) -> None:
-        self.sending: dict[EngineStream, None] = {}
-        self.control: dict[EngineStream, None] = {}
-        self.ready: dict[EngineStream, None] = {}
-        self.awake = True
+        self.sending: dict[BidirectionalStream, None] = {}
+        self.control: dict[BidirectionalStream, None] = {}
+        self.ready: dict[BidirectionalStream, None] = {}
+        self.poll_scheduled = True
         self.pieces_out_of_order = 0
 
-    def wake(self) -> None: ...
+    def schedule_poll(self) -> None: ...
 
-    def release(self, stream: EngineStream) -> None: ...
+    def release(self, stream: BidirectionalStream) -> None: ...
 
 
-class EngineOwner:
+class EngineCallbacks:
     """Whom a QUIC connection tells."""
 
     def on_work(self) -> None: ...
@@ -138,10 +139,10 @@ def _http(data: bytes) -> int:
 
 
 def _frames(data: bytes) -> int:
-    owner = StreamOwner()
-    stream = EngineStream(owner, 0, b"\0", NOBODY, window=1_250_000, send_limit=0, high_water=1)
+    owner = StreamCallbacks()
+    stream = BidirectionalStream(owner, 0, b"\0", NULL_HANDLER, window=1_250_000, send_limit=0, high_water=1)
     at = packets.read_stream_frames(data, 0, {0: stream})
-    assert stream.held_bytes() <= len(data)
+    assert stream.receive_half.held_bytes <= len(data)
     return at
 
 
@@ -155,7 +156,7 @@ def _crypto(data: bytes) -> int:
         offset, size = int.from_bytes(data[at : at + 2], "big"), data[at + 2]
         stream.receive(offset, data[at + 3 : at + 3 + size])
         at += 3 + size
-        assert stream.held_bytes() <= len(data)
+        assert stream.receive_half.held_bytes <= len(data)
     return stream.received
 
 
@@ -177,7 +178,7 @@ class Strangers:
         self._factory.answer_version(data)
         if not self._factory.starts_connection(data):
             return
-        engine = self._factory.accept(data, STRANGER, EngineOwner(), 1.0)
+        engine = self._factory.accept(data, STRANGER, EngineCallbacks(), 1.0)
         if engine is not None:
             engine.deliver()
             engine.poll(1.0)

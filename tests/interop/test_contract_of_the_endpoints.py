@@ -21,7 +21,7 @@ class Got(NamedTuple):
     body: bytes
 
 
-class House:
+class Harness:
     def __init__(self, stack: Stack, worker: tuple[str, ...], *, direct: bool) -> None:
         self.direct = direct
         self.router: Router = stack.router(OURS, direct=direct)
@@ -80,36 +80,36 @@ REFERENCE = [pytest.param(name, marks=pytest.mark.interop) for name in ("pylon",
 
 
 @pytest.fixture(scope="module", params=["ours", *REFERENCE])
-def house(request, tmp_path_factory):
+def harness(request, tmp_path_factory):
     worker = OUR_WORKER if request.param == "ours" else (request.getfixturevalue("pylon"),)
     stack = Stack(tmp_path_factory.mktemp("contract"))
-    house = None
+    harness = None
     try:
-        house = House(stack, worker, direct=request.param == "pylon, dialled")
-        yield house
+        harness = Harness(stack, worker, direct=request.param == "pylon, dialled")
+        yield harness
     finally:
         for process in stack.processes:
             process.signal(signal.SIGKILL)  # a dialled worker takes its time to leave
         stack.stop()
-        for engine in house.engines.values() if house else ():
+        for engine in harness.engines.values() if harness else ():
             engine.close()
 
 
 @pytest.fixture(autouse=True)
-def forget(house):
-    for engine in house.engines.values():
+def forget(harness):
+    for engine in harness.engines.values():
         engine.seen.clear()
         engine.refusals = []
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_path_query_headers_and_body_pass_and_the_worker_is_named(house, path):
+def test_path_query_headers_and_body_pass_and_the_worker_is_named(harness, path):
     body = b'{"model":"m",  "stream":true, "input":"caf\\u00e9 \xc3\xa9"}'
-    got = house.post("solo", f"{path}?trace=1&b=%20", body, authorization="Bearer t", x_own="kept")
+    got = harness.post("solo", f"{path}?trace=1&b=%20", body, authorization="Bearer t", x_own="kept")
     assert (got.status, got.body) == (200, PATHS[path])
     assert got.headers["x-inference-server-id"] == got.headers["x-stargate-cluster-id"] == "solo"
-    assert got.headers["x-inference-server-url"].startswith("quic://" if house.direct else "http://127.0.0.1:")
-    (seen,) = house.engines["solo"].seen
+    assert got.headers["x-inference-server-url"].startswith("quic://" if harness.direct else "http://127.0.0.1:")
+    (seen,) = harness.engines["solo"].seen
     assert (seen.path, seen.body) == (f"{path}?trace=1&b=%20", body)
     for name, value in {"x-model": "solo", "x-request-id": "r", "x-input-tokens": "10", "x-own": "kept"}.items():
         assert seen.headers[name] == value
@@ -117,48 +117,48 @@ def test_path_query_headers_and_body_pass_and_the_worker_is_named(house, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_engines_error_is_passed_on_with_the_worker_named_and_not_retried(house, path):
+def test_an_engines_error_is_passed_on_with_the_worker_named_and_not_retried(harness, path):
     for engine in ("solo", "other"):
-        house.engines[engine].refusals.append(Refusal(503, b'{"error":"busy"}', {}))
-    got = house.post("two", path)
+        harness.engines[engine].refusals.append(Refusal(503, b'{"error":"busy"}', {}))
+    got = harness.post("two", path)
     assert (got.status, got.body) == (503, b'{"error":"busy"}')
     assert got.headers["x-inference-server-id"] in ("solo", "other")
     assert {"x-inference-server-url", "x-stargate-cluster-id"} <= set(got.headers)
-    assert house.hits("solo", "other") == 1
+    assert harness.hits("solo", "other") == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("body", [chat_body(stream=False), b'{"model":"m"}'])
-def test_answers_in_one_piece_are_refused_by_the_worker(house, path, body):
-    got = house.post("solo", path, body)
+def test_answers_in_one_piece_are_refused_by_the_worker(harness, path, body):
+    got = harness.post("solo", path, body)
     assert got.status == 400
     assert f"{path} requests must set stream=true" in got.body.decode()
-    assert house.hits("solo") == 0
+    assert harness.hits("solo") == 0
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("missing", REQUIRED)
-def test_without_a_required_header_no_engine_is_asked(house, path, missing):
-    got = house.post("solo", path, **{missing.replace("-", "_"): ""})
+def test_without_a_required_header_no_engine_is_asked(harness, path, missing):
+    got = harness.post("solo", path, **{missing.replace("-", "_"): ""})
     assert (got.status, got.body) == (400, b"")
-    assert house.hits(*WORKERS) == 0
+    assert harness.hits(*WORKERS) == 0
 
 
-def test_members_of_a_cluster_take_turns(house):
-    answers = [house.post("m") for _ in range(4)]
+def test_members_of_a_cluster_take_turns(harness):
+    answers = [harness.post("m") for _ in range(4)]
     assert {answer.headers["x-stargate-cluster-id"] for answer in answers} == {"shared"}
-    assert [house.hits("m-1"), house.hits("m-2")] == [2, 2]
+    assert [harness.hits("m-1"), harness.hits("m-2")] == [2, 2]
 
 
-def test_models_stay_apart(house):
+def test_models_stay_apart(harness):
     for _ in range(3):
-        assert house.post("solo").headers["x-inference-server-id"] == "solo"
-        assert house.post("m").headers["x-inference-server-id"] in ("m-1", "m-2")
-    got = house.post("nobody's")
+        assert harness.post("solo").headers["x-inference-server-id"] == "solo"
+        assert harness.post("m").headers["x-inference-server-id"] in ("m-1", "m-2")
+    got = harness.post("nobody's")
     assert (got.status, got.headers["x-stargate-error-code"]) == (404, "no_eligible_candidates")
 
 
-def test_a_retryable_rejection_goes_to_the_other_cluster_with_the_same_bytes(house):
+def test_a_retryable_rejection_goes_to_the_other_cluster_with_the_same_bytes(harness):
     body = b'{"stream":true,"fill":"%s"}' % (b"f" * 200_000)
     counters = {
         ("proxy_attempts_total", 'result="upstream_429"'): 1,
@@ -168,31 +168,31 @@ def test_a_retryable_rejection_goes_to_the_other_cluster_with_the_same_bytes(hou
         ("requests_total", 'status="200"'): 1,
         ("requests_total", 'status="429"'): 0,
     }
-    before = {labels: house.count(labels[0], 'model="two"', labels[1]) for labels in counters}
-    house.first_of("solo", "other", rejecting())
-    got = house.post("two", body=body)
+    before = {labels: harness.count(labels[0], 'model="two"', labels[1]) for labels in counters}
+    harness.first_of("solo", "other", rejecting())
+    got = harness.post("two", body=body)
     assert (got.status, got.body) == (200, CHAT)
-    assert [one.body for name in ("solo", "other") for one in house.engines[name].seen] == [body, body]
-    after = {labels: house.count(labels[0], 'model="two"', labels[1]) for labels in counters}
+    assert [one.body for name in ("solo", "other") for one in harness.engines[name].seen] == [body, body]
+    after = {labels: harness.count(labels[0], 'model="two"', labels[1]) for labels in counters}
     assert {labels: after[labels] - before[labels] for labels in counters} == counters
 
 
-def test_without_a_budget_the_rejection_itself_is_the_answer(house):
-    house.first_of("solo", "other", rejecting())
-    got = house.post("two", x_stargate_max_wait_ms="0")
+def test_without_a_budget_the_rejection_itself_is_the_answer(harness):
+    harness.first_of("solo", "other", rejecting())
+    got = harness.post("two", x_stargate_max_wait_ms="0")
     assert (got.status, got.body, got.headers["retry-after"]) == (429, b'{"error":"full"}', "3")
     assert not {name for name in got.headers if name.startswith("x-stargate-retry")}
-    assert house.hits("solo", "other") == 1
+    assert harness.hits("solo", "other") == 1
 
 
-def test_a_rejection_by_the_only_worker_is_an_empty_503(house):
-    house.first_of("solo", rejecting(503))
-    got = house.post("solo")
+def test_a_rejection_by_the_only_worker_is_an_empty_503(harness):
+    harness.first_of("solo", rejecting(503))
+    got = harness.post("solo")
     assert (got.status, got.body, got.headers.get("x-inference-server-id")) == (503, b"", None)
-    assert house.count("proxy_retry_exhausted_total", 'model="solo"', 'reason="no_eligible_backend"') >= 1
+    assert harness.count("proxy_retry_exhausted_total", 'model="solo"', 'reason="no_eligible_backend"') >= 1
 
 
-def test_twenty_at_once_are_all_answered(house):
+def test_twenty_at_once_are_all_answered(harness):
     with ThreadPoolExecutor(20) as callers:
-        answers = list(callers.map(lambda _: house.post("two"), range(20)))
+        answers = list(callers.map(lambda _: harness.post("two"), range(20)))
     assert [(answer.status, answer.body) for answer in answers] == [(200, CHAT)] * 20

@@ -121,7 +121,7 @@ class Front:
             dirty, self._dirty = self._dirty, []
             for connection in dirty:
                 connection.flush()
-            if not dirty and not self.connection._queue:
+            if not dirty and not self.connection._pipeline.waiting:
                 return
 
     def end(self) -> None:

@@ -53,7 +53,7 @@ class Node:
         self.timer = None
         self.stale = 0
 
-    # EngineOwner
+    # EngineCallbacks
     def on_work(self):
         self.world.pending[self] = None
 
@@ -265,10 +265,10 @@ class Leftovers:
         space = engine._app_space
         return cls(
             len(engine.streams),
-            len(engine.sending) + len(engine.control) + len(engine.ready) + len(engine._starved),
+            len(engine.sending) + len(engine.control) + len(engine.ready) + len(engine._connection_blocked),
             space.ack_eliciting_in_flight,
             engine._loss._cc.bytes_in_flight,
-            [(s.stream_id, s._sending_over, s._receiving_over, s.final_size) for s in engine.streams.values()],
+            [(s.stream_id, s.send_half.state, s.receive_half.state) for s in engine.streams.values()],
         )
 
 

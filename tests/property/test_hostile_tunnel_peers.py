@@ -111,7 +111,7 @@ def test_whatever_a_worker_answers_the_sink_hears_one_well_formed_story(pieces, 
         assert sink.events[0] == "head"
 
 
-class Desk:
+class HandshakeContext:
     framing = RAW_QUIC
     settings = TunnelSettings()
 
@@ -136,8 +136,8 @@ class Desk:
 @settings(deadline=None)
 def test_whatever_a_peer_says_instead_of_a_handshake_ends_its_connection(pieces):
     async def test():
-        desk, connection = Desk(), Connection()
-        incoming = IncomingConnection(connection, desk)
+        context, connection = HandshakeContext(), Connection()
+        incoming = IncomingConnection(connection, context)
         stream = Stream()
         handler = incoming.on_stream(stream)
         for piece in pieces:
@@ -146,6 +146,6 @@ def test_whatever_a_peer_says_instead_of_a_handshake_ends_its_connection(pieces)
         for _ in range(3):
             await asyncio.sleep(0)
         assert connection.closed
-        assert desk.over == 1
+        assert context.over == 1
 
     asyncio.run(test())

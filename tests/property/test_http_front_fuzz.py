@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import run_virtual
 
+from router.http1.connection import ConnectionState
+
 HIDDEN = b"GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"
 HOST = b"host: x\r\n"
 
@@ -63,7 +65,7 @@ def test_a_message_that_can_be_read_in_two_ways_is_refused(name, cut):
         await front.feed(data, range(1, len(data)) if cut else ())
         assert not any(one.complete for one in front.requests)
         assert not any(one.request.target == b"/hidden" for one in front.requests)
-        assert front.connection._closing
+        assert front.connection._state >= ConnectionState.CLOSING
         assert [status for status, _, _ in responses(front.transport.out)] == [502 if front.requests else 400]
         front.end()
 
@@ -93,7 +95,7 @@ def test_a_body_that_breaks_its_framing_never_becomes_complete(name, cut):
         data = asked(b"transfer-encoding: chunked\r\n", BROKEN_BODIES[name] + HIDDEN)
         await front.feed(data, range(1, len(data)) if cut else ())
         assert [one.complete for one in front.requests] == [False]
-        assert front.connection._closing
+        assert front.connection._state >= ConnectionState.CLOSING
         assert [status for status, _, _ in responses(front.transport.out)] == [502]
         front.end()
 
@@ -152,7 +154,7 @@ def test_any_bytes_are_answered_in_order_refused_or_waited_for(pieces, cuts):
             assert (b"x-number", b"%d" % number) in headers
         assert [status for status, _, _ in answers[len(done) :]] in ([], [400], [502])
         if len(answers) > len(done):
-            assert front.connection._closing
+            assert front.connection._state >= ConnectionState.CLOSING
         front.end()
 
     asyncio.run(run())
@@ -203,7 +205,7 @@ def test_a_head_that_does_not_end_in_time_is_408_however_steadily_it_comes(begun
         await asyncio.sleep(2)
         await front.settle()
         assert [status for status, _, _ in responses(front.transport.out)] == [200, 408]
-        assert front.connection._closing
+        assert front.connection._state >= ConnectionState.CLOSING
         await asyncio.sleep(2)
         assert front.transport.closed
         front.end()

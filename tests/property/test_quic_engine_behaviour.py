@@ -8,7 +8,7 @@ import pytest
 from quic_simulation import CLIENT_ADDRESS, Recorder, Weather, World, nothing_left
 
 from tunnel_protocol.observers.line_writer import LineWriter
-from tunnel_protocol.quic.aioquic_engine import fast
+from tunnel_protocol.quic.aioquic_engine import one_rtt
 from tunnel_protocol.quic.settings import QuicSettings
 
 
@@ -175,7 +175,7 @@ def test_keys_are_updated_long_before_they_wear_out():
     engine = world.client.engine
     assert exchange_completes(world)
     assert engine._app_crypto.send.key_phase == 0
-    engine._packets_under_key = fast.KEY_UPDATE_PACKETS - 20
+    engine._packets_under_key = one_rtt.KEY_UPDATE_PACKETS - 20
     for _ in range(20):
         assert exchange_completes(world)
     assert engine._app_crypto.send.key_phase == world.server.engine._app_crypto.send.key_phase == 1
@@ -283,7 +283,7 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
     assert not greedy.stream.write(bytes(4_000_000), fin=True)
     world.idle(2)
     stream = paused[0].stream
-    assert len(stream._inbox) == 1_250_000
+    assert len(stream.receive_half._inbox) == 1_250_000
     assert greedy.stream.unsent_bytes() == 4_000_000 - 1_250_000
     for _ in range(20):
         assert exchange_completes(world)
@@ -381,7 +381,7 @@ def test_exchanges_leave_no_cycles_behind():
         for _ in range(20):
             assert exchange_completes(world)
         world.run(lambda: at_rest(world), 5)
-        assert not [o for o in gc.get_objects() if type(o).__name__ == "EngineStream"]
+        assert not [o for o in gc.get_objects() if type(o).__name__ == "BidirectionalStream"]
     finally:
         gc.enable()
 

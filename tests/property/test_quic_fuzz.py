@@ -121,7 +121,7 @@ def test_a_peer_that_talks_nonsense_costs_itself_the_connection_at_most(nonsense
         datagram = near.engine._seal(payload)
         far.engine.receive(datagram, near.address, world.now)
         far.tick()
-        held = sum(s.held_bytes() for s in far.engine.streams.values())
+        held = sum(s.receive_half.held_bytes for s in far.engine.streams.values())
         assert held <= 60 * len(nonsense) * 2 + 1_250_000 * len(far.engine.streams)
     world.run(lambda: far.error is not None and far.engine.finished, 1, must=False)
     if far.error is None:
@@ -190,7 +190,7 @@ def test_rare_frames_are_understood_either_way(long_way, tmp_path):
     assert (handlers[1].reset, handlers[0].stopped) == (7, 9)
     say(b"\x11\x08\x80\x40\x00\x00" + b"\x15\x08\x00" + b"\x10\x80\x40\x00\x00")
     assert len(handlers) == 3
-    assert world.server.engine.streams[8].send_limit == 4 << 20
+    assert world.server.engine.streams[8].send_half.limit == 4 << 20
     unacknowledged = sorted(world.server.engine._app_space.sent_packets)
     if unacknowledged:
         say(b"\x03" + encode_varint(unacknowledged[-1]) + b"\x00\x00\x00" + b"\x01\x00\x00")

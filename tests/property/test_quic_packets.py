@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 from tunnel_protocol.quic import packets
-from tunnel_protocol.quic.packet_space import AckRanges, PacketSpace, SeenNumbers
+from tunnel_protocol.quic.packet_space import AckRanges, PacketSpace, ReceivedPacketNumbers
 
 KEY, IV = bytes(range(16)), 0x0102030405060708090A0B0C
 OUR_CID, PEER_CID = b"ourciden", b"peer-connection-id"
@@ -63,7 +63,7 @@ class Taker:
         self.streams = streams
         self.number = number
 
-    def frame_data(self, offset: int, data: bytes, fin: bool) -> None:
+    def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> None:
         self.streams.arrived.append((self.number, offset, data, fin))
 
 
@@ -158,7 +158,7 @@ def test_reading_stops_before_what_is_no_frame_of_a_known_stream(form: Any, tail
 
 def test_what_a_stream_raises_passes(form: Any) -> None:
     class Angry:
-        def frame_data(self, offset: int, data: bytes, fin: bool) -> None:
+        def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -212,7 +212,7 @@ def test_arguments_that_no_caller_gives_are_refused() -> None:
 def test_an_ack_frame_says_what_was_received(numbers: set[int], late_us: int) -> None:
     space = PacketSpace(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
     for number in sorted(numbers):
-        space.take(number, 1.0, 100)
+        space.on_packet_received(number, 1.0, 100)
     frame = space.ack_frame(1.0 + late_us / 1e6, 10_000, 3)
     assert frame[0] == 2
     ranges, delay = pull_ack_frame(Buffer(data=frame[1:]))
@@ -228,14 +228,14 @@ def test_an_ack_frame_says_what_was_received(numbers: set[int], late_us: int) ->
         assert (ack.largest, ack.delay, ack.end) == (max(numbers), delay, len(frame))
 
 
-@given(room=st.integers(0, 400))
-def test_an_ack_frame_stays_within_its_room_and_begins_with_the_newest(room: int) -> None:
+@given(max_bytes=st.integers(0, 400))
+def test_an_ack_frame_stays_within_its_limit_and_begins_with_the_newest(max_bytes: int) -> None:
     space = PacketSpace(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
     for number in range(0, 100, 2):
-        space.take(number, 1.0, 100)
-    frame = space.ack_frame(1.0, room, 3)
+        space.on_packet_received(number, 1.0, 100)
+    frame = space.ack_frame(1.0, max_bytes, 3)
     ack = packets.read_ack(frame, 1)
-    assert len(frame) <= max(room, 32)
+    assert len(frame) <= max(max_bytes, 32)
     assert ack.ranges[0] == (98, 98)
 
 
@@ -267,7 +267,7 @@ def test_ranges_to_acknowledge_are_kept_as_by_the_library(steps: list[tuple[str,
 
 @given(numbers=st.lists(st.integers(0, 1_500), max_size=900))
 def test_a_duplicate_is_told_and_memory_is_bounded(numbers: list[int]) -> None:
-    seen, model = SeenNumbers(), set()
+    seen, model = ReceivedPacketNumbers(), set()
     for number in numbers:
         known = number in seen
         assert known or number not in model
@@ -289,7 +289,7 @@ def test_nothing_is_left_behind_by_any_way_out(form: Any) -> None:
     packet = sealed(form, 9, frame * 3)
     forged = packet[:-1] + b"\x00"
     ack = PacketSpace(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
-    ack.take(5, 1.0, 0)
+    ack.on_packet_received(5, 1.0, 0)
     said = ack.ack_frame(1.0, 100, 3)
 
     def every_way() -> None:

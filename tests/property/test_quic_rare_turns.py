@@ -53,7 +53,7 @@ def test_a_peer_that_limits_the_whole_connection_is_obeyed_and_its_renewal_used(
     tell(world, b"\x10" + varint(1 << 30))
     world.run(lambda: all(answer.fin for answer in answers), 5)
     assert [len(answer.received) for answer in answers] == [15_000] * 3
-    assert not world.client.engine._starved
+    assert not world.client.engine._connection_blocked
 
 
 def test_a_stream_nobody_wants_is_given_back_and_its_credit_renewed():
@@ -101,7 +101,7 @@ def test_a_peers_largest_datagram_is_respected():
     push_quic_transport_parameters(buf, QuicTransportParameters(**vars(told)))
     engine._parse_transport_parameters(buf.data)
     engine.path_mtu.start(world.now, engine._peer_max_udp_payload)
-    engine.undisturbed = False  # as by the handshake, which starts it otherwise
+    engine.quiescent = False  # as by the handshake, which starts it otherwise
     world.server.tick()
     world.idle(1)
     assert engine.path_mtu.current == 1_300

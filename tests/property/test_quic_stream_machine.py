@@ -87,12 +87,14 @@ class TwoEngines(RuleBasedStateMachine):
         if side.stream is None or not side.may_write():
             return
         data = bytes((len(side.written) + at) % 251 for at in range(size))
-        dropped = side.stopped is not None or side.node.error is not None or side.stream._stop_received is not None
-        room = side.stream.write(data, fin=fin)
+        dropped = (
+            side.stopped is not None or side.node.error is not None or side.stream.send_half.stopped_by_peer is not None
+        )
+        writable = side.stream.write(data, fin=fin)
         side.fin_written = fin
         side.written += data
         if not dropped:
-            assert room == (side.stream.unsent_bytes() <= HIGH_WATER)
+            assert writable == (side.stream.unsent_bytes() <= HIGH_WATER)
 
     @rule(side=sides)
     def pause(self, side):
@@ -146,9 +148,10 @@ class TwoEngines(RuleBasedStateMachine):
     def memory_is_bounded(self):
         for node in (self.world.client, self.world.server):
             for stream in node.engine.streams.values():
-                held = stream.held_bytes()
+                held = stream.receive_half.held_bytes
                 assert held <= WINDOW
-                assert stream.highest <= stream.receive_limit <= stream._taken + WINDOW
+                half = stream.receive_half
+                assert half.highest <= half.limit <= half._taken + WINDOW
 
     def teardown(self):
         if not hasattr(self, "world"):

@@ -5,16 +5,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from router.http1.request import RequestBody
-from router.proxy.replay import Replay, ReplayBudget, ReplayBuffer
+from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
 from router.proxy.upload import Upload
 
 
 class Exchange:
-    """Takes `room` pieces, then says that it is full."""
+    """Takes `capacity` pieces, then says that it is full."""
 
     def __init__(self) -> None:
         self.pieces = []
-        self.room = 1_000_000
+        self.capacity = 1_000_000
         self.ended = False
         self.aborted = False
 
@@ -22,8 +22,8 @@ class Exchange:
         assert not self.ended
         assert not self.aborted
         self.pieces.append(data)
-        self.room -= 1
-        return self.room > 0
+        self.capacity -= 1
+        return self.capacity > 0
 
     def end_body(self):
         assert not self.ended
@@ -73,19 +73,19 @@ class BodyOnItsWay(RuleBasedStateMachine):
         self.complete = True
         self.body.finish()
 
-    @precondition(lambda self: self.upload is None and self.replay.state is Replay.READY)
-    @rule(room=st.integers(1, 5))
-    def attempt_begins(self, room):
+    @precondition(lambda self: self.upload is None and self.replay.replayable)
+    @rule(capacity=st.integers(1, 5))
+    def attempt_begins(self, capacity):
         self.exchange = Exchange()
-        self.exchange.room = room
+        self.exchange.capacity = capacity
         self.outcomes = []
         self.upload = Upload(self.body, self.replay, self.exchange, self.outcomes.append)
         self.upload.start()
 
     @precondition(lambda self: self.upload is not None)
-    @rule(room=st.integers(1, 5))
-    def exchange_has_room(self, room):
-        self.exchange.room = room
+    @rule(capacity=st.integers(1, 5))
+    def exchange_has_capacity(self, capacity):
+        self.exchange.capacity = capacity
         self.upload.writable()
 
     @precondition(lambda self: self.upload is not None)
@@ -116,16 +116,16 @@ class BodyOnItsWay(RuleBasedStateMachine):
         assert 0 <= self.replay.held_bytes <= self.limit
         assert self.budget.used_bytes == self.replay.held_bytes
         assert not self.total or self.budget.used_bytes <= self.total
-        if self.replay.touched and self.replay.state is Replay.READY:
+        if self.replay.state is ReplayState.COMPLETE:
             assert b"".join(self.replay.chunks) == self.sent
-        if self.replay.state is Replay.TOO_LARGE:
+        if self.replay.state is ReplayState.TOO_LARGE:
             assert len(self.sent) > self.limit
             assert not self.replay.held_bytes
         assert self.refused <= 1
 
     @invariant()
     def a_body_that_somebody_takes_is_not_held_up(self):
-        if self.upload is not None and self.upload.from_client and self.exchange.room > 0:
+        if self.upload is not None and self.upload.from_client and self.exchange.capacity > 0:
             assert self.reading
             assert self.body._waiting.size == 0
             if self.complete and not self.exchange.ended:
@@ -143,7 +143,7 @@ TestBodyOnItsWay = BodyOnItsWay.TestCase
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=10), st.integers(1, 5), st.integers(1, 4))
-def test_every_further_attempt_gets_the_same_bytes(pieces, room, attempts):
+def test_every_further_attempt_gets_the_same_bytes(pieces, capacity, attempts):
     replay = ReplayBuffer(1 << 20, ReplayBudget(0, lambda: None))
     body = RequestBody([].append)
     for piece in pieces:
@@ -151,12 +151,12 @@ def test_every_further_attempt_gets_the_same_bytes(pieces, room, attempts):
     body.finish()
     for _ in range(attempts):
         exchange = Exchange()
-        exchange.room = room
+        exchange.capacity = capacity
         upload = Upload(body, replay, exchange, [].append)
         upload.start()
         while not exchange.ended:
-            exchange.room = room
+            exchange.capacity = capacity
             upload.writable()
         upload.cancel()
         assert exchange.received == b"".join(pieces)
-        assert replay.state is Replay.READY
+        assert replay.replayable

@@ -34,6 +34,7 @@ class FakeTunnels:
         self.step: TunnelStep | None = None
         self.rtt: int | None = 5_000_000
         self.steps = 0
+        self.reports = 0
         self.started = False
         self.retired = asyncio.Event()
         self.step_gate = asyncio.Event()
@@ -59,6 +60,9 @@ class FakeTunnels:
         self.started = True
         self._on_lost = on_lost
         self._on_recovered = on_recovered
+
+    def reported(self) -> None:
+        self.reports += 1
 
     async def tunnel_step(self) -> TunnelStep:
         self.steps += 1

@@ -1,4 +1,4 @@
-"""What the rooms are given follows from the command line."""
+"""The settings of each package follow from the command line."""
 
 import asyncio
 from pathlib import Path

@@ -25,7 +25,7 @@ from router.balancing.catalog import Catalog, builtin_algorithms
 from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
 from router.balancing.sampling import sample
-from router.operators.explain_command import told
+from router.operators.explain_command import render_text
 
 
 def config(**document):
@@ -442,13 +442,13 @@ def test_an_explanation_agrees_with_the_decision_and_can_be_read_by_humans():
     document = explained(policy, target, asked)
     assert document["outcome"]["cluster_id"] == choose(policy, target, asked).candidate.cluster_id
     assert [row["rank"] for row in document["candidates"]].count(1) == 1
-    assert f"=> {document['outcome']['cluster_id']}" in told(document)
+    assert f"=> {document['outcome']['cluster_id']}" in render_text(document)
     busy = names("a", queued_input_size=1000)
     refused = explained(policy, busy, request(model_id="lim"))
     assert refused["outcome"] == {"kind": "rejected", "reason": "input_work_limit_exceeded"}
-    assert "input_work_limit_exceeded" in told(refused)
+    assert "input_work_limit_exceeded" in render_text(refused)
     assert explained(policy, None)["outcome"]["kind"] == "unavailable"
-    assert "404" in told(explained(policy, None, advertised=False))
+    assert "404" in render_text(explained(policy, None, advertised=False))
     nobody = explained(policy, FakeTarget(FakeCandidate("a")), request(max_wait_ms=10, input_tokens=1))
     assert nobody["outcome"]["kind"] == "wait"
     assert BalancingConfig().model_overrides == {}.keys()

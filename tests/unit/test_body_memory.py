@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.http1.blocks import BLOCK, Blocks
 from router.http1.request import WAITING_BODY, RequestBody
 from router.http1.request_parser import RequestParser
-from router.proxy.replay import REPLAY_COPY, REPLAY_TOTAL, Replay, ReplayBudget, ReplayBuffer
+from router.proxy.replay import REPLAY_COPY, REPLAY_TOTAL, ReplayBudget, ReplayBuffer, ReplayState
 
 SIZE = 1 << 18
 
@@ -78,7 +78,7 @@ def test_an_upload_in_chunks_of_two_bytes_takes_about_its_bytes(delivery):
         for at in range(0, len(wire), delivery):
             parser.feed(wire[at : at + delivery])
     parser.feed(b"0\r\n\r\n")
-    assert (copy.state, copy.held_bytes) == (Replay.READY, 262_144)
+    assert (copy.state, copy.held_bytes) == (ReplayState.COMPLETE, 262_144)
     assert grown[0] < 1.25 * copy.held_bytes + 2 * BLOCK.bytes
     assert reader.pieces <= len(wire) // delivery + 2
     copy.close()
@@ -90,9 +90,9 @@ def test_a_copy_above_its_limit_is_dropped():
     copy = ReplayBuffer(REPLAY_COPY.bytes, budget)
     copy.touch()
     copy.add(bytes(REPLAY_COPY.bytes))
-    assert copy.state is Replay.INCOMPLETE
+    assert copy.state is ReplayState.COPYING
     copy.add(b"x")
-    assert (copy.state, budget.used_bytes) == (Replay.TOO_LARGE, 0)
+    assert (copy.state, budget.used_bytes) == (ReplayState.TOO_LARGE, 0)
 
 
 def test_copies_above_the_limit_of_all_are_dropped():
@@ -103,7 +103,7 @@ def test_copies_above_the_limit_of_all_are_dropped():
     copy.touch()
     copy.add(b"x")
     copy.complete()
-    assert (copy.state, refused) == (Replay.INCOMPLETE, [1])
+    assert (copy.state, refused) == (ReplayState.LOST, [1])
 
 
 def test_a_body_that_nobody_takes_pauses_its_client_and_takes_about_its_bytes():

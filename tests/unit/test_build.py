@@ -1,5 +1,6 @@
 """The build identity that logs and metrics show."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,9 +11,16 @@ from router.process import build
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_version_is_that_of_the_package() -> None:
+def test_the_version_of_the_package_is_taken_from_the_program() -> None:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert document["project"]["version"] == build.VERSION
+    assert document["project"]["dynamic"] == ["version"]
+    assert document["tool"]["setuptools"]["dynamic"]["version"] == {"attr": f"{build.__name__}.VERSION"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", build.VERSION)
+
+
+def test_the_version_has_its_place_in_the_changelog() -> None:
+    released = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0] == build.VERSION
 
 
 def test_the_image_says_which_commit_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

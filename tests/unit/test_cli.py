@@ -242,5 +242,5 @@ def test_help_marks_our_additions_so_that_the_known_options_can_be_told_apart() 
 
 
 def test_every_option_has_a_setting_and_every_setting_an_option() -> None:
-    told: dict[str, Any] = settings().told()
+    told: dict[str, Any] = settings().reported()
     assert set(told) == {option.name for option in OPTIONS}

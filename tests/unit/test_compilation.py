@@ -82,11 +82,11 @@ def test_as_written_means_sources_only_and_leaves_others_alone(tree: Path) -> No
 
 @pytest.mark.parametrize("wish", ["1", "0"])
 def test_a_process_runs_in_one_form(wish: str) -> None:
-    """No module of a compiled room comes from the other form, whatever is imported first."""
+    """No module of a compiled package comes from the other form, whatever is imported first."""
     script = (
         "import sys, router.process.app, tunnel_protocol.compilation as c\n"
         "forms = {m.__file__.endswith('.py') for n, m in sys.modules.items()\n"
-        "         if n.startswith(('router.proxy.', 'tunnel_protocol.quic.engine_stream'))}\n"
+        "         if n.startswith(('router.proxy.', 'tunnel_protocol.quic.stream'))}\n"
         "print(forms == {c.AS_WRITTEN_BECAUSE is not None})"
     )
     environment = {**os.environ, "LLM_ROUTER_PURE_PYTHON": wish}

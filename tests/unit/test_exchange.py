@@ -59,7 +59,7 @@ def test_upload_goes_on_beside_the_response():
 
 def test_a_full_send_buffer_holds_the_upload_until_the_stream_is_writable():
     exchange, stream, sink, _ = opened()
-    stream.room = False
+    stream.writable = False
     assert exchange.send_body(b"a") is False
     stream.handler.on_writable()
     assert sink.events == ["writable"]
@@ -256,7 +256,7 @@ def test_a_quiet_response_on_a_released_tunnel_lives_as_long_as_its_worker():
         await tunnel.open(HEAD, RecordingSink(), end=True)
 
         def acknowledge():
-            connection.heard_at = asyncio.get_running_loop().time()
+            connection.last_received_at = asyncio.get_running_loop().time()
 
         connection.ping = acknowledge
         tunnel.release()

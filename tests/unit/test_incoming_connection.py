@@ -22,7 +22,7 @@ class Anyone:
         return None
 
 
-class Desk:
+class HandshakeContext:
     def __init__(self):
         self.registrations = Registry()
         self.authenticator = Anyone()
@@ -43,9 +43,9 @@ class PeerConnection(FakeConnection):
     peer_address = ("192.0.2.1", 40000)
 
 
-def arrive(desk):
+def arrive(context):
     connection = PeerConnection()
-    incoming = IncomingConnection(connection, desk)
+    incoming = IncomingConnection(connection, context)
     stream = FakeStream(None, 0)
     stream.handler = incoming.on_stream(stream)
     return connection, incoming, stream
@@ -58,7 +58,7 @@ async def settle():
 
 def test_the_connection_closes_as_soon_as_the_refusal_was_acknowledged():
     async def test():
-        connection, _, stream = arrive(Desk())
+        connection, _, stream = arrive(HandshakeContext())
         stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
         await settle()
         assert capnp.decode_handshake_ack(stream.sent) == (False, "unauthorized inference_server_id")
@@ -72,7 +72,7 @@ def test_the_connection_closes_as_soon_as_the_refusal_was_acknowledged():
 
 def test_a_refusal_that_is_never_acknowledged_is_given_up_after_the_connect_timeout():
     async def test():
-        connection, _, stream = arrive(Desk())
+        connection, _, stream = arrive(HandshakeContext())
         stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
         await asyncio.sleep(1.9)
         assert connection.closes == []
@@ -92,10 +92,10 @@ def test_a_refusal_that_is_never_acknowledged_is_given_up_after_the_connect_time
 
 def test_a_tunnel_is_installed_before_the_answer_is_written():
     async def test():
-        desk = Desk()
-        tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), desk.settings, Metrics())
-        desk.registrations.begin(tunnels.identity, tunnels)
-        _, incoming, stream = arrive(desk)
+        context = HandshakeContext()
+        tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), context.settings, Metrics())
+        context.registrations.begin(tunnels.identity, tunnels)
+        _, incoming, stream = arrive(context)
         write, healthy_at_write = stream.write, []
 
         def spy(data, fin=False):
@@ -107,7 +107,7 @@ def test_a_tunnel_is_installed_before_the_answer_is_written():
         await settle()
         assert healthy_at_write == [True]
         assert capnp.decode_handshake_ack(stream.sent) == (True, "")
-        assert desk.over == [incoming]
+        assert context.over == [incoming]
         incoming.on_closed(ConnectionClosedError(0, "", by_peer=True))
         assert not tunnels.slot.members
 
@@ -116,7 +116,7 @@ def test_a_tunnel_is_installed_before_the_answer_is_written():
 
 def test_a_handshake_without_fin_is_enough_and_nothing_more_is_read():
     async def test():
-        _, _, stream = arrive(Desk())
+        _, _, stream = arrive(HandshakeContext())
         stream.handler.on_data(capnp.encode_handshake("nobody", None), False)
         assert stream.calls == ["stop 0"]
         stream.handler.on_data(b"more", True)
@@ -128,7 +128,7 @@ def test_a_handshake_without_fin_is_enough_and_nothing_more_is_read():
 
 def test_only_the_first_stream_is_taken():
     async def test():
-        _, incoming, _ = arrive(Desk())
+        _, incoming, _ = arrive(HandshakeContext())
         assert incoming.on_stream(FakeStream(None, 4)) is None
         incoming.on_closed(ConnectionClosedError(None, "", by_peer=False))
 
@@ -137,12 +137,12 @@ def test_only_the_first_stream_is_taken():
 
 def test_a_peer_that_never_speaks_is_closed_at_the_deadline_and_not_before():
     async def test():
-        desk = Desk()
-        connection, _, _ = arrive(desk)
+        context = HandshakeContext()
+        connection, _, _ = arrive(context)
         await asyncio.sleep(9.9)
         assert connection.closes == []
         await asyncio.sleep(0.2)
         assert connection.closes == [(0, "")]
-        assert len(desk.over) == 1
+        assert len(context.over) == 1
 
     run_virtual(test())

@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import router
 from router.telemetry.families import (
-    MAX_SERIES,
     OVERFLOW,
+    SERIES,
     Counter,
     Description,
     Family,
@@ -17,7 +17,7 @@ from router.telemetry.families import (
     MetricNameError,
     number,
 )
-from router.telemetry.metrics import MAX_REASONS, MAX_UNREGISTERED_TARGETS, Metrics
+from router.telemetry.metrics import REASONS, REGISTERED_TARGETS, UNREGISTERED_TARGETS, LabelBounds, Metrics
 
 
 def page(metrics: Metrics, *, additional: bool = False) -> str:
@@ -112,7 +112,7 @@ def test_an_illegal_prefix_is_refused() -> None:
 def test_models_nobody_registered_are_counted_together_beyond_a_bound() -> None:
     metrics = Metrics()
     metrics.set_active_inference_servers(None, "known", 1)
-    for i in range(MAX_UNREGISTERED_TARGETS + 50):
+    for i in range(UNREGISTERED_TARGETS.pieces + 50):
         metrics.requests_total.inc(("", f"typo-{i}", "", "404"))
     metrics.requests_total.inc(("", "known", "w", "200"))
     assert metrics.requests_total.value(("", "typo-0", "", "404")) == 1
@@ -122,26 +122,37 @@ def test_models_nobody_registered_are_counted_together_beyond_a_bound() -> None:
 
 def test_a_target_that_registers_after_the_bound_was_reached_keeps_its_name() -> None:
     metrics = Metrics()
-    for i in range(MAX_UNREGISTERED_TARGETS + 1):
+    for i in range(UNREGISTERED_TARGETS.pieces + 1):
         metrics.requests_total.inc(("", f"typo-{i}", "", "404"))
     metrics.set_active_inference_servers("key", "late", 1)
     metrics.requests_total.inc(("key", "late", "w", "200"))
     assert metrics.requests_total.value(("key", "late", "w", "200")) == 1
 
 
+def test_targets_that_workers_make_up_are_bounded_too() -> None:
+    bounds = LabelBounds()
+    limit = REGISTERED_TARGETS.pieces + UNREGISTERED_TARGETS.pieces
+    names = set()
+    for i in range(limit + 3):
+        bounds.register("", f"m-{i}")
+        names.add(bounds.admit("f", ("routing_key", "model"), ("", f"m-{i}")))
+    assert len(names) == limit + 1
+    assert (OVERFLOW, OVERFLOW) in names
+
+
 def test_reasons_invented_by_workers_are_bounded() -> None:
     metrics = Metrics()
     metrics.set_active_inference_servers(None, "m", 1)
-    for i in range(MAX_REASONS + 7):
+    for i in range(REASONS.pieces + 7):
         metrics.proxy_retries_total.inc(("", "m", f"reason-{i}"))
     assert metrics.proxy_retries_total.value(("", "m", OVERFLOW)) == 7
 
 
 def test_a_family_holds_a_bounded_number_of_series() -> None:
     counter = Counter("", Description("c", "help", ("id",)))
-    for i in range(MAX_SERIES + 3):
+    for i in range(SERIES.pieces + 3):
         counter.inc((str(i),))
-    assert counter.series() == MAX_SERIES + 1
+    assert counter.series() == SERIES.pieces + 1
     assert counter.value((OVERFLOW,)) == 3
 
 

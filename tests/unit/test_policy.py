@@ -47,14 +47,14 @@ def test_a_document_that_cannot_be_used_is_told_once_in_a_line_that_can_be_writt
     policy, metrics = load(path)
     path.write_bytes(content)
     with structlog.testing.capture_logs() as lines:
-        asyncio.run(policy.look())
-        asyncio.run(policy.look())
+        asyncio.run(policy.poll())
+        asyncio.run(policy.poll())
     (line,) = lines
     json.dumps(line, ensure_ascii=False).encode()
     assert metrics.lb_config_last_reload_success.value() == 0
     with pytest.raises(StartupError) as caught:
         load(path)
-    caught.value.told().encode()
+    caught.value.report().encode()
 
 
 def test_each_state_of_a_file_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_each_state_of_a_file_that_cannot_be_read_is_told_once(tmp_path: Path) -
 
     def told() -> list[str]:
         with structlog.testing.capture_logs() as lines:
-            asyncio.run(policy.look())
-            asyncio.run(policy.look())
+            asyncio.run(policy.poll())
+            asyncio.run(policy.poll())
         return [line["error"] for line in lines if line["log_level"] == "warning"]
 
     path.unlink()

@@ -14,7 +14,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.tls import CipherSuite
 
-from tunnel_protocol.quic.packet_space import AckRanges, PacketSpace, SeenNumbers, SentPacket
+from tunnel_protocol.quic.packet_space import AckRanges, PacketSpace, ReceivedPacketNumbers, SentPacket
 
 PINNED = "1.7.2"
 
@@ -241,7 +241,7 @@ def test_our_record_of_a_sent_packet_has_all_fields_of_the_librarys():
 def test_our_packet_space_has_all_that_the_librarys_has():
     ours, theirs = PacketSpace(ack_after_bytes=1, least_counted_bytes=1, ack_delay_s=0.0), recovery.QuicPacketSpace()
     assert [name for name in vars(theirs) if not hasattr(ours, name)] == []
-    for mine, its in ((AckRanges, rangeset.RangeSet), (SeenNumbers, recovery.QuicPacketNumberWindow)):
+    for mine, its in ((AckRanges, rangeset.RangeSet), (ReceivedPacketNumbers, recovery.QuicPacketNumberWindow)):
         public = {name for name in vars(its) if not name.startswith("_")}
         # `bounds` is asked of what a peer acknowledges, which is the library's own.
         assert {name for name in public if not hasattr(mine, name)} <= {"bounds"}

@@ -458,7 +458,7 @@ async def test_an_endpoint_that_was_closed_does_nothing_more(rig):
     await rig.endpoint.close(4, "again")
     assert (connection.error.error_code, connection.error.reason) == (3, "bye")
     assert rig.factory.closed
-    rig.endpoint.touch(connection)
+    rig.endpoint.schedule(connection)
     calls = len(rig.engine.calls)
     await asyncio.sleep(0)
     assert len(rig.engine.calls) == calls
@@ -494,11 +494,11 @@ def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_h
         await asyncio.sleep(0)
         sock.full = True
         rig.engine.outgoing = [(b"one", to)]
-        rig.endpoint.touch(connection)
+        rig.endpoint.schedule(connection)
         await rig.until(lambda: rig.udp.blocked)
         rig.engine.outgoing = [(b"two", to)]
         polls = rig.engine.calls.count("poll")
-        rig.endpoint.touch(connection)
+        rig.endpoint.schedule(connection)
         for _ in range(5):
             await asyncio.sleep(0)
         assert rig.engine.calls.count("poll") == polls
@@ -508,7 +508,7 @@ def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_h
         assert not rig.endpoint._watching_writable
         sock.full = True
         rig.engine.outgoing = [(b"three", to)]
-        rig.endpoint.touch(connection)
+        rig.endpoint.schedule(connection)
         await rig.until(lambda: rig.udp.blocked)
         rig.outside.close()
         await asyncio.wait_for(rig.endpoint.close(), 5)

@@ -5,18 +5,19 @@ import tracemalloc
 import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
-from tunnel_protocol.quic.engine_stream import CONNECTION_GAPS, STREAM_GAPS, EngineStream, StreamError
+from tunnel_protocol.quic.receive_half import StreamError
+from tunnel_protocol.quic.stream import CONNECTION_GAPS, STREAM_GAPS, BidirectionalStream
 
 
 class Owner:
     def __init__(self):
         self.sending, self.control, self.ready = {}, {}, {}
-        self.awake = False
+        self.poll_scheduled = False
         self.pieces_out_of_order = 0
         self.released = []
 
-    def wake(self):
-        self.awake = True
+    def schedule_poll(self):
+        self.poll_scheduled = True
 
     def release(self, stream):
         self.released.append(stream)
@@ -53,7 +54,7 @@ class Rig:
     def __init__(self, window=1_000, send_limit=10_000, high_water=500):
         self.owner = Owner()
         self.handler = Handler()
-        self.stream = EngineStream(
+        self.stream = BidirectionalStream(
             self.owner, 4, b"\x04", self.handler, window=window, send_limit=send_limit, high_water=high_water
         )
 
@@ -62,58 +63,58 @@ class Rig:
         calls, self.handler.calls = self.handler.calls, []
         return calls
 
-    def sent(self, room=10_000):
-        return self.stream.next_data(room, 1 << 60)
+    def sent(self, max_bytes=10_000):
+        return self.stream.next_data(max_bytes, 1 << 60)
 
 
 def test_bytes_arrive_in_order_and_fin_once():
     rig = Rig()
-    rig.stream.frame_data(3, b"def", False)
+    rig.stream.on_stream_frame(3, b"def", False)
     assert rig.calls() == []
-    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.on_stream_frame(0, b"abc", False)
     assert rig.calls() == [(b"abcdef", False)]
-    rig.stream.frame_data(6, b"", True)
-    rig.stream.frame_data(6, b"", True)
+    rig.stream.on_stream_frame(6, b"", True)
+    rig.stream.on_stream_frame(6, b"", True)
     assert rig.calls() == [(b"", True)]
-    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.on_stream_frame(0, b"abc", False)
     assert rig.calls() == []
 
 
 def test_fin_that_overtakes_its_data_waits_for_it():
     rig = Rig()
-    rig.stream.frame_data(2, b"c", True)
+    rig.stream.on_stream_frame(2, b"c", True)
     assert rig.calls() == []
-    rig.stream.frame_data(0, b"ab", False)
+    rig.stream.on_stream_frame(0, b"ab", False)
     assert rig.calls() == [(b"abc", True)]
 
 
 def test_pieces_of_one_tick_are_delivered_together():
     rig = Rig()
     for at, piece in ((0, b"a"), (1, b"b"), (2, b"c")):
-        rig.stream.frame_data(at, piece, False)
+        rig.stream.on_stream_frame(at, piece, False)
     assert rig.calls() == [(b"abc", False)]
 
 
 def test_nothing_is_delivered_or_granted_while_reading_is_paused():
     rig = Rig(window=10)
     rig.stream.pause_reading()
-    rig.stream.frame_data(0, b"0123456789", False)
+    rig.stream.on_stream_frame(0, b"0123456789", False)
     assert rig.calls() == []
     assert not rig.owner.control
     with pytest.raises(StreamError):
-        rig.stream.frame_data(10, b"x", False)
+        rig.stream.on_stream_frame(10, b"x", False)
     rig.stream.resume_reading()
     assert rig.calls() == [(b"0123456789", False)]
-    assert rig.stream.limit_pending
-    assert rig.stream.next_limit() == 20
+    assert rig.stream.receive_half.limit_pending
+    assert rig.stream.receive_half.next_limit() == 20
 
 
 def test_a_fin_that_came_while_reading_was_paused_is_delivered_after_it():
     rig = Rig()
-    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.on_stream_frame(0, b"abc", False)
     assert rig.calls() == [(b"abc", False)]
     rig.stream.pause_reading()
-    rig.stream.frame_data(3, b"", True)
+    rig.stream.on_stream_frame(3, b"", True)
     assert rig.calls() == []
     rig.stream.resume_reading()
     assert rig.calls() == [(b"", True)]
@@ -121,48 +122,48 @@ def test_a_fin_that_came_while_reading_was_paused_is_delivered_after_it():
 
 def test_the_window_is_constant_and_renewed_by_halves():
     rig = Rig(window=100)
-    rig.stream.frame_data(0, bytes(49), False)
+    rig.stream.on_stream_frame(0, bytes(49), False)
     rig.calls()
-    assert not rig.stream.limit_pending
-    rig.stream.frame_data(49, bytes(1), False)
+    assert not rig.stream.receive_half.limit_pending
+    rig.stream.on_stream_frame(49, bytes(1), False)
     rig.calls()
-    assert rig.stream.next_limit() == 150
+    assert rig.stream.receive_half.next_limit() == 150
 
 
 def test_a_peer_beyond_its_credit_is_in_error():
     with pytest.raises(StreamError) as caught:
-        Rig(window=10).stream.frame_data(5, b"123456", False)
+        Rig(window=10).stream.on_stream_frame(5, b"123456", False)
     assert caught.value.error_code == 0x3
 
 
 @pytest.mark.parametrize("second", [(0, b"abcd", True), (2, b"", True), (3, b"x", False)])
 def test_a_changed_final_size_is_an_error(second):
     rig = Rig()
-    rig.stream.frame_data(0, b"abc", True)
+    rig.stream.on_stream_frame(0, b"abc", True)
     with pytest.raises(StreamError) as caught:
-        rig.stream.frame_data(*second)
+        rig.stream.on_stream_frame(*second)
     assert caught.value.error_code == 0x6
 
 
 def test_data_in_ever_more_fragments_is_refused():
     rig = Rig(window=1_000_000)
     for at in range(STREAM_GAPS.pieces):
-        rig.stream.frame_data(1 + 2 * at, b"x", False)
+        rig.stream.on_stream_frame(1 + 2 * at, b"x", False)
     with pytest.raises(StreamError):
-        rig.stream.frame_data(500_000, b"x", False)
+        rig.stream.on_stream_frame(500_000, b"x", False)
 
 
 def test_streams_of_a_connection_share_a_bound_of_fragments():
     owner = Owner()
     streams = [
-        EngineStream(owner, 4 * number, b"", Handler(), window=1_000_000, send_limit=0, high_water=1)
+        BidirectionalStream(owner, 4 * number, b"", Handler(), window=1_000_000, send_limit=0, high_water=1)
         for number in range(1 + CONNECTION_GAPS.pieces // 100)
     ]
 
     def fill():
         for stream in streams:
             for at in range(100):
-                stream.frame_data(1 + 2 * at, b"x", False)
+                stream.on_stream_frame(1 + 2 * at, b"x", False)
 
     with pytest.raises(StreamError):
         fill()
@@ -177,68 +178,68 @@ def test_a_byte_at_the_far_end_of_the_window_holds_a_byte():
     rig = Rig(window=1_250_000)
     tracemalloc.start()
     try:
-        rig.stream.frame_data(1_249_999, b"x", False)
+        rig.stream.on_stream_frame(1_249_999, b"x", False)
         grown, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert rig.stream.held_bytes() == 1
+    assert rig.stream.receive_half.held_bytes == 1
     assert grown < 2_000
 
 
 def test_a_reset_is_delivered_after_the_data_before_it():
     rig = Rig()
-    rig.stream.frame_data(0, b"abc", False)
-    rig.stream.frame_reset(7, 3)
+    rig.stream.on_stream_frame(0, b"abc", False)
+    rig.stream.on_reset_stream(7, 3)
     assert rig.calls() == [(b"abc", False), "reset 7"]
-    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.on_stream_frame(0, b"abc", False)
     assert rig.calls() == []
 
 
 def test_a_reset_reaches_a_paused_reader_and_frees_what_it_had_not_taken():
     rig = Rig()
     rig.stream.pause_reading()
-    rig.stream.frame_data(0, b"abc", False)
-    rig.stream.frame_reset(0, 3)
+    rig.stream.on_stream_frame(0, b"abc", False)
+    rig.stream.on_reset_stream(0, 3)
     assert rig.calls() == ["reset 0"]
 
 
 def test_a_reset_after_everything_arrived_changes_nothing():
     rig = Rig()
-    rig.stream.frame_data(0, b"abc", True)
-    rig.stream.frame_reset(0, 3)
+    rig.stream.on_stream_frame(0, b"abc", True)
+    rig.stream.on_reset_stream(0, 3)
     assert rig.calls() == [(b"abc", True)]
 
 
 def test_after_stop_nothing_is_delivered_and_the_peers_end_releases_the_stream():
     rig = Rig()
-    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.on_stream_frame(0, b"abc", False)
     rig.stream.stop()
-    assert rig.stream.stop_pending
-    assert rig.stream.next_stop() == 0
+    assert rig.stream.receive_half.stop_pending
+    assert rig.stream.receive_half.next_stop() == 0
     rig.stream.write(b"", fin=True)
     assert rig.sent() == (0, b"", True)
     rig.stream.on_data_acked(0, 0, True)
     assert rig.calls() == []
     assert rig.owner.released == []
-    rig.stream.frame_reset(0, 10)
+    rig.stream.on_reset_stream(0, 10)
     assert rig.calls() == []
     assert rig.owner.released == [rig.stream]
 
 
 def test_stop_after_fin_has_no_effect():
     rig = Rig()
-    rig.stream.frame_data(0, b"abc", True)
+    rig.stream.on_stream_frame(0, b"abc", True)
     rig.calls()
     rig.stream.stop()
-    assert not rig.stream.stop_pending
+    assert not rig.stream.receive_half.stop_pending
 
 
 def test_stop_drops_a_complete_answer_that_was_not_taken():
     rig = Rig()
     rig.stream.pause_reading()
-    rig.stream.frame_data(0, b"abc", True)
+    rig.stream.on_stream_frame(0, b"abc", True)
     rig.stream.stop()
-    assert not rig.stream.stop_pending
+    assert not rig.stream.receive_half.stop_pending
     rig.stream.reset()
     rig.stream.on_reset_acked()
     assert rig.calls() == []
@@ -265,9 +266,9 @@ def test_what_is_sent_stays_within_the_peers_limits():
     assert rig.stream.next_data(100, 2) == (6, b"67", False)
     assert rig.sent() == (8, b"89", False)
     assert rig.sent() is None
-    assert not rig.stream.has_data()
+    assert not rig.stream.send_half.has_data()
     rig.owner.sending.clear()
-    rig.stream.frame_limit(100)
+    rig.stream.on_max_stream_data(100)
     assert rig.stream in rig.owner.sending
     assert rig.sent() == (10, b"abc", True)
 
@@ -305,7 +306,7 @@ def test_reset_before_everything_was_sent_drops_the_buffer_and_names_what_was_se
     rig.stream.reset(0)
     assert rig.stream.unsent_bytes() == 0
     assert rig.stream not in rig.owner.sending
-    assert rig.stream.next_reset() == (0, 100)
+    assert rig.stream.send_half.next_reset() == (0, 100)
     rig.stream.on_data_lost(0, 100, False)
     assert rig.stream not in rig.owner.sending
     with pytest.raises(StreamClosedError):
@@ -320,19 +321,19 @@ def test_reset_after_everything_was_acknowledged_has_no_effect():
     rig.sent()
     rig.stream.on_data_acked(0, 3, True)
     rig.stream.reset()
-    assert not rig.stream.reset_pending
+    assert not rig.stream.send_half.reset_pending
     assert rig.stream.acknowledged()
 
 
 def test_the_peers_stop_is_answered_with_its_code_and_writes_are_dropped():
     rig = Rig()
     rig.stream.write(bytes(100))
-    rig.stream.frame_stop(9)
-    assert rig.stream.next_reset() == (9, 0)
+    rig.stream.on_stop_sending(9)
+    assert rig.stream.send_half.next_reset() == (9, 0)
     assert rig.calls() == ["stop 9"]
     assert rig.stream.write(b"more", fin=True)
     assert rig.sent() is None
-    rig.stream.frame_stop(9)
+    rig.stream.on_stop_sending(9)
     assert rig.calls() == []
 
 
@@ -355,7 +356,7 @@ def test_when_sent_is_called_once_whatever_ends_the_sending_side(end):
     elif end == "reset":
         rig.stream.reset()
     else:
-        rig.stream.frame_stop(0)
+        rig.stream.on_stop_sending(0)
     rig.calls()
     assert told == [1]
     rig.stream.when_sent(lambda: told.append(2))
@@ -389,24 +390,24 @@ def test_a_fin_that_is_acknowledged_before_its_data_waits_for_it():
 
 def test_an_empty_piece_says_nothing():
     rig = Rig()
-    rig.stream.frame_data(0, b"", False)
+    rig.stream.on_stream_frame(0, b"", False)
     assert rig.calls() == []
 
 
 def test_a_fin_ahead_of_all_data_waits():
     rig = Rig()
-    rig.stream.frame_data(5, b"", True)
+    rig.stream.on_stream_frame(5, b"", True)
     assert rig.calls() == []
-    rig.stream.frame_data(0, b"abcde", False)
+    rig.stream.on_stream_frame(0, b"abcde", False)
     assert rig.calls() == [(b"abcde", True)]
 
 
 @pytest.mark.parametrize(("final_size", "code"), [(2, 0x6), (1_001, 0x3)])
 def test_a_reset_below_what_was_received_or_beyond_the_credit_is_an_error(final_size, code):
     rig = Rig(window=1_000)
-    rig.stream.frame_data(0, b"abc", False)
+    rig.stream.on_stream_frame(0, b"abc", False)
     with pytest.raises(StreamError) as caught:
-        rig.stream.frame_reset(0, final_size)
+        rig.stream.on_reset_stream(0, final_size)
     assert caught.value.error_code == code
 
 
@@ -416,7 +417,7 @@ def test_a_lost_connection_is_the_last_call_and_what_was_acknowledged_stays_so()
     rig.sent()
     rig.stream.on_data_acked(0, 3, True)
     rig.stream.when_sent(lambda: None)
-    rig.stream.frame_data(0, b"x", False)
+    rig.stream.on_stream_frame(0, b"x", False)
     rig.stream.connection_lost(ConnectionClosedError(0, "", by_peer=True))
     assert rig.calls() == ["lost"]
     assert rig.stream.acknowledged()
@@ -443,8 +444,8 @@ def test_a_handler_may_pause_stop_and_write_from_inside_a_call():
         rig.stream.write(b"answer", fin=True)
 
     rig.handler.on_data = on_data
-    rig.stream.frame_data(0, b"a", False)
+    rig.stream.on_stream_frame(0, b"a", False)
     rig.owner.deliver()
-    rig.stream.frame_data(1, b"b", False)
+    rig.stream.on_stream_frame(1, b"b", False)
     assert rig.calls() == [(b"a", False)]
     assert rig.sent() == (0, b"answer", True)

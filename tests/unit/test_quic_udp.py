@@ -330,7 +330,7 @@ def test_buffers_smaller_than_wanted_are_told_with_what_to_set(granted, lines, m
         udp = UdpSocket.bind("127.0.0.1", 0)
         try:
             monkeypatch.setattr(udp, "_socket", Granted(granted))
-            udp.tell_buffers()
+            udp.log_buffers()
         finally:
             monkeypatch.undo()
             udp.close()

@@ -21,7 +21,7 @@ def test_a_reason_is_told_when_it_appears_and_when_it_goes() -> None:
         assert not readiness.ready()
         assert not readiness.ready()
         holding.remove(NotReady.EVENT_LOOP_STALLED)
-        readiness.look()
+        readiness.poll()
         assert readiness.reasons() == [NotReady.DRAINING]
         holding.clear()
         assert readiness.ready()

@@ -459,6 +459,18 @@ def test_shutdown_ends_streams_with_ok_and_frees_ids_at_once() -> None:
     run_grpc(run())
 
 
+def test_the_tunnels_are_told_of_each_report_also_while_an_update_waits_for_them() -> None:
+    async def run() -> None:
+        async with control_plane() as client:
+            worker, tunnels = await client.register("w")
+            tunnels.step_gate.clear()
+            for _ in range(3):
+                await worker.send(report("w", "m"))
+            await eventually(lambda: tunnels.reports == 3)
+
+    run_grpc(run())
+
+
 def test_shutdown_interrupts_an_update_that_waits_for_its_tunnel() -> None:
     async def run() -> None:
         async with control_plane() as client:

@@ -4,17 +4,18 @@ import itertools
 
 import pytest
 
-from router.proxy.replay import Replay
+from router.proxy.replay import ReplayState
 from router.proxy.retry import Verdict, verdict
 
 ORDER = (
     (Verdict.BUDGET_OVER, {"budget_over": True}),
     (Verdict.RETRIES_USED_UP, {"retries_left": False}),
-    (Verdict.TOO_LARGE, {"replay": Replay.TOO_LARGE}),
-    (Verdict.INCOMPLETE, {"replay": Replay.INCOMPLETE}),
+    (Verdict.TOO_LARGE, {"replay": ReplayState.TOO_LARGE}),
+    (Verdict.INCOMPLETE, {"replay": ReplayState.COPYING}),
+    (Verdict.INCOMPLETE, {"replay": ReplayState.LOST}),
     (Verdict.ACCEPTED, {"accepted": True}),
 )
-NOTHING_AGAINST_IT = {"budget_over": False, "retries_left": True, "replay": Replay.READY, "accepted": False}
+NOTHING_AGAINST_IT = {"budget_over": False, "retries_left": True, "replay": ReplayState.UNTOUCHED, "accepted": False}
 
 
 def test_nothing_against_it_is_another_attempt():

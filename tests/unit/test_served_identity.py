@@ -52,9 +52,9 @@ def mount(tmp_path: Path) -> Mount:
     return Mount(tmp_path)
 
 
-def look(served: ServedIdentity) -> list[Identity]:
+def poll(served: ServedIdentity) -> list[Identity]:
     activated: list[Identity] = []
-    asyncio.run(served.look(activated.append))
+    asyncio.run(served.poll(activated.append))
     return activated
 
 
@@ -64,7 +64,7 @@ def test_without_files_a_fresh_identity_is_made_and_never_expires() -> None:
     assert not served.mounted
     assert not served.expired()
     assert metrics.tls_certificate_expiry_seconds.series() == 0
-    assert look(served) == []
+    assert poll(served) == []
 
 
 def test_a_mounted_pair_is_served_and_its_expiry_told(mount: Mount) -> None:
@@ -83,8 +83,8 @@ def test_a_rotated_secret_is_activated_once(mount: Mount) -> None:
     served = ServedIdentity.load(mount.settings(), metrics)
     replacement = make_self_signed(["stargate"], days=60)
     mount.put(replacement)
-    assert look(served) == [replacement]
-    assert look(served) == []
+    assert poll(served) == [replacement]
+    assert poll(served) == []
     assert metrics.tls_reloads_total.value(("server_identity", "success")) == 1
 
 
@@ -94,12 +94,12 @@ def test_a_bad_pair_is_refused_once_and_the_old_one_kept(mount: Mount) -> None:
     metrics = Metrics()
     served = ServedIdentity.load(mount.settings(), metrics)
     mount.put(Identity(good.cert_pem, make_self_signed(["stargate"], days=30).key_pem))
-    assert look(served) == look(served) == []
+    assert poll(served) == poll(served) == []
     assert served.identity == good
     assert metrics.tls_reloads_total.value(("server_identity", "rejected")) == 1
     assert metrics.tls_last_reload_success.value(GAUGE) == 0
     mount.put(good)
-    assert look(served) == []
+    assert poll(served) == []
     assert metrics.tls_last_reload_success.value(GAUGE) == 1
 
 
@@ -133,5 +133,5 @@ def test_a_certificate_without_the_name_workers_ask_for_is_told(
     mount.put(make_self_signed(names, days=30))
     given = dataclasses.replace(mount.settings(), advertised_hostname_template=template)
     with structlog.testing.capture_logs() as lines:
-        ServedIdentity.load(given, Metrics()).tell_coverage(given, 50072)
+        ServedIdentity.load(given, Metrics()).log_coverage(given, 50072)
     assert any("does not cover" in line["event"] for line in lines) == warned

@@ -15,12 +15,12 @@ from certs import Identity, make_self_signed
 from router.config.cli import parse
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.control_plane import grpc_rehearsal
+from router.control_plane import grpc_dry_run
 from router.process.polling import every
 from router.process.served_identity import ServedIdentity
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.quic.aioquic_engine import rehearsal
-from tunnel_protocol.quic.aioquic_engine.rehearsal import UnusableIdentityError, rehearse
+from tunnel_protocol.quic.aioquic_engine import dry_run as quic_dry_run
+from tunnel_protocol.quic.aioquic_engine.dry_run import UnusableIdentityError, dry_run
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.small_file import FileReader
 
@@ -82,7 +82,7 @@ def test_only_what_workers_can_connect_to_replaces_the_served_pair(tmp_path: Pat
     put(tmp_path, other)
     activated: list[Identity] = []
     for _ in range(2):
-        asyncio.run(served.look(activated.append))
+        asyncio.run(served.poll(activated.append))
     usable = kind in USABLE
     assert activated == ([other] if usable else [])
     assert served.identity == (other if usable else good)
@@ -106,21 +106,21 @@ def test_the_pair_of_the_grpc_ports_is_loaded_and_followed(tmp_path: Path) -> No
     activated: list[Identity] = []
     for identity in (pair("Ed448"), other):
         put(tmp_path, identity)
-        asyncio.run(served.look(activated.append))
+        asyncio.run(served.poll(activated.append))
     assert activated == [other]
     assert metrics.tls_reloads_total.value(("grpc_server_identity", "rejected")) == 1
     put(tmp_path, pair("Ed448"))
     with pytest.raises(StartupError, match="load gRPC TLS server identity"):
         ServedIdentity.load_grpc(settings(tmp_path, grpc=True), Metrics())
-    with pytest.raises(grpc_rehearsal.UnusableGrpcIdentityError):
-        grpc_rehearsal.rehearse(b"garbage", b"garbage")
+    with pytest.raises(grpc_dry_run.UnusableGrpcIdentityError):
+        grpc_dry_run.dry_run(b"garbage", b"garbage")
 
 
 def test_garbage_and_endless_chains_fail_the_rehearsal() -> None:
     good = make_self_signed(["stargate"], days=9)
     for cert in (b"garbage", good.cert_pem * 2_000):
         with pytest.raises(UnusableIdentityError):
-            rehearse(ServerTls(cert_pem=cert, key_pem=good.key_pem))
+            dry_run(ServerTls(cert_pem=cert, key_pem=good.key_pem))
 
 
 def test_a_key_that_becomes_a_fifo_is_refused_and_the_last_good_pair_stays(tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ def test_a_key_that_becomes_a_fifo_is_refused_and_the_last_good_pair_stays(tmp_p
     served = ServedIdentity.load(settings(tmp_path), metrics)
     (tmp_path / "k").unlink()
     os.mkfifo(tmp_path / "k")
-    asyncio.run(served.look(lambda _: None))
+    asyncio.run(served.poll(lambda _: None))
     assert served.identity == good
     assert metrics.tls_reloads_total.value(("server_identity", "rejected")) == 1
     served._reader = FileReader(deadline_s=0)
-    asyncio.run(served.look(lambda _: None))
+    asyncio.run(served.poll(lambda _: None))
     assert metrics.tls_last_reload_success.value(("server_identity",)) == 0
 
 
@@ -142,14 +142,14 @@ def test_a_look_again_task_outlives_failures_and_counts_them() -> None:
     rounds = 0
     metrics = Metrics()
 
-    async def look() -> None:
+    async def poll() -> None:
         nonlocal rounds
         rounds += 1
         if rounds < 4:
             raise RuntimeError("as it happens")
 
     async def case() -> None:
-        task = asyncio.create_task(every(0, look, "looking", metrics))
+        task = asyncio.create_task(every(0, poll, "looking", metrics))
         while rounds < 5:  # noqa: ASYNC110 - bounded by the time limit of the suite
             await asyncio.sleep(0)
         assert not task.done()
@@ -187,7 +187,7 @@ class NeverDoneFactory:
 
 @pytest.mark.parametrize("accepts", [True, False])
 def test_a_handshake_that_does_not_come_to_an_end_is_given_up(accepts: bool) -> None:
-    owners, dialler = (rehearsal._Owner(), rehearsal._Owner()), NeverDone()
-    rehearsal._play(NeverDoneFactory(accepts), dialler, *owners)  # type: ignore[arg-type]
-    assert dialler.polls == (rehearsal._ROUNDS if accepts else 1)
+    owners, dialler = (quic_dry_run._Callbacks(), quic_dry_run._Callbacks()), NeverDone()
+    quic_dry_run._play(NeverDoneFactory(accepts), dialler, *owners)  # type: ignore[arg-type]
+    assert dialler.polls == (quic_dry_run._ROUNDS if accepts else 1)
     assert not any(owner.established or owner.on_peer_stream(None) for owner in owners)  # type: ignore[arg-type,func-returns-value]

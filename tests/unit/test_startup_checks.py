@@ -92,7 +92,7 @@ def test_verification_without_certificates_stops_the_start_in_both_modes() -> No
     for arguments in ([], REVERSE):
         with pytest.raises(StartupError) as caught:
             outbound_trust(settings(*arguments), None)
-        assert caught.value.told() == (
+        assert caught.value.report() == (
             "Error: failed to initialize quic proxy\n\nCaused by:\n    TLS cert required when --quic-insecure is not set"
         )
 
@@ -116,7 +116,7 @@ def test_ipv6_is_accepted_with_and_as_a_last_resort_without_brackets(address: st
 
 
 def test_several_causes_are_numbered() -> None:
-    assert StartupError("a", "b", "c").told() == "Error: a\n\nCaused by:\n    0: b\n    1: c"
+    assert StartupError("a", "b", "c").report() == "Error: a\n\nCaused by:\n    0: b\n    1: c"
 
 
 def test_causes_follow_the_exception_chain() -> None:

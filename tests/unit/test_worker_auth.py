@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,7 +13,10 @@ from urllib.parse import parse_qs
 import grpc
 import pytest
 from aiohttp import web
+from control_plane_rig import Client, control_plane
 from grpc_loop import run_grpc
+from relay import TcpRelay
+from structlog.testing import capture_logs
 
 from router.control_plane.gateway_credentials import (
     ClientCredentials,
@@ -32,6 +36,7 @@ from router.control_plane.worker_auth import (
 from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
+from tunnel_protocol.control.grpc_options import Keepalive
 
 
 class FakeGateway(llm_gateway_pb2_grpc.LlmGatewayServicer):
@@ -58,8 +63,9 @@ class FakeGateway(llm_gateway_pb2_grpc.LlmGatewayServicer):
 
 
 class Rig:
-    def __init__(self, gateway: FakeGateway, authenticator: GatewayAuthenticator, metrics: Metrics) -> None:
+    def __init__(self, gateway: FakeGateway, port: int, authenticator: GatewayAuthenticator, metrics: Metrics) -> None:
         self.gateway = gateway
+        self.port = port
         self.authenticator = authenticator
         self.metrics = metrics
 
@@ -89,7 +95,7 @@ async def gateway(
     authenticator = GatewayAuthenticator(asked, credential, metrics, **more)
     try:
         await authenticator.connect(5.0)
-        yield Rig(service, authenticator, metrics)
+        yield Rig(service, port, authenticator, metrics)
     finally:
         await authenticator.close()
         await server.stop(None)
@@ -290,11 +296,13 @@ class Provider:
         self.status = 200
         self.stall: str | None = None
         self.url = ""
+        self.stalled = asyncio.Event()
         self.released = asyncio.Event()
 
     async def token(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.headers["authorization"], await request.text()))
         if self.stall == "before":
+            self.stalled.set()
             await self.released.wait()
         body = self.reply if isinstance(self.reply, bytes) else json.dumps(self.reply).encode()
         if self.stall == "inside":
@@ -375,6 +383,56 @@ def test_minted_token_is_kept_until_a_minute_before_it_expires(
     run_grpc(run())
 
 
+def test_a_renewal_replaces_the_kept_token_by_one_of_the_secret_as_it_is_now(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            await credentials.renew()
+            assert service.requests == []  # none is kept: the first use mints one
+            await credentials.token()
+            secrets(tmp_path, {"id": "id", "secret": "rotated"})
+            service.reply = {"access_token": "second"}
+            await credentials.renew()
+            assert b64decode(service.requests[1][0].partition(" ")[2]) == b"id:rotated"
+            assert await credentials.token() == "second"
+            assert len(service.requests) == 2
+
+    run_grpc(run())
+
+
+def test_a_renewal_that_fails_leaves_the_kept_token_and_says_so(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials), gateway(credentials) as rig:
+            await credentials.token()
+            service.status = 401
+            with capture_logs() as logs:
+                await rig.authenticator.renew_credential()
+            assert [(line["event"], line["error"]) for line in logs] == [
+                (
+                    "worker-auth credential not renewed; the old one stays",
+                    "oauth2 token endpoint returned status 401",
+                )
+            ]
+            assert await credentials.token() == "minted"
+
+    run_grpc(run())
+
+
+def test_the_kept_token_is_used_while_a_renewal_waits_for_the_provider(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with minting(tmp_path) as (service, credentials):
+            await credentials.token()
+            service.stall, service.reply = "before", {"access_token": "second"}
+            renewal = asyncio.create_task(credentials.renew())
+            async with asyncio.timeout(5):
+                await service.stalled.wait()
+                assert await credentials.token() == "minted"
+                service.released.set()
+                await renewal
+            assert await credentials.token() == "second"
+
+    run_grpc(run())
+
+
 def test_concurrent_callers_share_one_mint(tmp_path: Path) -> None:
     async def run() -> None:
         async with minting(tmp_path) as (service, credentials):
@@ -437,3 +495,41 @@ def test_secrets_without_id_are_named(tmp_path: Path) -> None:
     credentials = ClientCredentials("http://127.0.0.1:9", secrets(tmp_path, {"secret": "s"}))
     with pytest.raises(CredentialError, match="secrets file missing id"):
         run_grpc(credentials.token())
+
+
+def test_a_gateway_that_goes_silent_fails_registrations_in_time_and_is_connected_to_anew() -> None:
+    """Its connection stays open, as with a proxy whose other side is gone, and brings nothing any more."""
+
+    async def run() -> None:
+        async with gateway() as rig:
+            rig.gateway.routing_keys = {"early": "tenant", "late": "tenant"}
+            with TcpRelay(rig.port) as relay:
+                settings = GatewayAuthSettings(
+                    endpoint=f"http://127.0.0.1:{relay.port}", deadline_s=0.5, keepalive=Keepalive(200, 800)
+                )
+                authenticator = GatewayAuthenticator(settings, None, rig.metrics)
+                try:
+                    async with control_plane(authenticator=authenticator) as client:
+                        await client.register("first", credential="early")
+                        relay.silence()
+                        began = time.monotonic()
+                        assert await _answer(client, "late") is grpc.StatusCode.UNAUTHENTICATED
+                        assert 0.4 < time.monotonic() - began < 5.0
+                        assert client.router.routable("m", "tenant") == ["first"]
+                        async with asyncio.timeout(10):
+                            while await _answer(client, "late") is not grpc.StatusCode.OK:
+                                pass
+                        await client.register("second", credential="late")
+                        assert client.router.routable("m", "tenant") == ["first", "second"]
+                finally:
+                    await authenticator.close()
+
+    run_grpc(run())
+
+
+async def _answer(client: Client, credential: str) -> grpc.StatusCode:
+    """How a registration ends that says nothing."""
+    worker = await client.open(credential=credential)
+    with suppress(asyncio.InvalidStateError):
+        await worker.call.done_writing()
+    return (await worker.status())[0]

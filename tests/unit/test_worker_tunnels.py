@@ -326,7 +326,7 @@ def test_a_worker_with_all_streams_in_use_is_alive_as_long_as_it_acknowledges():
         credit = all_streams_in_use(connection)
 
         def acknowledge():
-            connection.heard_at = now()
+            connection.last_received_at = now()
 
         connection.ping = lambda: asyncio.get_running_loop().call_later(0.01, acknowledge)
         await asyncio.sleep(20)
@@ -347,7 +347,7 @@ def test_a_worker_that_vanishes_with_all_streams_in_use_is_lost_within_three_sec
         story.start(tunnels)
         await asyncio.sleep(0.5)
         all_streams_in_use(connection)
-        connection.heard_at = now()
+        connection.last_received_at = now()
         await asyncio.sleep(3)
         assert story.names == ["lost"]
         assert connection.pings
@@ -406,9 +406,48 @@ def test_a_silent_tunnel_gives_way_to_the_workers_new_one():
         assert tunnels.begin_install() is None
         await asyncio.sleep(3)
         assert story.names == ["lost"]
+        tunnels.reported()
         install(tunnels, Worker())
         await asyncio.sleep(31)
         assert story.names == ["lost", "recovered"]
+        await finish(tunnels)
+
+    run_virtual(test())
+
+
+def test_the_tunnel_of_a_worker_that_is_silent_as_a_whole_is_not_for_others():
+    async def test():
+        frozen = Worker()
+        tunnels, tunnel = reverse_with(frozen)
+        story = Story()
+        story.start(tunnels)
+        await asyncio.sleep(0.5)
+        tunnels.reported()
+        frozen.frozen = True  # half a second before the next probe
+        await asyncio.sleep(4)
+        assert story.names == ["lost"]
+        assert tunnel.suspected
+        assert tunnels.begin_install() is None
+        frozen.thaw()
+        tunnels.reported()
+        await asyncio.sleep(0)
+        assert story.names == ["lost", "recovered"]
+        assert tunnels.begin_install() is None
+        await finish(tunnels)
+
+    run_virtual(test())
+
+
+def test_a_tunnel_that_closed_gives_way_whether_its_worker_reports_or_not():
+    async def test():
+        connection = Worker(frozen=True)
+        tunnels, tunnel = reverse_with(connection)
+        Story().start(tunnels)
+        await asyncio.sleep(3)
+        assert tunnels.begin_install() is None
+        connection.closed = True
+        tunnels.connection_closed(tunnel)
+        install(tunnels, Worker())
         await finish(tunnels)
 
     run_virtual(test())

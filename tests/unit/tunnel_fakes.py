@@ -63,7 +63,7 @@ class FakeStream:
         self.sent = b""
         self.fin = False
         self.calls: list[str] = []
-        self.room = True
+        self.writable = True
         self.acked = False
         self.sent_callbacks: list[Callable[[], None]] = []
 
@@ -72,7 +72,7 @@ class FakeStream:
             raise StreamClosedError
         self.sent += data
         self.fin = fin
-        return self.room
+        return self.writable
 
     def reset(self, error_code: int = 0) -> None:
         self.calls.append(f"reset {error_code}")
@@ -102,7 +102,7 @@ class FakeConnection:
         self.free_streams = free_streams
         self.streams: list[FakeStream] = []
         self.closes: list[tuple[int, str]] = []
-        self.heard_at = 0.0
+        self.last_received_at = 0.0
         self.pings = 0
         self.before_return: Callable[[FakeStream], None] = lambda _: None
 

@@ -5,10 +5,22 @@ A peer that goes silent without closing its connection (a host that vanished, a 
 (`grpc_types.h`, `channel_arg_names.h`).
 """
 
+from typing import NamedTuple
+
 from tunnel_protocol.limit import Limit
 
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 20_000
+
+
+class Keepalive(NamedTuple):
+    """When a peer that says nothing is given up; milliseconds."""
+
+    after_ms: int = KEEPALIVE_MS
+    """Without a byte from it: it is pinged."""
+    timeout_ms: int = KEEPALIVE_TIMEOUT_MS
+    """Without an answer to that: the connection is dead."""
+
 
 MESSAGE = Limit("grpc.message", bytes=4 << 20)
 """One gRPC message, in either direction."""
@@ -29,21 +41,12 @@ _BOUNDS: GrpcOptions = [
     ("grpc.absolute_max_metadata_size", METADATA.bytes or 0),
 ]
 
-_KEEPALIVE: GrpcOptions = [
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    # What the keepalive waits for is this one, whose default is a minute.
-    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-]
 
-
-def channel_options() -> GrpcOptions:
+def channel_options(keepalive: Keepalive | None = None) -> GrpcOptions:
     """For a channel to a router or to a service inside the cluster: a proxy named in the environment is never between us."""
     return [
         *_BOUNDS,
-        *_KEEPALIVE,
+        *_pings(keepalive or Keepalive()),
         ("grpc.enable_http_proxy", 0),
         # Come back soon after an outage: somebody waits for it.
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -55,10 +58,21 @@ def server_options() -> GrpcOptions:
     """For a listener."""
     return [
         *_BOUNDS,
-        *_KEEPALIVE,
+        *_pings(Keepalive()),
         # The library's default lets a second process bind the same port and take half of the connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", CONNECTION_STREAMS.pieces or 0),
         # Peers may ping as often as they like; cutting them off would deregister workers.
         ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def _pings(keepalive: Keepalive) -> GrpcOptions:
+    return [
+        ("grpc.keepalive_time_ms", keepalive.after_ms),
+        ("grpc.keepalive_timeout_ms", keepalive.timeout_ms),
+        # What the keepalive waits for is this one, whose default is a minute.
+        ("grpc.http2.ping_timeout_ms", keepalive.timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
     ]

@@ -34,7 +34,7 @@ class LineWriter:
     def __init__(
         self,
         target: int | Path,
-        told: Callable[[int], str],
+        lost_line: Callable[[int], str],
         *,
         name: str,
         limit: Limit = LINES,
@@ -43,13 +43,13 @@ class LineWriter:
     ) -> None:
         """A descriptor stays its owner's; a file is opened here (raises OSError), and again by `reopen`.
 
-        `told` makes the line that says how many were lost; `failed` hears, in the writer's thread, of the first error of
+        `lost_line` makes the line that says how many were lost; `failed` hears, in the writer's thread, of the first error of
         a series; after `remind`, `reminders` is asked about once a second for further lines, until it says False.
         """
         self.name = name
         self._path: Path | None = None if isinstance(target, int) else target
         self._descriptor: int = target if isinstance(target, int) else _open(target)
-        self._told = told
+        self._lost_line = lost_line
         self._failed = failed
         self._reminders = reminders
         self._max_bytes: int = limit.bytes or 0
@@ -63,9 +63,9 @@ class LineWriter:
         self._settled = 0
         self._dropped = 0
         self._lost_before = 0
-        """Lost in failed writes, and not told yet: they came before the lines in the queue."""
+        """Lost in failed writes, and not reported yet: they came before the lines in the queue."""
         self._lost_after = 0
-        """Refused by the full queue, and not told yet: they came after the lines in the queue."""
+        """Refused by the full queue, and not reported yet: they came after the lines in the queue."""
         self._midline = False
         self._failing = False
         self._reopen = False
@@ -230,7 +230,7 @@ class LineWriter:
         self._note(error)
 
     def _telling(self, lost: int) -> bytes:
-        return f"{self._told(lost)}\n".encode("utf-8", "backslashreplace") if lost else b""
+        return f"{self._lost_line(lost)}\n".encode("utf-8", "backslashreplace") if lost else b""
 
     def _write_out(self, data: bytes) -> tuple[int, OSError | None]:
         """Bytes written, and what kept the rest from it."""
@@ -264,7 +264,7 @@ class LineWriter:
         try:
             fresh = _open(self._path)
         except OSError as error:
-            self._tell_failure(error)
+            self._notify_failure(error)
             return
         os.close(self._descriptor)
         self._descriptor = fresh
@@ -274,9 +274,9 @@ class LineWriter:
         first = error is not None and not self._failing
         self._failing = error is not None
         if first and error is not None:
-            self._tell_failure(error)
+            self._notify_failure(error)
 
-    def _tell_failure(self, error: OSError) -> None:
+    def _notify_failure(self, error: OSError) -> None:
         if self._failed is not None:
             self._failed(error)
 

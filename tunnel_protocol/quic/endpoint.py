@@ -8,6 +8,7 @@ go at the end of the loop's turn.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Protocol
 
 import structlog
@@ -15,18 +16,15 @@ import structlog
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
 from tunnel_protocol.quic.admission import Admission, Admitted
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
-from tunnel_protocol.quic.engine import Address, Engine, EngineFactory, MakeEngineFactory, destination_cid
+from tunnel_protocol.quic.engine import Address, Engine, EngineFactory, destination_cid
 from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN, FirstPacketQueue
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.sources import Source
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.quic.udp import UdpSocket
 
 _log = structlog.get_logger()
-
-ENGINES: dict[str, MakeEngineFactory] = {"aioquic": AioquicFactory}
-"""QUIC engines by the name settings use."""
 
 _TIMER_GRAIN_S = 0.001
 _READ_AGAIN_S = 0.05
@@ -65,7 +63,7 @@ class Connection:
         self.engine: Engine
         self.error: ConnectionClosedError | None = None
         """Why the connection has ended."""
-        self.opening: asyncio.Future[None] | None = None
+        self.connect_future: asyncio.Future[None] | None = None
         """Until `Endpoint.connect` has returned."""
         self._ended: asyncio.Event | None = None
         self._waiting: deque[tuple[asyncio.Future[Stream], StreamHandler]] = deque()
@@ -73,10 +71,10 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._deadline: float | None = None
-        self.too_slow: asyncio.TimerHandle | None = None
+        self.handshake_timer: asyncio.TimerHandle | None = None
         self.dialled: Address | None = None
         """Where it was dialled."""
-        self.heard_at = endpoint.loop.time()
+        self.last_received_at = endpoint.loop.time()
         """Loop time of the last datagram from the peer."""
 
     @property
@@ -154,7 +152,7 @@ class Connection:
         self.engine.shutdown(error_code, reason or self._endpoint.farewell)
 
     def ping(self) -> None:
-        """Make the peer acknowledge something; `heard_at` tells whether it did."""
+        """Make the peer acknowledge something; `last_received_at` tells whether it did."""
         if not self.closed:
             self.engine.ping()
 
@@ -166,17 +164,17 @@ class Connection:
             await self._ended.wait()
         return self.error
 
-    # --- EngineOwner -------------------------------------------------------------------------------------------------
+    # --- EngineCallbacks -------------------------------------------------------------------------------------------------
 
     def on_work(self) -> None:
         """The engine has something to deliver or to send."""
-        self._endpoint.touch(self)
+        self._endpoint.schedule(self)
 
     def on_established(self) -> None:
         """The handshake is complete."""
         self._endpoint.established(self)
-        if self.opening is not None and not self.opening.done():
-            self.opening.set_result(None)
+        if self.connect_future is not None and not self.connect_future.done():
+            self.connect_future.set_result(None)
 
     def on_peer_stream(self, stream: Stream) -> StreamHandler | None:
         """The peer opened a stream."""
@@ -211,11 +209,11 @@ class Connection:
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(error)
-        opening = self.opening
-        if opening is not None and not opening.done():
-            opening.set_exception(error)
+        connect_future = self.connect_future
+        if connect_future is not None and not connect_future.done():
+            connect_future.set_exception(error)
         self._endpoint.ended(self, error)
-        if self.handler is not None and opening is None:
+        if self.handler is not None and connect_future is None:
             self.handler.on_closed(error)
         if self._ended is not None:
             self._ended.set()
@@ -249,11 +247,24 @@ class Connection:
 
     def disarm(self) -> None:
         """The connection is forgotten."""
-        for timer in (self._timer, self.too_slow):
+        for timer in (self._timer, self.handshake_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self.too_slow = None
+        self._timer = self.handshake_timer = None
         self._deadline = None
+
+
+class TickState(Enum):
+    """Where the endpoint stands between two ticks."""
+
+    IDLE = auto()
+    """Nothing is to be delivered or sent."""
+
+    PLANNED = auto()
+    """`_flush` is called in the next turn of the event loop."""
+
+    RUNNING = auto()
+    """Datagrams are being received, handlers called or datagrams sent: what is asked for meanwhile is part of this tick."""
 
 
 class Endpoint:
@@ -288,7 +299,7 @@ class Endpoint:
         self._dialled: dict[Address, dict[Connection, None]] = {}
         """Whom a stateless reset may come from."""
         self._touched: dict[Connection, None] = {}
-        self._flush_planned = False
+        self._tick = TickState.IDLE
         self._watching_writable = False
         self._closed = False
         self._observer: TickObserver | None = None
@@ -302,22 +313,21 @@ class Endpoint:
         tls: ServerTls,
         settings: QuicSettings,
         on_connection: Callable[[Connection], ConnectionHandler],
-        engine: str = "aioquic",
         on_failed: Callable[[Connection, ConnectionClosedError], None] | None = None,
     ) -> "Endpoint":
         """Bind and accept; `on_connection` is called for every completed QUIC handshake, `on_failed` for every other one.
 
         Raises OSError if the address cannot be had, ValueError if the identity cannot be used.
         """
-        factory = ENGINES[engine](settings, tls)
+        factory = AioquicFactory(settings, tls)
         udp = UdpSocket.bind(host, port, settings.max_datagram_bytes)
-        udp.tell_buffers()
+        udp.log_buffers()
         return cls(udp, settings, factory, on_connection, on_failed)
 
     @classmethod
-    async def client(cls, family: int, settings: QuicSettings, engine: str = "aioquic") -> "Endpoint":
+    async def client(cls, family: int, settings: QuicSettings) -> "Endpoint":
         """An endpoint that only dials, for addresses of one family. Raises OSError."""
-        factory = ENGINES[engine](settings, None)
+        factory = AioquicFactory(settings, None)
         return cls(UdpSocket.unbound(family, settings.max_datagram_bytes), settings, factory, None)
 
     async def connect(
@@ -332,21 +342,21 @@ class Endpoint:
             raise ConnectionClosedError(None, "endpoint is closed", by_peer=False)
         connection = Connection(self, handler)
         address = self._udp.resolve(host_ip, port)
-        opening = connection.opening = self.loop.create_future()
+        connect_future = connection.connect_future = self.loop.create_future()
         connection.engine = self._factory.connect(address, tls, connection, self.loop.time())
         self._connections[connection] = None
         self._dialled.setdefault(address, {})[connection] = None
         connection.dialled = address
-        self.touch(connection)
+        self.schedule(connection)
         try:
             async with asyncio.timeout(timeout_s):
-                await opening
+                await connect_future
         except (TimeoutError, asyncio.CancelledError):
             connection.close()
             raise
         if connection.error is not None:
             raise connection.error
-        connection.opening = None
+        connection.connect_future = None
         return connection
 
     @property
@@ -369,9 +379,9 @@ class Endpoint:
         """Connections whose handshake is complete and that have not ended."""
         return [c for c in self._connections if c.engine.established and not c.closed]
 
-    def tell_buffers(self) -> None:
-        """See `UdpSocket.tell_buffers`."""
-        self._udp.tell_buffers()
+    def log_buffers(self) -> None:
+        """See `UdpSocket.log_buffers`."""
+        self._udp.log_buffers()
 
     def observe_ticks(self, observer: TickObserver) -> None:
         """Tell `observer` of each tick."""
@@ -408,19 +418,19 @@ class Endpoint:
 
     # --- for connections ---------------------------------------------------------------------------------------------
 
-    def touch(self, connection: Connection) -> None:
+    def schedule(self, connection: Connection) -> None:
         """A connection has something to deliver or to send, in this tick or at the end of the loop's turn."""
         self._touched[connection] = None
-        if not self._flush_planned:
-            self._flush_planned = True
+        if self._tick is TickState.IDLE:
+            self._tick = TickState.PLANNED
             self.loop.call_soon(self._flush)
 
     def established(self, connection: Connection) -> None:
         """A handshake is complete; if it was incoming, somebody wants to know."""
         self._half_open.discard(connection)
-        if connection.too_slow is not None:
-            connection.too_slow.cancel()
-            connection.too_slow = None
+        if connection.handshake_timer is not None:
+            connection.handshake_timer.cancel()
+            connection.handshake_timer = None
         if connection.handler is None and self._on_connection is not None:
             connection.handler = self._on_connection(connection)
 
@@ -452,7 +462,7 @@ class Endpoint:
         routes, touched = self._routes, self._touched
         self._accepts_left = ACCEPTS_PER_TURN
         # Whatever the engines ask for until `_flush` is part of this tick.
-        planned, self._flush_planned = self._flush_planned, True
+        before, self._tick = self._tick, TickState.RUNNING
         for data, address in self._udp.receive(self.settings.receive_batch):
             connection = routes.get(data[1:9] if data and data[0] < 0x80 else destination_cid(data))
             if connection is None:
@@ -464,10 +474,11 @@ class Endpoint:
                     connection.engine.receive(data, address, now)
                 except Exception:  # noqa: BLE001 - logged there
                     self._fault(connection)
-                connection.heard_at = now
+                connection.last_received_at = now
             touched[connection] = None
         self._flush()
-        self._flush_planned = self._flush_planned or planned
+        if before is TickState.PLANNED:
+            self._tick = TickState.PLANNED  # that flush is still to come
         if self._udp.unreadable and not self._closed:
             # It would be called again at once, and again.
             self.loop.remove_reader(self._udp.fileno())
@@ -507,7 +518,7 @@ class Endpoint:
         if self._closed:
             return
         now = self.loop.time()
-        planned, self._flush_planned = self._flush_planned, True
+        before, self._tick = self._tick, TickState.RUNNING
         self._accepts_left = ACCEPTS_PER_TURN
         while self._accepts_left:
             first = self._first_packets.take()
@@ -519,7 +530,8 @@ class Endpoint:
                     self._give(connection, data, first.address, now)
                 self._touched[connection] = None
         self._flush()
-        self._flush_planned = self._flush_planned or planned
+        if before is TickState.PLANNED:
+            self._tick = TickState.PLANNED  # that flush is still to come
         if self._first_packets:
             self._plan_accepts()
 
@@ -553,7 +565,7 @@ class Endpoint:
             engine.abandon(ConnectionClosedError(None, "refused", by_peer=False))
             self._forget(connection)
             return None
-        connection.too_slow = self.loop.call_later(
+        connection.handshake_timer = self.loop.call_later(
             self.settings.handshake_timeout_ms / 1000, self._handshake_too_slow, connection
         )
         self._connections[connection] = None
@@ -576,7 +588,7 @@ class Endpoint:
             return False
         connection.engine.abandon(ConnectionClosedError(None, "made way for another handshake", by_peer=False))
         self._half_open.discard(connection)
-        self.touch(connection)
+        self.schedule(connection)
         return True
 
     def _reset_by_peer(self, data: bytes, address: Address) -> Connection | None:
@@ -591,10 +603,10 @@ class Endpoint:
 
     def _handshake_too_slow(self, connection: Connection) -> None:
         connection.engine.abandon(ConnectionClosedError(None, "handshake timed out", by_peer=False))
-        self.touch(connection)
+        self.schedule(connection)
 
     def _flush(self) -> None:
-        self._flush_planned = True
+        self._tick = TickState.RUNNING
         if self._closed:
             return
         polled = self._call_handlers()
@@ -617,11 +629,11 @@ class Endpoint:
             connection.arm(now)
             if connection.engine.finished:
                 self._forget(connection)
-        self._flush_planned = False
+        self._tick = TickState.IDLE
         if udp.blocked:
             self._await_writable()
         elif self._touched:
-            self._flush_planned = True
+            self._tick = TickState.PLANNED
             self.loop.call_soon(self._flush)
 
     def _call_handlers(self) -> "dict[Connection, None]":

@@ -8,8 +8,7 @@ arms one timer for `deadline`. Streams are the engine's own objects (`quic/strea
 from typing import Protocol
 
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 Address = tuple[str, int] | tuple[str, int, int, int] | tuple[str, int, bytes] | tuple[str, int, int, int, bytes]
@@ -26,7 +25,7 @@ MIN_INITIAL_BYTES = 1_200
 """A client's first datagram is at least this long (RFC 9000 section 14.1)."""
 
 
-class EngineOwner(Protocol):
+class EngineCallbacks(Protocol):
     """What the engine of one connection tells. The first may be called from anywhere, the ids from `poll` too, the rest from `deliver` only."""
 
     def on_work(self) -> None:
@@ -130,14 +129,14 @@ class EngineFactory(Protocol):
     def reset_key(self) -> bytes:
         """What the stateless reset tokens of our connection ids are made with (`StatelessResets`)."""
 
-    def connect(self, address: Address, tls: ClientTls, owner: EngineOwner, now: float) -> Engine:
+    def connect(self, address: Address, tls: ClientTls, owner: EngineCallbacks, now: float) -> Engine:
         """Start a handshake as client. Raises ValueError if `tls` cannot be used."""
 
     def replace_tls(self, tls: ServerTls) -> None:
         """Serve this identity from the next `accept` on. Raises ValueError if it cannot be used."""
 
     def accept(
-        self, data: bytes, address: Address, owner: EngineOwner, now: float, original_cid: bytes | None
+        self, data: bytes, address: Address, owner: EngineCallbacks, now: float, original_cid: bytes | None
     ) -> Engine | None:
         """A connection for a client's first datagram, which is taken in; None if it does not start one.
 
@@ -155,13 +154,6 @@ class EngineFactory(Protocol):
 
     def close(self) -> None:
         """Release what the factory holds (files); its engines must be finished."""
-
-
-class MakeEngineFactory(Protocol):
-    """How `endpoint.py` names an engine."""
-
-    def __call__(self, settings: QuicSettings, server_tls: ServerTls | None) -> EngineFactory:
-        """`server_tls` is None for endpoints that only dial. Raises ValueError if it cannot be used."""
 
 
 def destination_cid(data: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """The application packet number space: what has arrived, what of it is to be acknowledged and when (RFC 9000 section 13.2).
 
 It stands in for the space a QUIC library has made and has all of that one's attributes, so that the library's own code works
-on it; `take`, `ack_frame` and `acknowledged` are the short ways for ordinary packets. Times are seconds of the caller's monotonic clock.
+on it; `on_packet_received`, `ack_frame` and `acknowledged` are the short ways for ordinary packets. Times are seconds of the caller's monotonic clock.
 """
 
 from bisect import bisect_left, bisect_right
@@ -73,7 +73,7 @@ class Acknowledged(NamedTuple):
     """When the largest number it names was sent, if that is among them and asked for an acknowledgement."""
 
 
-class SeenNumbers:
+class ReceivedPacketNumbers:
     """Packet numbers received lately, to tell duplicates; those below the window count as seen."""
 
     __slots__ = ("_lower", "_seen")
@@ -173,7 +173,7 @@ class PacketSpace:
         self.expected_packet_number = 0
         self.largest_received_packet = -1
         self.largest_received_time: float | None = None
-        self.received_packets = SeenNumbers()
+        self.received_packets = ReceivedPacketNumbers()
         self.ack_eliciting_in_flight = 0
         self.largest_acked_packet = 0
         self.loss_time: float | None = None
@@ -184,7 +184,7 @@ class PacketSpace:
         """Whether this packet was not received before."""
         return number not in self.received_packets
 
-    def take(self, number: int, now: float, size: int) -> bool:
+    def on_packet_received(self, number: int, now: float, size: int) -> bool:
         """Record a packet, and decide when it is acknowledged; True if that is earlier than it was.
 
         `size` is 0 for packets that ask for no acknowledgement. Counting bytes serves the sender: its congestion window is in
@@ -215,13 +215,13 @@ class PacketSpace:
         """Whether an acknowledgement has to leave now."""
         return self.ack_at is not None and self.ack_at <= now
 
-    def ack_frame(self, now: float, room: int, delay_exponent: int) -> bytes:
-        """An ACK of everything received, newest ranges first, as many as fit in `room` bytes (RFC 9000 section 19.3)."""
+    def ack_frame(self, now: float, max_bytes: int, delay_exponent: int) -> bytes:
+        """An ACK of everything received, newest ranges first, as many as fit in `max_bytes` bytes (RFC 9000 section 19.3)."""
         starts, stops = self.ack_queue.ranges.starts, self.ack_queue.ranges.stops
         at = len(starts) - 1
         received_at = self.largest_received_time
         delay = 0 if received_at is None else max(0, int((now - received_at) * 1_000_000)) >> delay_exponent
-        more = min(at, max(0, room // _BYTES_PER_RANGE - 1))
+        more = min(at, max(0, max_bytes // _BYTES_PER_RANGE - 1))
         parts = [b"\x02", varint(stops[at] - 1), varint(delay), varint(more), varint(stops[at] - starts[at] - 1)]
         for _ in range(more):
             smallest = starts[at]

@@ -183,7 +183,7 @@ def read_stream_frames(bytes payload not None, Py_ssize_t at, dict streams not N
         found = PyDict_GetItem(streams, stream_id)
         if found is NULL:
             return at
-        (<object>found).frame_data(
+        (<object>found).on_stream_frame(
             offset, PyBytes_FromStringAndSize(<char*>raw + data_at, end - data_at), kind & 1 == 1
         )
         at = end

@@ -32,7 +32,7 @@ class Keys(NamedTuple):
 class FrameTaker(Protocol):
     """A stream that takes what a STREAM frame brings."""
 
-    def frame_data(self, offset: int, data: bytes, fin: bool) -> None:
+    def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> None:
         """Bytes at an offset."""
 
 
@@ -137,7 +137,7 @@ def read_stream_frames(payload: bytes, at: int, streams: Mapping[int, FrameTaker
         stream = streams.get(stream_id)
         if end > size or stream is None:
             return at
-        stream.frame_data(offset, payload[data_at:end], kind & 1 == 1)
+        stream.on_stream_frame(offset, payload[data_at:end], kind & 1 == 1)
         at = end
     return at
 

@@ -1,66 +1,300 @@
-"""One QUIC stream as the rest of the program sees it: write, read callback, pause and resume, reset, stop.
+"""One QUIC stream: its two halves, its handler, and its marks on the connection (RFC 9000 sections 2 and 3).
 
-Back-pressure runs through both halves. Sending: `write` tells when enough is buffered and `on_writable` when to go on.
-Receiving: credit is granted to the peer only for bytes that were handed to the handler; while reading is paused the peer
-can send at most the rest of its window (RFC 9000 section 4.1), which bounds the memory of a stream.
+The engine calls the `on_*` methods for what packets bring and takes frames from the halves; the user of the stream calls the
+methods of `Stream`. Two things are bounded here: received bytes by the window (credit is granted only for what the handler has
+taken, gaps included), and unsent bytes by the high-water mark that the writer heeds.
+
+Marks: a stream puts itself into `sending` (it has bytes or FIN to send and the peer's limit allows some), `control`
+(RESET_STREAM, STOP_SENDING or MAX_STREAM_DATA to send) and `ready` (something for the handler) of its connection, so that an
+engine visits only streams with something to do.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.limit import Limit
+from tunnel_protocol.quic.receive_half import PROTOCOL_VIOLATION, ReceiveHalf, ReceiveState, StreamError
+from tunnel_protocol.quic.send_half import SendHalf, SendState
+from tunnel_protocol.quic.stream_interface import StreamHandler
+
+STREAM_GAPS = Limit("quic.stream_gaps", pieces=1_024)
+"""Pieces received out of order on one stream, beyond which a peer is not unlucky but hostile (RFC 9000 section 21.7)."""
+
+CONNECTION_GAPS = Limit("quic.connection_gaps", pieces=2_048)
+"""The same over all streams of a connection."""
+
+_MAX_STREAM_GAPS = STREAM_GAPS.pieces or 0
+_MAX_CONNECTION_GAPS = CONNECTION_GAPS.pieces or 0
 
 
-class StreamHandler(Protocol):
-    """What the owner of a stream is told. Called synchronously from the endpoint's tick; must not block or await."""
+class StreamCallbacks(Protocol):
+    """The connection as its streams see it. The three sets keep the order in which streams entered them."""
 
-    def on_data(self, data: bytes, fin: bool) -> None:
-        """Received bytes, in order. `fin` is true exactly once, with the last (possibly empty) piece."""
+    sending: "dict[BidirectionalStream, None]"
+    control: "dict[BidirectionalStream, None]"
+    ready: "dict[BidirectionalStream, None]"
+    poll_scheduled: bool
+    pieces_out_of_order: int
+    """What all streams hold that was received out of order, in pieces."""
 
-    def on_reset(self, error_code: int) -> None:
-        """The peer abandoned its sending side; no more `on_data`."""
+    def schedule_poll(self) -> None:
+        """Have the connection polled soon; called only while `poll_scheduled` is false."""
 
-    def on_stop(self, error_code: int) -> None:
-        """The peer asked to stop sending (the engine has answered with RESET_STREAM); writes are dropped from now on."""
-
-    def on_writable(self) -> None:
-        """The send buffer fell below the low-water mark after `write` had returned False."""
-
-    def on_connection_lost(self, error: ConnectionClosedError) -> None:
-        """The connection is gone; the last call a handler gets, and it gets it unless both sides had ended before."""
+    def release(self, stream: "BidirectionalStream") -> None:
+        """Both halves have ended and the handler knows: forget the stream."""
 
 
-class Stream(Protocol):
-    """A bidirectional stream. Every method is cheap, synchronous and safe to call from a handler callback."""
+class _NullHandler:
+    """The handler of a stream whose owner has turned away."""
 
-    stream_id: int
+    __slots__ = ()
+
+    def on_data(self, data: bytes, fin: bool) -> None: ...
+
+    def on_reset(self, error_code: int) -> None: ...
+
+    def on_stop(self, error_code: int) -> None: ...
+
+    def on_writable(self) -> None: ...
+
+    def on_connection_lost(self, error: ConnectionClosedError) -> None: ...
+
+
+NULL_HANDLER: StreamHandler = _NullHandler()
+
+
+class BidirectionalStream:
+    """Implements `Stream`; see there for what callers may expect."""
+
+    __slots__ = ("_handler", "_owner", "_stop_to_report", "id_bytes", "receive_half", "send_half", "stream_id")
+
+    def __init__(
+        self,
+        owner: StreamCallbacks,
+        stream_id: int,
+        id_bytes: bytes,
+        handler: StreamHandler,
+        *,
+        window: int,
+        send_limit: int,
+        high_water: int,
+    ) -> None:
+        self._owner = owner
+        self._handler: StreamHandler = handler
+        self.stream_id = stream_id
+        self.id_bytes = id_bytes
+        self.send_half = SendHalf(send_limit, high_water)
+        self.receive_half = ReceiveHalf(window)
+        self._stop_to_report: int | None = None
+
+    def attach(self, handler: StreamHandler) -> None:
+        """Hand the stream to its handler (streams the peer opened)."""
+        self._handler = handler
+
+    # --- Stream ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray, fin: bool = False) -> bool:
-        """Queue bytes. False means the send buffer is above its high-water mark: pause until `on_writable`.
-
-        Raises `StreamClosedError` after FIN or a reset of ours; silently drops after the peer's STOP_SENDING.
-        """
+        """See `Stream.write`."""
+        half = self.send_half
+        if not half.write(data, fin):
+            return True
+        if not data and not fin:
+            return not half.above_high_water()
+        if fin or half.sent < half.limit:
+            owner = self._owner
+            owner.sending[self] = None
+            if not owner.poll_scheduled:
+                owner.schedule_poll()
+        if half.above_high_water():
+            half.wants_writable = True
+            return False
+        return True
 
     def reset(self, error_code: int = 0) -> None:
-        """Abandon the sending side (RESET_STREAM); drops what is buffered. No effect once everything was acknowledged."""
-
-    def stop(self, error_code: int = 0) -> None:
-        """Abandon the receiving side (STOP_SENDING); no more `on_data`. No effect once FIN or a reset was received."""
-
-    def pause_reading(self) -> None:
-        """Deliver nothing and grant no credit until `resume_reading`."""
-
-    def resume_reading(self) -> None:
-        """Deliver what arrived meanwhile (within this call or soon after) and grant credit again."""
+        """See `Stream.reset`."""
+        if self._abandon_sending(error_code):
+            self.send_half.call_back()
 
     def unsent_bytes(self) -> int:
-        """Bytes written and not yet sent for the first time."""
+        """See `Stream.unsent_bytes`."""
+        return self.send_half.written - self.send_half.sent
 
     def acknowledged(self) -> bool:
-        """True once the peer has acknowledged every byte written including FIN; never after RESET_STREAM was sent."""
+        """See `Stream.acknowledged`."""
+        return self.send_half.state is SendState.DATA_RECVD
 
     def when_sent(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the sending side is over: acknowledged in full, reset, or stopped by the peer.
+        """See `Stream.when_sent`."""
+        if self.send_half.when_sent(callback):
+            callback()
 
-        At once if it is over already; not at all if the connection is lost before (`on_connection_lost` tells).
-        """
+    def stop(self, error_code: int = 0) -> None:
+        """See `Stream.stop`."""
+        half = self.receive_half
+        if not half.wanted:
+            return
+        self._owner.pieces_out_of_order -= half.pieces_out_of_order
+        half.stop(error_code)
+        if half.stop_pending:
+            self._mark_control()
+        if half.over and self.send_half.over:
+            self._mark_ready()
+
+    def pause_reading(self) -> None:
+        """See `Stream.pause_reading`."""
+        self.receive_half.paused = True
+
+    def resume_reading(self) -> None:
+        """See `Stream.resume_reading`."""
+        half = self.receive_half
+        if half.paused:
+            half.paused = False
+            if half.has_news():
+                self._mark_ready()
+
+    # --- for the engine: packets bring -------------------------------------------------------------------------------
+
+    def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> None:
+        """A STREAM frame. Raises `StreamError`."""
+        half = self.receive_half
+        before = half.pieces_out_of_order
+        news = half.on_stream_frame(offset, data, fin)
+        after = half.pieces_out_of_order
+        if after != before:
+            owner = self._owner
+            owner.pieces_out_of_order += after - before
+            if after > _MAX_STREAM_GAPS or owner.pieces_out_of_order > _MAX_CONNECTION_GAPS:
+                raise StreamError(PROTOCOL_VIOLATION, "stream data too fragmented")
+        if news:
+            self._mark_received()
+
+    def on_reset_stream(self, error_code: int, final_size: int) -> None:
+        """A RESET_STREAM frame. Raises `StreamError`."""
+        half = self.receive_half
+        before = half.pieces_out_of_order
+        news = half.on_reset_stream(error_code, final_size)
+        self._owner.pieces_out_of_order += half.pieces_out_of_order - before
+        if news:
+            self._mark_received()
+
+    def _mark_received(self) -> None:
+        half = self.receive_half
+        if half.over:
+            if self.send_half.over:
+                self._mark_ready()
+        elif not half.paused or half.state is ReceiveState.RESET_RECVD:
+            self._owner.ready[self] = None
+
+    def on_stop_sending(self, error_code: int) -> None:
+        """A STOP_SENDING frame: answered with RESET_STREAM of the same code (RFC 9000 section 3.5)."""
+        if self._abandon_sending(error_code):
+            self.send_half.stopped_by_peer = self._stop_to_report = error_code
+            self._owner.ready[self] = None
+
+    def on_max_stream_data(self, limit: int) -> None:
+        """A MAX_STREAM_DATA frame."""
+        if self.send_half.on_max_stream_data(limit):
+            self._owner.sending[self] = None
+
+    # --- for the engine: filling packets -----------------------------------------------------------------------------
+
+    def next_data(self, max_bytes: int, connection_credit: int) -> tuple[int, bytes, bool] | None:
+        """See `SendHalf.next_data`."""
+        half = self.send_half
+        piece = half.next_data(max_bytes, connection_credit)
+        if half.wants_writable and half.may_write_on():
+            self._owner.ready[self] = None
+        return piece
+
+    # --- for the engine: fate of what was sent -----------------------------------------------------------------------
+
+    def on_data_acked(self, start: int, stop: int, fin: bool) -> None:
+        """A piece of `next_data` has arrived."""
+        half = self.send_half
+        half.on_data_acked(start, stop, fin)
+        if half.state is SendState.DATA_RECVD:
+            self._mark_sent()
+
+    def on_data_lost(self, start: int, stop: int, fin: bool) -> None:
+        """A piece of `next_data` has to be sent again."""
+        if self.send_half.on_data_lost(start, stop, fin):
+            self._owner.sending[self] = None
+
+    def on_reset_acked(self) -> None:
+        """RESET_STREAM has arrived."""
+        self.send_half.on_reset_acked()
+        self._mark_sent()
+
+    def on_control_lost(self, *, reset: bool = False, stop: bool = False, limit: bool = False) -> None:
+        """A control frame has to be sent again if it still matters."""
+        if reset and not self.send_half.over:
+            self.send_half.reset_pending = True
+        elif not ((stop and self.receive_half.on_stop_lost()) or (limit and self.receive_half.on_limit_lost())):
+            return
+        self._owner.control[self] = None
+
+    # --- for the engine: calling back --------------------------------------------------------------------------------
+
+    def deliver(self) -> None:
+        """Call the handler for everything that happened; runs outside packet processing."""
+        sending, receiving = self.send_half, self.receive_half
+        if receiving.wanted and not receiving.paused:
+            taken = receiving.take()
+            if taken is not None:
+                if receiving.limit_pending:
+                    self._owner.control[self] = None
+                self._handler.on_data(taken[0], taken[1])
+        if receiving.state is ReceiveState.RESET_RECVD:
+            self._handler.on_reset(receiving.take_reset())
+        if self._stop_to_report is not None:
+            code, self._stop_to_report = self._stop_to_report, None
+            self._handler.on_stop(code)
+            sending.call_back()
+        if sending.wants_writable and sending.may_write_on():
+            sending.wants_writable = False
+            if sending.final_size is None and not sending.abandoned:
+                self._handler.on_writable()
+        if sending.over and sending.awaited:
+            sending.call_back()
+        if sending.over and receiving.over:
+            self._handler = NULL_HANDLER
+            self._owner.release(self)
+
+    def connection_lost(self, error: ConnectionClosedError) -> None:
+        """Tell the handler, for the last time, and let everything go."""
+        handler, self._handler = self._handler, NULL_HANDLER
+        self._owner.pieces_out_of_order -= self.receive_half.pieces_out_of_order
+        self.send_half.connection_lost()
+        self.receive_half.connection_lost()
+        handler.on_connection_lost(error)
+
+    def refuse(self) -> None:
+        """Nobody wants this stream of the peer."""
+        self.stop()
+        self.reset()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _abandon_sending(self, error_code: int) -> bool:
+        if not self.send_half.abandon(error_code):
+            return False
+        self._owner.sending.pop(self, None)
+        self._mark_control()
+        return True
+
+    def _mark_sent(self) -> None:
+        if self.send_half.awaited or self.receive_half.over:
+            self._owner.ready[self] = None
+
+    def _mark_control(self) -> None:
+        owner = self._owner
+        owner.control[self] = None
+        if not owner.poll_scheduled:
+            owner.schedule_poll()
+
+    def _mark_ready(self) -> None:
+        owner = self._owner
+        owner.ready[self] = None
+        if not owner.poll_scheduled:
+            owner.schedule_poll()

@@ -37,7 +37,7 @@ _BACKLOG = BACKLOG.pieces or 0
 _BACKLOG_BYTES = BACKLOG.bytes or 0
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
 _CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
-_TELL_AFTER_FAILURES = 16
+_REPORT_AFTER_FAILURES = 16
 """The kernel reports an error of receiving once and goes on; so many without a datagram in between are another matter."""
 _UNSPECIFIED = ("0.0.0.0", "::")
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
@@ -63,7 +63,7 @@ class UdpSocket:
         self._backlog_bytes = 0
         self._failures = 0
         self.dropped = 0
-        """Datagrams (or segmented batches) the kernel refused or the backlog had no room for."""
+        """Datagrams (or segmented batches) the kernel refused or did not fit into the backlog."""
         self.too_large = 0
         """Size of the last datagram that was refused because the first hop does not carry it; its reader sets it to 0."""
         self._answers_as_asked = answers_as_asked and linux
@@ -110,7 +110,7 @@ class UdpSocket:
             sock.close()
             raise
 
-    def tell_buffers(self) -> None:
+    def log_buffers(self) -> None:
         """Log once if the kernel gave smaller buffers than a busy router needs, and what to set."""
         for option, setting in ((socket.SO_RCVBUF, "net.core.rmem_max"), (socket.SO_SNDBUF, "net.core.wmem_max")):
             given = self._socket.getsockopt(socket.SOL_SOCKET, option) // (2 if sys.platform == "linux" else 1)
@@ -136,7 +136,7 @@ class UdpSocket:
     @property
     def unreadable(self) -> bool:
         """Receiving fails again and again, and would for as long as it is tried without a pause."""
-        return self._failures >= _TELL_AFTER_FAILURES
+        return self._failures >= _REPORT_AFTER_FAILURES
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -164,7 +164,7 @@ class UdpSocket:
             # An ICMP error of an earlier datagram; the connection it concerns will notice by itself.
             self.dropped += 1
             self._failures = 0 if datagrams else self._failures + 1
-            if self._failures == _TELL_AFTER_FAILURES:
+            if self._failures == _REPORT_AFTER_FAILURES:
                 _log.warning("UDP socket cannot be read", error=os.strerror(error))
         elif self._failures:
             self._failures = 0

@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.address_validation import RESET_TOKEN_BYTES
-from tunnel_protocol.quic.aioquic_engine.fast import FastConnection
-from tunnel_protocol.quic.engine import Address, EngineOwner
-from tunnel_protocol.quic.engine_stream import EngineStream
+from tunnel_protocol.quic.aioquic_engine.one_rtt import OneRttConnection
+from tunnel_protocol.quic.engine import Address, EngineCallbacks
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream import BidirectionalStream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ _PROBES_BYTES = PATH_PROBES.bytes or 0
 _TIMED_OUT = (QuicErrorCode.INTERNAL_ERROR, "Idle timeout")
 
 
-class _NobodyToTell:
+class _NullEngineCallbacks:
     """The owner of a connection that was forgotten."""
 
     def on_work(self) -> None: ...
@@ -58,12 +58,12 @@ class _NobodyToTell:
     def on_closed(self, error: ConnectionClosedError) -> None: ...
 
 
-class AioquicEngine(FastConnection):
+class AioquicEngine(OneRttConnection):
     """Implements `Engine`."""
 
     def __init__(
         self,
-        owner: EngineOwner,
+        owner: EngineCallbacks,
         settings: QuicSettings,
         configuration: QuicConfiguration,
         original_destination_connection_id: bytes | None = None,
@@ -80,7 +80,7 @@ class AioquicEngine(FastConnection):
         self._keepalive_at: float | None = None
         self._deadline: float | None = None
         self._deadline_known = False
-        self._farewell: list[tuple[bytes, Address]] = []
+        self._close_packets: list[tuple[bytes, Address]] = []
         """The packets that carried our CONNECTION_CLOSE, for a peer that keeps sending."""
         self._late_packets = 0
         self._repeat_farewell = False
@@ -132,10 +132,10 @@ class AioquicEngine(FastConnection):
     def receive(self, data: bytes, address: Address, now: float) -> None:
         """See `Engine`."""
         self._now = now
-        self.awake = True
+        self.poll_scheduled = True
         if data and data[0] & 0xC0 == 0x40 and self._receive_fast(data, address, now):
             return
-        self.undisturbed = False
+        self.quiescent = False
         if self._state is QuicConnectionState.CLOSING:
             # RFC 9000 section 10.2.1: say it again, ever more rarely.
             self._late_packets += 1
@@ -154,14 +154,14 @@ class AioquicEngine(FastConnection):
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
         """See `Engine`."""
         self._now = now
-        self.awake = False
-        if self.undisturbed and not (self.sending or self.control or self.ready):
+        self.poll_scheduled = False
+        if self.quiescent and not (self.sending or self.control or self.ready):
             return []
-        self.undisturbed = False
+        self.quiescent = False
         if self._state is not _CONNECTED and self._state in END_STATES:
             if self._repeat_farewell:
                 self._repeat_farewell = False
-                return self._farewell
+                return self._close_packets
             return []
         self._deadline_known = False
         ordinary = self._ordinary()
@@ -171,23 +171,23 @@ class AioquicEngine(FastConnection):
             closing = self._close_pending
             datagrams = self.datagrams_to_send(now)
             if closing:
-                self._farewell = datagrams
+                self._close_packets = datagrams
         if self.path_mtu.probe_at is not None:
             probe_at = self._probe_path_at()
             if probe_at is not None and probe_at <= now:
                 datagrams.append(self._probe_path(now))
         if self._events:
             self._take_events()
-        if self.ready and not self.awake:
-            # Sending has made room for a writer.
-            self.wake()
+        if self.ready and not self.poll_scheduled:
+            # Sending has taken bytes from a full buffer: its writer may go on.
+            self.schedule_poll()
         else:
-            self.undisturbed = ordinary and not self._has_frames()
+            self.quiescent = ordinary and not self._has_frames()
         return datagrams
 
     def deadline(self) -> float | None:
         """See `Engine`."""
-        if self._deadline_known and self.undisturbed:
+        if self._deadline_known and self.quiescent:
             return self._deadline
         self._deadline_known = True
         self._deadline = self._next_deadline()
@@ -208,8 +208,8 @@ class AioquicEngine(FastConnection):
     def handle_timer(self, now: float) -> None:
         """See `Engine`."""
         self._now = now
-        self.awake = True
-        self.undisturbed = False
+        self.poll_scheduled = True
+        self.quiescent = False
         if self._close_at is None:
             return
         super().handle_timer(now)
@@ -223,8 +223,8 @@ class AioquicEngine(FastConnection):
         if limit and unanswered > limit and self._handshake_confirmed:
             self.abandon(ConnectionClosedError(None, "peer does not answer", by_peer=False))
         elif self._keepalive_at is not None and now >= self._keepalive_at:
-            heard_at = self._app_space.largest_received_time
-            self._plan_keepalive(now if heard_at is None else heard_at)
+            last_received_at = self._app_space.largest_received_time
+            self._plan_keepalive(now if last_received_at is None else last_received_at)
             if now >= self._keepalive_at:
                 self.ping()
                 self._plan_keepalive(now)
@@ -241,18 +241,18 @@ class AioquicEngine(FastConnection):
     def ping(self) -> None:
         """See `Engine`."""
         self._ping_pending.append(0)
-        self.undisturbed = False
-        if not self.awake:
-            self.wake()
+        self.quiescent = False
+        if not self.poll_scheduled:
+            self.schedule_poll()
 
     # --- calling back ------------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
+    def schedule_poll(self) -> None:
         """Called by streams, once until the next `poll`."""
-        self.awake = True
+        self.poll_scheduled = True
         self._owner.on_work()
 
-    def open_stream(self, handler: StreamHandler) -> EngineStream | None:
+    def open_stream(self, handler: StreamHandler) -> BidirectionalStream | None:
         """See `Engine`."""
         if self.closed:
             return None
@@ -260,13 +260,13 @@ class AioquicEngine(FastConnection):
 
     def deliver(self) -> None:
         """See `Engine`."""
-        self.awake = True
+        self.poll_scheduled = True
         if self._events:
             self._take_events()
         if self._handshake_complete and not self._established_told and not self.closed:
             self._established_told = True
             self._owner.on_established()
-        if self._arrived:
+        if self._unaccepted:
             self._introduce()
         ready = self.ready
         while ready:
@@ -282,10 +282,10 @@ class AioquicEngine(FastConnection):
             self._credit_raised = False
             self._owner.on_stream_credit()
         if not self._closed_told and self.closed:
-            self._tell_closed()
+            self._notify_closed()
 
     def _introduce(self) -> None:
-        arrived, self._arrived = self._arrived, []
+        arrived, self._unaccepted = self._unaccepted, []
         for stream in arrived:
             handler = self._owner.on_peer_stream(stream)
             if handler is None:
@@ -316,10 +316,10 @@ class AioquicEngine(FastConnection):
         if self.closed:
             return
         self._error = ConnectionClosedError(error_code, reason, by_peer=False)
-        self.undisturbed = False
+        self.quiescent = False
         self.close(error_code=error_code, reason_phrase=reason)
-        if not self.awake:
-            self.wake()
+        if not self.poll_scheduled:
+            self.schedule_poll()
 
     def abandon(self, error: ConnectionClosedError) -> None:
         """See `Engine`."""
@@ -332,23 +332,23 @@ class AioquicEngine(FastConnection):
                 error_code=QuicErrorCode.NO_ERROR, frame_type=None, reason_phrase=error.reason
             )
         self._close_pending = False
-        self.undisturbed = False
+        self.quiescent = False
         self._close_end()
 
     def discard(self) -> None:
         """See `Engine`. The owner is told nothing more."""
         super().discard()
-        self._owner = _NobodyToTell()
+        self._owner = _NullEngineCallbacks()
         self._reset_token = None
 
-    def _tell_closed(self) -> None:
+    def _notify_closed(self) -> None:
         self._closed_told = True
         error = self._error or self._why_closed()
         streams = list(self.streams.values())
         self.streams.clear()
-        for registry in (self.sending, self.control, self.ready, self._starved):
+        for registry in (self.sending, self.control, self.ready, self._connection_blocked):
             registry.clear()
-        self._arrived.clear()
+        self._unaccepted.clear()
         for stream in streams:
             try:
                 stream.connection_lost(error)

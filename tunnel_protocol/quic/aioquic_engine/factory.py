@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from tunnel_protocol.quic.address_validation import StatelessResets, reset_key
 from tunnel_protocol.quic.aioquic_engine.connection import AioquicEngine
 from tunnel_protocol.quic.aioquic_engine.observers import KeyLog, TraceFiles
-from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineOwner
+from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineCallbacks
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
@@ -55,7 +55,7 @@ class AioquicFactory:
         if self._traces is not None:
             self._traces.close()
 
-    def connect(self, address: Address, tls: ClientTls, owner: EngineOwner, now: float) -> AioquicEngine:
+    def connect(self, address: Address, tls: ClientTls, owner: EngineCallbacks, now: float) -> AioquicEngine:
         """See `EngineFactory`."""
         configuration = self._configuration(is_client=True, alpn=tls.alpn)
         configuration.server_name = tls.server_name
@@ -71,7 +71,7 @@ class AioquicFactory:
         return engine
 
     def accept(
-        self, data: bytes, address: Address, owner: EngineOwner, now: float, original_cid: bytes | None = None
+        self, data: bytes, address: Address, owner: EngineCallbacks, now: float, original_cid: bytes | None = None
     ) -> AioquicEngine | None:
         """See `EngineFactory`."""
         header = _header(data)

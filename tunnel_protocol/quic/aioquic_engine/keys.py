@@ -7,7 +7,7 @@ under the new ones. If that packet is lost and the next one is only due as an an
 from aioquic.quic.crypto import CryptoContext, CryptoError, CryptoPair  # type: ignore[attr-defined]  # re-exported so
 
 
-class LastingKeys(CryptoPair):
+class KeyPairWithPrevious(CryptoPair):
     """Takes the place of a pair; reads packets of the key phase before the current one too."""
 
     def __init__(self, pair: CryptoPair) -> None:

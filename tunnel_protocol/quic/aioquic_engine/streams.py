@@ -21,11 +21,12 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, Qu
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
 from tunnel_protocol.quic.aioquic_engine.bounded import PACKET_FRAMES, BoundedConnection
-from tunnel_protocol.quic.engine_stream import NOBODY, EngineStream, StreamError
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
+from tunnel_protocol.quic.receive_half import StreamError
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import StreamHandler
+from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream
+from tunnel_protocol.quic.stream_interface import StreamHandler
 
 try:
     from tunnel_protocol.quic.packet_speedups import stream_frame
@@ -39,13 +40,13 @@ ACKED = QuicDeliveryState.ACKED
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _SMALLEST_STREAM_FRAME = 24
-"""Room below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
+"""Bytes below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
 
 _MAX_CONTROL_FRAMES = (PACKET_FRAMES.pieces or 0) // 2
 """Frames in a packet of ours above which no further stream adds its up to three: peers bound them as we do."""
 
 
-def data_delivery(delivery: QuicDeliveryState, stream: EngineStream, start: int, stop: int, fin: bool) -> None:
+def data_delivery(delivery: QuicDeliveryState, stream: BidirectionalStream, start: int, stop: int, fin: bool) -> None:
     """A packet with a STREAM frame was acknowledged or lost."""
     if delivery is ACKED:
         stream.on_data_acked(start, stop, fin)
@@ -53,7 +54,7 @@ def data_delivery(delivery: QuicDeliveryState, stream: EngineStream, start: int,
         stream.on_data_lost(start, stop, fin)
 
 
-def reset_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
+def reset_delivery(delivery: QuicDeliveryState, stream: BidirectionalStream) -> None:
     """A packet with RESET_STREAM was acknowledged or lost."""
     if delivery is ACKED:
         stream.on_reset_acked()
@@ -61,20 +62,20 @@ def reset_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
         stream.on_control_lost(reset=True)
 
 
-def stop_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
+def stop_delivery(delivery: QuicDeliveryState, stream: BidirectionalStream) -> None:
     """A packet with STOP_SENDING was acknowledged or lost."""
     if delivery is not ACKED:
         stream.on_control_lost(stop=True)
 
 
-def limit_delivery(delivery: QuicDeliveryState, stream: EngineStream) -> None:
+def limit_delivery(delivery: QuicDeliveryState, stream: BidirectionalStream) -> None:
     """A packet with MAX_STREAM_DATA was acknowledged or lost."""
     if delivery is not ACKED:
         stream.on_control_lost(limit=True)
 
 
 class StreamConnection(BoundedConnection):
-    """Implements `StreamOwner`; stream frames in and out."""
+    """Implements `StreamCallbacks`; stream frames in and out."""
 
     def __init__(
         self,
@@ -86,24 +87,24 @@ class StreamConnection(BoundedConnection):
             configuration=configuration, original_destination_connection_id=original_destination_connection_id
         )
         self.settings = settings
-        self.streams: dict[int, EngineStream] = {}
-        self.sending: dict[EngineStream, None] = {}
-        self.control: dict[EngineStream, None] = {}
-        self.ready: dict[EngineStream, None] = {}
-        self.awake = False
+        self.streams: dict[int, BidirectionalStream] = {}
+        self.sending: dict[BidirectionalStream, None] = {}
+        self.control: dict[BidirectionalStream, None] = {}
+        self.ready: dict[BidirectionalStream, None] = {}
+        self.poll_scheduled = False
         self.pieces_out_of_order = 0
-        self.undisturbed = False
+        self.quiescent = False
         """Since the last `poll`, which left nothing unsaid, only stream data has arrived: no timer is due earlier."""
-        self._starved: dict[EngineStream, None] = {}
+        self._connection_blocked: dict[BidirectionalStream, None] = {}
         """Streams that only wait for connection-level credit."""
-        self._arrived: list[EngineStream] = []
+        self._unaccepted: list[BidirectionalStream] = []
         """Streams the peer opened and nobody was told of yet."""
         self._unseen = Ranges()
         """Streams of the peer, counted from 1, that a higher one has opened and on which nothing has arrived."""
         self._credit_raised = False
         self._blocked_at: int | None = None
         """The stream limit at which somebody found us blocked and the peer has not been told yet."""
-        self._blocked_told: int | None = None
+        self._blocked_reported: int | None = None
         """The last limit the peer was told of; once is enough."""
         self._cids_to_send = False
         self._ack_delay = settings.ack_delay_ms / 1000
@@ -118,37 +119,37 @@ class StreamConnection(BoundedConnection):
         """Streams that can be opened without further credit."""
         return max(0, self._remote_max_streams_bidi - (self._local_next_stream_id_bidi >> 2))
 
-    def open_stream(self, handler: StreamHandler) -> EngineStream | None:
+    def open_stream(self, handler: StreamHandler) -> BidirectionalStream | None:
         """Open a bidirectional stream; None without credit."""
         stream_id = self._local_next_stream_id_bidi
         limit = self._remote_max_streams_bidi
         if stream_id >> 2 >= limit:
-            if self._blocked_told != limit:
-                self._blocked_told = self._blocked_at = limit
-                self.undisturbed = False
-                if not self.awake:
-                    self.wake()
+            if self._blocked_reported != limit:
+                self._blocked_reported = self._blocked_at = limit
+                self.quiescent = False
+                if not self.poll_scheduled:
+                    self.schedule_poll()
             return None
         self._local_next_stream_id_bidi = stream_id + 4
         return self._create_stream(stream_id, handler, self._remote_max_stream_data_bidi_remote)
 
-    def release(self, stream: EngineStream) -> None:
+    def release(self, stream: BidirectionalStream) -> None:
         """Forget a stream; if it was the peer's, it may open another one (RFC 9000 section 4.6)."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self.sending.pop(stream, None)
         self.control.pop(stream, None)
-        self._starved.pop(stream, None)
+        self._connection_blocked.pop(stream, None)
         if (stream.stream_id & 1) == self._is_client:
             self._local_max_streams_bidi.value += 1
-            self.undisturbed = False
+            self.quiescent = False
 
-    def wake(self) -> None:
-        """See `StreamOwner`; the engine, which knows whom to wake, does it."""
+    def schedule_poll(self) -> None:
+        """See `StreamCallbacks`; the engine, which knows whom to wake, does it."""
 
-    def _create_stream(self, stream_id: int, handler: StreamHandler, send_limit: int) -> EngineStream:
+    def _create_stream(self, stream_id: int, handler: StreamHandler, send_limit: int) -> BidirectionalStream:
         settings = self.settings
-        stream = self.streams[stream_id] = EngineStream(
+        stream = self.streams[stream_id] = BidirectionalStream(
             self,
             stream_id,
             varint(stream_id),
@@ -159,7 +160,7 @@ class StreamConnection(BoundedConnection):
         )
         return stream
 
-    def _find_stream(self, frame_type: int, stream_id: int) -> EngineStream | None:
+    def _find_stream(self, frame_type: int, stream_id: int) -> BidirectionalStream | None:
         """The stream a frame speaks of, created if the peer may open it; None if it is over and forgotten."""
         stream = self.streams.get(stream_id)
         if stream is not None:
@@ -185,9 +186,9 @@ class StreamConnection(BoundedConnection):
         limit.used = count
         return self._create_peer_stream(stream_id)
 
-    def _create_peer_stream(self, stream_id: int) -> EngineStream:
-        stream = self._create_stream(stream_id, NOBODY, self._remote_max_stream_data_bidi_local)
-        self._arrived.append(stream)
+    def _create_peer_stream(self, stream_id: int) -> BidirectionalStream:
+        stream = self._create_stream(stream_id, NULL_HANDLER, self._remote_max_stream_data_bidi_local)
+        self._unaccepted.append(stream)
         return stream
 
     # --- frames in ---------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ class StreamConnection(BoundedConnection):
         stream = self._find_stream(frame_type, stream_id)
         if stream is not None:
             try:
-                stream.frame_data(offset, data, bool(frame_type & 1))
+                stream.on_stream_frame(offset, data, bool(frame_type & 1))
             except StreamError as error:
                 raise QuicConnectionError(error.error_code, frame_type, error.reason) from error
 
@@ -227,7 +228,7 @@ class StreamConnection(BoundedConnection):
         stream = self._find_stream(frame_type, stream_id)
         if stream is not None:
             try:
-                stream.frame_reset(error_code, final_size)
+                stream.on_reset_stream(error_code, final_size)
             except StreamError as error:
                 raise QuicConnectionError(error.error_code, frame_type, error.reason) from error
 
@@ -241,7 +242,7 @@ class StreamConnection(BoundedConnection):
         self._assert_stream_can_send(frame_type, stream_id)
         stream = self._find_stream(frame_type, stream_id)
         if stream is not None:
-            stream.frame_stop(error_code)
+            stream.on_stop_sending(error_code)
 
     def _handle_max_stream_data_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         stream_id = buf.pull_uint_var()
@@ -253,7 +254,7 @@ class StreamConnection(BoundedConnection):
         self._assert_stream_can_send(frame_type, stream_id)
         stream = self._find_stream(frame_type, stream_id)
         if stream is not None:
-            stream.frame_limit(limit)
+            stream.on_max_stream_data(limit)
 
     def _handle_stream_data_blocked_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         stream_id = buf.pull_uint_var()
@@ -267,9 +268,9 @@ class StreamConnection(BoundedConnection):
 
     def _handle_max_data_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         super()._handle_max_data_frame(context, frame_type, buf)
-        if self._starved and self._remote_max_data > self._remote_max_data_used:
-            self.sending.update(self._starved)
-            self._starved.clear()
+        if self._connection_blocked and self._remote_max_data > self._remote_max_data_used:
+            self.sending.update(self._connection_blocked)
+            self._connection_blocked.clear()
 
     def _unblock_streams(self, is_unidirectional: bool) -> None:
         if not is_unidirectional:
@@ -298,69 +299,70 @@ class StreamConnection(BoundedConnection):
     def _has_frames(self) -> bool:
         return bool(self.sending or self.control or self._blocked_at is not None) or self._max_streams_due()
 
-    def _take_frames(self, room: int, frames: list[Frame]) -> int:
-        """Append what streams have to say and fits in `room` bytes; returns the room that is left."""
-        if room < _SMALLEST_STREAM_FRAME:
-            return room
+    def _take_frames(self, budget: int, frames: list[Frame]) -> int:
+        """Append what streams have to say and fits in `budget` bytes; returns the budget that is left."""
+        if budget < _SMALLEST_STREAM_FRAME:
+            return budget
         if self._max_streams_due():
             limit = self._local_max_streams_bidi
             limit.sent = limit.value
             frame = b"\x12" + varint(limit.value)
             frames.append((QuicFrameType.MAX_STREAMS_BIDI, frame, self._on_connection_limit_delivery, (limit,)))
-            room -= len(frame)
+            budget -= len(frame)
         if self._blocked_at is not None:
             frame = b"\x16" + varint(self._blocked_at)
             frames.append((QuicFrameType.STREAMS_BLOCKED_BIDI, frame, self._on_blocked_delivery, (self._blocked_at,)))
             self._blocked_at = None
-            room -= len(frame)
+            budget -= len(frame)
         control = self.control
-        while control and room >= 3 * _SMALLEST_STREAM_FRAME and len(frames) < _MAX_CONTROL_FRAMES:
+        while control and budget >= 3 * _SMALLEST_STREAM_FRAME and len(frames) < _MAX_CONTROL_FRAMES:
             stream = next(iter(control))
             del control[stream]
-            room -= self._take_control_frames(stream, frames)
+            budget -= self._take_control_frames(stream, frames)
         sending = self.sending
-        while sending and room >= _SMALLEST_STREAM_FRAME:
+        while sending and budget >= _SMALLEST_STREAM_FRAME:
             stream = next(iter(sending))
             del sending[stream]
-            before = stream.sent
-            offset_room = 8 if before >= 0x40000000 else 4 if before >= 0x4000 else 2
+            half = stream.send_half
+            before = half.sent
+            offset_bytes = 8 if before >= 0x40000000 else 4 if before >= 0x4000 else 2
             piece = stream.next_data(
-                room - 3 - len(stream.id_bytes) - offset_room, self._remote_max_data - self._remote_max_data_used
+                budget - 3 - len(stream.id_bytes) - offset_bytes, self._remote_max_data - self._remote_max_data_used
             )
             if piece is None:
-                if stream.has_data():
-                    self._starved[stream] = None
+                if half.has_data():
+                    self._connection_blocked[stream] = None
                 continue
             offset, data, fin = piece
-            self._remote_max_data_used += stream.sent - before
+            self._remote_max_data_used += half.sent - before
             stop = offset + len(data)
             frame = stream_frame(stream.id_bytes, offset, data, fin)
             frames.append((frame[0], frame, data_delivery, (stream, offset, stop, fin)))
-            room -= len(frame)
-            if stream.has_data():
+            budget -= len(frame)
+            if half.has_data():
                 # Behind all others: a greedy stream gets one piece per round.
                 sending[stream] = None
-        return room
+        return budget
 
-    def _take_control_frames(self, stream: EngineStream, frames: list[Frame]) -> int:
+    def _take_control_frames(self, stream: BidirectionalStream, frames: list[Frame]) -> int:
         size = 0
-        if stream.stop_pending:
-            frame = b"\x05" + stream.id_bytes + varint(stream.next_stop())
+        if stream.receive_half.stop_pending:
+            frame = b"\x05" + stream.id_bytes + varint(stream.receive_half.next_stop())
             frames.append((QuicFrameType.STOP_SENDING, frame, stop_delivery, (stream,)))
             size += len(frame)
-        if stream.reset_pending:
-            error_code, final_size = stream.next_reset()
+        if stream.send_half.reset_pending:
+            error_code, final_size = stream.send_half.next_reset()
             frame = b"\x04" + stream.id_bytes + varint(error_code) + varint(final_size)
             frames.append((QuicFrameType.RESET_STREAM, frame, reset_delivery, (stream,)))
             size += len(frame)
-        if stream.limit_pending:
-            frame = b"\x11" + stream.id_bytes + varint(stream.next_limit())
+        if stream.receive_half.limit_pending:
+            frame = b"\x11" + stream.id_bytes + varint(stream.receive_half.next_limit())
             frames.append((QuicFrameType.MAX_STREAM_DATA, frame, limit_delivery, (stream,)))
             size += len(frame)
         return size
 
     def _write_application(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
-        """Every kind of frame, with qlog; `fast.py` has a shorter way for the ordinary packet.
+        """Every kind of frame, with qlog; `one_rtt.py` has a shorter way for the ordinary packet.
 
         Without session tickets there is no CRYPTO frame after the handshake.
         """

@@ -43,7 +43,7 @@ class Tokens:
         return self.keys.get(token)
 
 
-class House:
+class Harness:
     def __init__(self, tokens, settings):
         self.registry = Registry()
         self.tokens = tokens
@@ -79,20 +79,20 @@ class House:
 
 
 @asynccontextmanager
-async def a_house(tokens=None, settings=SETTINGS, identity=CERTIFICATE):
-    house = House(tokens or Tokens(), settings)
+async def a_harness(tokens=None, settings=SETTINGS, identity=CERTIFICATE):
+    harness = Harness(tokens or Tokens(), settings)
     tls = ServerTls(identity.cert_pem, identity.key_pem)
-    _, house.port = await house.listener.listen("127.0.0.1", 0, tls, QuicSettings())
+    _, harness.port = await harness.listener.listen("127.0.0.1", 0, tls, QuicSettings())
     try:
-        yield house
+        yield harness
     finally:
-        for worker in house.workers:
+        for worker in harness.workers:
             await worker.close()
-        await house.listener.close()
+        await harness.listener.close()
 
 
 def scenario(test):
-    """Run an async test function of a house, with a deadline."""
+    """Run an async test function of a harness, with a deadline."""
 
     def run():
         async def with_deadline():

@@ -8,7 +8,7 @@ from router.tunnels.connection_slot import ConnectionSlot, SlotState
 
 
 @dataclass(eq=False)
-class Member:
+class SlotConnection:
     closed: bool = False
     suspected: bool = False
     free_streams: int = 100
@@ -29,7 +29,7 @@ def test_a_fresh_slot_has_nothing_to_offer():
 
 
 def test_a_set_of_three_stays_healthy_and_asks_to_be_replenished_when_one_closes_and_is_whole_after_a_new_dial():
-    members = [Member(), Member(), Member()]
+    members = [SlotConnection(), SlotConnection(), SlotConnection()]
     slot = slot_with(*members)
     assert len(slot.members) == 3
     assert slot.healthy()
@@ -37,19 +37,19 @@ def test_a_set_of_three_stays_healthy_and_asks_to_be_replenished_when_one_closes
     members[1].closed = True
     assert slot.healthy()
     assert slot.needs_replenishing()
-    displaced = slot.replace_all([Member(), Member(), Member()])
+    displaced = slot.replace_all([SlotConnection(), SlotConnection(), SlotConnection()])
     assert displaced == tuple(members)
     assert not slot.needs_replenishing()
 
 
 def test_exchanges_go_round_the_open_members():
-    members = [Member(), Member(closed=True), Member()]
+    members = [SlotConnection(), SlotConnection(closed=True), SlotConnection()]
     slot = slot_with(*members)
     assert [slot.pick() for _ in range(6)] == [members[0], members[2], members[2], members[0], members[2], members[2]]
 
 
 def test_a_member_without_a_free_stream_is_passed_over_while_another_has_one():
-    busy, free = Member(free_streams=0), Member()
+    busy, free = SlotConnection(free_streams=0), SlotConnection()
     slot = slot_with(busy, free)
     assert [slot.pick() for _ in range(3)] == [free, free, free]
     free.free_streams = 0
@@ -57,7 +57,7 @@ def test_a_member_without_a_free_stream_is_passed_over_while_another_has_one():
 
 
 def test_a_silent_member_is_picked_only_when_there_is_no_other():
-    silent, other = Member(suspected=True), Member(free_streams=0)
+    silent, other = SlotConnection(suspected=True), SlotConnection(free_streams=0)
     slot = slot_with(silent, other)
     assert [slot.pick() for _ in range(2)] == [other, other]
     other.closed = True
@@ -65,7 +65,7 @@ def test_a_silent_member_is_picked_only_when_there_is_no_other():
 
 
 def test_probes_take_every_open_member_in_turn_even_a_silent_one():
-    members = [Member(), Member(suspected=True), Member(closed=True)]
+    members = [SlotConnection(), SlotConnection(suspected=True), SlotConnection(closed=True)]
     slot = slot_with(*members)
     assert [slot.next_open() for _ in range(4)] == [members[0], members[1], members[0], members[1]]
 
@@ -78,7 +78,7 @@ def test_an_abandoned_install_makes_way_for_another_and_a_finished_one_does_not(
     slot.abandon_install(first)
     second = slot.begin_install()
     assert second is not None
-    assert slot.complete_install(second, Member()) == ()
+    assert slot.complete_install(second, SlotConnection()) == ()
     assert slot.begin_install() is None
     slot.abandon_install(second)
     assert slot.state is SlotState.CONNECTED
@@ -92,7 +92,7 @@ def test_beginning_and_abandoning_an_install_both_publish_a_change():
 
 
 def test_a_dead_connection_that_is_still_recorded_can_be_replaced():
-    old, new = Member(), Member()
+    old, new = SlotConnection(), SlotConnection()
     slot = slot_with(old)
     assert slot.begin_install() is None
     old.closed = True
@@ -103,7 +103,7 @@ def test_a_dead_connection_that_is_still_recorded_can_be_replaced():
 
 
 def test_a_silent_connection_can_be_replaced_unless_it_speaks_up_in_time():
-    old, new = Member(suspected=True), Member()
+    old, new = SlotConnection(suspected=True), SlotConnection()
     slot = slot_with(old)
     install = slot.begin_install()
     old.suspected = False
@@ -113,7 +113,7 @@ def test_a_silent_connection_can_be_replaced_unless_it_speaks_up_in_time():
 
 
 def test_an_abandoned_replacement_leaves_the_old_connection_recorded():
-    old = Member(closed=True)
+    old = SlotConnection(closed=True)
     slot = slot_with(old)
     slot.abandon_install(slot.begin_install())
     assert slot.state is SlotState.CONNECTED
@@ -121,33 +121,33 @@ def test_an_abandoned_replacement_leaves_the_old_connection_recorded():
 
 
 def test_closing_the_old_connection_during_a_replacement_leaves_an_install_without_a_predecessor():
-    old = Member(suspected=True)
+    old = SlotConnection(suspected=True)
     slot = slot_with(old)
     install = slot.begin_install()
     old.closed = True
     assert slot.reverse_closed(old)
     assert slot.state is SlotState.INSTALLING
-    new = Member()
+    new = SlotConnection()
     assert slot.complete_install(install, new) == ()
     assert slot.members == (new,)
 
 
 def test_a_late_close_of_a_replaced_connection_does_not_remove_its_successor():
-    old = Member(closed=True)
+    old = SlotConnection(closed=True)
     slot = slot_with(old)
-    new = Member()
+    new = SlotConnection()
     slot.complete_install(slot.begin_install(), new)
     assert not slot.reverse_closed(old)
     assert slot.members == (new,)
 
 
 def test_a_retired_slot_refuses_everything():
-    member = Member()
+    member = SlotConnection()
     slot = slot_with(member)
     assert slot.retire() == (member,)
     assert slot.retire() == ()
     assert slot.state is SlotState.RETIRED
-    assert slot.replace_all([Member()]) is None
+    assert slot.replace_all([SlotConnection()]) is None
     assert slot.begin_install() is None
     assert not slot.reverse_closed(member)
     assert slot.pick() is None
@@ -157,7 +157,7 @@ def test_an_install_under_way_is_refused_when_the_registration_ends():
     slot = ConnectionSlot(lambda: None)
     install = slot.begin_install()
     slot.retire()
-    assert slot.complete_install(install, Member()) is None
+    assert slot.complete_install(install, SlotConnection()) is None
     slot.abandon_install(install)
     assert slot.state is SlotState.RETIRED
 
@@ -169,7 +169,7 @@ class SlotMachine(RuleBasedStateMachine):
         super().__init__()
         self.slot = ConnectionSlot(lambda: None)
         self.install = None
-        self.known: list[Member] = []
+        self.known: list[SlotConnection] = []
 
     @rule()
     def begin(self):
@@ -181,7 +181,7 @@ class SlotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.install is not None)
     @rule()
     def complete(self):
-        member = Member()
+        member = SlotConnection()
         live_before = [m for m in self.slot.members if not (m.closed or m.suspected)]
         accepted = self.slot.complete_install(self.install, member)
         assert (accepted is None) == (self.slot.retired or bool(live_before))

@@ -56,7 +56,7 @@ class Exchange:
         self.upload_aborted = False
         self.cancelled = False
         self.paused = False
-        self.room = True
+        self.writable = True
         self.acknowledged = False
 
     # --- the port, called by the gateway
@@ -64,7 +64,7 @@ class Exchange:
     def send_body(self, data):
         assert not self.ended, "body after its end"
         self.pieces.append(data)
-        return self.room
+        return self.writable
 
     def end_body(self):
         self.ended = True
@@ -193,7 +193,7 @@ class Worker:
         return self.exchanges[number]
 
 
-class House:
+class Harness:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
     def __init__(
@@ -260,22 +260,24 @@ class House:
 
 
 @asynccontextmanager
-async def a_house(config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings):
+async def a_harness(
+    config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings
+):
     balancing = BalancingConfig() if config is None else load_config(config)
-    house = House(ProxySettings(**settings), balancing, patience, max_connections)
+    harness = Harness(ProxySettings(**settings), balancing, patience, max_connections)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
-    house.port = listening.getsockname()[1]
-    await house.http.start(listening)
+    harness.port = listening.getsockname()[1]
+    await harness.http.start(listening)
     try:
-        yield house
+        yield harness
     finally:
-        for client in house.clients:
+        for client in harness.clients:
             client.leave()
-        await eventually(lambda: not house.http.connections)
-        await house.http.drain(1)
-        assert not house.proxy.running
-        assert house.proxy.replay_budget.used_bytes == 0
+        await eventually(lambda: not harness.http.connections)
+        await harness.http.drain(1)
+        assert not harness.proxy.running
+        assert harness.proxy.replay_budget.used_bytes == 0
 
 
 class Answer:

@@ -28,13 +28,13 @@ from aioquic.quic.packet_builder import QuicDeliveryState
 from cryptography.exceptions import InvalidTag
 
 from tunnel_protocol.quic.aioquic_engine.bounded import MAX_ACK_FRAMES, FrameCountError
-from tunnel_protocol.quic.aioquic_engine.keys import LastingKeys
+from tunnel_protocol.quic.aioquic_engine.keys import KeyPairWithPrevious
 from tunnel_protocol.quic.aioquic_engine.streams import ACKED, Frame, StreamConnection, data_delivery
 from tunnel_protocol.quic.engine import Address
-from tunnel_protocol.quic.engine_stream import StreamError
 from tunnel_protocol.quic.packet_space import Acknowledged, Handlers, PacketSpace, SentPacket
 from tunnel_protocol.quic.packets import HEADER_BYTES, SMALLEST_PACKET_BYTES, Ack
 from tunnel_protocol.quic.path_mtu import BASE_BYTES, PathMtu
+from tunnel_protocol.quic.receive_half import StreamError
 
 try:
     from tunnel_protocol.quic.packet_speedups import Keys, open_packet, read_ack, read_stream_frames, seal_packet
@@ -58,7 +58,7 @@ _PACING_GRAIN_S = 0.002
 """Timers of event loops are no finer than this: what the rate allows in this time may leave at once."""
 
 
-class FastConnection(StreamConnection):
+class OneRttConnection(StreamConnection):
     """A connection that knows when it can take the short way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ class FastConnection(StreamConnection):
         )
         self._spaces[_ONE_RTT] = self._app_space  # type: ignore[assignment]  # same attributes, see PacketSpace
         self._loss.spaces = list(self._spaces.values())
-        self._app_crypto = self._cryptos[_ONE_RTT] = LastingKeys(self._cryptos[_ONE_RTT])
+        self._app_crypto = self._cryptos[_ONE_RTT] = KeyPairWithPrevious(self._cryptos[_ONE_RTT])
 
     def _confirm_handshake(self) -> None:
         super()._confirm_handshake()
@@ -140,14 +140,14 @@ class FastConnection(StreamConnection):
         except QuicConnectionError as error:
             self._logger.warning(error)
             self.close(error_code=error.error_code, frame_type=error.frame_type, reason_phrase=error.reason_phrase)
-            self.undisturbed = False
+            self.quiescent = False
             return True
         if self._state is not _CONNECTED or self._close_pending:
             return True
         self._close_at = now + self._idle_s
         self._ack_eliciting_sent_since_receipt = False
-        if space.take(number, now, len(data) if eliciting else 0):
-            self.undisturbed = False
+        if space.on_packet_received(number, now, len(data) if eliciting else 0):
+            self.quiescent = False
         return True
 
     def _read_frames(self, payload: bytes, path: QuicNetworkPath, now: float) -> bool:
@@ -163,7 +163,7 @@ class FastConnection(StreamConnection):
             if at == size:
                 return True
             eliciting = at > 0
-            self.undisturbed = False
+            self.quiescent = False
             while at < size:
                 if payload[at] == _ACK:
                     frame_type = _ACK
@@ -389,11 +389,11 @@ class FastConnection(StreamConnection):
             self._seals_with, self._seals_for = _keys(send, "encrypt"), send.aead
         return seal_packet(first, self._peer_cid.cid, number, payload, self._seals_with)
 
-    def _ack_frame(self, space: PacketSpace, now: float, room: int) -> bytes:
+    def _ack_frame(self, space: PacketSpace, now: float, max_bytes: int) -> bytes:
         if len(space.ack_queue) > 1 and self._packet_number % 8 == 0 and not self._ping_pending:
             # Have the peer acknowledge this, so that old ranges can be forgotten.
             self._ping_pending.append(0)
-        return space.ack_frame(now, room, self._local_ack_delay_exponent)
+        return space.ack_frame(now, max_bytes, self._local_ack_delay_exponent)
 
     def _write_ack_frame(self, *args: Any, **kwargs: Any) -> None:
         super()._write_ack_frame(*args, **kwargs)

@@ -8,7 +8,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_engine.factory import AioquicFactory
 from tunnel_protocol.quic.engine import Address, Engine
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import Stream, StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import DEFAULT_SERVER_NAME, ClientTls, ServerTls
 
 _CLIENT: Address = ("127.0.0.1", 1)
@@ -27,13 +27,13 @@ class UnusableIdentityError(ValueError):
         self.reason = reason
 
 
-def rehearse(tls: ServerTls) -> None:
+def dry_run(tls: ServerTls) -> None:
     """Do one handshake as server with `tls`. Raises `UnusableIdentityError`; takes some milliseconds of CPU."""
     try:
         factory = AioquicFactory(QuicSettings(), tls)
     except Exception as error:
         raise UnusableIdentityError(str(error) or type(error).__name__) from error
-    server, client = _Owner(), _Owner()
+    server, client = _Callbacks(), _Callbacks()
     try:
         # No certificate is verified here: whether workers trust it is theirs to say.
         dialler = factory.connect(
@@ -52,7 +52,7 @@ def rehearse(tls: ServerTls) -> None:
         raise UnusableIdentityError(errors[0] if errors else "it does not come to an end")
 
 
-def _play(factory: AioquicFactory, dialler: Engine, server: "_Owner", client: "_Owner") -> None:
+def _play(factory: AioquicFactory, dialler: Engine, server: "_Callbacks", client: "_Callbacks") -> None:
     listener: Engine | None = None
     now = 0.0
     for _ in range(_ROUNDS):
@@ -80,7 +80,7 @@ def _polled(engine: Engine, now: float) -> list[tuple[bytes, Address]]:
     return engine.poll(now)
 
 
-class _Owner:
+class _Callbacks:
     """Takes note of how the handshake ends."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ class UnusableGrpcIdentityError(ValueError):
         self.reason = reason
 
 
-def rehearse(cert_pem: bytes, key_pem: bytes) -> None:
+def dry_run(cert_pem: bytes, key_pem: bytes) -> None:
     """Do one handshake. Raises `UnusableGrpcIdentityError`. Blocks; for a thread that is not the event loop's."""
     executor = ThreadPoolExecutor(max_workers=1)
     server = grpc.server(executor)

@@ -1,0 +1,297 @@
+"""The requests of one connection, answered one at a time and in their order (RFC 9112 section 9.3.2). Sans-I/O.
+
+Requests wait here while one is answered; when request and response are both complete the next one begins. What follows for the
+connection (close it, read on for a moment, pause the client) is reported through `PipelineCallbacks`.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from router.http1.request import ClientRequest
+from router.http1.request_parser import RefusedError, RequestParser
+from router.http1.response import Response, ResponseFlow, ResponseOutput
+from tunnel_protocol.limit import Limit
+
+PIPELINED = Limit("http1.pipelined_requests", pieces=64)
+"""Requests that wait on one connection behind the one that is answered."""
+
+_MAX_PIPELINED = PIPELINED.pieces or 0
+PIPELINED_BEFORE_PAUSE = 8
+"""A client whose bytes are not read cannot be seen to leave, so a few requests may wait before it is paused."""
+
+_STALLED = "request body stalled"
+_REFUSALS = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
+
+
+class PipelineCallbacks(Protocol):
+    """The connection, as its pipeline sees it."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the connection is to close after the response that is running."""
+
+    def end_input(self) -> None:
+        """Nothing that arrives from now on is read as a request."""
+
+    def close(self) -> None:
+        """Close once what is written has gone out."""
+
+    def linger(self) -> None:
+        """Close, but read and drop for a moment what the client still sends (RFC 9112 section 9.6)."""
+
+    def start_discarding(self) -> None:
+        """The rest of a body is dropped; close if it has not ended in time."""
+
+    def stop_discarding(self) -> None:
+        """The body has ended in time."""
+
+    def schedule_next(self) -> None:
+        """Call `RequestPipeline.next` in a later turn of the event loop."""
+
+    def update_reading(self) -> None:
+        """`RequestPipeline.wants_reading` may have changed."""
+
+
+class RequestHandler(Protocol):
+    """What answers requests."""
+
+    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """Answer now, or return who answers later and hears about the client; None: answered already."""
+
+    def refused(self, status: int, reason: str) -> None:
+        """A request was answered without being handled; `reason` is a short text of a bounded set, for metrics."""
+
+
+class _NullConnection:
+    """The connection of a pipeline that is over."""
+
+    __slots__ = ()
+
+    draining = True
+
+    def end_input(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def linger(self) -> None: ...
+
+    def start_discarding(self) -> None: ...
+
+    def stop_discarding(self) -> None: ...
+
+    def schedule_next(self) -> None: ...
+
+    def update_reading(self) -> None: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def response_done(self, *, keep_alive: bool) -> None: ...
+
+    def response_broken(self, *, reset: bool) -> None: ...
+
+    def date(self) -> bytes:
+        return b""
+
+
+_NULL_CONNECTION = _NullConnection()
+
+
+class RequestPipeline:
+    """Implements what the parser reports about requests (`RequestCallbacks`, but for the writing of `100 Continue`)."""
+
+    __slots__ = (
+        "_body_reading",
+        "_connection",
+        "_current",
+        "_flow",
+        "_handler",
+        "_output",
+        "_parser",
+        "_queue",
+        "_refusal",
+        "_response",
+        "_writable",
+    )
+
+    def __init__(
+        self, connection: PipelineCallbacks, output: ResponseOutput, parser: RequestParser, handler: RequestHandler
+    ) -> None:
+        self._connection: PipelineCallbacks = connection
+        self._output: ResponseOutput = output
+        self._parser = parser
+        self._handler: RequestHandler = handler
+        self._queue: deque[ClientRequest] = deque()
+        self._current: ClientRequest | None = None
+        self._response: Response | None = None
+        self._flow: ResponseFlow | None = None
+        self._refusal: int | None = None
+        self._body_reading = True
+        self._writable = True
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request is being answered, or its rest awaited."""
+        return self._current is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether requests wait for their turn."""
+        return bool(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being answered and no request is arriving, not even half of a head."""
+        return self._current is None and not self._queue and self._parser.between_requests
+
+    @property
+    def wants_reading(self) -> bool:
+        """Whether the client is to be read: the body that arrives is wanted, and few requests wait."""
+        return self._body_reading and len(self._queue) <= PIPELINED_BEFORE_PAUSE
+
+    # --- what arrives ------------------------------------------------------------------------------------------------
+
+    def request_begun(self, request: ClientRequest) -> None:
+        """It is answered when those before it are. Raises `RefusedError` if too many wait."""
+        if len(self._queue) > _MAX_PIPELINED:
+            raise RefusedError(400)
+        self._queue.append(request)
+
+    def request_complete(self, request: ClientRequest) -> None:
+        """If it was answered before, the next one may begin."""
+        if request is self._current and self._response is not None and self._response.over:
+            self._settled()
+
+    def set_body_reading(self, reading: bool) -> None:
+        """A body waits for its taker, or no longer does."""
+        self._body_reading = reading
+        self._connection.update_reading()
+
+    def refuse(self, status: int) -> None:
+        """Answer with `status` once everything before is answered, then close."""
+        self._refusal = status
+        self._connection.end_input()
+        self._parser.abandon()
+        if self._current is None and not self._queue:
+            self._answer_refusal()
+
+    def body_broken(self, request: ClientRequest, reason: str) -> None:
+        """The body of a request broke off: answered in its turn, by what wants the body."""
+        self._connection.end_input()
+        request.body.fail(reason)
+        if request is self._current and self._response is not None and self._response.over:
+            self._connection.linger()
+
+    def body_late(self, request: ClientRequest) -> None:
+        """The client has stopped sending a body that is waited for: 408, unless an answer is on its way."""
+        response, flow = self._response, self._flow
+        if request is not self._current or response is None:
+            self.body_broken(request, _STALLED)
+        elif not response.started and not response.over:
+            self._handler.refused(408, _STALLED)
+            self._connection.end_input()
+            self._flow = None
+            if flow is not None:
+                flow.client_gone()
+            response.keep_alive = False
+            response.send(408, [])
+
+    # --- what is answered --------------------------------------------------------------------------------------------
+
+    def next(self) -> None:
+        """Begin the next request if its turn has come."""
+        if self._current is not None or not self._queue:
+            return
+        request = self._queue.popleft()
+        response = Response(
+            self._output,
+            http_1_0=request.http_1_0,
+            keep_alive=request.keep_alive,
+            bodyless=request.method == b"HEAD",
+        )
+        self._current, self._response = request, response
+        flow = self._handler.handle(request, response)
+        if not response.over:  # else it was answered, or its client is gone
+            self._flow = flow
+            if flow is not None and not self._writable:
+                flow.pause_response()
+        self._connection.update_reading()
+
+    def set_writable(self, writable: bool) -> None:
+        """The client reads slower than we write, or has caught up."""
+        self._writable = writable
+        flow = self._flow
+        if flow is None:
+            return
+        if writable:
+            flow.resume_response()
+        else:
+            flow.pause_response()
+
+    def response_done(self, *, keep_alive: bool) -> None:
+        """The response is complete; a body that nobody wanted is read and dropped for a moment."""
+        self._flow = None
+        connection, request = self._connection, self._current
+        if request is None:  # it was refused by its head
+            connection.linger()
+        elif request.body.complete:
+            if keep_alive:
+                self._settled()
+            elif request.last or self._queue or self._refusal is not None:
+                connection.linger()  # the client has sent more, or may
+            else:
+                connection.close()
+        elif not keep_alive or request.body.broken is not None or _withheld(request):
+            connection.linger()
+        else:
+            request.body.detach()
+            connection.start_discarding()
+
+    def response_broken(self) -> None:
+        """The response ends abnormally; the connection closes."""
+        self._flow = None
+
+    def drop_requests(self) -> None:
+        """Nothing more is answered: what runs was answered, what waits never will be."""
+        self._current = self._response = None
+        self._parser.abandon()
+        self._queue.clear()
+
+    def client_gone(self) -> None:
+        """Nobody reads an answer any more: whoever produces one hears of it, once."""
+        flow, self._flow = self._flow, None
+        response, self._response = self._response, None
+        if response is not None and not response.over:
+            if flow is not None:
+                flow.client_gone()
+            response.abandoned()
+        self.drop_requests()
+
+    def release(self) -> None:
+        """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
+        self._connection = self._output = _NULL_CONNECTION
+
+    def _settled(self) -> None:
+        """Request and response are both complete: on to the next request."""
+        connection = self._connection
+        connection.stop_discarding()
+        self._current = self._response = self._flow = None
+        self._body_reading = True
+        if connection.draining:
+            connection.close()
+        elif self._queue:
+            # Not from within the response before: a long pipeline must not become a deep stack.
+            connection.schedule_next()
+        elif self._refusal is not None:
+            self._answer_refusal()
+        connection.update_reading()
+
+    def _answer_refusal(self) -> None:
+        status = self._refusal or 400
+        self._handler.refused(status, _REFUSALS.get(status, "malformed request"))
+        response = Response(self._output, http_1_0=False, keep_alive=False, bodyless=False)
+        response.send(status, [])
+
+
+def _withheld(request: ClientRequest) -> bool:
+    """Whether the client still waits to be asked for its body, and has not been."""
+    return request.expects_continue and not request.body.wanted and not request.body.complete

@@ -1,0 +1,71 @@
+"""What one request has used up of its retries, and what it must not choose again; decides whether there is another attempt.
+
+Source: docs/proxy.md, "Retries".
+"""
+
+from router.ports.tunnels import TunnelError
+from router.proxy import retry
+from router.proxy.replay import ReplayBuffer
+from router.proxy.retry import Verdict
+from router.proxy.settings import ProxySettings
+
+
+class RetryState:
+    """The counters, exclusions and deadline of one request. Times are monotonic seconds."""
+
+    __slots__ = (
+        "_deadline",
+        "_settings",
+        "attempts",
+        "connect_retries",
+        "failed_backends",
+        "failed_clusters",
+        "request_retries",
+        "routing_retries",
+    )
+
+    def __init__(self, settings: ProxySettings, deadline: float | None) -> None:
+        self._settings = settings
+        self._deadline = deadline
+        self.attempts = 0
+        """Attempts that were begun."""
+        self.connect_retries = 0
+        """Attempts and dials that followed from a failure before a response head."""
+        self.request_retries = 0
+        """Attempts that followed from a retryable answer."""
+        self.routing_retries = 0
+        """How often the request has waited for a cluster that would take it."""
+        self.failed_backends: set[str] = set()
+        """Inference server ids that are not asked again."""
+        self.failed_clusters: set[str] = set()
+        """Cluster ids that are not chosen again."""
+
+    @property
+    def may_connect_again(self) -> bool:
+        """Whether the limit of retries after failures is not reached."""
+        return self.connect_retries < self._settings.max_connect_retries
+
+    @property
+    def excludes_anything(self) -> bool:
+        """Whether a worker or a cluster has failed this request already."""
+        return bool(self.failed_backends or self.failed_clusters)
+
+    def after_failure(self, error: TunnelError, replay: ReplayBuffer, now: float) -> Verdict:
+        """Whether there is another attempt after one that got no response head."""
+        return retry.verdict(
+            budget_over=self._budget_over(now),
+            retries_left=self.may_connect_again,
+            replay=replay.state,
+            accepted=self._settings.no_repeat_accepted and error.accepted,
+        )
+
+    def after_answer(self, replay: ReplayBuffer, now: float) -> Verdict:
+        """Whether there is another attempt after a retryable answer."""
+        return retry.verdict(
+            budget_over=self._budget_over(now),
+            retries_left=self.request_retries < self._settings.max_request_retries,
+            replay=replay.state,
+        )
+
+    def _budget_over(self, now: float) -> bool:
+        return self._deadline is not None and now >= self._deadline

@@ -1,0 +1,274 @@
+"""The receiving half of a QUIC stream (RFC 9000 sections 2.2, 3.2 and 4.1). Sans-I/O, without a connection.
+
+Offsets are `taken` (by the handler) <= `received` (without gaps) <= `highest`. Credit is granted only for what was taken, so the
+window bounds the memory, gaps included.
+"""
+
+from enum import IntEnum
+
+from tunnel_protocol.quic.reassembly import Reassembly
+
+FLOW_CONTROL_ERROR = 0x3
+FINAL_SIZE_ERROR = 0x6
+PROTOCOL_VIOLATION = 0xA
+
+
+class StreamError(Exception):
+    """A peer broke the rules of a stream; ends the connection with a transport error (RFC 9000 section 20.1)."""
+
+    def __init__(self, error_code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.error_code = error_code
+        self.reason = reason
+
+
+class ReceiveState(IntEnum):
+    """The states of RFC 9000 section 3.2; a half only advances."""
+
+    RECV = 0
+    """Bytes arrive; their end is not known."""
+
+    SIZE_KNOWN = 1
+    """The FIN has arrived, bytes before it have not."""
+
+    DATA_RECVD = 2
+    """All bytes have arrived; the handler has not taken the end."""
+
+    DATA_READ = 3
+    """The handler has taken the end, or wants nothing of it."""
+
+    RESET_RECVD = 4
+    """The peer has abandoned its half; the handler does not know yet."""
+
+    RESET_READ = 5
+    """The handler knows, or wants nothing of it."""
+
+    LOST = 6
+    """The connection is gone (not a state of the RFC)."""
+
+
+class ReceiveHalf:
+    """What has arrived on one stream and was not taken yet."""
+
+    __slots__ = (
+        "_inbox",
+        "_out_of_order",
+        "_taken",
+        "_window",
+        "final_size",
+        "highest",
+        "limit",
+        "limit_pending",
+        "paused",
+        "received",
+        "reset_code",
+        "state",
+        "stop_code",
+        "stop_pending",
+    )
+
+    def __init__(self, window: int) -> None:
+        self.state = ReceiveState.RECV
+        self._inbox: bytes | bytearray = b""
+        self._out_of_order: Reassembly | None = None
+        self._taken = 0
+        self.received = 0
+        self.highest = 0
+        self.final_size: int | None = None
+        self._window = window
+        self.limit = window
+        """Our MAX_STREAM_DATA, bytes."""
+        self.limit_pending = False
+        self.paused = False
+        self.reset_code = 0
+        self.stop_code: int | None = None
+        """Error code of our STOP_SENDING: what arrives from then on is counted and dropped."""
+        self.stop_pending = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can arrive and the handler has had all it wants."""
+        return self.state is ReceiveState.DATA_READ or self.state is ReceiveState.RESET_READ
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the handler still waits for something."""
+        return self.stop_code is None and not self.over and self.state is not ReceiveState.LOST
+
+    @property
+    def pieces_out_of_order(self) -> int:
+        """How many pieces wait for earlier ones."""
+        return 0 if self._out_of_order is None else len(self._out_of_order)
+
+    @property
+    def held_bytes(self) -> int:
+        """Received bytes that the handler has not taken, in order or not."""
+        return len(self._inbox) + (0 if self._out_of_order is None else self._out_of_order.size)
+
+    # --- from the handler --------------------------------------------------------------------------------------------
+
+    def stop(self, error_code: int) -> None:
+        """Drop what is here and what follows; STOP_SENDING is pending unless the peer has ended its half already."""
+        self._inbox = b""
+        self._out_of_order = None
+        self.limit_pending = False
+        self.stop_code = error_code
+        if self.state is ReceiveState.DATA_RECVD:
+            self.state = ReceiveState.DATA_READ  # all of it has arrived and was not wanted: nothing to tell the peer
+        elif self.state is ReceiveState.RESET_RECVD:
+            self.state = ReceiveState.RESET_READ
+        else:
+            self.stop_pending = True
+            if self.state is ReceiveState.SIZE_KNOWN:
+                self.state = ReceiveState.DATA_READ
+
+    def has_news(self) -> bool:
+        """Whether `take` has something for a handler that is not paused."""
+        return self.wanted and (len(self._inbox) > 0 or self.state is ReceiveState.DATA_RECVD)
+
+    def take(self) -> tuple[bytes, bool] | None:
+        """Bytes for the handler and whether they are the last; None if there is nothing. Grants credit for them."""
+        inbox = self._inbox
+        fin = self.state is ReceiveState.DATA_RECVD
+        if not inbox and not fin:
+            return None
+        self._inbox = b""
+        self._taken = self.received
+        if fin:
+            self.state = ReceiveState.DATA_READ
+        elif self.final_size is None and self.limit - self._taken <= self._window >> 1:
+            self.limit = self._taken + self._window
+            self.limit_pending = True
+        return inbox if type(inbox) is bytes else bytes(inbox), fin
+
+    def take_reset(self) -> int:
+        """The error code of the peer's reset, for the handler; what was not taken before is dropped."""
+        self._inbox = b""
+        self.state = ReceiveState.RESET_READ
+        return self.reset_code
+
+    # --- filling packets ---------------------------------------------------------------------------------------------
+
+    def next_stop(self) -> int:
+        """Error code of the STOP_SENDING that is pending."""
+        self.stop_pending = False
+        return self.stop_code or 0
+
+    def next_limit(self) -> int:
+        """The MAX_STREAM_DATA that is pending."""
+        self.limit_pending = False
+        return self.limit
+
+    def on_stop_lost(self) -> bool:
+        """STOP_SENDING has to be sent again; False if it no longer matters."""
+        self.stop_pending = self.final_size is None
+        return self.stop_pending
+
+    def on_limit_lost(self) -> bool:
+        """MAX_STREAM_DATA has to be sent again; False if it no longer matters."""
+        self.limit_pending = self.wanted and self.final_size is None
+        return self.limit_pending
+
+    # --- what packets bring ------------------------------------------------------------------------------------------
+
+    def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> bool:
+        """A STREAM frame; True if there is something new for the handler, paused or not. Raises `StreamError`."""
+        end = offset + len(data)
+        if end > self.highest:
+            self._raise_highest(end)
+        if fin:
+            self._set_final_size(end)
+        if self.state > ReceiveState.DATA_RECVD:
+            return False
+        if self.stop_code is not None:
+            if self.final_size is None:
+                return False
+            self._end_discarding(ReceiveState.DATA_READ)
+            return True
+        if offset == self.received and self._out_of_order is None:
+            if data:
+                self.received = end
+                if self._inbox:
+                    self._append(data)
+                else:
+                    self._inbox = data
+            elif not fin:
+                return False
+        elif not self._take_out_of_order(offset, data, end):
+            return False
+        if self.received == self.final_size:
+            self.state = ReceiveState.DATA_RECVD
+        return True
+
+    def on_reset_stream(self, error_code: int, final_size: int) -> bool:
+        """A RESET_STREAM frame; True if there is something new for the handler. Raises `StreamError`."""
+        if final_size > self.limit:
+            raise StreamError(FLOW_CONTROL_ERROR, "over stream data limit")
+        self._set_final_size(final_size)
+        self.highest = final_size
+        if self.state >= ReceiveState.DATA_RECVD:
+            return False
+        self._out_of_order = None
+        if self.stop_code is not None:
+            self._end_discarding(ReceiveState.RESET_READ)
+        else:
+            self.reset_code = error_code
+            self.state = ReceiveState.RESET_RECVD
+        return True
+
+    def connection_lost(self) -> None:
+        """Nothing more arrives, and nothing is taken any more."""
+        self.state = ReceiveState.LOST
+        self._inbox = b""
+        self._out_of_order = None
+
+    def _end_discarding(self, state: ReceiveState) -> None:
+        self.stop_pending = False
+        self.state = state
+
+    def _set_final_size(self, size: int) -> None:
+        if self.final_size is None:
+            if size < self.highest:
+                raise StreamError(FINAL_SIZE_ERROR, "final size below received data")
+            self.final_size = size
+            if self.state is ReceiveState.RECV:
+                self.state = ReceiveState.SIZE_KNOWN
+        elif size != self.final_size:
+            raise StreamError(FINAL_SIZE_ERROR, "final size changed")
+
+    def _raise_highest(self, end: int) -> None:
+        if end > self.limit:
+            raise StreamError(FLOW_CONTROL_ERROR, "over stream data limit")
+        if self.final_size is not None and end > self.final_size:
+            raise StreamError(FINAL_SIZE_ERROR, "data beyond final size")
+        self.highest = end
+
+    def _append(self, data: bytes | bytearray) -> None:
+        if type(self._inbox) is not bytearray:
+            self._inbox = bytearray(self._inbox)
+        self._inbox += data
+
+    def _take_out_of_order(self, offset: int, data: bytes, end: int) -> bool:
+        """Keep data that is not next in line (or partly known); True if the handler has something new."""
+        if end <= self.received:
+            return end == self.final_size == self.received
+        if offset < self.received:
+            data = data[self.received - offset :]
+            offset = self.received
+        pieces = self._out_of_order
+        if pieces is None:
+            pieces = self._out_of_order = Reassembly()
+        pieces.add(offset, data)
+        reached = self.received
+        while (block := pieces.take(reached)) is not None:
+            reached += len(block)
+            if self._inbox:
+                self._append(block)
+            else:
+                self._inbox = bytes(block)
+        if not len(pieces):
+            self._out_of_order = None
+        if reached == self.received:
+            return False
+        self.received = reached
+        return True

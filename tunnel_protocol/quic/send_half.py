@@ -1,0 +1,269 @@
+"""The sending half of a QUIC stream (RFC 9000 sections 2.2, 3.1 and 4.1). Sans-I/O, without a connection.
+
+Offsets are `base` <= `sent` <= `written`: what lies below `base` is acknowledged, what lies above `sent` has never been sent.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from tunnel_protocol.errors import StreamClosedError
+from tunnel_protocol.quic.ranges import Ranges
+
+
+class SendState(IntEnum):
+    """The states of RFC 9000 section 3.1; a half only advances."""
+
+    READY = 0
+    """Nothing has been written."""
+
+    SEND = 1
+    """Bytes have been written and are sent, or sent again."""
+
+    DATA_SENT = 2
+    """All bytes and the FIN have been sent once."""
+
+    DATA_RECVD = 3
+    """The peer has acknowledged all of them."""
+
+    RESET_SENT = 4
+    """Abandoned, by the writer or because the peer asked for it (STOP_SENDING)."""
+
+    RESET_RECVD = 5
+    """The peer has acknowledged RESET_STREAM."""
+
+    LOST = 6
+    """The connection is gone (not a state of the RFC)."""
+
+
+class SendHalf:
+    """What one stream has to send, and what became of what was sent."""
+
+    __slots__ = (
+        "_acked",
+        "_base",
+        "_buffer",
+        "_fin_acked",
+        "_high_water",
+        "_lost",
+        "_on_sent",
+        "fin_pending",
+        "final_size",
+        "limit",
+        "reset_code",
+        "reset_pending",
+        "sent",
+        "state",
+        "stopped_by_peer",
+        "wants_writable",
+        "written",
+    )
+
+    def __init__(self, limit: int, high_water: int) -> None:
+        self.state = SendState.READY
+        self._buffer: bytes | bytearray = b""
+        self._base = 0
+        self.sent = 0
+        self.written = 0
+        self.limit = limit
+        """The peer's MAX_STREAM_DATA, bytes."""
+        self.final_size: int | None = None
+        """Set with the FIN; nothing can be written after it."""
+        self._lost: Ranges | None = None
+        self._acked: Ranges | None = None
+        self.fin_pending = False
+        self._fin_acked = False
+        self.reset_pending = False
+        self.reset_code = 0
+        self.stopped_by_peer: int | None = None
+        """Error code of the STOP_SENDING that abandoned this half: its writer has not asked for that."""
+        self._high_water = high_water
+        self.wants_writable = False
+        """The writer was told to pause and waits for `may_write_on`."""
+        self._on_sent: list[Callable[[], None]] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the peer has all of it, or knows that it is abandoned."""
+        return self.state is SendState.DATA_RECVD or self.state is SendState.RESET_RECVD
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nothing is sent any more because of a reset or the loss of the connection."""
+        return self.state >= SendState.RESET_SENT
+
+    # --- from the writer ---------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray, fin: bool) -> bool:
+        """Queue bytes; False if they are dropped. Raises `StreamClosedError` after a FIN or a reset of the writer's own."""
+        if self.final_size is not None or self.state > SendState.SEND:
+            if self.stopped_by_peer is not None or self.state is SendState.LOST:
+                return False
+            raise StreamClosedError("stream is closed for sending")
+        if data:
+            if self._base == self.written:
+                self._buffer = bytes(data)
+            elif type(self._buffer) is bytearray:
+                self._buffer += data
+            else:
+                self._buffer = bytearray(self._buffer)
+                self._buffer += data
+            self.written += len(data)
+            self.state = SendState.SEND
+        if fin:
+            self.state = SendState.SEND
+            self.final_size = self.written
+            self.fin_pending = True
+        return True
+
+    def above_high_water(self) -> bool:
+        """Whether more is buffered than the writer should add to."""
+        return self.written - self.sent > self._high_water
+
+    def may_write_on(self) -> bool:
+        """Whether a writer that waits may go on: half of the high-water mark is free."""
+        return self.wants_writable and self.written - self.sent <= self._high_water >> 1
+
+    def abandon(self, error_code: int) -> bool:
+        """Drop what is not acknowledged and have RESET_STREAM sent; False if everything is over already."""
+        if self.over or self.abandoned:
+            return False
+        self.state = SendState.RESET_SENT
+        self.reset_code = error_code
+        self.reset_pending = True
+        self.fin_pending = self._fin_acked = self.wants_writable = False
+        self._buffer = b""
+        self._lost = self._acked = None
+        self.written = self._base = self.sent
+        return True
+
+    def when_sent(self, callback: Callable[[], None]) -> bool:
+        """Keep `callback` until this half is over; True if it may be called at once."""
+        if self.over or self.state is SendState.RESET_SENT:
+            return True
+        if self.state is not SendState.LOST:
+            if self._on_sent is None:
+                self._on_sent = []
+            self._on_sent.append(callback)
+        return False
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for the end of this half."""
+        return self._on_sent is not None
+
+    def call_back(self) -> None:
+        """Call whoever waits for the end."""
+        callbacks, self._on_sent = self._on_sent, None
+        for callback in callbacks or ():
+            callback()
+
+    # --- filling packets ---------------------------------------------------------------------------------------------
+
+    def next_data(self, max_bytes: int, connection_credit: int) -> tuple[int, bytes, bool] | None:
+        """The next piece to send: offset, at most `max_bytes` bytes, FIN; None if there is none for now.
+
+        Lost bytes go first. New bytes stay within the peer's limits. A FIN alone needs no credit.
+        """
+        buffer, base = self._buffer, self._base
+        if self._lost is not None:
+            start, stop = self._lost.take(max_bytes)
+            if not self._lost.starts:
+                self._lost = None
+        else:
+            start = self.sent
+            stop = min(self.written, start + max_bytes, self.limit, start + connection_credit)
+            if stop <= start:
+                if self.fin_pending and start == self.written:
+                    self._fin_sent()
+                    return start, b"", True
+                return None
+            self.sent = stop
+        if start == base and stop - base == len(buffer) and type(buffer) is bytes:
+            piece = buffer
+        else:
+            piece = bytes(buffer[start - base : stop - base])
+        fin = self.fin_pending and stop == self.written
+        if fin:
+            self._fin_sent()
+        return start, piece, fin
+
+    def _fin_sent(self) -> None:
+        self.fin_pending = False
+        self.state = SendState.DATA_SENT
+
+    def has_data(self) -> bool:
+        """Whether `next_data` has something, given credit."""
+        return (
+            self._lost is not None
+            or (self.sent < self.written and self.sent < self.limit)
+            or (self.fin_pending and self.sent == self.written)
+        )
+
+    def next_reset(self) -> tuple[int, int]:
+        """Error code and final size of the RESET_STREAM that is pending."""
+        self.reset_pending = False
+        return self.reset_code, self.sent
+
+    # --- what packets bring ------------------------------------------------------------------------------------------
+
+    def on_max_stream_data(self, limit: int) -> bool:
+        """A higher limit of the peer; True if there is something to send within it."""
+        if limit <= self.limit:
+            return False
+        self.limit = limit
+        return self.sent < self.written and self.state <= SendState.SEND
+
+    def on_data_acked(self, start: int, stop: int, fin: bool) -> None:
+        """A piece of `next_data` has arrived."""
+        if self.state > SendState.DATA_SENT:
+            return
+        if start == self._base:
+            if self._acked is not None:
+                stop = self._acked.reaches(stop)
+                if not self._acked.starts:
+                    self._acked = None
+            self._drop_front(stop)
+        elif stop > start:
+            if self._acked is None:
+                self._acked = Ranges()
+            self._acked.add(start, stop)
+        if fin:
+            self._fin_acked = True
+        if self._fin_acked and self._base == self.written:
+            self.state = SendState.DATA_RECVD
+
+    def on_data_lost(self, start: int, stop: int, fin: bool) -> bool:
+        """A piece of `next_data` has to be sent again; False if it no longer matters."""
+        if self.state > SendState.DATA_SENT:
+            return False
+        if stop > start:
+            if self._lost is None:
+                self._lost = Ranges()
+            self._lost.add(start, stop)
+        if fin:
+            self.fin_pending = True
+        return True
+
+    def on_reset_acked(self) -> None:
+        """RESET_STREAM has arrived."""
+        if self.state is SendState.RESET_SENT:
+            self.state = SendState.RESET_RECVD
+
+    def connection_lost(self) -> None:
+        """Nothing more is sent, and nobody is called back. What was acknowledged stays so."""
+        if not self.over:
+            self.state = SendState.LOST
+        self._on_sent = None
+        self._buffer = b""
+        self._lost = self._acked = None
+
+    def _drop_front(self, stop: int) -> None:
+        base = self._base
+        if stop - base >= len(self._buffer):
+            self._buffer = b""
+        elif type(self._buffer) is bytearray:
+            del self._buffer[: stop - base]
+        else:
+            # Once, not with every acknowledgement: the front of a bytearray is cheap to cut off, that of bytes is not.
+            self._buffer = bytearray(self._buffer[stop - base :])
+        self._base = stop
