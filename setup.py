@@ -23,6 +23,7 @@ COMPILED_PACKAGES = (
     "tunnel_protocol",
     "tunnel_protocol/quic",
     "router/balancing",
+    "router/balancing/algorithms",
     "router/http1",
     "router/ports",
     "router/proxy",

@@ -8,11 +8,11 @@ from collections import deque
 from enum import IntEnum
 
 from tunnel_protocol.control.stargate_pb2 import ModelStats
+from tunnel_protocol.unsigned import MAX_U64
 
 FLOOR_S = 0.010
 READY_SAMPLES = 5
 OUTPUT_WINDOW = 8
-_U64 = (1 << 64) - 1
 
 
 class State(IntEnum):
@@ -158,4 +158,4 @@ class ModelLoad:
 
 
 def _milliseconds(tokens: int, tps: float) -> int:
-    return min(math.ceil(1000 * tokens / tps), _U64)
+    return min(math.ceil(1000 * tokens / tps), MAX_U64)

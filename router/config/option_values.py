@@ -8,10 +8,11 @@ from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
+from tunnel_protocol.unsigned import MAX_U32, MAX_U64
+
 _DIGITS = re.compile(r"\+?[0-9]+")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<plain>[^\[\]]+)):(?P<port>[0-9]{1,9})")
 _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
-_U64 = 2**64 - 1
 
 
 class ValueRefusedError(Exception):
@@ -90,14 +91,14 @@ def _plain(largest: int) -> Callable[[str], int]:
     return parse
 
 
-uint32 = _plain(2**32 - 1)
-uint64 = _plain(_U64)
+uint32 = _plain(MAX_U32)
+uint64 = _plain(MAX_U64)
 milliseconds = uint64
 
 
 def port(value: str) -> int:
     """0..65535."""
-    number = _integer(value, _U64)
+    number = _integer(value, MAX_U64)
     if number > 65535:
         raise ValueRefusedError(f"{number} is not in 0..=65535")
     return number
@@ -115,7 +116,7 @@ def count_above_zero(value: str) -> int:
 
 def stream_window(value: str) -> int:
     """Bytes, from a kilobyte to a gigabyte."""
-    number = _integer(value, _U64)
+    number = _integer(value, MAX_U64)
     if not 1_024 <= number <= 1 << 30:
         raise ValueRefusedError(f"{number} is not in 1024..={1 << 30}")
     return number
@@ -123,7 +124,7 @@ def stream_window(value: str) -> int:
 
 def _above_zero(value: str, complaint: str) -> int:
     try:
-        number = _integer(value, _U64)
+        number = _integer(value, MAX_U64)
     except ValueRefusedError as error:
         raise ValueRefusedError(f"{complaint}: {error.reason}") from None
     if number == 0:

@@ -6,9 +6,10 @@ Source: docs/control-plane.md, "Idle timeout".
 import re
 from enum import Enum, auto
 
+from tunnel_protocol.unsigned import MAX_U64
+
 HEARTBEAT_METADATA = "x-stargate-registration-heartbeat-ms"
 
-_MAX_U64 = 2**64 - 1
 _UNSIGNED = re.compile(r"\+?[0-9]+", re.ASCII)
 
 
@@ -25,7 +26,7 @@ def parse_heartbeat_ms(value: str | bytes | None) -> int | BadHeartbeat | None:
         return None
     if isinstance(value, bytes) or not value.isascii():
         return BadHeartbeat.NOT_ASCII
-    if not _UNSIGNED.fullmatch(value) or len(value) > 1_000 or int(value) > _MAX_U64:
+    if not _UNSIGNED.fullmatch(value) or len(value) > 1_000 or int(value) > MAX_U64:
         return BadHeartbeat.NOT_AN_INTEGER
     return int(value)
 

@@ -6,25 +6,25 @@ another cluster that has is better than waiting out of sight. While streams are 
 
 from collections.abc import Callable
 
-from router.balancing import Chosen
+from router.proxy.placement import RoutedChoice
 from router.registry import Backend
 
 _MAX_OTHER_CLUSTERS = 8
 
 
 def with_free_stream(
-    chosen: Chosen, failed_backends: set[str], select_elsewhere: Callable[[set[str]], Chosen | None]
-) -> Chosen:
+    chosen: RoutedChoice, failed_backends: set[str], select_elsewhere: Callable[[set[str]], RoutedChoice | None]
+) -> RoutedChoice:
     """`chosen` itself if its backend can be asked now, else an alternative that can, else `chosen`."""
     if not _is_full(chosen.backend):
         return chosen
     excluded: set[str] = set()
-    candidate: Chosen | None = chosen
+    candidate: RoutedChoice | None = chosen
     while candidate is not None and len(excluded) <= _MAX_OTHER_CLUSTERS:
-        for backend in candidate.candidate.cluster.backends():
+        for backend in candidate.cluster.backends():
             if backend.inference_server_id not in failed_backends and not _is_full(backend):
-                return candidate._replace(backend=backend)
-        excluded.add(candidate.candidate.cluster_id)
+                return candidate.on(backend)
+        excluded.add(candidate.cluster.cluster_id)
         candidate = select_elsewhere(excluded)
     return chosen
 

@@ -20,7 +20,7 @@ from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
 from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, LocalReply, headers_to_client
 from router.proxy.overflow import with_free_stream
-from router.proxy.placement import Placement
+from router.proxy.placement import Placement, RoutedChoice
 from router.proxy.recorder import RequestRecorder
 from router.proxy.replay import ReplayBudget, ReplayBuffer
 from router.proxy.retry import Verdict
@@ -182,7 +182,7 @@ class ProxiedRequest:
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
 
-    def _place(self, chosen: Chosen, now: float) -> None:
+    def _place(self, chosen: RoutedChoice, now: float) -> None:
         """A cluster was chosen: begin with the worker it gave, or another one that has a free stream."""
         retries = self._retry_state
         asked = with_free_stream(chosen, retries.failed_backends, self._select_elsewhere)
@@ -190,7 +190,7 @@ class ProxiedRequest:
         placement = self._placement = Placement(asked)
         self._try(placement)
 
-    def _select_elsewhere(self, excluded_clusters: set[str]) -> Chosen | None:
+    def _select_elsewhere(self, excluded_clusters: set[str]) -> RoutedChoice | None:
         proxy, retries = self._proxy, self._retry_state
         outcome = proxy.selector.select(
             self._valid.effective,
@@ -232,7 +232,7 @@ class ProxiedRequest:
             attempt.pause()
         attempt.start(self._request_head(placement.choice), settings.request_timeout_ms / 1000)
 
-    def _request_head(self, chosen: Chosen) -> RequestHead:
+    def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
             self._headers = request_headers_to_worker(self._request.headers)
         headers = self._headers
@@ -263,7 +263,7 @@ class ProxiedRequest:
         retries = self._retry_state
         retries.failed_backends.add(placement.backend.inference_server_id)
         if placement.sibling(retries.failed_backends) is None:
-            retries.failed_clusters.add(placement.choice.candidate.cluster_id)
+            retries.failed_clusters.add(placement.choice.cluster.cluster_id)
             self.route()
         else:
             self._try(placement)

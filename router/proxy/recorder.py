@@ -5,11 +5,11 @@ Families: docs/operations.md, "Metrics". A request that is given up by its clien
 
 import structlog
 
-from router.balancing import Chosen
 from router.http1.request import ClientRequest
 from router.http1.response import Response
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
+from router.proxy.placement import RoutedChoice
 from router.proxy.validation import ValidRequest
 from router.registry import Backend
 from router.telemetry.metrics import Metrics
@@ -32,7 +32,7 @@ class RequestRecorder:
 
     # --- routing ---------------------------------------------------------------------------------------------------
 
-    def chosen(self, chosen: Chosen, now: float, waited: bool, overflowed: bool) -> None:
+    def chosen(self, chosen: RoutedChoice, now: float, waited: bool, overflowed: bool) -> None:
         """A cluster was chosen, perhaps after waiting for a willing one, perhaps instead of a full one."""
         metrics, labels = self._metrics, self._labels
         if not self._selected_before:

@@ -12,7 +12,7 @@ from router.registry.backend import Backend
 from router.registry.exact_sum import ExactSum
 from router.registry.registration import ClusterGeneration, Registration
 from router.registry.reservations import Reservation, Reservations
-from router.registry.stats import MAX_U64
+from tunnel_protocol.unsigned import MAX_U64
 
 
 class Snapshot:

@@ -4,22 +4,11 @@ Source: docs/control-plane.md, "Reservations". The effect of a reservation on th
 its own on waits `delta` longer. Steps commute, so the map is built from totals instead of by replaying reservations in order.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
-from router.registry.stats import MAX_U64, NO_ESTIMATES
-
-
-def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:
-    """Whole milliseconds, rounded up, that `input_tokens` take at `input_tps` tokens per second; None if that cannot be said."""
-    if input_tokens == 0:
-        return 0
-    if not (math.isfinite(input_tps) and input_tps > 0):
-        return None
-    delta = input_tokens / input_tps * 1000.0
-    if not delta <= float(MAX_U64):
-        return None
-    return min(math.ceil(delta), MAX_U64)
+from router.registry.stats import NO_ESTIMATES
+from tunnel_protocol.queue_time import queue_time_delta_ms
+from tunnel_protocol.unsigned import MAX_U64
 
 
 class Reservation:

@@ -6,7 +6,6 @@ Source: message `ModelStats` of tunnel_protocol/control/stargate.proto; docs/con
 from collections.abc import Mapping
 from types import MappingProxyType
 
-MAX_U64 = 2**64 - 1
 """Counters on the wire are unsigned 64-bit; sums of them stop here instead of growing on."""
 
 NO_ESTIMATES: Mapping[int, int] = MappingProxyType({})

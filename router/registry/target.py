@@ -4,7 +4,7 @@ Source: docs/control-plane.md, "What is routable". Snapshots are cached per clus
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from router.registry.backend import Backend
@@ -66,6 +66,14 @@ class Target:
                 self._snapshots[bisect_left(self._cluster_ids, cluster.cluster_id)] = cluster.snapshot()
             self._changed.clear()
         return self._snapshots
+
+    def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> tuple[RoutedCluster, Backend] | None:
+        """The cluster of a candidate and its next worker that is not excluded; None if there is none, or no such cluster."""
+        cluster = self._clusters.get(cluster_id)
+        if cluster is None:
+            return None
+        backend = cluster.pick(excluded_backend_ids)
+        return None if backend is None else (cluster, backend)
 
     def publish(self, backend: Backend) -> None:
         """Make a worker routable, or replace what it published. Raises `RetiredTargetError`.

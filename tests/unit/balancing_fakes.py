@@ -5,6 +5,7 @@ import random
 from fractions import Fraction
 
 from router.balancing import RoutingRequest
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition, build, parse_definition
 from router.balancing.json_document import JsonObject
@@ -66,6 +67,11 @@ class FakeTarget:
     def candidates(self):
         return self.list
 
+    def pick(self, cluster_id, excluded_backend_ids):
+        (cluster,) = (one.cluster for one in self.list if one.cluster_id == cluster_id)
+        backend = cluster.pick(excluded_backend_ids)
+        return None if backend is None else (cluster, backend)
+
 
 def number(value):
     return float(value) if isinstance(value, str) else value
@@ -90,11 +96,11 @@ def request(vector=None, **given):
 
 
 def definition(config):
-    return parse_definition(JsonObject(config.items()), frozenset())
+    return parse_definition(JsonObject(config.items()), Catalog())
 
 
 def balancer(config, seed=0, routing_key="rk-1", model="model-a"):
-    algorithm = build(definition(config), random.Random(seed), {})
+    algorithm = build(definition(config), random.Random(seed), Catalog())
     return algorithm.balancer(routing_key, model)
 
 
