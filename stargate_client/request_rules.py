@@ -26,10 +26,6 @@ class RequestFacts(NamedTuple):
     priority: int | None
 
 
-class _Streamed(msgspec.Struct):
-    stream: object = None
-
-
 def facts(head: RequestHead) -> RequestFacts:
     """Check the required headers. Raises `Problem` (400)."""
     first: dict[bytes, bytes] = {}

@@ -31,7 +31,6 @@ class LiveRequest:
         self.priority = priority
         self.started_at = started_at
         self.state = State.WAITING
-        self.headers_at: float | None = None
         self.first_output_at: float | None = None
         self.output_tokens = 0
 
@@ -40,9 +39,7 @@ class LiveRequest:
         if state <= self.state:
             return
         self.state = state
-        if state is State.INPUT:
-            self.headers_at = now
-        elif self.first_output_at is None:
+        if state is State.OUTPUT and self.first_output_at is None:
             self.first_output_at = now
 
     def work(self) -> tuple[int, int] | None:

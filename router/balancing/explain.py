@@ -1,4 +1,4 @@
-"""A decision, told as a document: who was seen, who was ruled out and by which rule, every score, and the choice.
+"""A decision, written as a document: who was seen, who was ruled out and by which rule, every score, and the choice.
 
 Explaining changes nothing that later decisions depend on: it decides on a balancer and with random numbers of its own, and the order of
 backends inside a cluster does not move. See docs/balancing.md, "Explaining a decision".
@@ -34,7 +34,7 @@ def explain(
     candidates = () if target is None else target.candidates()
     elapsed_ms = max(0.0, now - request.received_at) * 1000.0
     explanation = explanation_of(effective.built)
-    told = Explanation({}, {}) if explanation is None else explanation(request, candidates, elapsed_ms)
+    explained = Explanation({}, {}) if explanation is None else explanation(request, candidates, elapsed_ms)
     document: Document = {
         "target": {"routing_key": request.routing_key, "model": request.model, "advertised": advertised},
         "request": {
@@ -47,10 +47,10 @@ def explain(
         "algorithm": {
             "name": effective.algorithm,
             "requested": method,
-            "comparator": told.comparator,
+            "comparator": explained.comparator,
             "settings": dict(effective.settings),
         },
-        "candidates": _rows(told, request, candidates, excluded),
+        "candidates": _rows(explained, request, candidates, excluded),
     }
     refusal = _admission(effective, request, candidates, excluded, document)
     document["outcome"] = refusal or _outcome(
@@ -106,7 +106,7 @@ def _outcome(
 
 
 def _rows(
-    told: Explanation, request: RoutingRequest, candidates: Sequence[Candidate], excluded: set[str]
+    explained: Explanation, request: RoutingRequest, candidates: Sequence[Candidate], excluded: set[str]
 ) -> list[Document]:
     tokens = request.input_tokens or 0
     rows = []
@@ -116,7 +116,7 @@ def _rows(
             "cluster_id": cluster_id,
             "rule": Feasibility.EXCLUDED.value
             if cluster_id in excluded
-            else told.rules.get(cluster_id, Feasibility.ELIGIBLE.value),
+            else explained.rules.get(cluster_id, Feasibility.ELIGIBLE.value),
             "backends": candidate.active_backend_count,
             "rtt_ms": duration_ms(candidate.rtt_ns),
             "queue_ms": queue_delay_ms(candidate, request.priority),
@@ -127,7 +127,7 @@ def _rows(
             "running": candidate.num_running_queries,
             "concurrency": candidate.max_engine_concurrency,
             "kv_free_tokens": candidate.kv_cache_free_tokens,
-            **told.columns.get(cluster_id, {}),
+            **explained.columns.get(cluster_id, {}),
         }
         rows.append({key: _finite(value) for key, value in row.items()})
     return rows

@@ -161,15 +161,6 @@ def framing(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
     )
 
 
-def quic_engine(value: str) -> Literal["aioquic"]:
-    """Which QUIC library. The name of one that was tried and found unfit is known, so that nobody searches for the reason."""
-    if value == "aioquic":
-        return "aioquic"
-    if value == "qh3":
-        raise ValueRefusedError("QUIC engine 'qh3' is not offered: it lacks flow control by stream, expected 'aioquic'")
-    raise ValueRefusedError(f"unsupported QUIC engine '{value}', expected 'aioquic'")
-
-
 def log_format(value: str) -> Literal["text", "json"]:
     """How log lines look."""
     if value == "text":

@@ -21,7 +21,6 @@ from router.config.option_values import (
     milliseconds_above_zero,
     parse_socket_address,
     port,
-    quic_engine,
     stream_window,
     text,
     true_or_false,
@@ -222,15 +221,6 @@ class Settings:
         default=1,
         help="Connections to each worker in direct mode.",
         env="STARGATE_DIRECT_QUIC_CONNECTIONS",
-    )
-    quic_engine: Literal["aioquic"] = option(
-        "--quic-engine",
-        "NAME",
-        quic_engine,
-        default="aioquic",
-        help="QUIC library under the tunnels; there is one.",
-        env="STARGATE_QUIC_ENGINE",
-        added=True,
     )
     quic_max_streams: int = option(
         "--quic-max-streams",

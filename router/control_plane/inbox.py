@@ -12,7 +12,7 @@ from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 from tunnel_protocol.limit import Limit
 
 INBOX = Limit("registration.inbox", bytes=4 << 20, pieces=64)
-"""Messages of one stream that wait, by their encoded size; one message of any size always has room."""
+"""Messages of one stream that wait, by their encoded size; one message of any size always fits."""
 
 _MAX_BYTES = INBOX.bytes or 0
 _MAX_MESSAGES = INBOX.pieces or 0

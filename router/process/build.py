@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 VERSION = "0.1.0"
-"""As in pyproject.toml; a test compares them."""
+"""The only place; pyproject.toml takes it from here."""
 
 _SHORT = 12
 

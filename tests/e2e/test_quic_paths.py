@@ -66,7 +66,7 @@ def test_datagrams_grow_to_what_the_path_carries():
     run(test())
 
 
-def test_a_path_without_room_for_large_datagrams_is_used_to_what_it_has():
+def test_a_path_that_passes_no_large_datagrams_is_used_to_what_it_has():
     async def test():
         async with through_a_relay(Weather(largest_bytes=1_300)) as (relay, dialled, accepted):
             for _ in range(10):

@@ -141,11 +141,6 @@ def test_integers_may_have_a_plus_sign_or_helms_exponent(value: str, expected: i
             *("--tunnel-protocol", "RAW-QUIC"),
             "unsupported tunnel protocol 'RAW-QUIC', expected 'raw-quic', 'http3', or 'webtransport'",
         ),
-        ("--quic-engine", "quinn", "unsupported QUIC engine 'quinn', expected 'aioquic'"),
-        (
-            *("--quic-engine", "qh3"),
-            "QUIC engine 'qh3' is not offered: it lacks flow control by stream, expected 'aioquic'",
-        ),
         ("--advertise-addr", "localhost:80", "invalid socket address syntax"),
         ("--metrics-port", "65536", "65536 is not in 0..=65535"),
         ("--quic-stream-window-bytes", "1023", "1023 is not in 1024..=1073741824"),

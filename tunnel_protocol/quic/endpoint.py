@@ -104,11 +104,6 @@ class Connection:
         return self.engine.open_streams
 
     @property
-    def waiting_openers(self) -> int:
-        """How many wait for stream credit."""
-        return len(self._waiting)
-
-    @property
     def smoothed_rtt_ms(self) -> float:
         """The path's round-trip time; 0 before the first measurement."""
         return self.engine.smoothed_rtt_ms

@@ -91,6 +91,11 @@ class SendHalf:
         """Whether nothing is sent any more because of a reset or the loss of the connection."""
         return self.state >= SendState.RESET_SENT
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written and not yet sent for the first time."""
+        return self.written - self.sent
+
     # --- from the writer ---------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray, fin: bool) -> bool:
@@ -117,7 +122,7 @@ class SendHalf:
 
     def above_high_water(self) -> bool:
         """Whether more is buffered than the writer should add to."""
-        return self.written - self.sent > self._high_water
+        return self.unsent_bytes > self._high_water
 
     def may_write_on(self) -> bool:
         """Whether a writer that waits may go on: half of the high-water mark is free."""

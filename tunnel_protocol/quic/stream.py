@@ -116,10 +116,6 @@ class BidirectionalStream:
         if self._abandon_sending(error_code):
             self.send_half.call_back()
 
-    def unsent_bytes(self) -> int:
-        """See `Stream.unsent_bytes`."""
-        return self.send_half.written - self.send_half.sent
-
     def acknowledged(self) -> bool:
         """See `Stream.acknowledged`."""
         return self.send_half.state is SendState.DATA_RECVD
