@@ -20,7 +20,7 @@ from router.config.startup_checks import StartupError
 from router.process.app import App
 from router.process.critical_tasks import CriticalTaskError
 from router.telemetry import logging as log_lines
-from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
+from tunnel_protocol import compilation
 from tunnel_protocol.observers.standard_streams import say
 
 _log = structlog.get_logger()
@@ -67,7 +67,7 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.reported())
+    _log.info("starting stargate", **App.build(), **compilation.reported(), config=settings.reported())
     app = App(settings)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
     starting = asyncio.create_task(app.start())
