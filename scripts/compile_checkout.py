@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tunnel_protocol import compiled_form
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tunnel_protocol import compiled_form  # noqa: E402 - this file is run by its path
 
 KEPT = 5
 """How many compiled forms a checkout has at most, of all interpreters together; those last used by this program stay."""
@@ -141,9 +144,8 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--once"]):
         _say("usage: scripts/compile [--once]")
         return 2
-    root = Path(__file__).resolve().parents[1]
     wish = os.environ.get("LLM_ROUTER_COMPILE", "1")
-    return compile_checkout(root, wish, build_by_setuptools(root), once=bool(arguments))
+    return compile_checkout(ROOT, wish, build_by_setuptools(ROOT), once=bool(arguments))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,17 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from tunnel_protocol import compiled_form
-from tunnel_protocol.compiled_form import PACKAGES
+from tunnel_protocol.compiled_form import (
+    MANIFEST,
+    PACKAGES,
+    beside_sources,
+    changed,
+    form_of,
+    forms,
+    is_checkout,
+    manifest,
+    modules_of,
+)
 
 PURE_PYTHON = "LLM_ROUTER_PURE_PYTHON"
 """Environment variable that asks for the program as it is written; `0` and nothing do not."""
@@ -81,11 +90,11 @@ def decide(root: Path, environment: Mapping[str, str]) -> tuple[OneForm | None, 
     """
     if asked_for(environment):
         return OneForm(root, {}), f"{PURE_PYTHON} is set"
-    if not compiled_form.is_checkout(root):
-        installed = compiled_form.beside_sources(root)
+    if not is_checkout(root):
+        installed = beside_sources(root)
         return None, None if installed else "installed without compiled modules"
-    sources = compiled_form.manifest(root)
-    modules = compiled_form.modules_of(compiled_form.form_of(root, sources))
+    sources = manifest(root)
+    modules = modules_of(form_of(root, sources))
     return OneForm(root, modules), None if modules else _why_none_of(root, sources)
 
 
@@ -93,10 +102,10 @@ def _why_none_of(root: Path, sources: str) -> str:
     """Why there is no compiled form of `sources`: what differs from those that were compiled, and what to do."""
     difference = ""
     try:
-        for newest in compiled_form.forms(root)[:1]:
-            names = compiled_form.changed(sources, (newest / compiled_form.MANIFEST).read_text())
+        for newest in forms(root)[:1]:
+            names = changed(sources, (newest / MANIFEST).read_text())
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            difference = f" ({', '.join(names[:3])}{more} changed after compilation)"
+            difference = f", {', '.join(names[:3])}{more} changed after compilation"
     except OSError:  # removed meanwhile
         pass
     return f"no compiled form of these sources{difference}; make compile makes one"

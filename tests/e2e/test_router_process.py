@@ -14,6 +14,7 @@ import pytest
 
 from llm_request_router.testing import Process, ProcessEndedError, System
 from router.config.options import OPTIONS
+from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:0", "--stargate-discovery-dns-name=localhost"]
 LOCAL = [
@@ -145,6 +146,8 @@ def test_the_first_log_line_tells_version_and_all_settings(llm_router: System) -
     first = llm_router.router.log().splitlines()[0]
     assert " INFO starting stargate version=" in first
     assert "commit_short_sha=" in first
+    assert f"compiled={str(AS_WRITTEN_BECAUSE is None).lower()}" in first
+    assert ("as_written_because=" in first) == (AS_WRITTEN_BECAUSE is not None)
     assert "quic_request_timeout_ms: 30000" in first
 
 

@@ -101,7 +101,7 @@ def with_compile(tmp_path: Path, python: str) -> tuple[Path, Path]:
 def test_each_time_it_is_seen_to_that_the_checkout_was_compiled_once(tmp_path: Path) -> None:
     project, tools = with_compile(tmp_path, COMPILES.format(0))
     assert [setup(project, tools).returncode for _ in range(2)] == [0, 0]
-    assert compilations(project) == ["-m scripts.compile_checkout --once"] * 2
+    assert compilations(project) == ["scripts/compile_checkout.py --once"] * 2
 
 
 def test_the_packages_are_not_compiled_if_that_is_not_wished(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_failed_compilation_is_an_error_of_the_setup(tmp_path: Path) -> None:
 def test_asked_for_by_itself_it_is_not_that_of_the_setup(tmp_path: Path) -> None:
     project, tools = with_compile(tmp_path, COMPILES.format(0))
     subprocess.run([project / "scripts/compile"], env={"PATH": str(tools)}, check=True, timeout=20, capture_output=True)
-    assert compilations(project) == ["-m scripts.compile_checkout"]
+    assert compilations(project) == ["scripts/compile_checkout.py"]
 
 
 INSTALLS = 'case "$*" in *pip*) echo "$*" >>.venv/installs;; *compile_checkout*) echo asked >>.venv/compilations;; esac; exit 0'
