@@ -60,7 +60,7 @@ def _made(root: Path, sources: str, form: Path, build: Build, *, required: bool)
     log = root / "build/compile.log"
     new = form.with_name(f"{_ASIDE}new")
     new.mkdir()
-    _say("compiling (a minute or two; LLM_ROUTER_COMPILE=0 does without) ...")
+    _say("compiling (some minutes; LLM_ROUTER_COMPILE=0 does without) ...")
     try:
         failed = build(new, log) != 0
         nothing = not compiled_form.modules_of(new)

@@ -286,7 +286,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llm-router-demo-") as name:
         folder = Path(name)
         status = Status()
-        status.done(f"the program runs {compilation.told()}")
+        status.done(f"the program runs {compilation.description()}")
         processes = Processes(folder, status)
         try:
             router = start_router(processes, folder, options.http_port)

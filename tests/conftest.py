@@ -15,14 +15,14 @@ settings.load_profile("unhurried")
 
 def pytest_report_header() -> str:
     """Which form of the program is tested."""
-    return f"program: {compilation.told()}"
+    return f"program: {compilation.description()}"
 
 
 def pytest_sessionstart() -> None:
     """Where the compiled form is required, no other is tested by mistake; `LLM_ROUTER_PURE_PYTHON` is on purpose."""
     required = os.environ.get("LLM_ROUTER_COMPILE") == "require" and not compilation.asked_for(os.environ)
     if required and compilation.AS_WRITTEN_BECAUSE is not None:
-        raise pytest.UsageError(f"LLM_ROUTER_COMPILE is require, but the program runs {compilation.told()}")
+        raise pytest.UsageError(f"LLM_ROUTER_COMPILE is require, but the program runs {compilation.description()}")
 
 
 __all__ = ["llm_router", "pytest_configure", "pytest_runtest_makereport"]

@@ -118,7 +118,7 @@ def reported() -> dict[str, object]:
     return {"compiled": False, "as_written_because": AS_WRITTEN_BECAUSE}
 
 
-def told() -> str:
+def description() -> str:
     """The same for a reader: `compiled`, or `as written (why)`."""
     return "compiled" if AS_WRITTEN_BECAUSE is None else f"as written ({AS_WRITTEN_BECAUSE})"
 

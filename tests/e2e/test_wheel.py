@@ -76,7 +76,7 @@ def test_the_installed_wheel_serves_a_request(built: Path, tmp_path: Path) -> No
         "    assert llm_router.chat('tiny-model').status == 200\n"
     )
     assert "1 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_x.py", cwd=tmp_path)
-    form = "import tunnel_protocol.compilation as c; print(c.told())"
+    form = "import tunnel_protocol.compilation as c; print(c.description())"
     assert run(python, "-c", form, cwd=tmp_path) == "as written (installed without compiled modules)\n"
     assert "usage" in run(tmp_path / "env/bin/stargate", "--help", cwd=tmp_path).lower()
     assert "usage: stargate-client" in run(tmp_path / "env/bin/stargate-client", "--help", cwd=tmp_path)
@@ -94,7 +94,7 @@ def test_an_installation_runs_the_compiled_modules_that_came_with_it(built: Path
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path / 'site')!r}]\n"
         "import router.process.app, tunnel_protocol.compilation as c\n"
-        "print(c.told(), router.process.app.__file__, sys.modules['router.proxy.attempt'].__spec__.origin)"
+        "print(c.description(), router.process.app.__file__, sys.modules['router.proxy.attempt'].__spec__.origin)"
     )
     told, app, attempt = run(sys.executable, "-c", code, cwd=tmp_path).split()
     assert told == "compiled"

@@ -275,7 +275,7 @@ def test_the_form_and_the_reason_are_told(
 ) -> None:
     monkeypatch.setattr(compilation, "AS_WRITTEN_BECAUSE", because)
     assert compilation.reported() == reported
-    assert compilation.told() == told
+    assert compilation.description() == told
 
 
 @pytest.mark.parametrize(("pure", "code"), [("0", 4), ("1", 0)])
