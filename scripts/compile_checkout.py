@@ -95,6 +95,7 @@ def build_by_setuptools(root: Path) -> Build:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                close_fds=False,  # it holds the lock, too: if this program is killed, the compilers still run
                 check=False,
             ).returncode
 
@@ -105,11 +106,12 @@ def build_by_setuptools(root: Path) -> Build:
 def _alone(place: Path) -> Iterator[None]:
     """One compilation of a checkout at a time: they write the same files on their way. What an ended one left is removed."""
     with (place / ".lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _say("this checkout is being compiled; waiting for that ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when its owner ends, however that is
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when all that have it end, however that is
         for left in place.glob(f"{_ASIDE}*"):
             shutil.rmtree(left, ignore_errors=True)
         yield

@@ -192,6 +192,23 @@ def test_there_is_one_at_a_time(tree: Path, compiler: Compiler, capsys: pytest.C
     assert SCRIPT.compile_checkout(tree, "1", build, once=False) == 0
 
 
+HOLDS_THE_LOCK = """
+import os, sys
+lock = os.stat("build/compiled/.lock")
+def is_lock(descriptor):
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock)
+    except OSError:
+        return False
+sys.exit(0 if any(map(is_lock, range(3, 100))) else 3)
+"""
+
+
+def test_compilers_that_outlive_a_killed_one_still_keep_the_next_away(tree: Path) -> None:
+    (tree / "setup.py").write_text(HOLDS_THE_LOCK)
+    assert SCRIPT.compile_checkout(tree, "1", SCRIPT.build_by_setuptools(tree), once=False) == 0
+
+
 # `make setup` -----------------------------------------------------------------------------------------------------------
 
 
