@@ -18,8 +18,11 @@ def pytest_report_header() -> str:
     return f"program: {compilation.description()}"
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """Where the compiled form is required, no other is tested by mistake; `LLM_ROUTER_PURE_PYTHON` is on purpose."""
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and session.config.get_verbosity() < 0:  # such a run has no header
+        reporter.write_line(pytest_report_header())
     required = os.environ.get("LLM_ROUTER_COMPILE") == "require" and not compilation.asked_for(os.environ)
     if required and compilation.AS_WRITTEN_BECAUSE is not None:
         raise pytest.UsageError(f"LLM_ROUTER_COMPILE is require, but the program runs {compilation.description()}")
