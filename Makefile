@@ -12,7 +12,7 @@ help: ## Show this list
 setup: ## Make .venv with the pinned requirements (quick when nothing changed)
 	@PYTHON="$(PYTHON)" scripts/setup
 
-compile: setup ## Compile the packages again, after their sources changed (without it they run as written)
+compile: setup ## Compile the sources as they are now, unless that was done (changed sources run as written until then)
 	@scripts/compile
 
 demo: ## Router, two workers and a mock engine at work; STAY=1 keeps them running
@@ -60,4 +60,5 @@ format: setup ## Format the code and mend what the linter can
 
 clean: ## Remove .venv, caches and what was built
 	@rm -rf .venv .mypy_cache .ruff_cache build dist *.egg-info
-	@find . -name '*.so' -not -path './.venv/*' -delete
+	@find tunnel_protocol router -name '*.so' -delete  # of versions that compiled in place
+	@rm -f *_compiled__mypyc*.so

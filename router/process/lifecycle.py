@@ -23,7 +23,7 @@ from router.process.critical_tasks import CriticalTaskError
 from router.process.reloads import Reloads
 from router.process.router import Router
 from router.telemetry import logging as log_lines
-from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
+from tunnel_protocol import compilation
 from tunnel_protocol.observers.standard_streams import say
 
 _log = structlog.get_logger()
@@ -70,7 +70,7 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **build.described(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.reported())
+    _log.info("starting stargate", **build.described(), **compilation.reported(), config=settings.reported())
     reloads = Reloads()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.request)
     starting = asyncio.create_task(start(settings, reloads))
