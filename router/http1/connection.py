@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.http1.arrival import Arrival
 from router.http1.pipeline import RequestHandler, RequestPipeline
@@ -60,6 +60,14 @@ class ConnectionState(IntEnum):
     """The transport is closed."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_OPEN: Final = ConnectionState.OPEN
+_INPUT_ENDED: Final = ConnectionState.INPUT_ENDED
+_LOST: Final = ConnectionState.LOST
+_GONE: Final = ConnectionState.GONE
+_CLOSING: Final = ConnectionState.CLOSING
+
+
 class ClientConnection(asyncio.Protocol):
     """Implements asyncio's protocol, the callbacks of parser, pipeline and arrival, and the output of a response."""
 
@@ -68,7 +76,7 @@ class ClientConnection(asyncio.Protocol):
         self._timeouts = timeouts
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
-        self._state = ConnectionState.OPEN
+        self._state = _OPEN
         self._parser = RequestParser(self, clock)
         self._pipeline = RequestPipeline(self, self, self._parser, server)
         self._out: list[bytes] = []
@@ -103,7 +111,7 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes that the client sent."""
-        if self._state >= ConnectionState.INPUT_ENDED:
+        if self._state >= _INPUT_ENDED:
             return
         pipeline = self._pipeline
         try:
@@ -131,7 +139,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it was lost changes nothing
         """The transport is closed."""
         self._leave()
-        self._advance(ConnectionState.LOST)
+        self._advance(_LOST)
         self._parser.release()
         self._pipeline.release()
         self._server.connection_closed(self)
@@ -167,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def awaits_input(self) -> bool:
         """Whether bytes that the client sends are still read as requests."""
-        return self._state is ConnectionState.OPEN
+        return self._state is _OPEN
 
     @property
     def reading(self) -> bool:
@@ -186,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Queue bytes; all bytes queued in one turn of the event loop are written at once."""
-        if self._state < ConnectionState.GONE:
+        if self._state < _GONE:
             if not self._out:
                 self._server.flush_later(self)
             self._out.append(data)
@@ -194,7 +202,7 @@ class ClientConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Write the queued bytes to the transport."""
         out, self._out = self._out, []
-        if not out or self._state >= ConnectionState.GONE:
+        if not out or self._state >= _GONE:
             return
         if len(out) == 1:
             self._transport.write(out[0])
@@ -212,12 +220,12 @@ class ClientConnection(asyncio.Protocol):
 
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; see `RequestPipeline`."""
-        if self._state < ConnectionState.GONE:
+        if self._state < _GONE:
             self._pipeline.response_done(keep_alive=keep_alive)
 
     def response_broken(self, *, reset: bool) -> None:
         """Write the queued bytes, then end the connection: by a reset if `reset`, else by a close."""
-        if self._state >= ConnectionState.GONE:
+        if self._state >= _GONE:
             return
         self._pipeline.response_broken()
         if reset:
@@ -227,7 +235,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _reset(self) -> None:
         """End by a TCP reset, the only sign by which this client can see that its response is not complete."""
-        self._advance(ConnectionState.CLOSING)
+        self._advance(_CLOSING)
         self.flush()
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
@@ -238,22 +246,22 @@ class ClientConnection(asyncio.Protocol):
 
     def end_input(self) -> None:
         """Read no bytes that arrive from now on as requests."""
-        self._advance(ConnectionState.INPUT_ENDED)
+        self._advance(_INPUT_ENDED)
 
     def close(self) -> None:
         """Close when the bytes already written have been sent."""
-        self._advance(ConnectionState.CLOSING)
-        if self._state < ConnectionState.GONE:
+        self._advance(_CLOSING)
+        if self._state < _GONE:
             self.flush()
             self._transport.close()
             self._cut_if_stalled(0)
 
     def linger(self) -> None:
         """Close, but read and drop for a limited time: unread bytes would cause a reset (RFC 9112 section 9.6)."""
-        self._advance(ConnectionState.CLOSING)
+        self._advance(_CLOSING)
         self._pipeline.drop_requests()
         self.flush()
-        if self._state >= ConnectionState.GONE or self._transport.is_closing():
+        if self._state >= _GONE or self._transport.is_closing():
             return
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -279,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
     def update_reading(self) -> None:
         """Resume or pause reading from the client, by `RequestPipeline.wants_reading`."""
         reading = self._pipeline.wants_reading
-        if reading != self._reading and self._state < ConnectionState.CLOSING:
+        if reading != self._reading and self._state < _CLOSING:
             self._reading = reading
             if reading:
                 if self._arrival is not None:
@@ -310,14 +318,14 @@ class ClientConnection(asyncio.Protocol):
     # -----------------------------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        if self._state < ConnectionState.CLOSING:
+        if self._state < _CLOSING:
             self._pipeline.next()
 
     def _leave(self) -> None:
         """The client has closed: cancel the timers and notify the producer of the running response."""
-        if self._state >= ConnectionState.GONE:
+        if self._state >= _GONE:
             return
-        self._advance(ConnectionState.GONE)
+        self._advance(_GONE)
         arrival, self._arrival = self._arrival, None
         if arrival is not None:
             arrival.stop()
@@ -330,7 +338,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _cut_if_stalled(self, left_before: int) -> None:
         """Abort if the client has read none of the `left_before` bytes since the last check; else check again later."""
-        left = 0 if self._state is ConnectionState.LOST else self._transport.get_write_buffer_size()
+        left = 0 if self._state is _LOST else self._transport.get_write_buffer_size()
         if left and left == left_before:
             self._transport.abort()
         elif left:
@@ -338,7 +346,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _check_peer_closed(self) -> None:
         self._peer_closed_timer = None
-        if self._reading or self._state >= ConnectionState.CLOSING:
+        if self._reading or self._state >= _CLOSING:
             return
         if peer_closed(self._transport.get_extra_info("socket")):
             self._leave()

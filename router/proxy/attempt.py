@@ -7,7 +7,7 @@ timeout. Everything is a callback from the exchange; only waiting for stream cre
 
 import asyncio
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -53,6 +53,14 @@ class AttemptState(IntEnum):
 
     OVER = 4
     """The attempt has ended; no callback follows."""
+
+
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_OPENING: Final = AttemptState.OPENING
+_RELAYING: Final = AttemptState.RELAYING
+_OVER: Final = AttemptState.OVER
+_RESPONSE_ENDED: Final = AttemptState.RESPONSE_ENDED
+_AWAITING_HEAD: Final = AttemptState.AWAITING_HEAD
 
 
 class Attempt:
@@ -108,7 +116,7 @@ class Attempt:
         self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
-        self.state = AttemptState.OPENING
+        self.state = _OPENING
 
     def _advance(self, state: AttemptState) -> None:
         if state > self.state:
@@ -162,7 +170,7 @@ class Attempt:
 
     def on_head(self, head: ResponseHead) -> None:
         """The response head. If it is no success, the rest of the upload is abandoned."""
-        self._advance(AttemptState.RELAYING)
+        self._advance(_RELAYING)
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -173,7 +181,7 @@ class Attempt:
     def on_body(self, data: bytes) -> None:
         """Write one chunk to the client."""
         response = self._response
-        if response is None or self.state is AttemptState.OVER:
+        if response is None or self.state is _OVER:
             return
         if self._idle_s:
             self._last_byte_at = self._loop.time()
@@ -186,12 +194,12 @@ class Attempt:
     def on_end(self) -> None:
         """The response is complete; an upload that still runs gets the rest of the deadline."""
         response = self._response
-        if self.state is AttemptState.OVER or response is None:
+        if self.state is _OVER or response is None:
             return
         if self._upload is None or self._upload.done:
             self._finish()
         else:
-            self._advance(AttemptState.RESPONSE_ENDED)
+            self._advance(_RESPONSE_ENDED)
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
                 self._idle_timer = None
@@ -199,9 +207,9 @@ class Attempt:
 
     def on_failed(self, error: TunnelError) -> None:
         """The exchange failed: before the head the attempt failed, after it the response is broken off."""
-        if self.state is AttemptState.OVER:
+        if self.state is _OVER:
             return
-        awaiting_head = self.state < AttemptState.RELAYING
+        awaiting_head = self.state < _RELAYING
         self._end()
         if not awaiting_head:
             self._break_off(error.reason)
@@ -242,10 +250,10 @@ class Attempt:
             self.on_failed(TunnelError("no stream"))
 
     def _opened(self, exchange: Exchange, *, end: bool) -> None:
-        if self.state is AttemptState.OVER:
+        if self.state is _OVER:
             exchange.cancel()
             return
-        self._advance(AttemptState.AWAITING_HEAD)
+        self._advance(_AWAITING_HEAD)
         self._exchange = exchange
         if self._paused:
             exchange.pause()
@@ -271,12 +279,12 @@ class Attempt:
         exchange.end_body()
 
     def _upload_over(self, failure: str | None) -> None:
-        if self.state is AttemptState.OVER or self._exchange is None or self._upload is None:
+        if self.state is _OVER or self._exchange is None or self._upload is None:
             return
         if failure is not None:
             label = "client" if self._upload.from_client else "copy"
             _log.error("failed to send request body", error=failure, upload_label=label)
-        if failure is not None and self.state < AttemptState.RELAYING:
+        if failure is not None and self.state < _RELAYING:
             self.discard()
             self._owner.attempt_failed(TunnelError(failure))
             return
@@ -284,7 +292,7 @@ class Attempt:
             # The response is still relayed, but it does not end cleanly.
             self._upload_failure = failure
             self._exchange.abort_upload()
-        if self.state is AttemptState.RESPONSE_ENDED:
+        if self.state is _RESPONSE_ENDED:
             self._finish()
 
     def _head_late(self) -> None:
@@ -331,7 +339,7 @@ class Attempt:
         self._owner.response_ended(reason)
 
     def _end(self) -> None:
-        self._advance(AttemptState.OVER)
+        self._advance(_OVER)
         for timer in (self._head_timer, self._idle_timer, self._upload_timer):
             if timer is not None:
                 timer.cancel()
