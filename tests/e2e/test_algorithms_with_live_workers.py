@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import pytest
-from grpc_loop import run_grpc
-from registered_worker import INACTIVE, RegisteredWorker, becomes
 
 from llm_request_router.testing import System
+from support.grpc_loop import run_grpc
+from support.registered_worker import INACTIVE, RegisteredWorker
+from support.waiting import becomes
 
 WIDE = {"algorithm": "wait-and-widen", "ttft_bucket_size_ms": 1_000_000}
 POLICY = {

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from proxy_harness import BrokenOffError
-from tunnel_case import BUSY, over_tunnels
 
 from llm_request_router.testing import System
+from support.gateway_over_tunnels import BUSY, over_tunnels
+from support.http_client import BrokenOffError
 
 TIMEOUT_MS = 600
 BODY = bytes(range(256)) * 300

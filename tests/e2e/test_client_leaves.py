@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
-from proxy_harness import Client, a_harness, eventually, get, post, scenario
 
 from router.http1.connection import Patience
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import HttpClient, get, post
+from support.waiting import eventually
 
 POLICY = b"""{"models": {"picky": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
 FULL = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
@@ -221,8 +223,8 @@ async def fill(exchange):
 def test_a_client_that_leaves_is_noticed(stage, go):
     @scenario
     async def test():
-        async with a_harness(POLICY, Patience(watch=0.02, stalled=0.02)) as harness:
-            client = await Client.connect(harness.port, limit=1 << 12)
+        async with gateway_in_memory(POLICY, Patience(watch=0.02, stalled=0.02)) as harness:
+            client = await HttpClient.connect(harness.port, limit=1 << 12)
             harness.clients.append(client)
             await stage(harness, client)
             workers = [one.tunnels for one in harness.registry.registrations()]
@@ -254,7 +256,7 @@ async def hidden(harness, client, **timeouts):
 
 @scenario
 async def test_a_client_hidden_behind_its_own_bytes_costs_no_more_than_the_deadline_of_its_attempt():
-    async with a_harness(request_timeout_ms=300) as harness:
+    async with gateway_in_memory(request_timeout_ms=300) as harness:
         exchange = await hidden(harness, await harness.client())
         await eventually(lambda: not harness.http.connections)
         assert exchange.cancelled
@@ -262,7 +264,7 @@ async def test_a_client_hidden_behind_its_own_bytes_costs_no_more_than_the_deadl
 
 @scenario
 async def test_a_client_hidden_behind_its_own_bytes_is_seen_to_be_gone_by_the_first_byte_of_the_response():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         exchange = await hidden(harness, await harness.client())
         exchange.head(200)
         await eventually(lambda: not harness.http.connections)

@@ -6,9 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from scripted_worker import Request
 from structlog.testing import capture_logs
-from tunnel_harness import CERTIFICATE, HEAD, Caller, eventually, scenario
 
 import certs
 from router.ports.identity import Identity
@@ -17,6 +15,9 @@ from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.settings import TunnelSettings
+from support.reverse_listener import CERTIFICATE, HEAD, Caller, scenario
+from support.scripted_worker import TunnelledRequest
+from support.waiting import eventually
 from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
@@ -54,7 +55,7 @@ class Worker:
         await self.endpoint.close()
 
 
-class _Echo(Request):
+class _Echo(TunnelledRequest):
     def __init__(self, worker):
         super().__init__()
         self._worker = worker

@@ -7,13 +7,13 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable
 
 import pytest
-from registered_worker import RegisteredWorker
 
 from certs import make_self_signed
 from llm_request_router.testing import System
+from support.registered_worker import RegisteredWorker
+from support.waiting import wait_until
 
 MODEL = "tiny"
 
@@ -35,13 +35,6 @@ class Stream:
             return self.response.read()
         finally:
             self._connection.close()
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def refused(address: str) -> bool:
@@ -70,7 +63,7 @@ def test_a_running_stream_over_a_reverse_tunnel_finishes_and_the_exit_is_clean(l
         llm_router.ports.model_discovery,
         llm_router.ports.metrics,
     ):
-        until(lambda address=address: refused(address))  # type: ignore[misc]  # the default binds the loop variable
+        wait_until(lambda address=address: refused(address))  # type: ignore[misc]  # the default binds the loop variable
     assert b"data: [DONE]" in stream.rest()
     assert llm_router.router.wait() == 0
 
@@ -129,7 +122,7 @@ def test_a_rotated_certificate_is_served_to_new_tunnels(tmp_path_factory: pytest
         before = system.metrics()[expiry]
         system.add_worker(MODEL)
         put(20)
-        until(lambda: system.metrics()[expiry] > before)
+        wait_until(lambda: system.metrics()[expiry] > before)
         system.router.until_logged("TLS material reloaded")
         # The worker that is connected stays, a new one is welcome.
         assert system.chat(MODEL).status == 200

@@ -5,7 +5,10 @@ import os
 import types
 
 import pytest
-from proxy_harness import BrokenOffError, a_harness, eventually, post, scenario
+
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import BrokenOffError, post
+from support.waiting import eventually
 
 
 def unfinished(length=100, **headers) -> bytes:
@@ -15,7 +18,7 @@ def unfinished(length=100, **headers) -> bytes:
 
 @scenario
 async def test_query_headers_and_body_reach_the_worker_as_sent():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=lambda exchange: exchange.answer())
         request = post(
             "/v1/chat/completions?trace=%20chat&b=+",
@@ -49,7 +52,7 @@ async def test_query_headers_and_body_reach_the_worker_as_sent():
 
 @scenario
 async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
 
         def answer(exchange):
             exchange.answer(
@@ -77,7 +80,7 @@ async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
 
 @scenario
 async def test_upload_finishes_first_and_the_head_is_still_waited_for():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"all"))
@@ -89,7 +92,7 @@ async def test_upload_finishes_first_and_the_head_is_still_waited_for():
 
 @scenario
 async def test_upload_that_breaks_before_the_head_fails_at_once_without_another_attempt():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         harness.worker("w2", queue_size=9, queued_input_size=900)
         client = await harness.client()
@@ -104,7 +107,7 @@ async def test_upload_that_breaks_before_the_head_fails_at_once_without_another_
 
 @scenario
 async def test_success_first_then_the_upload_goes_on_beside_the_response():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(unfinished(10))
@@ -122,7 +125,7 @@ async def test_success_first_then_the_upload_goes_on_beside_the_response():
 
 @scenario
 async def test_any_other_status_first_aborts_the_upload():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(unfinished())
@@ -135,7 +138,7 @@ async def test_any_other_status_first_aborts_the_upload():
 
 @scenario
 async def test_the_response_ends_although_the_upload_stalls_once_the_head_deadline_is_over():
-    async with a_harness(request_timeout_ms=60) as harness:
+    async with gateway_in_memory(request_timeout_ms=60) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(unfinished())
@@ -147,7 +150,7 @@ async def test_the_response_ends_although_the_upload_stalls_once_the_head_deadli
 
 @scenario
 async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_the_response():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"", content_length=None, transfer_encoding="chunked") + b"3\r\nabc\r\n")
@@ -162,7 +165,7 @@ async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_
 
 @scenario
 async def test_the_head_must_come_within_the_deadline_of_the_attempt():
-    async with a_harness(request_timeout_ms=30, max_connect_retries=0) as harness:
+    async with gateway_in_memory(request_timeout_ms=30, max_connect_retries=0) as harness:
         worker = harness.worker()
         got = await harness.ask(post())
         assert got.status == 502
@@ -174,7 +177,7 @@ async def test_the_head_must_come_within_the_deadline_of_the_attempt():
 
 @scenario
 async def test_waiting_for_a_stream_counts_towards_the_same_deadline():
-    async with a_harness(request_timeout_ms=200, max_connect_retries=0) as harness:
+    async with gateway_in_memory(request_timeout_ms=200, max_connect_retries=0) as harness:
         worker = harness.worker()
         worker.free = 0
         loop = asyncio.get_running_loop()
@@ -190,7 +193,7 @@ async def test_waiting_for_a_stream_counts_towards_the_same_deadline():
 
 @scenario
 async def test_no_deadline_applies_after_the_head():
-    async with a_harness(request_timeout_ms=20) as harness:
+    async with gateway_in_memory(request_timeout_ms=20) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -207,7 +210,7 @@ async def test_no_deadline_applies_after_the_head():
 def test_a_worker_that_breaks_the_protocol_is_a_transport_failure(status):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             harness.worker(on_request=lambda exchange: exchange.fail(f"interim status {status}"))
             harness.worker("w2", cluster="w1", on_request=lambda exchange: exchange.answer())
             assert (await harness.ask(post())).status == 200
@@ -217,7 +220,7 @@ def test_a_worker_that_breaks_the_protocol_is_a_transport_failure(status):
 
 @scenario
 async def test_an_error_after_the_head_is_an_abnormal_end_after_everything_that_came():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -235,7 +238,7 @@ async def test_an_error_after_the_head_is_an_abnormal_end_after_everything_that_
 
 @scenario
 async def test_a_worker_header_that_is_no_header_value_becomes_500():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("w\n1", on_request=lambda exchange: exchange.answer())
         got = await harness.ask(post())
         assert (got.status, got.is_empty) == (500, True)
@@ -245,7 +248,7 @@ async def test_a_worker_header_that_is_no_header_value_becomes_500():
 def test_statuses_without_a_body_have_none_and_the_connection_goes_on(status):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             harness.worker(on_request=lambda exchange: exchange.answer(status, b"must not be sent"))
             client = await harness.client()
             for _ in range(2):
@@ -259,7 +262,7 @@ def test_statuses_without_a_body_have_none_and_the_connection_goes_on(status):
 
 @scenario
 async def test_a_response_longer_than_its_content_length_is_cut_to_it():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=lambda exchange: exchange.answer(200, b"abcdef", content_length=3))
         client = await harness.client()
         client.send(post() + post())
@@ -270,7 +273,7 @@ async def test_a_response_longer_than_its_content_length_is_cut_to_it():
 
 @scenario
 async def test_a_response_shorter_than_its_content_length_breaks_the_connection():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=lambda exchange: exchange.answer(200, b"abc", content_length=9))
         with pytest.raises(BrokenOffError):
             await harness.ask(post())
@@ -278,7 +281,7 @@ async def test_a_response_shorter_than_its_content_length_breaks_the_connection(
 
 @scenario
 async def test_a_worker_that_wants_no_more_body_but_answers_is_passed_on():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(unfinished(10))
@@ -291,7 +294,7 @@ async def test_a_worker_that_wants_no_more_body_but_answers_is_passed_on():
 
 @scenario
 async def test_a_silent_response_is_ended_by_the_idle_limit_and_never_without_one():
-    async with a_harness(response_idle_timeout_ms=30) as harness:
+    async with gateway_in_memory(response_idle_timeout_ms=30) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -314,7 +317,7 @@ async def test_neither_a_request_nor_its_chunks_cost_a_task():
             tasks.append(coroutine)
         return asyncio.Task(coroutine, loop=loop, **options)
 
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         asyncio.get_running_loop().set_task_factory(make)
         client = await harness.client()

@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
-from proxy_harness import Client, a_harness, eventually, post, scenario
 
 from router.http1.connection import Patience
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import HttpClient, post
+from support.waiting import eventually
 
 
 def ok(exchange):
@@ -27,7 +29,7 @@ WAYS = pytest.mark.parametrize("go", [leave, half_close])
 def test_a_client_that_leaves_while_waiting_for_a_stream_gives_its_place_up(go):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker()
             worker.free = 0
             client = await harness.client()
@@ -45,7 +47,7 @@ def test_a_client_that_leaves_while_waiting_for_a_stream_gives_its_place_up(go):
 def test_a_client_that_leaves_during_its_upload_cancels_the_exchange(go):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker()
             client = await harness.client()
             client.send(post(body=b"", content_length="9") + b"half")
@@ -65,7 +67,7 @@ def test_a_client_that_leaves_during_its_upload_cancels_the_exchange(go):
 def test_a_client_that_leaves_before_the_head_cancels_the_exchange_and_blames_nobody(go):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker()
             client = await harness.client()
             client.send(post())
@@ -85,7 +87,7 @@ def test_a_client_that_leaves_before_the_head_cancels_the_exchange_and_blames_no
 def test_a_client_that_leaves_during_the_response_cancels_the_exchange(go):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker()
             client = await harness.client()
             client.send(post())
@@ -105,7 +107,7 @@ def test_a_client_that_leaves_during_the_response_cancels_the_exchange(go):
 def test_a_client_that_leaves_during_a_dial_abandons_it(go):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker(direct=True)
             worker.up = False
             worker.reconnecting = asyncio.Event()
@@ -128,7 +130,7 @@ def test_a_client_that_leaves_while_no_cluster_is_willing_ends_the_wait(go):
 
     @scenario
     async def test():
-        async with a_harness(policy) as harness:
+        async with gateway_in_memory(policy) as harness:
             worker = harness.worker(kv_cache_capacity_tokens=10, kv_cache_free_tokens=0, kv_cache_used_tokens=10)
             client = await harness.client()
             client.send(post(x_max_wait_ms="60000", x_cache_affinity_key="k"))
@@ -142,7 +144,7 @@ def test_a_client_that_leaves_while_no_cluster_is_willing_ends_the_wait(go):
 
 @scenario
 async def test_requests_behind_one_whose_client_left_are_never_started():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post() * 5)
@@ -157,7 +159,7 @@ async def test_requests_behind_one_whose_client_left_are_never_started():
 def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go):
     @scenario
     async def test():
-        async with a_harness(patience=Patience(watch=0.02)) as harness:
+        async with gateway_in_memory(patience=Patience(watch=0.02)) as harness:
             worker = harness.worker()
             client = await harness.client()
             client.send(post(body=b"", content_length="9000000"))
@@ -174,7 +176,7 @@ def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go)
 
 @scenario
 async def test_late_callbacks_of_a_cancelled_exchange_reach_nobody():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -192,7 +194,7 @@ async def test_late_callbacks_of_a_cancelled_exchange_reach_nobody():
 
 @scenario
 async def test_bodies_beyond_the_common_budget_are_forwarded_without_a_copy():
-    async with a_harness(max_replay_total_bytes=10) as harness:
+    async with gateway_in_memory(max_replay_total_bytes=10) as harness:
         worker = harness.worker()
         harness.worker("w2", cluster="w1")
         holder, other = await harness.client(), await harness.client()
@@ -213,7 +215,7 @@ async def test_bodies_beyond_the_common_budget_are_forwarded_without_a_copy():
 @scenario
 async def test_a_worker_that_accepted_the_request_in_full_is_not_doubled_if_so_configured():
     for switch, status, attempts in ((True, 502, 1), (False, 200, 2)):
-        async with a_harness(no_repeat_accepted=switch) as harness:
+        async with gateway_in_memory(no_repeat_accepted=switch) as harness:
             harness.worker("a", cluster="c", on_request=lambda exchange: exchange.fail(accepted=True))
             harness.worker("b", cluster="c", on_request=ok)
             assert (await harness.ask(post())).status == status
@@ -224,7 +226,7 @@ async def test_a_worker_that_accepted_the_request_in_full_is_not_doubled_if_so_c
 @scenario
 async def test_a_timeout_after_acceptance_is_not_doubled_either_and_one_before_it_is_repeated():
     for accepted in (True, False):
-        async with a_harness(no_repeat_accepted=True, request_timeout_ms=50) as harness:
+        async with gateway_in_memory(no_repeat_accepted=True, request_timeout_ms=50) as harness:
             worker = harness.worker("a", cluster="c")
             harness.worker("b", cluster="c", on_request=ok)
             client = await harness.client()
@@ -238,7 +240,7 @@ async def test_a_timeout_after_acceptance_is_not_doubled_either_and_one_before_i
 
 @scenario
 async def test_a_drain_lets_the_running_response_finish_and_refuses_what_follows():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -253,4 +255,4 @@ async def test_a_drain_lets_the_running_response_finish_and_refuses_what_follows
         assert await client.closed()
         assert await drained
         with pytest.raises(OSError, match=r"Connect call failed|refused"):
-            await Client.connect(harness.port)
+            await HttpClient.connect(harness.port)

@@ -1,7 +1,10 @@
 """Which failures and answers lead to another attempt, where it goes, and what the client sees; docs/proxy.md, "Retries"."""
 
 import pytest
-from proxy_harness import a_harness, eventually, post, scenario
+
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import post
+from support.waiting import eventually
 
 BODY = bytes(range(256)) * 40
 
@@ -29,7 +32,7 @@ BUSY = {"queue_size": 9, "queued_input_size": 9000}
 
 @scenario
 async def test_a_failure_goes_on_at_a_sibling_of_the_same_cluster_with_identical_bytes():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         first = harness.worker("a", cluster="shared", on_request=broken)
         second = harness.worker("b", cluster="shared", on_request=ok)
         other = harness.worker("c", on_request=ok, **BUSY)
@@ -47,7 +50,7 @@ async def test_a_failure_goes_on_at_a_sibling_of_the_same_cluster_with_identical
 
 @scenario
 async def test_without_a_sibling_a_failure_goes_on_in_another_cluster():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=broken)
         harness.worker("b", on_request=ok, **BUSY)
         assert (await harness.ask(post())).header("x-inference-server-id") == "b"
@@ -56,7 +59,7 @@ async def test_without_a_sibling_a_failure_goes_on_in_another_cluster():
 
 @scenario
 async def test_when_everyone_has_failed_the_answer_is_an_empty_503():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=broken)
         harness.worker("b", on_request=broken)
         got = await harness.ask(post())
@@ -68,7 +71,7 @@ async def test_when_everyone_has_failed_the_answer_is_an_empty_503():
 @scenario
 async def test_admission_is_asked_again_before_another_choice():
     policy = b"""{"models": {"m": {"algorithm": "power-of-n", "max_input_work_seconds": 0.5}}}"""
-    async with a_harness(policy) as harness:
+    async with gateway_in_memory(policy) as harness:
         harness.worker("a", on_request=broken)
         harness.worker("b", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
         got = await harness.ask(post(x_input_tokens="50"))
@@ -78,7 +81,7 @@ async def test_admission_is_asked_again_before_another_choice():
 
 @scenario
 async def test_connect_retries_used_up_is_an_empty_502():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         workers = [harness.worker(name, cluster="c", on_request=broken) for name in "abcd"]
         got = await harness.ask(post())
         assert (got.status, got.is_empty) == (502, True)
@@ -89,7 +92,7 @@ async def test_connect_retries_used_up_is_an_empty_502():
 
 @scenario
 async def test_a_spent_budget_forbids_another_attempt_after_a_failure():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", cluster="c", on_request=broken)
         harness.worker("b", cluster="c", on_request=ok)
         assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == 502
@@ -99,7 +102,7 @@ async def test_a_spent_budget_forbids_another_attempt_after_a_failure():
 
 @scenario
 async def test_the_budget_comes_before_the_connect_limit():
-    async with a_harness(max_connect_retries=0) as harness:
+    async with gateway_in_memory(max_connect_retries=0) as harness:
         harness.worker("a", on_request=broken)
         assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == 502
         assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
@@ -107,7 +110,7 @@ async def test_the_budget_comes_before_the_connect_limit():
 
 @scenario
 async def test_the_largest_budget_is_no_limit():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=broken)
         harness.worker("b", on_request=ok, **BUSY)
         assert (await harness.ask(post(x_stargate_max_wait_ms=str(2**64 - 1)))).status == 200
@@ -115,7 +118,7 @@ async def test_the_largest_budget_is_no_limit():
 
 @scenario
 async def test_a_failure_with_an_overflowed_copy_is_413():
-    async with a_harness(max_replay_body_bytes=8) as harness:
+    async with gateway_in_memory(max_replay_body_bytes=8) as harness:
         worker = harness.worker("a")
         harness.worker("b", on_request=ok, **BUSY)
         client = await harness.client()
@@ -131,7 +134,7 @@ async def test_a_failure_with_an_overflowed_copy_is_413():
 
 @scenario
 async def test_a_failure_in_the_middle_of_the_upload_is_502():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker("a")
         harness.worker("b", on_request=ok, **BUSY)
         client = await harness.client()
@@ -145,7 +148,7 @@ async def test_a_failure_in_the_middle_of_the_upload_is_502():
 
 @scenario
 async def test_a_stream_that_could_not_be_opened_leaves_the_body_untouched():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a").refusal = "connection closed"
         worker = harness.worker("b", **BUSY)
         client = await harness.client()
@@ -163,7 +166,7 @@ async def test_a_stream_that_could_not_be_opened_leaves_the_body_untouched():
 
 @scenario
 async def test_a_dialled_worker_is_dialled_again_and_asked_again():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker("a", direct=True, on_request=lambda one: broken(one) if first(one) else ok(one))
 
         def first(exchange):
@@ -179,7 +182,7 @@ async def test_a_dialled_worker_is_dialled_again_and_asked_again():
 
 @scenario
 async def test_a_dialled_worker_that_cannot_be_dialled_again_is_failed():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker("a", cluster="c", direct=True, on_request=broken)
         worker.dialable = False
         harness.worker("b", cluster="c", direct=True, on_request=ok)
@@ -190,7 +193,7 @@ async def test_a_dialled_worker_that_cannot_be_dialled_again_is_failed():
 
 @scenario
 async def test_a_stale_dialled_worker_is_dialled_before_the_attempt():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker("a", direct=True, on_request=ok)
         worker.up = False
         assert (await harness.ask(post())).status == 200
@@ -201,7 +204,7 @@ async def test_a_stale_dialled_worker_is_dialled_before_the_attempt():
 
 @scenario
 async def test_three_stale_workers_use_up_the_redials_although_a_fourth_is_well():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         for name in "abc":
             worker = harness.worker(name, cluster="c", direct=True)
             worker.up = worker.dialable = False
@@ -214,7 +217,7 @@ async def test_three_stale_workers_use_up_the_redials_although_a_fourth_is_well(
 
 @scenario
 async def test_no_connect_retries_means_no_dial_at_all():
-    async with a_harness(max_connect_retries=0) as harness:
+    async with gateway_in_memory(max_connect_retries=0) as harness:
         worker = harness.worker("a", direct=True)
         worker.up = False
         assert (await harness.ask(post())).status == 502
@@ -228,7 +231,7 @@ async def test_no_connect_retries_means_no_dial_at_all():
 
 @scenario
 async def test_a_retryable_answer_goes_on_in_another_cluster_and_skips_siblings():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         rejected = harness.worker("a", cluster="c", on_request=rejecting())
         sibling = harness.worker("b", cluster="c", on_request=ok)
         other = harness.worker("z", on_request=ok, **BUSY)
@@ -246,7 +249,7 @@ async def test_a_retryable_answer_goes_on_in_another_cluster_and_skips_siblings(
 
 @scenario
 async def test_a_queue_mismatch_goes_on_at_a_sibling_and_gives_its_reservation_back():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", cluster="c", on_request=rejecting("queue_estimate_mismatch"))
         harness.worker("b", cluster="c", on_request=ok)
         got = await harness.ask(post(body=BODY))
@@ -258,7 +261,7 @@ async def test_a_queue_mismatch_goes_on_at_a_sibling_and_gives_its_reservation_b
 
 @scenario
 async def test_a_queue_mismatch_without_budget_is_passed_on_and_still_gives_its_reservation_back():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
         harness.worker("b", on_request=ok, **BUSY)
         got = await harness.ask(post(x_stargate_max_wait_ms="0"))
@@ -269,7 +272,7 @@ async def test_a_queue_mismatch_without_budget_is_passed_on_and_still_gives_its_
 
 @scenario
 async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
         harness.worker("b", on_request=ok, **BUSY)
         assert (await harness.ask(post())).header("x-inference-server-id") == "b"
@@ -292,7 +295,7 @@ async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
 def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason, given_back):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             harness.worker("a", on_request=rejecting(reason, status, x_stargate_retryable=signal))
             assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == status
             assert harness.queue_size("a") == (0 if given_back else 1)
@@ -316,7 +319,7 @@ def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason
 def test_only_marked_429_and_503_are_retried(status, headers, retried):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             harness.worker("a", on_request=lambda exchange: exchange.answer(status, b"no", **headers))
             harness.worker("b", on_request=ok, **BUSY)
             got = await harness.ask(post())
@@ -330,7 +333,7 @@ def test_only_marked_429_and_503_are_retried(status, headers, retried):
 def test_where_no_signal_is_required_another_value_still_forbids(signal, retried):
     @scenario
     async def test():
-        async with a_harness(require_retry_signal=False) as harness:
+        async with gateway_in_memory(require_retry_signal=False) as harness:
             headers = {} if signal is None else {"x_stargate_retryable": signal}
             harness.worker("a", on_request=lambda exchange: exchange.answer(503, b"no", **headers))
             harness.worker("b", on_request=ok, **BUSY)
@@ -341,7 +344,7 @@ def test_where_no_signal_is_required_another_value_still_forbids(signal, retried
 
 @scenario
 async def test_a_spent_budget_passes_the_rejection_on_without_its_signal():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting())
         harness.worker("b", on_request=ok, **BUSY)
         got = await harness.ask(post(x_stargate_max_wait_ms="0"))
@@ -353,7 +356,7 @@ async def test_a_spent_budget_passes_the_rejection_on_without_its_signal():
 
 @scenario
 async def test_the_budget_comes_before_the_request_limit_and_the_copy():
-    async with a_harness(max_request_retries=0, max_replay_body_bytes=1) as harness:
+    async with gateway_in_memory(max_request_retries=0, max_replay_body_bytes=1) as harness:
         harness.worker("a", on_request=rejecting())
         got = await harness.ask(post(body=b"xy", chunked=True, x_stargate_max_wait_ms="0"))
         assert (got.status, got.body) == (429, b"no")
@@ -363,7 +366,7 @@ async def test_the_budget_comes_before_the_request_limit_and_the_copy():
 
 @scenario
 async def test_the_request_limit_passes_the_last_rejection_on():
-    async with a_harness(max_request_retries=1) as harness:
+    async with gateway_in_memory(max_request_retries=1) as harness:
         harness.worker("a", on_request=rejecting())
         harness.worker("b", on_request=rejecting(status=503))
         harness.worker("c", on_request=rejecting())
@@ -376,7 +379,7 @@ async def test_the_request_limit_passes_the_last_rejection_on():
 
 @scenario
 async def test_a_rejection_by_the_only_cluster_is_an_empty_503():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting())
         got = await harness.ask(post())
         assert (got.status, got.is_empty) == (503, True)
@@ -385,7 +388,7 @@ async def test_a_rejection_by_the_only_cluster_is_an_empty_503():
 
 @scenario
 async def test_a_queue_mismatch_without_anyone_else_is_an_empty_503():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
         got = await harness.ask(post())
         assert (got.status, got.is_empty) == (503, True)
@@ -404,7 +407,7 @@ def after_upload(answer):
 
 @scenario
 async def test_a_retry_wanted_with_an_overflowed_copy_is_413():
-    async with a_harness(max_replay_body_bytes=8) as harness:
+    async with gateway_in_memory(max_replay_body_bytes=8) as harness:
         worker = harness.worker("a")
         client = await harness.client()
         client.send(post(body=b"fifteen bytes..", chunked=True))
@@ -417,7 +420,7 @@ async def test_a_retry_wanted_with_an_overflowed_copy_is_413():
 
 @scenario
 async def test_the_limit_comes_before_the_overflowed_copy():
-    async with a_harness(max_replay_body_bytes=8, max_request_retries=0) as harness:
+    async with gateway_in_memory(max_replay_body_bytes=8, max_request_retries=0) as harness:
         worker = harness.worker("a")
         client = await harness.client()
         client.send(post(body=b"fifteen bytes..", chunked=True))
@@ -427,7 +430,7 @@ async def test_the_limit_comes_before_the_overflowed_copy():
 
 @scenario
 async def test_a_rejection_before_the_end_of_the_upload_is_passed_on():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker("a")
         other = harness.worker("b", on_request=ok, **BUSY)
         client = await harness.client()
@@ -439,7 +442,7 @@ async def test_a_rejection_before_the_end_of_the_upload_is_passed_on():
 
 @scenario
 async def test_the_two_kinds_of_retries_are_counted_apart():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("a", cluster="1", on_request=broken)
         harness.worker("b", cluster="2", on_request=rejecting(), queue_size=1, queued_input_size=1000)
         harness.worker("c", cluster="3", on_request=broken, queue_size=2, queued_input_size=2000)
@@ -452,7 +455,7 @@ async def test_the_two_kinds_of_retries_are_counted_apart():
 
 @scenario
 async def test_a_failure_after_the_head_is_never_repeated():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker("a")
         other = harness.worker("b", on_request=ok, **BUSY)
         client = await harness.client()

@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from proxy_harness import a_harness, eventually, get, post, scenario
+
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import get, post
+from support.waiting import eventually
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
@@ -31,7 +34,7 @@ def keyword(name: str) -> str:
 def test_a_request_without_a_required_header_is_400(path, name):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker(on_request=ok)
             for value in (None, "", "  ", "caf\xe9"):
                 got = await harness.ask(post(path, **{keyword(name): value}))
@@ -45,7 +48,7 @@ def test_a_request_without_a_required_header_is_400(path, name):
 def test_numbers_follow_the_grammar():
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             harness.worker(on_request=ok)
             for vector in VECTORS["numeric_header"]:
                 if vector["value"] is None or not vector["value"].isascii():
@@ -62,7 +65,7 @@ def test_numbers_follow_the_grammar():
 
 @scenario
 async def test_an_optional_text_that_is_unusable_is_ignored():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=ok)
         for value in ("", "  ", "caf\xe9"):
             assert (await harness.ask(post(x_cache_affinity_key=value, x_routing_key=value))).status == 200
@@ -70,7 +73,7 @@ async def test_an_optional_text_that_is_unusable_is_ignored():
 
 @scenario
 async def test_of_repeated_headers_the_first_counts_and_all_are_forwarded():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=ok)
         request = post().replace(b"x-input-tokens: 12\r\n", b"x-input-tokens: 12\r\nX-Input-Tokens: bad\r\n")
         assert (await harness.ask(request)).status == 200
@@ -97,7 +100,7 @@ async def test_of_repeated_headers_the_first_counts_and_all_are_forwarded():
 def test_routing_methods(method, status):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             harness.worker(on_request=ok)
             assert (await harness.ask(post(x_routing_method=method, x_cache_affinity_key="k"))).status == status
 
@@ -106,7 +109,7 @@ def test_routing_methods(method, status):
 
 @scenario
 async def test_a_known_method_that_is_not_configured_is_400():
-    async with a_harness(POLICY) as harness:
+    async with gateway_in_memory(POLICY) as harness:
         harness.worker(on_request=ok)
         assert (await harness.ask(post(x_routing_method="random"))).status == 400
         assert (await harness.ask(post(x_routing_method="power-of-n"))).status == 200
@@ -114,7 +117,7 @@ async def test_a_known_method_that_is_not_configured_is_400():
 
 @scenario
 async def test_a_required_affinity_key():
-    async with a_harness(POLICY) as harness:
+    async with gateway_in_memory(POLICY) as harness:
         harness.worker(model="sticky", on_request=ok)
         assert (await harness.ask(post(model="sticky"))).status == 400
         assert (await harness.ask(post(model="sticky", x_cache_affinity_key="k", x_input_tokens=None))).status == 400
@@ -123,7 +126,7 @@ async def test_a_required_affinity_key():
 
 @scenario
 async def test_a_declared_length_above_the_replay_limit_is_413_even_for_nobody():
-    async with a_harness(max_replay_body_bytes=8) as harness:
+    async with gateway_in_memory(max_replay_body_bytes=8) as harness:
         got = await harness.ask(post(body=b"fifteen bytes.."))
         assert (got.status, got.is_empty) == (413, True)
         assert (await harness.ask(post(body=b"8 bytes."))).status == 404
@@ -133,11 +136,11 @@ async def test_a_declared_length_above_the_replay_limit_is_413_even_for_nobody()
 
 @scenario
 async def test_a_budget_header_of_another_name_and_none_at_all():
-    async with a_harness(retry_budget_header="X-Budget") as harness:
+    async with gateway_in_memory(retry_budget_header="X-Budget") as harness:
         harness.worker(on_request=ok)
         assert (await harness.ask(post(x_budget="bad"))).status == 400
         assert (await harness.ask(post(x_stargate_max_wait_ms="bad"))).status == 200
-    async with a_harness(retry_budget_header=None) as harness:
+    async with gateway_in_memory(retry_budget_header=None) as harness:
         harness.worker(on_request=ok)
         assert (await harness.ask(post(x_stargate_max_wait_ms="bad"))).status == 200
 
@@ -147,7 +150,7 @@ async def test_a_budget_header_of_another_name_and_none_at_all():
 
 @scenario
 async def test_paths_match_exactly_and_nothing_is_redirected():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=ok)
         for path in ("/v1/chat/completions/", "//v1/chat/completions", "/v1/chat%2Fcompletions", "/V1/embeddings", "/"):
             got = await harness.ask(post(path))
@@ -164,7 +167,7 @@ async def test_paths_match_exactly_and_nothing_is_redirected():
 
 @scenario
 async def test_models_are_listed_without_key_and_by_filter():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("1", model="b")
         harness.worker("2", model="a")
         harness.worker("3", model="keyed", key="k")
@@ -182,7 +185,7 @@ async def test_models_are_listed_without_key_and_by_filter():
 
 @scenario
 async def test_readiness_follows_the_drain():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         assert (await harness.ask(get("/healthz"))).status == 200
         assert (await harness.ask(get("/readyz"))).status == 200
         harness.ready = False
@@ -195,7 +198,7 @@ async def test_readiness_follows_the_drain():
 
 @scenario
 async def test_nobody_registered_is_404_with_the_code():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         got = await harness.ask(post(model="nobody"))
         assert got.status == 404
         assert got.header("x-stargate-error-code") == "no_eligible_candidates"
@@ -207,7 +210,7 @@ async def test_nobody_registered_is_404_with_the_code():
 
 @scenario
 async def test_registered_but_inactive_is_an_empty_503():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(active=False, on_request=ok)
         got = await harness.ask(post())
         assert (got.status, got.is_empty, got.header("x-stargate-error-code")) == (503, True, None)
@@ -219,7 +222,7 @@ async def test_registered_but_inactive_is_an_empty_503():
 
 @scenario
 async def test_routing_keys_and_models_keep_apart():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker("plain", on_request=ok)
         harness.worker("red", key="red", on_request=ok)
         harness.worker("only", key="red", model="keyed", on_request=ok)
@@ -232,7 +235,7 @@ async def test_routing_keys_and_models_keep_apart():
 
 @scenario
 async def test_members_of_a_cluster_take_turns():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         for name in "ba":
             harness.worker(name, cluster="shared", on_request=ok)
         got = [await harness.ask(post()) for _ in range(4)]
@@ -242,7 +245,7 @@ async def test_members_of_a_cluster_take_turns():
 
 @scenario
 async def test_too_much_input_work_is_refused_with_its_code():
-    async with a_harness(POLICY) as harness:
+    async with gateway_in_memory(POLICY) as harness:
         harness.worker(model="bounded", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
         got = await harness.ask(post(model="bounded", x_input_tokens="50"))
         assert (got.status, got.header("content-length")) == (503, "82")
@@ -256,7 +259,7 @@ async def test_too_much_input_work_is_refused_with_its_code():
 
 @scenario
 async def test_a_worker_without_a_free_stream_gives_way_to_a_sibling_then_to_another_cluster():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         full = harness.worker("a", cluster="c", on_request=ok)
         sibling = harness.worker("b", cluster="c", on_request=ok)
         harness.worker("z", on_request=ok, queue_size=9, queued_input_size=9000)
@@ -270,7 +273,7 @@ async def test_a_worker_without_a_free_stream_gives_way_to_a_sibling_then_to_ano
 
 @scenario
 async def test_without_any_free_stream_the_chosen_worker_is_waited_for_in_order():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=ok)
         worker.free = 0
         asked = [asyncio.create_task(harness.ask(post(x_request_id=str(number)))) for number in range(3)]
@@ -301,7 +304,7 @@ async def test_without_any_free_stream_the_chosen_worker_is_waited_for_in_order(
 def test_what_the_front_does_not_speak_is_400_and_closes(request_bytes):
     @scenario
     async def test():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker(on_request=ok)
             client = await harness.client()
             client.send(request_bytes)
@@ -317,7 +320,7 @@ def test_what_the_front_does_not_speak_is_400_and_closes(request_bytes):
 async def test_a_willing_cluster_is_waited_for_until_the_limit():
     policy = b"""{"models": {"m": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
     full = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
-    async with a_harness(policy) as harness:
+    async with gateway_in_memory(policy) as harness:
         worker = harness.worker(on_request=ok, **full)
         for wait in ({}, {"x_max_wait_ms": "0"}, {"x_max_wait_ms": "20"}):
             got = await harness.ask(post(x_cache_affinity_key="k", **wait))
@@ -333,7 +336,7 @@ async def test_a_willing_cluster_is_waited_for_until_the_limit():
 
 @scenario
 async def test_a_registration_that_ends_leaves_its_running_response_alone():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())

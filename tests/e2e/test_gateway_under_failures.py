@@ -6,7 +6,9 @@ from collections import Counter
 from random import Random
 
 import pytest
-from proxy_harness import BrokenOffError, a_harness, post, scenario
+
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import BrokenOffError, post
 
 CLIENTS = 40
 REQUESTS_EACH = 12
@@ -109,7 +111,7 @@ def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally
     @scenario
     async def test():
         random = Random(seed)
-        async with a_harness(request_timeout_ms=40) as harness:
+        async with gateway_in_memory(request_timeout_ms=40) as harness:
             moods = Moods(random)
             for number in range(3):
                 harness.worker(f"steady{number}", cluster=f"c{number}", on_request=moods)

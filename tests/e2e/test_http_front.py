@@ -7,10 +7,12 @@ import resource
 import socket
 
 import pytest
-from proxy_harness import BrokenOffError, Client, a_harness, eventually, get, post, scenario
 
 from router.http1.connection import ClientConnection, Patience
 from router.http1.server import RESERVED_DESCRIPTORS
+from support.gateway_in_memory import gateway_in_memory, scenario
+from support.http_client import BrokenOffError, HttpClient, get, post
+from support.waiting import eventually
 
 HOST = b"host: x\r\n"
 
@@ -24,7 +26,7 @@ def echo(exchange):
 
 @scenario
 async def test_answers_without_body_say_so_and_name_no_server():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         for data, status in ((get("/healthz"), 200), (get("/nowhere"), 404), (post(x_model=None), 400)):
             answer = await harness.ask(data)
             assert (answer.status, answer.is_empty) == (status, True)
@@ -35,7 +37,7 @@ async def test_answers_without_body_say_so_and_name_no_server():
 
 @scenario
 async def test_a_refused_request_leaves_its_connection_usable():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         client = await harness.client()
         for data, status in (
@@ -53,7 +55,7 @@ async def test_a_refused_request_leaves_its_connection_usable():
 
 @scenario
 async def test_a_connection_serves_one_request_after_the_other():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         client = await harness.client()
         for _ in range(5):
@@ -64,7 +66,7 @@ async def test_a_connection_serves_one_request_after_the_other():
 
 @scenario
 async def test_pipelined_requests_are_answered_in_order():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"first") + get("/healthz") + post(body=b"third", chunked=True) + get("/nowhere"))
@@ -82,7 +84,7 @@ async def test_pipelined_requests_are_answered_in_order():
 
 @scenario
 async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         client = await harness.client()
         client.send(b"".join(post() if number % 2 else get("/healthz") for number in range(50)))
@@ -92,7 +94,7 @@ async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely(
 
 @scenario
 async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         client = await harness.client()
         client.send(post() + get("/healthz") * 100)
@@ -105,7 +107,7 @@ async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
 
 @scenario
 async def test_connection_close_is_honoured():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         for data in (get("/healthz", connection="close"), post(connection="close")):
             client = await harness.client()
@@ -116,7 +118,7 @@ async def test_connection_close_is_honoured():
 
 @scenario
 async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         client = await harness.client()
         client.send(post(version="1.0"))
@@ -131,7 +133,7 @@ async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
 
 @scenario
 async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         client = await harness.client()
         client.send(
@@ -144,7 +146,7 @@ async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
 def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
     @scenario
     async def run():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             worker = harness.worker()
             client = await harness.client()
             body = get("/nowhere")
@@ -164,7 +166,7 @@ def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
 
 @scenario
 async def test_a_head_may_arrive_byte_by_byte():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=echo)
         client = await harness.client()
         for byte in post(body=b"abc"):
@@ -189,7 +191,7 @@ async def test_a_head_may_arrive_byte_by_byte():
 def test_limits_of_a_head(head, status):
     @scenario
     async def run():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             client = await harness.client()
             client.send(head)
             answer = await client.answer()
@@ -206,7 +208,7 @@ def test_limits_of_a_head(head, status):
 
 @scenario
 async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
         client = await harness.client()
         client.send(post(body=b"b" * 300_000, padding="x" * 200_000))
@@ -219,7 +221,7 @@ async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
 
 @scenario
 async def test_a_refusal_is_readable_although_the_client_is_still_sending():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         client = await harness.client()
         client.send(b"GET / HTTP/1.1\r\nbig: " + b"x" * 3_000_000)
         assert (await client.answer()).status == 431
@@ -227,7 +229,7 @@ async def test_a_refusal_is_readable_although_the_client_is_still_sending():
 
 @scenario
 async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post() + get("/healthz") + b"BAD REQUEST LINE\r\n\r\n")
@@ -268,7 +270,7 @@ async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
 def test_a_target_has_one_of_the_four_forms(line, status):
     @scenario
     async def run():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             assert (await harness.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
 
     run()
@@ -297,7 +299,7 @@ def test_a_target_has_one_of_the_four_forms(line, status):
 def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
     @scenario
     async def run():
-        async with a_harness() as harness:
+        async with gateway_in_memory() as harness:
             lines = b"".join(b"host: %b\r\n" % host for host in hosts)
             assert (await harness.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
 
@@ -306,7 +308,7 @@ def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
 
 @scenario
 async def test_an_absolute_target_is_routed_by_its_path():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=echo)
         answer = await harness.ask(post("http://router:8000/v1/responses?a=b"))
         assert answer.status == 200
@@ -318,7 +320,7 @@ async def test_an_absolute_target_is_routed_by_its_path():
 
 @scenario
 async def test_trailers_are_dropped():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
         client = await harness.client()
         client.send(
@@ -335,7 +337,7 @@ async def test_trailers_are_dropped():
 
 @scenario
 async def test_trailers_without_end_are_not_collected():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
         client = await harness.client()
         client.send(post(transfer_encoding="chunked", content_length=None, body=b"") + b"3\r\nabc\r\n0\r\nx: ")
@@ -349,7 +351,7 @@ async def test_trailers_without_end_are_not_collected():
 
 @scenario
 async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
         client = await harness.client()
         client.send(post(chunked=True, body=b"0123456789", content_length="3"))
@@ -365,7 +367,7 @@ async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on
 
 @scenario
 async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer_arrives():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(chunked=True, body=b"0123456789", content_length="3") + get("/healthz"))
@@ -380,7 +382,7 @@ async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer
 
 @scenario
 async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_works():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         client = await harness.client()
         for chunked in (False, True):
             data = post("/nowhere", body=b"x" * 300_000, chunked=chunked)
@@ -393,7 +395,7 @@ async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_
 
 @scenario
 async def test_a_body_nobody_wants_is_not_waited_for_long():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         client = await harness.client()
         client.send(post("/nowhere", body=b"", content_length="10"))
         assert (await client.answer()).status == 404
@@ -402,7 +404,7 @@ async def test_a_body_nobody_wants_is_not_waited_for_long():
 
 @scenario
 async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_connection():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(transfer_encoding="chunked", content_length=None, body=b"") + b"3\r\nabc\r\n")
@@ -416,7 +418,7 @@ async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_conne
 
 @scenario
 async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post() + post(transfer_encoding="chunked", content_length=None, body=b"") + b"zz\r\n")
@@ -428,7 +430,7 @@ async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
 
 @scenario
 async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         worker.free = 0
         client = await harness.client()
@@ -449,7 +451,7 @@ async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
 
 @scenario
 async def test_a_worker_that_takes_no_more_pauses_the_client():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"", content_length="3000000"))
@@ -473,7 +475,7 @@ async def test_a_worker_that_takes_no_more_pauses_the_client():
 
 @scenario
 async def test_the_body_is_asked_for_only_when_a_stream_is_open():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         worker.free = 0
         client = await harness.client()
@@ -494,7 +496,7 @@ async def test_the_body_is_asked_for_only_when_a_stream_is_open():
 
 @scenario
 async def test_an_early_refusal_does_not_ask_for_the_body_and_closes():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         for data in (
             post("/nowhere", body=b"", content_length="4", expect="100-continue"),
             post(body=b"", content_length="4", expect="100-continue", x_model=None),
@@ -509,7 +511,7 @@ async def test_an_early_refusal_does_not_ask_for_the_body_and_closes():
 
 @scenario
 async def test_a_client_that_does_not_wait_to_be_asked_is_asked_all_the_same():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=echo)
         client = await harness.client()
         client.send(post(body=b"body", expect="100-continue"))
@@ -535,7 +537,7 @@ async def an_answer_begun(harness):
 
 @scenario
 async def test_chunks_of_one_turn_leave_in_one_write():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         client, exchange, writes = await an_answer_begun(harness)
         for piece in (b"a", b"b", b"c"):
             exchange.body(piece)
@@ -547,7 +549,7 @@ async def test_chunks_of_one_turn_leave_in_one_write():
 
 @scenario
 async def test_chunks_of_a_tick_of_the_tunnels_leave_with_its_end_and_not_a_turn_later():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         client, exchange, writes = await an_answer_begun(harness)
         harness.http.tick_begins()
         exchange.body(b"a")
@@ -580,9 +582,9 @@ class Recording:
 
 @scenario
 async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
-        client = await Client.connect(harness.port, limit=1 << 16)
+        client = await HttpClient.connect(harness.port, limit=1 << 16)
         harness.clients.append(client)
         client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         client.send(post())
@@ -604,9 +606,9 @@ async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
 
 @scenario
 async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the_drain():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
-        client = await Client.connect(harness.port, limit=1 << 12)
+        client = await HttpClient.connect(harness.port, limit=1 << 12)
         harness.clients.append(client)
         client.send(post(connection="close"))
         exchange = await worker.next()
@@ -622,7 +624,7 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the
 
 @scenario
 async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_came():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(version="1.0"))
@@ -638,7 +640,7 @@ async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_c
 
 @scenario
 async def test_many_workers_that_fail_at_once_are_tried_one_after_the_other():
-    async with a_harness(max_connect_retries=1_000) as harness:
+    async with gateway_in_memory(max_connect_retries=1_000) as harness:
         for number in range(400):
             harness.worker(f"w{number:03}", cluster="c").up = False
         assert (await harness.ask(post())).status == 503
@@ -649,7 +651,7 @@ async def test_many_workers_that_fail_at_once_are_tried_one_after_the_other():
 async def test_a_defect_in_a_tunnel_costs_its_request_only():
     class DefectError(Exception): ...
 
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         stale = harness.worker(direct=True)
         stale.up = False
 
@@ -674,7 +676,7 @@ async def test_a_defect_in_a_tunnel_costs_its_request_only():
 
 @scenario
 async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         for _ in range(20):
             client = await harness.client()
             client.send(get("/healthz"))
@@ -685,7 +687,7 @@ async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending
 
 @scenario
 async def test_a_client_that_stops_sending_while_it_waits_is_gone():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -700,7 +702,7 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
 
 @scenario
 async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
-    async with a_harness(patience=Patience(body=0.05)) as harness:
+    async with gateway_in_memory(patience=Patience(body=0.05)) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"half", content_length="9"))
@@ -713,7 +715,7 @@ async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
 
 @scenario
 async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
-    async with a_harness(patience=Patience(body=0.02)) as harness:
+    async with gateway_in_memory(patience=Patience(body=0.02)) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"half", content_length="9"))
@@ -728,7 +730,7 @@ async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer()
 
 @scenario
 async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
-    async with a_harness(patience=Patience(body=0.02)) as harness:
+    async with gateway_in_memory(patience=Patience(body=0.02)) as harness:
         worker = harness.worker(on_request=None)
         worker.free = 0
         client = await harness.client()
@@ -743,7 +745,7 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
 
 @scenario
 async def test_connections_above_the_limit_are_closed_at_once_and_counted():
-    async with a_harness(max_connections=2) as harness:
+    async with gateway_in_memory(max_connections=2) as harness:
         kept = [await harness.client() for _ in range(2)]
         await eventually(lambda: harness.http.connections == 2)
         for _ in range(3):
@@ -762,7 +764,7 @@ async def test_connections_above_the_limit_are_closed_at_once_and_counted():
 @scenario
 async def test_the_last_file_descriptors_are_not_for_client_connections():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         kept = await harness.client()
         kept.send(get("/healthz"))
         assert (await kept.answer()).status == 200
@@ -787,7 +789,7 @@ async def test_the_last_file_descriptors_are_not_for_client_connections():
 
 @scenario
 async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_new_ones():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         idle, busy = await harness.client(), await harness.client()
         idle.send(get("/healthz"))
@@ -797,7 +799,7 @@ async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_
         drain = asyncio.create_task(harness.http.drain(5))
         assert await idle.closed()
         with pytest.raises(ConnectionRefusedError):
-            await Client.connect(harness.port)
+            await HttpClient.connect(harness.port)
         assert not drain.done()
         exchange.answer(200, b"late")
         answer = await busy.answer()
@@ -808,7 +810,7 @@ async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_
 
 @scenario
 async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         kept = await harness.client()
         kept.send(get("/readyz"))
@@ -825,7 +827,7 @@ async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
 
 @scenario
 async def test_a_drain_out_of_time_says_so():
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post())
@@ -844,7 +846,7 @@ async def test_a_closed_connection_is_freed_without_the_collector():
     def alive():
         return sum(type(one) is ClientConnection for one in gc.get_objects())
 
-    async with a_harness() as harness:
+    async with gateway_in_memory() as harness:
         gc.collect()
         gc.disable()
         try:

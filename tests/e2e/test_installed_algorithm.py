@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from grpc_loop import run_grpc
-from registered_worker import RegisteredWorker, ask
 
 from llm_request_router.testing import ProcessEndedError, System
+from support.grpc_loop import run_grpc
+from support.registered_worker import RegisteredWorker, ask
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "balancing.md"

@@ -6,11 +6,11 @@ import resource
 import socket
 
 import pytest
-from proxy_harness import Client
-from receipts import resident_bytes
-from tunnel_case import over_tunnels
 
 from llm_request_router.testing import System
+from support.gateway_over_tunnels import over_tunnels
+from support.http_client import HttpClient
+from support.receipts import resident_bytes
 
 MIB = 1024 * 1024
 UPLOAD_BYTES = 64 * MIB
@@ -139,7 +139,7 @@ async def slow_client(case):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-    client = Client(*await asyncio.open_connection(sock=sock, limit=1024))
+    client = HttpClient(*await asyncio.open_connection(sock=sock, limit=1024))
     case.clients.append(client)
     return client
 

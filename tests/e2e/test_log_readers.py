@@ -3,22 +3,14 @@
 import fcntl
 import os
 import resource
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from receipts import MODEL
 
 from router.testing import System
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 20) -> None:
-    end = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < end
-        threading.Event().wait(0.02)
+from support.receipts import MODEL
+from support.waiting import wait_until
 
 
 def dropped(system: System, log: str = "log") -> float:
@@ -61,9 +53,9 @@ def test_a_log_file_that_cannot_grow_costs_lines_that_are_told_afterwards(tmp_pa
         soft, hard = resource.prlimit(system.router.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(system.router.pid, resource.RLIMIT_FSIZE, (len(before.encode()) + 10, hard))
         serves(system, 6)
-        eventually(lambda: dropped(system) >= 12)
+        wait_until(lambda: dropped(system) >= 12)
         resource.prlimit(system.router.pid, resource.RLIMIT_FSIZE, (soft, hard))
-        eventually(lambda: "log lines were dropped dropped=" in system.router.log())
+        wait_until(lambda: "log lines were dropped dropped=" in system.router.log())
         assert system.router.stop() == 0
         assert "graceful shutdown complete" in system.router.log()
 

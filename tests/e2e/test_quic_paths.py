@@ -7,9 +7,10 @@ import socket
 from contextlib import asynccontextmanager
 
 import pytest
-from quic_place import TRUSTING, Owner, Talk, a_place, echoes, eventually, run
-from relay import UdpRelay, Weather
 
+from support.quic_endpoints import TRUSTING, EchoConnection, EchoStream, echoes, quic_endpoints, run
+from support.relay import RelayWeather, UdpRelay
+from support.waiting import eventually
 from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
 from tunnel_protocol.quic.settings import QuicSettings
@@ -21,17 +22,17 @@ ANY = "0.0.0.0"
 @asynccontextmanager
 async def through_a_relay(weather=None, settings=None, client_settings=None, host="127.0.0.1", udp=None):
     """A place, a relay in front of it, and both ends of a connection through the relay."""
-    async with a_place(settings, host=host) as place:
-        with UdpRelay(place.endpoint.local_address[1], weather) as relay:
-            dialled = await place.dial(settings=client_settings, port=relay.port, udp=udp)
-            await eventually(lambda: place.accepted)
-            yield relay, dialled, place.accepted[0]
+    async with quic_endpoints(settings, host=host) as endpoints:
+        with UdpRelay(endpoints.endpoint.local_address[1], weather) as relay:
+            dialled = await endpoints.dial(settings=client_settings, port=relay.port, udp=udp)
+            await eventually(lambda: endpoints.accepted)
+            yield relay, dialled, endpoints.accepted[0]
 
 
 def test_a_peer_whose_port_changes_keeps_its_connection_and_its_streams():
     async def test():
         async with through_a_relay() as (relay, dialled, accepted):
-            talk = Talk()
+            talk = EchoStream()
             stream = await dialled.open_stream(talk)
             expected = b""
             ports = {accepted.peer_address[1]}
@@ -68,7 +69,7 @@ def test_datagrams_grow_to_what_the_path_carries():
 
 def test_a_path_without_room_for_large_datagrams_is_used_to_what_it_has():
     async def test():
-        async with through_a_relay(Weather(largest_bytes=1_300)) as (relay, dialled, accepted):
+        async with through_a_relay(RelayWeather(largest_bytes=1_300)) as (relay, dialled, accepted):
             for _ in range(10):
                 for connection in (dialled, accepted):
                     assert await echoes(connection, bytes(100_000))
@@ -84,7 +85,7 @@ def test_a_path_that_shrinks_is_noticed_and_nothing_is_lost():
             for connection in (dialled, accepted):
                 assert await echoes(connection, bytes(300_000))
             assert relay.largest_passed == 1_452
-            relay.weather = Weather(largest_bytes=1_250)
+            relay.weather = RelayWeather(largest_bytes=1_250)
             data = os.urandom(300_000)
             for connection in (dialled, accepted):
                 assert await echoes(connection, data)
@@ -106,7 +107,7 @@ def test_a_peer_that_has_vanished_is_given_up_long_before_the_idle_timeout(silen
             watching = dialled if silent == "accepted" else accepted
             assert await echoes(watching)
             relay.cut = True
-            talk = Talk()
+            talk = EchoStream()
             (await watching.open_stream(talk)).write(b"anybody there?")
             began = asyncio.get_running_loop().time()
             error = await asyncio.wait_for(watching.wait_closed(), 5)
@@ -136,27 +137,27 @@ def test_keepalive_holds_a_connection_over_a_path_that_says_nothing():
 
 def test_a_worker_is_answered_from_the_address_it_dialled():
     async def test():
-        async with a_place(host=ANY) as place:
-            port = place.endpoint.local_address[1]
+        async with quic_endpoints(host=ANY) as endpoints:
+            port = endpoints.endpoint.local_address[1]
             for host in ("127.0.0.1", "127.0.0.2", "127.7.7.7"):
                 # A client takes nothing from an address it did not dial.
-                client = place.clients[0] if place.clients else (await place.dial())._endpoint
-                connection = await client.connect(host, port, TRUSTING, Owner(), 5)
-                for side in (connection, place.accepted[-1]):
+                client = endpoints.clients[0] if endpoints.clients else (await endpoints.dial())._endpoint
+                connection = await client.connect(host, port, TRUSTING, EchoConnection(), 5)
+                for side in (connection, endpoints.accepted[-1]):
                     assert await echoes(side, os.urandom(300_000))
-                assert place.accepted[-1].engine.peer_address[-1] == socket.inet_aton(host)
+                assert endpoints.accepted[-1].engine.peer_address[-1] == socket.inet_aton(host)
 
     run(test())
 
 
 def test_datagrams_from_a_peers_address_to_another_of_ours_do_not_turn_its_answers_aside():
     async def test():
-        async with a_place(host=ANY) as place:
-            dialled = await place.dial()
+        async with quic_endpoints(host=ANY) as endpoints:
+            dialled = await endpoints.dial()
             assert await echoes(dialled)
-            accepted, port = place.accepted[0], place.endpoint.local_address[1]
+            accepted, port = endpoints.accepted[0], endpoints.endpoint.local_address[1]
             cid = next(iter(accepted.cids))
-            talk = Talk()
+            talk = EchoStream()
             stream = await accepted.open_stream(talk)
             for number in range(50):
                 # What somebody can send who forges the worker's address, with a connection id or without one.
@@ -185,8 +186,8 @@ def test_a_peer_that_comes_to_another_address_of_ours_is_followed():
 
 def test_answers_to_strangers_leave_from_the_address_that_was_asked():
     async def test():
-        async with a_place(host=ANY) as place:
-            port = place.endpoint.local_address[1]
+        async with quic_endpoints(host=ANY) as endpoints:
+            port = endpoints.endpoint.local_address[1]
             loop = asyncio.get_running_loop()
             other_version = b"\xc0\x0a\x0a\x0a\x0a\x08" + bytes(8) + b"\x08" + bytes(8) + bytes(1_200)
             of_no_connection = b"\x40" + bytes(1_200)
@@ -204,8 +205,10 @@ def test_answers_to_strangers_leave_from_the_address_that_was_asked():
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5"])
 def test_an_endpoint_on_all_addresses_can_dial_too(host):
     async def test():
-        async with a_place(host=ANY) as place, a_place(host=host) as other:
-            connection = await place.endpoint.connect(host, other.endpoint.local_address[1], TRUSTING, Owner(), 5)
+        async with quic_endpoints(host=ANY) as endpoints, quic_endpoints(host=host) as other:
+            connection = await endpoints.endpoint.connect(
+                host, other.endpoint.local_address[1], TRUSTING, EchoConnection(), 5
+            )
             assert await echoes(connection, os.urandom(100_000))
 
     run(test())
@@ -265,12 +268,12 @@ def test_bulk_goes_on_when_the_path_shrinks_in_the_middle_of_it(largest):
         async with through_a_relay() as (relay, dialled, accepted):
             for connection in (dialled, accepted):
                 assert await echoes(connection, os.urandom(300_000))
-            talks = [Talk(), Talk()]
+            talks = [EchoStream(), EchoStream()]
             data = os.urandom(3_000_000)
             for connection, talk in zip((dialled, accepted), talks, strict=True):
                 (await connection.open_stream(talk)).write(data, fin=True)
             await eventually(lambda: all(len(talk.received) > 300_000 for talk in talks))
-            relay.weather = Weather(largest_bytes=largest)
+            relay.weather = RelayWeather(largest_bytes=largest)
             for talk in talks:
                 await asyncio.wait_for(talk.fin.wait(), 15)
                 assert talk.received == data
@@ -283,7 +286,7 @@ def test_a_peer_that_moves_to_a_narrower_path_goes_on_there():
         async with through_a_relay() as (relay, dialled, accepted):
             for connection in (dialled, accepted):
                 assert await echoes(connection, os.urandom(300_000))
-            relay.weather = Weather(largest_bytes=1_220)
+            relay.weather = RelayWeather(largest_bytes=1_220)
             relay.move()
             for connection in (dialled, accepted):
                 assert await echoes(connection, os.urandom(500_000))

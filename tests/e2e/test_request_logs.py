@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
-from proxy_harness import BrokenOffError
-from tunnel_case import over_tunnels
 
 from llm_request_router.testing import System
+from support.gateway_over_tunnels import over_tunnels
+from support.http_client import BrokenOffError
 
 SECRETS = ("Bearer very-secret", "a private question", "a private answer", "session-cookie")
 

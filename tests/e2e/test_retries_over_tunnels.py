@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 
 import pytest
-from proxy_harness import BrokenOffError
-from scripted_worker import ScriptedWorker
-from tunnel_case import BUSY, over_tunnels
 
 from llm_request_router.testing import System
+from support.gateway_over_tunnels import BUSY, over_tunnels
+from support.http_client import BrokenOffError
+from support.scripted_worker import ScriptedWorker
 from tunnel_protocol.head import EXPECTED_QUEUE_MS
 
 REPLAY_LIMIT = 100_000

@@ -4,13 +4,14 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from scripted_worker import answer_to
 from structlog.testing import capture_logs
-from tunnel_harness import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, a_harness, eventually, scenario, serves
 
 import certs
 from router.ports.tunnels import TunnelError, TunnelStep
 from router.tunnels.pending import PER_SERVER_ID
+from support.reverse_listener import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, reverse_listener, scenario, serves
+from support.scripted_worker import answer_to
+from support.waiting import eventually
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.settings import QuicSettings
@@ -21,7 +22,7 @@ from tunnel_protocol.quic.tls import ServerTls
 
 @scenario
 async def test_a_registered_worker_is_accepted_and_serves():
-    async with a_harness(Tokens({"t": "fn-1"})) as harness:
+    async with reverse_listener(Tokens({"t": "fn-1"})) as harness:
         registration = harness.register(routing_key="fn-1")
         with capture_logs() as logs:
             worker = await harness.tunnel("w1", "t")
@@ -47,7 +48,7 @@ async def test_a_registered_worker_is_accepted_and_serves():
 
 @scenario
 async def test_a_handshake_in_single_bytes_is_accepted():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         harness.register()
         worker = await harness.dial()
         talk = await worker.open()
@@ -59,7 +60,7 @@ async def test_a_handshake_in_single_bytes_is_accepted():
 
 @scenario
 async def test_the_token_reaches_the_authenticator_as_it_was_presented():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         for token in (None, "", "secret"):
             worker = await harness.dial()
             await worker.handshake("nobody", token)
@@ -68,7 +69,7 @@ async def test_the_token_reaches_the_authenticator_as_it_was_presented():
 
 @scenario
 async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_served():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         await registration.tunnels.tunnel_step()
         worker = await harness.dial()
@@ -90,7 +91,7 @@ async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_ser
 
 @scenario
 async def test_a_probe_through_the_tunnel_takes_less_than_a_second_and_carries_the_documented_head():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         rtt_ns = await registration.tunnels.rtt_ns()
@@ -124,7 +125,7 @@ REFUSALS = [
 def test_a_refusal_names_the_first_check_that_failed_and_arrives_before_the_close(worker_id, token, reason):
     @scenario
     async def run():
-        async with a_harness(Tokens({"k1": "fn-1", "k2": "fn-2"})) as harness:
+        async with reverse_listener(Tokens({"k1": "fn-1", "k2": "fn-2"})) as harness:
             live = harness.register("live", routing_key="fn-1")
             harness.register("direct", routing_key="fn-1", reverse=False)
             first = await harness.tunnel("live", "k1")
@@ -138,7 +139,7 @@ def test_a_refusal_names_the_first_check_that_failed_and_arrives_before_the_clos
 
 @scenario
 async def test_refusals_are_logged_with_what_an_operator_needs():
-    async with a_harness(Tokens({"k2": "fn-2"})) as harness:
+    async with reverse_listener(Tokens({"k2": "fn-2"})) as harness:
         harness.register(routing_key="fn-1")
         with capture_logs() as logs:
             for worker_id, token in (("w1", "bad"), ("nobody", None), ("w1", "k2")):
@@ -163,7 +164,7 @@ async def test_refusals_are_logged_with_what_an_operator_needs():
 
 @scenario
 async def test_a_tunnel_that_has_closed_is_replaced():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         first = await harness.tunnel()
         with capture_logs() as logs:
@@ -178,7 +179,7 @@ async def test_a_tunnel_that_has_closed_is_replaced():
 
 @scenario
 async def test_of_two_racing_handshakes_one_wins():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         harness.tokens.gate = asyncio.Event()
         workers = [await harness.dial(), await harness.dial()]
@@ -192,7 +193,7 @@ async def test_of_two_racing_handshakes_one_wins():
 
 @scenario
 async def test_a_successor_under_the_same_id_starts_without_a_connection_and_gets_its_own():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         old = harness.register()
         first = await harness.tunnel()
         harness.end(old)
@@ -207,7 +208,7 @@ async def test_a_successor_under_the_same_id_starts_without_a_connection_and_get
 
 @scenario
 async def test_a_registration_that_ends_during_the_handshake_is_unauthorized():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         harness.tokens.gate = asyncio.Event()
         worker = await harness.dial()
@@ -220,7 +221,7 @@ async def test_a_registration_that_ends_during_the_handshake_is_unauthorized():
 
 @scenario
 async def test_a_worker_that_leaves_during_its_authentication_is_forgotten():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         harness.tokens.gate = asyncio.Event()
         worker = await harness.dial()
@@ -272,7 +273,7 @@ MALFORMED = {
 def test_a_malformed_handshake_costs_only_its_sender(case):
     @scenario
     async def run():
-        async with a_harness() as harness:
+        async with reverse_listener() as harness:
             data, fin = MALFORMED[case]
             await costs_only_its_sender(harness, garbage(data, fin=fin))
 
@@ -281,20 +282,20 @@ def test_a_malformed_handshake_costs_only_its_sender(case):
 
 @scenario
 async def test_an_oversized_handshake_costs_only_its_sender():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         data = capnp.encode_handshake("w1", "x" * harness.settings.max_handshake_bytes)
         await costs_only_its_sender(harness, garbage(data, fin=True))
 
 
 @scenario
 async def test_a_stalled_handshake_costs_only_its_sender():
-    async with a_harness(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
+    async with reverse_listener(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
         await costs_only_its_sender(harness, garbage(capnp.encode_handshake("w1", None)[:9], fin=False))
 
 
 @scenario
 async def test_a_connection_that_says_nothing_costs_only_its_sender():
-    async with a_harness(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
+    async with reverse_listener(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
 
         async def silent(_):
             await eventually(lambda: harness.listener.pending == 1)
@@ -304,7 +305,7 @@ async def test_a_connection_that_says_nothing_costs_only_its_sender():
 
 @scenario
 async def test_an_abandoned_handshake_costs_only_its_sender():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
 
         async def abandon(worker):
             talk = await worker.open()
@@ -317,7 +318,7 @@ async def test_an_abandoned_handshake_costs_only_its_sender():
 
 @scenario
 async def test_a_hanging_authentication_ends_with_the_handshake_deadline():
-    async with a_harness(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
+    async with reverse_listener(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
         harness.register()
         harness.tokens.gate = asyncio.Event()
         worker = await harness.dial()
@@ -329,7 +330,7 @@ async def test_a_hanging_authentication_ends_with_the_handshake_deadline():
 
 @scenario
 async def test_streams_a_worker_opens_after_its_handshake_are_refused():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         talk = await worker.open()
@@ -340,7 +341,7 @@ async def test_streams_a_worker_opens_after_its_handshake_are_refused():
 
 @scenario
 async def test_when_too_many_are_silent_the_oldest_makes_way_and_the_newcomer_gets_in():
-    async with a_harness(settings=replace(SETTINGS, max_pending_handshakes=2)) as harness:
+    async with reverse_listener(settings=replace(SETTINGS, max_pending_handshakes=2)) as harness:
         registration = harness.register()
         silent = [await harness.dial(), await harness.dial()]
         await eventually(lambda: harness.listener.pending == 2)
@@ -352,7 +353,7 @@ async def test_when_too_many_are_silent_the_oldest_makes_way_and_the_newcomer_ge
 
 @scenario
 async def test_claims_of_one_id_compete_with_each_other_only():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         harness.register()
         harness.tokens.gate = asyncio.Event()
         claiming = [await harness.dial() for _ in range(PER_SERVER_ID.pieces + 1)]
@@ -370,7 +371,7 @@ async def test_claims_of_one_id_compete_with_each_other_only():
 
 @scenario
 async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel(settings=QuicSettings(max_streams_bidi=2))
         callers = [Caller() for _ in range(6)]
@@ -388,7 +389,7 @@ async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
 
 @scenario
 async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel(settings=QuicSettings(max_streams_bidi=1))
         blocker = Caller()
@@ -403,7 +404,7 @@ async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
 
 @scenario
 async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_end():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         caller = Caller()
@@ -420,7 +421,7 @@ async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_e
 
 @scenario
 async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         bad, good = Caller(), Caller()
@@ -436,7 +437,7 @@ async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
 
 @scenario
 async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         exchange = await registration.tunnels.open(HEAD, Caller(), end=False)
@@ -448,7 +449,7 @@ async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
 
 @scenario
 async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         caller = Caller()
@@ -464,7 +465,7 @@ async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
 
 @scenario
 async def test_retiring_a_registration_leaves_its_running_responses_alone():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         caller = Caller()
@@ -484,7 +485,7 @@ async def test_retiring_a_registration_leaves_its_running_responses_alone():
 @scenario
 async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
     settings = replace(SETTINGS, health_interval_ms=50, silence_ms=200)
-    async with a_harness(settings=settings) as harness:
+    async with reverse_listener(settings=settings) as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         story = []
@@ -505,7 +506,7 @@ async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
 
 @scenario
 async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_it():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel(trust_pem=CERTIFICATE.cert_pem)
         assert await registration.tunnels.rtt_ns() is not None
@@ -523,7 +524,7 @@ async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_i
 @scenario
 async def test_a_replaced_certificate_is_for_new_handshakes_and_leaves_tunnels_alone():
     renewed = certs.make_self_signed(["stargate"])
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel(trust_pem=CERTIFICATE.cert_pem)
         harness.listener.replace_tls(ServerTls(renewed.cert_pem, renewed.key_pem))
@@ -537,7 +538,7 @@ async def test_a_replaced_certificate_is_for_new_handshakes_and_leaves_tunnels_a
 
 @scenario
 async def test_draining_refuses_new_connections_and_keeps_every_tunnel():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
         harness.listener.stop_accepting()
@@ -548,7 +549,7 @@ async def test_draining_refuses_new_connections_and_keeps_every_tunnel():
 
 @scenario
 async def test_shutdown_tells_every_connection_even_one_that_never_spoke():
-    async with a_harness() as harness:
+    async with reverse_listener() as harness:
         harness.register()
         worker = await harness.tunnel()
         silent = await harness.dial()
@@ -562,7 +563,7 @@ async def test_shutdown_tells_every_connection_even_one_that_never_spoke():
 @scenario
 async def test_the_listener_tells_where_it_listens():
     with capture_logs() as logs:
-        async with a_harness() as harness:
+        async with reverse_listener() as harness:
             assert logs == [
                 {"event": "reverse tunnel listener started", "log_level": "info", "addr": f"127.0.0.1:{harness.port}"}
             ]

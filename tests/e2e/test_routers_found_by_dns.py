@@ -2,11 +2,10 @@
 
 from contextlib import contextmanager
 
-from grpc_loop import run_grpc
-from name_server import name_server_in_a_thread
-from registered_worker import routable, unroutable
-
 from llm_request_router.testing import DNS_NAME, System
+from support.grpc_loop import run_grpc
+from support.name_server import name_server_in_a_thread
+from support.registered_worker import routable, unroutable
 
 
 class Service:

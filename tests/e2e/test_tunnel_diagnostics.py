@@ -3,9 +3,8 @@
 import json
 import re
 
-from receipts import MODEL
-
 from llm_request_router.testing import System
+from support.receipts import MODEL
 
 
 def test_qlog_and_key_log_of_a_running_router(tmp_path):

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 import grpc
 import grpc.aio
 import pytest
-from grpc_loop import run_grpc
 
 from stargate_client.registration import Registration, RouterAddress
 from stargate_client.settings import parse
+from support.grpc_loop import run_grpc
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.settings import QuicSettings

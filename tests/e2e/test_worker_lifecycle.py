@@ -8,23 +8,23 @@ import grpc
 import grpc.aio
 import pytest
 from aiohttp import BasicAuth, web
-from grpc_loop import run_grpc
-from registered_worker import (
+
+from llm_request_router.testing import System
+from support.grpc_loop import run_grpc
+from support.registered_worker import (
     ACTIVE,
     INACTIVE,
     RegisteredWorker,
     RegistrationEnded,
     ask,
-    becomes,
     gauge,
     get,
     list_models,
     routable,
     unroutable,
 )
-from scripted_worker import ScriptedWorker
-
-from llm_request_router.testing import System
+from support.scripted_worker import ScriptedWorker
+from support.waiting import becomes
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc, stargate_pb2_grpc
 from tunnel_protocol.control import stargate_pb2 as pb
 

@@ -3,7 +3,9 @@
 import signal
 
 import pytest
-from processes import OURS, Stack, wait_until, worker_arguments
+
+from support.processes import OURS, Stack, worker_arguments
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.interop
 

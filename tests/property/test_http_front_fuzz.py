@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from http_front import Front, responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_time import run_virtual
 
 from router.http1.connection import ConnectionState
+from support.client_connection import ClientConnectionOwner, responses
+from support.loops import run_virtual
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"
 HOST = b"host: x\r\n"
@@ -60,7 +60,7 @@ AMBIGUOUS = {
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_a_message_that_can_be_read_in_two_ways_is_refused(name, cut):
     async def run():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         data = AMBIGUOUS[name]
         await front.feed(data, range(1, len(data)) if cut else ())
         assert not any(one.complete for one in front.requests)
@@ -91,7 +91,7 @@ BROKEN_BODIES = {
 @pytest.mark.parametrize("name", BROKEN_BODIES)
 def test_a_body_that_breaks_its_framing_never_becomes_complete(name, cut):
     async def run():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         data = asked(b"transfer-encoding: chunked\r\n", BROKEN_BODIES[name] + HIDDEN)
         await front.feed(data, range(1, len(data)) if cut else ())
         assert [one.complete for one in front.requests] == [False]
@@ -141,7 +141,7 @@ def test_any_bytes_are_answered_in_order_refused_or_waited_for(pieces, cuts):
             number = front.requests.index(collected)
             collected.response.send(200, [(b"x-number", b"%d" % number)], b"answer %d" % number)
 
-        front = Front(answer)
+        front = ClientConnectionOwner(answer)
         await front.feed(b"".join(pieces), cuts)
         out = front.transport.out.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
         methods = [one.request.method.decode() for one in front.requests]
@@ -164,7 +164,7 @@ def test_any_bytes_are_answered_in_order_refused_or_waited_for(pieces, cuts):
 @given(st.binary(max_size=400), st.lists(st.integers(1, 400), max_size=6))
 def test_noise_is_refused_or_waited_for(data, cuts):
     async def run():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(data, cuts)
         assert front.requests == []
         assert front.transport.out == b"" or [one[0] for one in responses(front.transport.out)] == [400]
@@ -178,7 +178,7 @@ def test_an_idle_connection_stays_open(begun):
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
     async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(request + begun)
         await asyncio.sleep(3 * 86_400)
         assert not front.transport.closed
@@ -193,7 +193,7 @@ def test_an_idle_connection_stays_open(begun):
 @pytest.mark.parametrize("trickle", [0, 1])
 def test_a_head_that_does_not_end_in_time_is_408_however_steadily_it_comes(begun, trickle):
     async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.sleep(86_400)
         await front.feed(begun)
@@ -217,7 +217,7 @@ def test_heads_that_always_share_a_segment_with_the_one_before_are_not_late():
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
     async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(request[:10])
         for _ in range(100):
             await asyncio.sleep(5)
@@ -231,7 +231,7 @@ def test_heads_that_always_share_a_segment_with_the_one_before_are_not_late():
 @pytest.mark.parametrize("gap", [50, 70])
 def test_a_body_may_be_slow_but_not_silent(gap):
     async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(asked(b"content-length: 10\r\n", b""))
         for _ in range(10):
             await asyncio.sleep(gap)
@@ -247,7 +247,7 @@ def test_a_body_may_be_slow_but_not_silent(gap):
 
 def test_a_client_that_is_not_read_is_not_late():
     async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(asked(b"content-length: 10\r\n", b"12345"))
         front.requests[0].request.body.pause()
         await asyncio.sleep(1000)

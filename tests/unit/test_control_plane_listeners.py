@@ -5,15 +5,15 @@ from typing import Any
 
 import grpc
 import pytest
-from control_plane_rig import INACTIVE, control_plane, report
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_loop import run_grpc
 
 from certs import make_self_signed
 from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import BlankModelError, list_models
 from router.control_plane.worker_auth import StaticAuthenticator
 from router.registry import Registry
+from support.control_plane import INACTIVE, control_plane, report
+from support.grpc_loop import run_grpc
 from tunnel_protocol.control import stargate_pb2
 
 TOKENS = StaticAuthenticator({"token-a": "tenant-a", "token-b": "tenant-b"})

@@ -9,8 +9,6 @@ import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
-from name_server import name_server
-from virtual_time import run_virtual
 
 from router.control_plane.discovery import Discovery, HeadlessService, PlainDns, SelfOnly
 from router.control_plane.replicas import (
@@ -26,6 +24,8 @@ from router.control_plane.replicas import (
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.watch import WatchCell, WatchPublisher, build_response, remote_watch_urls
 from router.telemetry.metrics import Metrics
+from support.loops import run_virtual
+from support.name_server import name_server
 from tunnel_protocol.control.stargate_pb2 import StargateInfo, WatchStargatesResponse
 
 DNS = "routers-headless.ns.svc.cluster.local"

@@ -1,11 +1,11 @@
 import asyncio
 
 import pytest
-from tunnel_fakes import HEAD, FakeConnection, LineFraming, RecordingSink
-from virtual_time import run_virtual
 
 from router.ports.tunnels import TunnelError
 from router.tunnels.tunnel import Tunnel
+from support.fake_quic import HEAD, FakeConnection, LineFraming, RecordingSink
+from support.loops import run_virtual
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
 from tunnel_protocol.head import RequestHead
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from virtual_time import run_virtual
 
 from router.process.freed_memory import FreedMemory, find_trim
+from support.loops import run_virtual
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 

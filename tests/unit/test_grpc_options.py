@@ -4,8 +4,8 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_loop import run_grpc
 
+from support.grpc_loop import run_grpc
 from tunnel_protocol.control.grpc_options import METADATA, channel_options, server_options
 
 

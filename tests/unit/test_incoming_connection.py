@@ -3,8 +3,6 @@
 import asyncio
 
 from structlog.testing import capture_logs
-from tunnel_fakes import FakeConnection, FakeStream, LineFraming
-from virtual_time import run_virtual
 
 from router.ports.identity import Identity
 from router.registry.registry import Registry
@@ -13,6 +11,8 @@ from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.settings import TunnelSettings
+from support.fake_quic import FakeConnection, FakeStream, LineFraming
+from support.loops import run_virtual
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 

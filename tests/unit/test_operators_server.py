@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -10,6 +9,7 @@ from structlog.testing import capture_logs
 
 from router.operators.server import CONNECTIONS, OperatorsServer
 from router.telemetry.metrics import Metrics
+from support.waiting import eventually
 
 
 async def exchange(port: int, request: str) -> tuple[str, bytes]:
@@ -18,11 +18,6 @@ async def exchange(port: int, request: str) -> tuple[str, bytes]:
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     return head.decode().lower(), body
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 - nothing tells of it
-        await asyncio.sleep(0)
 
 
 def ask(*requests: str, all_families: bool = False) -> list[tuple[str, bytes]]:
@@ -95,7 +90,7 @@ def test_a_server_that_ends_by_itself_is_started_again_and_fails_nobody() -> Non
                 heads.append((await exchange(port, "GET /metrics HTTP/1.1"))[0][:12])
                 server.uvicorn.should_exit = True
                 server.uvicorn.stopping.set()
-                await until(lambda: any("started again" in line["event"] for line in lines))
+                await eventually(lambda: any("started again" in line["event"] for line in lines))
                 await server.wait_started()
                 heads.append((await exchange(port, "GET /none HTTP/1.1"))[0][:12])
                 server.stop()
@@ -116,7 +111,7 @@ def test_connections_are_bounded() -> None:
         async with asyncio.timeout(20):
             await server.wait_started()
             opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS.pieces or 0)]
-            await until(lambda: len(server.uvicorn.server_state.connections) == len(opened))
+            await eventually(lambda: len(server.uvicorn.server_state.connections) == len(opened))
             refused = (await exchange(port, "GET /metrics HTTP/1.1"))[0][:12]
             for _, writer in opened:
                 writer.close()

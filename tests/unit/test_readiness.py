@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 import structlog
-from virtual_time import VirtualTimeLoop
 
 from router.process.readiness import NotReady, Readiness
 from router.telemetry.loop_lag import RECOVERY_S, STALL_S, LoopLag
 from router.telemetry.metrics import Metrics
+from support.loops import VirtualTimeLoop
 
 
 def test_a_reason_is_told_when_it_appears_and_when_it_goes() -> None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-from control_plane_rig import ACTIVE, INACTIVE, FakeTunnels, Router, control_plane, eventually, report
-from grpc_loop import run_grpc
 from structlog.testing import capture_logs
 
 from router.control_plane.admission import RefusedError
@@ -15,6 +13,9 @@ from router.control_plane.registration_stream import RegistrationStream
 from router.control_plane.worker_auth import StaticAuthenticator
 from router.ports.tunnels import TunnelStep
 from router.registry import TargetKey
+from support.control_plane import ACTIVE, INACTIVE, ControlPlaneInMemory, FakeTunnels, control_plane, report
+from support.grpc_loop import run_grpc
+from support.waiting import eventually
 from tunnel_protocol.control import stargate_pb2
 
 TOKENS = StaticAuthenticator({"token-a": "tenant-a", "token-b": " tenant-b ", "open": ""})
@@ -726,7 +727,7 @@ def test_two_workers_of_one_cluster_share_one_candidate() -> None:
     run_grpc(run())
 
 
-def _figures(router: Router, model: str) -> list[tuple[float, int, int]]:
+def _figures(router: ControlPlaneInMemory, model: str) -> list[tuple[float, int, int]]:
     target = router.registry.target(TargetKey(None, model))
     if target is None:
         return []

@@ -13,9 +13,6 @@ from urllib.parse import parse_qs
 import grpc
 import pytest
 from aiohttp import web
-from control_plane_rig import Client, control_plane
-from grpc_loop import run_grpc
-from relay import TcpRelay
 from structlog.testing import capture_logs
 
 from router.control_plane.gateway_credentials import (
@@ -35,6 +32,9 @@ from router.control_plane.worker_auth import (
 )
 from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
+from support.control_plane import ControlPlaneClient, control_plane
+from support.grpc_loop import run_grpc
+from support.relay import TcpRelay
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
 from tunnel_protocol.control.grpc_options import Keepalive
 
@@ -527,7 +527,7 @@ def test_a_gateway_that_goes_silent_fails_registrations_in_time_and_is_connected
     run_grpc(run())
 
 
-async def _answer(client: Client, credential: str) -> grpc.StatusCode:
+async def _answer(client: ControlPlaneClient, credential: str) -> grpc.StatusCode:
     """How a registration ends that says nothing."""
     worker = await client.open(credential=credential)
     with suppress(asyncio.InvalidStateError):

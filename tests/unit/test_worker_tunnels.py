@@ -2,8 +2,6 @@ import asyncio
 
 import pytest
 from structlog.testing import capture_logs
-from tunnel_fakes import HEAD, FakeConnection, LineFraming, RecordingSink
-from virtual_time import run_virtual
 
 from router.ports.identity import Identity
 from router.ports.tunnels import TunnelError, TunnelStep
@@ -12,6 +10,8 @@ from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
+from support.fake_quic import HEAD, FakeConnection, LineFraming, RecordingSink
+from support.loops import run_virtual
 
 SETTINGS = TunnelSettings()
 PROBE = b"HGET /health\n"

@@ -17,9 +17,9 @@ import aioquic.asyncio
 import grpc
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from hostile_packets import client_hello, crypto_frame, gaps, initial
 
 from llm_request_router.testing import System
+from support.hostile_packets import client_hello, crypto_frame, gaps, initial
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
 
 POLICY_FILE = "lb.json"

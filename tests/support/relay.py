@@ -40,7 +40,7 @@ class _Relay:
 
 
 @dataclass(frozen=True)
-class Weather:
+class RelayWeather:
     """What happens to each datagram, by probability; those that are late take up to `late_s` and are overtaken."""
 
     loss: float = 0.0
@@ -53,7 +53,7 @@ class Weather:
     """How often every source gets another port towards the target, as when a NAT forgets its mappings; 0: never."""
 
     @classmethod
-    def parse(cls, words: str) -> "Weather":
+    def parse(cls, words: str) -> "RelayWeather":
         """From `loss=0.01,late=0.1`."""
         return cls(
             **{name: float(value) for name, _, value in (word.partition("=") for word in words.split(",") if word)}
@@ -63,13 +63,13 @@ class Weather:
 class UdpRelay(_Relay):
     """Passes datagrams to `target_port` and back; one socket towards the target per source address."""
 
-    def __init__(self, target_port: int | None = None, weather: Weather | None = None, seed: int = 0) -> None:
+    def __init__(self, target_port: int | None = None, weather: RelayWeather | None = None, seed: int = 0) -> None:
         """A target that is not known yet is set later, as `target_port`."""
         super().__init__()
         self.target_port = target_port
         self.target_host = "127.0.0.1"
         """Which address of the target's host is used; may change at any time, as behind a load balancer."""
-        self.weather = weather or Weather()
+        self.weather = weather or RelayWeather()
         self.largest_passed = 0
         self.passed = self.lost = self.duplicated = self.delayed = self.too_large = self.moves = 0
         self._random = random.Random(seed)

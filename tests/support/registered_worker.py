@@ -6,8 +6,9 @@ import json
 
 import grpc
 import grpc.aio
-from scripted_worker import ScriptedWorker
 
+from support.scripted_worker import ScriptedWorker
+from support.waiting import becomes
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.settings import QuicSettings
@@ -133,17 +134,6 @@ async def ask(system, model, *, key=None, path="/v1/chat/completions"):
             connection.close()
 
     return await asyncio.to_thread(request)
-
-
-async def becomes(condition, what, deadline_s=DEADLINE_S):
-    """Wait until the coroutine function `condition` gives something true."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            while not (found := await condition()):  # noqa: ASYNC110 - the condition is another process's
-                await asyncio.sleep(0.02)
-            return found
-    except TimeoutError:
-        raise AssertionError(f"not within {deadline_s} s: {what}") from None
 
 
 async def routable(system, model, worker_id=None, key=None):

@@ -76,7 +76,7 @@ class Collected:
         self.response.send(502, [])
 
 
-class Front:
+class ClientConnectionOwner:
     """The owner of one connection: collects every request's body, then answers by `answer(collected)`."""
 
     def __init__(self, answer) -> None:

@@ -21,7 +21,7 @@ def identity():
 
 
 @dataclass
-class Weather:
+class SimulatedNetwork:
     """What the network does to each datagram."""
 
     loss: float = 0.0
@@ -92,7 +92,7 @@ class World:
 
     def __init__(self, seed=0, weather=None, client_settings=None, server_settings=None):
         self.random = random.Random(seed)
-        self.weather = weather or Weather()
+        self.weather = weather or SimulatedNetwork()
         self.now = 1_000.0
         self.queue = []
         self.sequence = 0
@@ -210,7 +210,7 @@ def must(condition, rule):
         raise WrongCallError(rule)
 
 
-class Recorder:
+class StreamRecorder:
     """A stream handler that keeps everything and checks the order of calls."""
 
     def __init__(self):

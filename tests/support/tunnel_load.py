@@ -1,4 +1,4 @@
-"""Load on one tunnel between real processes, over a network that may be bad: `python tests/e2e/tunnel_load.py --seconds 5`.
+"""Load on one tunnel between real processes, over a network that may be bad: `python tests/support/tunnel_load.py --seconds 5`.
 
 A program, so that it can be run in a network namespace of its own. Clients send requests of all sizes, each of which has one
 correct answer; what came of them is printed as JSON. With `--weather` the tunnel goes through a relay.
@@ -18,10 +18,9 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from receipts import MODEL, active_workers, client, exchange, resident_bytes, start_worker
-from relay import UdpRelay, Weather
-
 from llm_request_router.testing import Process, System
+from support.receipts import MODEL, active_workers, exchange, http_session, resident_bytes, start_worker
+from support.relay import RelayWeather, UdpRelay
 
 CLIENTS = 24
 LISTENERS = 3
@@ -64,7 +63,7 @@ class Load:
 
     async def run(self) -> None:
         """Returns when the time is over and the last request has been answered."""
-        async with client(timeout_s=REQUEST_LIMIT_S) as session, asyncio.TaskGroup() as group:
+        async with http_session(timeout_s=REQUEST_LIMIT_S) as session, asyncio.TaskGroup() as group:
             group.create_task(self._weigh())
             for number in range(CLIENTS):
                 group.create_task(self._ask(session, number))
@@ -96,7 +95,7 @@ class Load:
             self.resident.append(resident_bytes(self.system.router.pid))
 
 
-def run(seconds: float, pylon: str | None, weather: Weather | None, *, direct: bool = False) -> dict[str, object]:
+def run(seconds: float, pylon: str | None, weather: RelayWeather | None, *, direct: bool = False) -> dict[str, object]:
     """Start everything, make the load, report."""
     with contextlib.ExitStack() as stack:
         options = []
@@ -150,7 +149,7 @@ def load_in_a_process(
     command += ["--direct"] if direct else []
     if before:
         command = ["unshare", "-rn", "sh", "-c", f'ip link set lo up && {before} && exec "$@"', "sh", *command]
-    paths = [str(ROOT), str(ROOT / "tests/e2e"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     ended = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -178,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--pylon", help="the reference's worker; ours without it")
-    parser.add_argument("--weather", type=Weather.parse, help="of a relay, as loss=0.01,late=0.1")
+    parser.add_argument("--weather", type=RelayWeather.parse, help="of a relay, as loss=0.01,late=0.1")
     parser.add_argument("--direct", action="store_true", help="the router dials")
     options = parser.parse_args()
     print(json.dumps(run(options.seconds, options.pylon, options.weather, direct=options.direct)))  # noqa: T201 - the result

@@ -3,8 +3,6 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from scripted_worker import ScriptedWorker
-
 import certs
 from router.ports.authentication import AuthenticationError
 from router.ports.identity import Identity
@@ -14,6 +12,7 @@ from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.settings import TunnelSettings
+from support.scripted_worker import ScriptedWorker
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls
@@ -43,7 +42,7 @@ class Tokens:
         return self.keys.get(token)
 
 
-class Harness:
+class ListenerInMemory:
     def __init__(self, tokens, settings):
         self.registry = Registry()
         self.tokens = tokens
@@ -79,8 +78,8 @@ class Harness:
 
 
 @asynccontextmanager
-async def a_harness(tokens=None, settings=SETTINGS, identity=CERTIFICATE):
-    harness = Harness(tokens or Tokens(), settings)
+async def reverse_listener(tokens=None, settings=SETTINGS, identity=CERTIFICATE):
+    harness = ListenerInMemory(tokens or Tokens(), settings)
     tls = ServerTls(identity.cert_pem, identity.key_pem)
     _, harness.port = await harness.listener.listen("127.0.0.1", 0, tls, QuicSettings())
     try:
@@ -103,12 +102,6 @@ def scenario(test):
 
     run.__name__ = test.__name__
     return run
-
-
-async def eventually(condition):
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - conditions of several objects, none of which tells
-            await asyncio.sleep(0.005)
 
 
 class Caller:

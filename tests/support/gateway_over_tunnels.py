@@ -4,10 +4,10 @@ import asyncio
 import inspect
 import itertools
 
-from grpc_loop import run_grpc
-from proxy_harness import Client, post
-from registered_worker import RegisteredWorker
-from scripted_worker import ScriptedWorker
+from support.grpc_loop import run_grpc
+from support.http_client import HttpClient, post
+from support.registered_worker import RegisteredWorker
+from support.scripted_worker import ScriptedWorker
 
 BUSY = {"queued_input_size": 9_000}
 """Figures of a worker that is only chosen once no other is left."""
@@ -15,7 +15,7 @@ DEADLINE_S = 8.0
 _numbers = itertools.count()
 
 
-class Case:
+class CaseOverTunnels:
     """Ids and the model are its own, so that many cases share a router. Workers answer nothing by themselves."""
 
     def __init__(self, system):
@@ -54,7 +54,7 @@ class Case:
 
     async def client(self):
         host, _, port = self.system.ports.http.rpartition(":")
-        client = Client(*await asyncio.open_connection(host, int(port), limit=1 << 12))
+        client = HttpClient(*await asyncio.open_connection(host, int(port), limit=1 << 12))
         self.clients.append(client)
         return client
 
@@ -96,7 +96,7 @@ def over_tunnels(test=None, *, fixture="system"):
 
     def run(**parameters):
         async def with_deadline():
-            case = Case(parameters.pop(fixture))
+            case = CaseOverTunnels(parameters.pop(fixture))
             async with asyncio.timeout(30):
                 try:
                     await test(case, **parameters)

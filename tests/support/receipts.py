@@ -64,7 +64,7 @@ async def exchange(
     return "answered"
 
 
-def client(limit: int = 0, timeout_s: float = 60) -> aiohttp.ClientSession:
+def http_session(limit: int = 0, timeout_s: float = 60) -> aiohttp.ClientSession:
     """A session without a bound on connections; a request that takes longer than `timeout_s` fails the test."""
     connector = aiohttp.TCPConnector(limit=limit)
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s))

@@ -96,7 +96,7 @@ class FakeTunnels:
         self._on_recovered()
 
 
-class Router:
+class ControlPlaneInMemory:
     """Everything of one control plane, reachable for the test."""
 
     def __init__(self, settings: dict[str, Any], authenticator: Authenticator | None) -> None:
@@ -149,7 +149,7 @@ class Router:
         return None
 
 
-class Worker:
+class RegistrationStream:
     """One raw registration stream."""
 
     def __init__(self, call: Any) -> None:
@@ -180,10 +180,10 @@ class Worker:
             return await self.call.code(), await self.call.details()
 
 
-class Client:
+class ControlPlaneClient:
     """A caller of both gRPC services."""
 
-    def __init__(self, router: Router, control: grpc.aio.Channel, models: grpc.aio.Channel) -> None:
+    def __init__(self, router: ControlPlaneInMemory, control: grpc.aio.Channel, models: grpc.aio.Channel) -> None:
         self.router = router
         self.control = stargate_pb2_grpc.StargateControlPlaneStub(control)
         self.models = stargate_pb2_grpc.StargateModelDiscoveryStub(models)
@@ -191,7 +191,7 @@ class Client:
         self.control_channel = control
         self.models_channel = models
 
-    async def open(self, *, credential: str | None = None, heartbeat_ms: int | str | None = None) -> Worker:
+    async def open(self, *, credential: str | None = None, heartbeat_ms: int | str | None = None) -> RegistrationStream:
         """A registration stream whose response headers have arrived, as workers insist on."""
         metadata = []
         if credential is not None:
@@ -201,11 +201,11 @@ class Client:
         call = self.control.RegisterInferenceServer(metadata=metadata)
         async with asyncio.timeout(DEADLINE_S):
             await call.initial_metadata()
-        return Worker(call)
+        return RegistrationStream(call)
 
     async def register(
         self, server_id: str = "w", models: tuple[str, ...] = ("m",), **identity: Any
-    ) -> tuple[Worker, FakeTunnels]:
+    ) -> tuple[RegistrationStream, FakeTunnels]:
         """A direct worker whose models are routable."""
         credential = identity.pop("credential", None)
         heartbeat_ms = identity.pop("heartbeat_ms", None)
@@ -237,9 +237,11 @@ def report(
 
 
 @asynccontextmanager
-async def control_plane(*, authenticator: Authenticator | None = None, **settings: Any) -> AsyncIterator[Client]:
+async def control_plane(
+    *, authenticator: Authenticator | None = None, **settings: Any
+) -> AsyncIterator[ControlPlaneClient]:
     """A running control plane and a client for it."""
-    router = Router(settings, authenticator)
+    router = ControlPlaneInMemory(settings, authenticator)
     port = router.server.bind("127.0.0.1:0")
     models_port = router.discovery_server.bind("127.0.0.1:0")
     router.server.add_service(
@@ -259,15 +261,8 @@ async def control_plane(*, authenticator: Authenticator | None = None, **setting
         grpc.aio.insecure_channel(f"127.0.0.1:{models_port}") as models,
     ):
         try:
-            yield Client(router, control, models)
+            yield ControlPlaneClient(router, control, models)
         finally:
             router.service.stop()
             await router.server.stop(1.0)
             await router.discovery_server.stop(1.0)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for a condition of the router's memory, which changes with the event loop's turns."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 (plain memory, nothing to wait on)
-            await asyncio.sleep(0.002)

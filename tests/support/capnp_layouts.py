@@ -36,10 +36,10 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
     return "returned", type(value), value
 
 
-class Receiver:
+class BodyReceiver:
     """Collects bodies. After so many of them it does something else."""
 
-    def __init__(self, turn: int = -1, act: "Callable[[Receiver], None] | None" = None) -> None:
+    def __init__(self, turn: int = -1, act: "Callable[[BodyReceiver], None] | None" = None) -> None:
         self.told: list[bytes] = []
         self.turn, self.act = turn, act
         self.on_body: Callable[[bytes], None] | None = self.take

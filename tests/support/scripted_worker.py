@@ -17,7 +17,7 @@ from tunnel_protocol.raw_quic import RAW_QUIC
 DEADLINE_S = 5.0
 
 
-class Talk:
+class ScriptedStream:
     """One stream and everything that happened on it."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Talk:
         self.lost = error
         self._changed.set()
 
-    async def until(self, condition: Callable[["Talk"], object]) -> None:
+    async def until(self, condition: Callable[["ScriptedStream"], object]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not condition(self):
                 self._changed.clear()
@@ -63,7 +63,7 @@ class Talk:
         self.stream.write(data, fin=fin)
 
 
-class Request(Talk):
+class TunnelledRequest(ScriptedStream):
     """A request stream the router opened; answers it like a worker."""
 
     def __init__(self) -> None:
@@ -126,8 +126,8 @@ class ScriptedWorker:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.connection: Connection
-        self.requests: list[Request] = []
-        self.probes: list[Request] = []
+        self.requests: list[TunnelledRequest] = []
+        self.probes: list[TunnelledRequest] = []
         self.answers_probes = True
         self.probe_status = 200
         self.closed: asyncio.Future[ConnectionClosedError] = asyncio.get_running_loop().create_future()
@@ -172,7 +172,7 @@ class ScriptedWorker:
         """Where it is dialled."""
         return self._endpoint.local_address[1]
 
-    def on_stream(self, stream: Stream) -> Request:
+    def on_stream(self, stream: Stream) -> TunnelledRequest:
         request = _Arriving(self)
         request.stream = stream
         return request
@@ -181,7 +181,7 @@ class ScriptedWorker:
         if not self.closed.done():
             self.closed.set_result(error)
 
-    def note(self, request: Request) -> None:
+    def note(self, request: TunnelledRequest) -> None:
         if request.is_probe:
             self.probes.append(request)
             if self.answers_probes:
@@ -190,15 +190,15 @@ class ScriptedWorker:
             self.requests.append(request)
         self._arrived.set()
 
-    async def next_request(self) -> Request:
+    async def next_request(self) -> TunnelledRequest:
         async with asyncio.timeout(DEADLINE_S):
             while not self.requests:
                 self._arrived.clear()
                 await self._arrived.wait()
         return self.requests.pop(0)
 
-    async def open(self) -> Talk:
-        talk = Talk()
+    async def open(self) -> ScriptedStream:
+        talk = ScriptedStream()
         talk.stream = await self.connection.open_stream(talk)
         return talk
 
@@ -216,7 +216,7 @@ class ScriptedWorker:
         await self._endpoint.close(error_code, reason)
 
 
-async def answer_to(talk: Talk) -> tuple[bool, str]:
+async def answer_to(talk: ScriptedStream) -> tuple[bool, str]:
     """Wait for the router's answer on a handshake stream."""
     await talk.until(lambda t: t.fin or t.lost or t.reset)
     assert talk.fin, (talk.lost, talk.reset)
@@ -224,7 +224,7 @@ async def answer_to(talk: Talk) -> tuple[bool, str]:
     return ack.accepted, ack.reason
 
 
-class _Arriving(Request):
+class _Arriving(TunnelledRequest):
     """Tells its worker as soon as its head is there."""
 
     def __init__(self, worker: ScriptedWorker) -> None:

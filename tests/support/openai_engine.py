@@ -1,4 +1,4 @@
-"""A small OpenAI-style engine as a process: `python engine.py PORT MODEL`. Streams `x-tokens` tokens, `x-delay-ms` apart.
+"""A small OpenAI-style engine as a process: `python openai_engine.py PORT MODEL`. Streams `x-tokens` tokens, `x-delay-ms` apart.
 
 `PUT /broken` with some of `["health", "chat"]` makes exactly these answer 500.
 """

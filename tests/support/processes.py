@@ -10,8 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from support.waiting import wait_until
 
 MODEL = "dummy-model"
 HERE = Path(__file__).parent
@@ -29,18 +31,7 @@ def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list
     return ports
 
 
-def wait_until(condition: Callable[[], object], within_s: float, what: str) -> float:
-    """Poll until `condition()` is true; returns the seconds it took. Fails the test with `what` after `within_s`."""
-    started = time.monotonic()
-    while True:
-        if condition():
-            return time.monotonic() - started
-        if time.monotonic() - started > within_s:
-            raise AssertionError(f"not within {within_s} s: {what}")
-        time.sleep(0.02)
-
-
-class Process:
+class LoggedProcess:
     """One child process whose output goes to a file."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
@@ -80,10 +71,10 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.processes: list[Process] = []
+        self.processes: list[LoggedProcess] = []
 
-    def start(self, name: str, command: Sequence[str]) -> Process:
-        process = Process(name, command, self.folder)
+    def start(self, name: str, command: Sequence[str]) -> LoggedProcess:
+        process = LoggedProcess(name, command, self.folder)
         self.processes.append(process)
         return process
 
@@ -91,17 +82,17 @@ class Stack:
         for process in reversed(self.processes):
             process.stop()
 
-    def engine(self) -> "Engine":
-        return Engine(self)
+    def engine(self) -> "EngineProcess":
+        return EngineProcess(self)
 
-    def router(self, program: Sequence[str], **options: object) -> "Router":
-        return Router(self, program, **options)
+    def router(self, program: Sequence[str], **options: object) -> "RouterProcess":
+        return RouterProcess(self, program, **options)
 
 
-class Engine:
+class EngineProcess:
     def __init__(self, stack: Stack) -> None:
         (self.port,) = free_ports(1)
-        self.process = stack.start("engine", (sys.executable, str(HERE / "engine.py"), str(self.port), MODEL))
+        self.process = stack.start("engine", (sys.executable, str(HERE / "openai_engine.py"), str(self.port), MODEL))
         wait_until(lambda: _status(self.port, "/health") == 200, 15, "engine answers")
 
     def break_down(self, *parts: str) -> None:
@@ -111,7 +102,7 @@ class Engine:
         urllib.request.urlopen(request, timeout=5).close()  # noqa: S310 - the URL is ours
 
 
-class Router:
+class RouterProcess:
     """A router process, ours or the reference: the command line is the same."""
 
     def __init__(
@@ -159,13 +150,13 @@ class Router:
     def readyz(self) -> int | None:
         return _status(self.http, "/readyz")
 
-    def chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 15) -> "Answer":
+    def chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 15) -> "StreamedAnswer":
         """One streamed chat request, read to its end."""
         answer = self.begin_chat(tokens=tokens, delay_ms=delay_ms, timeout_s=timeout_s)
         answer.read_rest()
         return answer
 
-    def begin_chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 15) -> "Answer":
+    def begin_chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 15) -> "StreamedAnswer":
         """One streamed chat request, up to its head."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=timeout_s)
         body = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
@@ -178,7 +169,7 @@ class Router:
             "x-delay-ms": str(delay_ms),
         }
         connection.request("POST", "/v1/chat/completions?trace=1", body, headers)
-        return Answer(connection)
+        return StreamedAnswer(connection)
 
     def serves(self) -> bool:
         try:
@@ -195,7 +186,7 @@ class Router:
         return 0
 
 
-class Answer:
+class StreamedAnswer:
     def __init__(self, connection: http.client.HTTPConnection) -> None:
         self._connection = connection
         self._response = connection.getresponse()
@@ -226,7 +217,7 @@ class Answer:
 
 
 def worker_arguments(
-    engine: Engine, stargate_port: int, *, worker_id: str = "w1", direct: bool = False, extra: Sequence[str] = ()
+    engine: EngineProcess, stargate_port: int, *, worker_id: str = "w1", direct: bool = False, extra: Sequence[str] = ()
 ) -> list[str]:
     return [
         f"--upstream-http-base-url=http://127.0.0.1:{engine.port}",

@@ -3,7 +3,7 @@
 from tunnel_protocol.head import RequestHead, ResponseHead
 
 
-class Recorder:
+class FramingRecorder:
     def __init__(self) -> None:
         self.head: RequestHead | ResponseHead | None = None
         self.pieces: list[bytes] = []

@@ -15,7 +15,7 @@ OTHER = certs.make_self_signed(["stargate"])
 TRUSTING = ClientTls(IDENTITY.cert_pem, "stargate")
 
 
-class Talk:
+class EchoStream:
     def __init__(self, echo_on=None):
         self.stream = echo_on
         self.echo = echo_on is not None
@@ -46,7 +46,7 @@ class Talk:
         self.fin.set()
 
 
-class Owner:
+class EchoConnection:
     """Echoes streams, or holds them open without an answer."""
 
     def __init__(self, *, echoes=True):
@@ -56,7 +56,7 @@ class Owner:
         self.closed = asyncio.Event()
 
     def on_stream(self, stream):
-        talk = Talk(stream)
+        talk = EchoStream(stream)
         talk.echo = self.echoes
         self.talks.append(talk)
         return talk
@@ -67,7 +67,7 @@ class Owner:
         self.closed.set()
 
 
-class Place:
+class QuicEndpoints:
     def __init__(self, settings):
         self.settings = settings
         self.accepted = []
@@ -79,7 +79,7 @@ class Place:
 
     def on_connection(self, connection):
         self.accepted.append(connection)
-        self.owners.append(Owner(echoes=self.echoes))
+        self.owners.append(EchoConnection(echoes=self.echoes))
         return self.owners[-1]
 
     async def dial(self, tls=TRUSTING, settings=None, owner=None, timeout_s=5, port=None, udp=None):
@@ -92,27 +92,27 @@ class Place:
         self.clients.append(client)
         host, own_port = self.endpoint.local_address
         host = "127.0.0.1" if host == "0.0.0.0" else host
-        return await client.connect(host, port or own_port, tls, owner or Owner(), timeout_s)
+        return await client.connect(host, port or own_port, tls, owner or EchoConnection(), timeout_s)
 
 
 @asynccontextmanager
-async def a_place(settings=None, identity=IDENTITY, host="127.0.0.1"):
-    place = Place(settings or QuicSettings())
+async def quic_endpoints(settings=None, identity=IDENTITY, host="127.0.0.1"):
+    endpoints = QuicEndpoints(settings or QuicSettings())
     tls = ServerTls(identity.cert_pem, identity.key_pem)
-    place.endpoint = await Endpoint.listen(
+    endpoints.endpoint = await Endpoint.listen(
         host,
         0,
         tls,
-        place.settings,
-        place.on_connection,
-        on_failed=lambda connection, _: place.failed.append(connection),
+        endpoints.settings,
+        endpoints.on_connection,
+        on_failed=lambda connection, _: endpoints.failed.append(connection),
     )
     try:
-        yield place
+        yield endpoints
     finally:
-        for client in place.clients:
+        for client in endpoints.clients:
             await client.close()
-        await place.endpoint.close()
+        await endpoints.endpoint.close()
 
 
 def run(test):
@@ -123,14 +123,8 @@ def run(test):
     asyncio.run(with_deadline())
 
 
-async def eventually(condition):
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - conditions of several objects, none of which tells
-            await asyncio.sleep(0.005)
-
-
 async def echoes(connection, data=b"hello" * 100):
-    talk = Talk()
+    talk = EchoStream()
     stream = await connection.open_stream(talk)
     stream.write(data, fin=True)
     await asyncio.wait_for(talk.fin.wait(), 5)
