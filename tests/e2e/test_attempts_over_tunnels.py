@@ -4,19 +4,16 @@ import asyncio
 
 import pytest
 
-from llm_request_router.testing import System
-from support.gateway_over_tunnels import BUSY, over_tunnels
+from support.gateway_over_tunnels import BUSY
 from support.http_client import BrokenOffError
 
 TIMEOUT_MS = 600
+pytestmark = [
+    pytest.mark.loop("grpc"),
+    pytest.mark.llm_router_options(f"--quic-request-timeout-ms={TIMEOUT_MS}", "--direct-quic-connections=1"),
+]
 BODY = bytes(range(256)) * 300
 BROKEN_CHUNK = b"not-a-size\r\n"
-
-
-@pytest.fixture(scope="module")
-def system():
-    with System.start(f"--quic-request-timeout-ms={TIMEOUT_MS}", "--direct-quic-connections=1") as system:
-        yield system
 
 
 # --- how a worker can fail
@@ -85,7 +82,6 @@ AFTER_THE_HEAD = pytest.mark.parametrize(
 
 
 @BEFORE_THE_HEAD
-@over_tunnels
 async def test_a_failure_before_the_head_goes_on_at_a_sibling_with_identical_bytes(case, fail):
     first, second = await case.pair()
     client = await case.send(case.post("/v1/responses?x=%20", BODY, authorization="Bearer t"))
@@ -108,7 +104,6 @@ async def test_a_failure_before_the_head_goes_on_at_a_sibling_with_identical_byt
 
 
 @AFTER_THE_HEAD
-@over_tunnels
 async def test_a_failure_after_the_head_delivers_what_came_and_ends_abnormally(case, fail):
     first, second = await case.pair()
     client = await case.send(case.post())
@@ -129,7 +124,6 @@ async def test_a_failure_after_the_head_delivers_what_came_and_ends_abnormally(c
 
 
 @pytest.mark.parametrize("together", [end_inside_a_message, garbage, second_head])
-@over_tunnels
 async def test_a_failure_in_the_same_flight_as_the_head_comes_after_it(case, together):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -142,7 +136,6 @@ async def test_a_failure_in_the_same_flight_as_the_head_comes_after_it(case, tog
     assert (broken.value.answer.status, broken.value.answer.body) == (201, b"data: 1\n\n")
 
 
-@over_tunnels
 async def test_chunks_pass_one_by_one_and_the_head_before_them(case):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -163,7 +156,6 @@ async def test_chunks_pass_one_by_one_and_the_head_before_them(case):
     assert (await client.answer()).body == b"ok"
 
 
-@over_tunnels
 async def test_headers_reach_the_worker_as_they_came_the_routers_own_excepted(case):
     tunnel = await case.worker()
     passed = {
@@ -189,7 +181,6 @@ async def test_headers_reach_the_worker_as_they_came_the_routers_own_excepted(ca
 
 
 @pytest.mark.parametrize(("budget", "status"), [(None, 503), ("0", 502)])
-@over_tunnels
 async def test_a_header_the_tunnel_cannot_carry_is_a_failed_attempt(case, budget, status):
     tunnel = await case.worker()
     got = await case.ask(case.post(x_note="caf\xe9", x_stargate_max_wait_ms=budget))
@@ -201,7 +192,6 @@ async def test_a_header_the_tunnel_cannot_carry_is_a_failed_attempt(case, budget
 # --- upload and answer beside each other
 
 
-@over_tunnels
 async def test_success_first_and_the_upload_goes_on_beside_the_response(case):
     tunnel = await case.worker()
     client = await case.send(case.unfinished(10))
@@ -218,7 +208,6 @@ async def test_success_first_and_the_upload_goes_on_beside_the_response(case):
 
 
 @pytest.mark.parametrize("status", [400, 429, 503, 302])
-@over_tunnels
 async def test_any_other_status_first_abandons_the_upload_and_cannot_be_retried(case, status):
     first, second = await case.pair(same_cluster=False)
     client = await case.send(case.unfinished(x_max_wait_ms="0"))
@@ -231,7 +220,6 @@ async def test_any_other_status_first_abandons_the_upload_and_cannot_be_retried(
     assert not second.requests
 
 
-@over_tunnels
 async def test_a_worker_that_stops_the_upload_and_answers_is_passed_on(case):
     tunnel = await case.worker()
     client = await case.send(case.unfinished(10))
@@ -242,7 +230,6 @@ async def test_a_worker_that_stops_the_upload_and_answers_is_passed_on(case):
     assert (await client.answer()).body == b"enough"
 
 
-@over_tunnels
 async def test_what_a_client_sends_to_a_worker_that_stopped_it_is_kept_for_the_next_one(case):
     first, second = await case.pair()
     client = await case.send(case.unfinished(10))
@@ -257,7 +244,6 @@ async def test_what_a_client_sends_to_a_worker_that_stopped_it_is_kept_for_the_n
     assert (await client.answer()).status == 200
 
 
-@over_tunnels
 async def test_a_response_does_not_wait_for_its_upload_longer_than_for_a_head(case):
     tunnel = await case.worker()
     client = await case.send(case.unfinished())
@@ -269,7 +255,6 @@ async def test_a_response_does_not_wait_for_its_upload_longer_than_for_a_head(ca
     await request.until(lambda it: it.reset)
 
 
-@over_tunnels
 async def test_an_upload_that_breaks_before_the_head_is_502_at_once(case):
     first, second = await case.pair()
     client = await case.send(case.post(chunked=True).removesuffix(b"0\r\n\r\n"))
@@ -284,7 +269,6 @@ async def test_an_upload_that_breaks_before_the_head_is_502_at_once(case):
     assert await case.count("proxy_retry_exhausted_total") == 0
 
 
-@over_tunnels
 async def test_an_upload_that_breaks_after_the_head_breaks_the_response_at_its_end(case):
     tunnel = await case.worker()
     client = await case.send(case.post(chunked=True).removesuffix(b"0\r\n\r\n"))
@@ -300,7 +284,6 @@ async def test_an_upload_that_breaks_after_the_head_breaks_the_response_at_its_e
         await client.rest(answer)
 
 
-@over_tunnels
 async def test_a_tunnel_lost_in_the_middle_of_an_upload_is_502(case):
     first, second = await case.pair()
     client = await case.send(case.unfinished())
@@ -312,7 +295,6 @@ async def test_a_tunnel_lost_in_the_middle_of_an_upload_is_502(case):
     assert await case.count("proxy_retries_total") == 0
 
 
-@over_tunnels
 async def test_the_body_is_asked_for_once_a_stream_is_open(case):
     tunnel = await case.worker()
     client = await case.send(case.post(body=b"", content_length="4", expect="100-continue"))
@@ -328,7 +310,6 @@ async def test_the_body_is_asked_for_once_a_stream_is_open(case):
 # --- declared lengths
 
 
-@over_tunnels
 async def test_a_response_longer_than_declared_is_cut_to_its_length_and_the_worker_stopped(case):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -342,7 +323,6 @@ async def test_a_response_longer_than_declared_is_cut_to_its_length_and_the_work
     assert (await client.answer()).status == 200
 
 
-@over_tunnels
 async def test_a_response_shorter_than_declared_breaks_the_connection(case):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -355,7 +335,6 @@ async def test_a_response_shorter_than_declared_breaks_the_connection(case):
 # --- streams that are all in use
 
 
-@over_tunnels
 async def test_requests_beyond_a_workers_streams_go_to_another_worker_or_wait_their_turn(case):
     full, other = await case.worker("a", streams=2), await case.worker("b", stats=BUSY, streams=2)
     clients = [await case.send(case.post(x_input_tokens="0", x_request_id=str(number))) for number in range(12)]
@@ -378,7 +357,6 @@ async def test_requests_beyond_a_workers_streams_go_to_another_worker_or_wait_th
     assert await case.count("spills_total") >= 1
 
 
-@over_tunnels
 async def test_waiting_for_a_stream_counts_towards_the_deadline_of_the_attempt(case):
     tunnel = await case.worker(streams=1)
     holder = await case.send(case.post())

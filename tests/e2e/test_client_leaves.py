@@ -5,9 +5,12 @@ import asyncio
 import pytest
 
 from router.http1.connection import Patience
-from support.gateway_in_memory import gateway_in_memory, scenario
+from support.gateway_in_memory import gateway_in_memory
 from support.http_client import HttpClient, get, post
 from support.waiting import eventually
+
+pytestmark = pytest.mark.loop("uvloop")
+
 
 POLICY = b"""{"models": {"picky": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
 FULL = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
@@ -220,24 +223,20 @@ async def fill(exchange):
 
 @STAGES
 @WAYS
-def test_a_client_that_leaves_is_noticed(stage, go):
-    @scenario
-    async def test():
-        async with gateway_in_memory(POLICY, Patience(watch=0.02, stalled=0.02)) as harness:
-            client = await HttpClient.connect(harness.port, limit=1 << 12)
-            harness.clients.append(client)
-            await stage(harness, client)
-            workers = [one.tunnels for one in harness.registry.registrations()]
-            go(client)
-            await eventually(lambda: not harness.http.connections)
-            assert not harness.proxy.running
-            await eventually(lambda: not any(worker.waiting for worker in workers))
-            assert all(one.cancelled for worker in workers for one in worker.exchanges)
-            assert sum(len(worker.exchanges) for worker in workers) <= 1  # nothing behind it was begun
-            assert harness.proxy.replay_budget.used_bytes == 0
-            assert harness.count("midstream_failures_total") == 0
-
-    test()
+async def test_a_client_that_leaves_is_noticed(stage, go):
+    async with gateway_in_memory(POLICY, Patience(watch=0.02, stalled=0.02)) as harness:
+        client = await HttpClient.connect(harness.port, limit=1 << 12)
+        harness.clients.append(client)
+        await stage(harness, client)
+        workers = [one.tunnels for one in harness.registry.registrations()]
+        go(client)
+        await eventually(lambda: not harness.http.connections)
+        assert not harness.proxy.running
+        await eventually(lambda: not any(worker.waiting for worker in workers))
+        assert all(one.cancelled for worker in workers for one in worker.exchanges)
+        assert sum(len(worker.exchanges) for worker in workers) <= 1  # nothing behind it was begun
+        assert harness.proxy.replay_budget.used_bytes == 0
+        assert harness.count("midstream_failures_total") == 0
 
 
 # --- closing behind bytes that nobody reads: no system can tell such a client from one that waits
@@ -254,7 +253,6 @@ async def hidden(harness, client, **timeouts):
     return exchange
 
 
-@scenario
 async def test_a_client_hidden_behind_its_own_bytes_costs_no_more_than_the_deadline_of_its_attempt():
     async with gateway_in_memory(request_timeout_ms=300) as harness:
         exchange = await hidden(harness, await harness.client())
@@ -262,7 +260,6 @@ async def test_a_client_hidden_behind_its_own_bytes_costs_no_more_than_the_deadl
         assert exchange.cancelled
 
 
-@scenario
 async def test_a_client_hidden_behind_its_own_bytes_is_seen_to_be_gone_by_the_first_byte_of_the_response():
     async with gateway_in_memory() as harness:
         exchange = await hidden(harness, await harness.client())

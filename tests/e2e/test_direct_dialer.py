@@ -15,7 +15,7 @@ from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.settings import TunnelSettings
-from support.reverse_listener import CERTIFICATE, HEAD, Caller, scenario
+from support.reverse_listener import CERTIFICATE, HEAD, Caller
 from support.scripted_worker import TunnelledRequest
 from support.waiting import eventually
 from tunnel_protocol.quic.endpoint import Endpoint
@@ -94,7 +94,6 @@ async def ask(tunnels):
     return await caller.done()
 
 
-@scenario
 async def test_a_direct_worker_is_dialled_verified_and_serves():
     async with dialling() as (_, _, tunnels):
         direct = tunnels()
@@ -103,7 +102,6 @@ async def test_a_direct_worker_is_dialled_verified_and_serves():
         assert await ask(direct) == (200, b"ok", None)
 
 
-@scenario
 async def test_the_broadcast_address_of_a_network_of_this_host_gets_no_packet():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hearer:
         hearer.setblocking(False)
@@ -115,7 +113,6 @@ async def test_the_broadcast_address_of_a_network_of_this_host_gets_no_packet():
             hearer.recv(1)
 
 
-@scenario
 async def test_a_direct_worker_must_have_a_certificate_for_the_common_server_name():
     other = certs.make_self_signed(["worker.example"], ["127.0.0.1"])
     async with dialling(trust_pem=other.cert_pem) as (worker, _, tunnels):
@@ -124,7 +121,6 @@ async def test_a_direct_worker_must_have_a_certificate_for_the_common_server_nam
             await tunnels().reconnect()
 
 
-@scenario
 async def test_a_set_of_three_is_rebuilt_whole_when_one_closes():
     async with dialling(replace(SETTINGS, direct_connections=3)) as (worker, _, tunnels):
         direct = tunnels()
@@ -138,7 +134,6 @@ async def test_a_set_of_three_is_rebuilt_whole_when_one_closes():
         await eventually(lambda: sum(not connection.closed for connection in worker.connections) == 3)
 
 
-@scenario
 async def test_a_worker_with_an_unknown_certificate_is_not_connected():
     async with dialling(trust_pem=certs.make_self_signed(["stargate"]).cert_pem) as (_, _, tunnels):
         direct = tunnels()
@@ -152,7 +147,6 @@ async def test_a_worker_with_an_unknown_certificate_is_not_connected():
         assert metrics.worker_credential_failures_total.value(("worker_certificate", "w1", "127.0.0.1")) == 2
 
 
-@scenario
 async def test_a_silent_address_ends_with_the_connect_timeout():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
@@ -163,7 +157,6 @@ async def test_a_silent_address_ends_with_the_connect_timeout():
             assert await direct.tunnel_step() is TunnelStep.UNAVAILABLE
 
 
-@scenario
 async def test_a_worker_that_starts_late_is_connected_by_a_later_update():
     async with dialling(replace(SETTINGS, connect_timeout_ms=200)) as (_, _, tunnels):
         late = Worker()
@@ -178,7 +171,6 @@ async def test_a_worker_that_starts_late_is_connected_by_a_later_update():
             await late.close()
 
 
-@scenario
 async def test_a_reconnect_leaves_the_responses_running_on_the_old_connection_alone():
     async with dialling() as (worker, _, tunnels):
         direct = tunnels()
@@ -194,7 +186,6 @@ async def test_a_reconnect_leaves_the_responses_running_on_the_old_connection_al
         assert await ask(direct) == (200, b"ok", None)
 
 
-@scenario
 async def test_a_worker_that_went_away_is_reconnected_on_demand():
     async with dialling() as (worker, port, tunnels):
         direct = tunnels()

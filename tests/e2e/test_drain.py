@@ -155,26 +155,23 @@ def test_a_head_that_never_comes_does_not_hold_the_drain(llm_router: System) -> 
 
 
 @pytest.mark.llm_router_options("--shutdown-drain-timeout-ms=500")
-def test_an_upload_that_its_worker_does_not_take_does_not_hold_the_end(llm_router: System) -> None:
-    async def scenario() -> None:
-        worker = await RegisteredWorker(llm_router, "w1").start(MODEL)
-        assert worker.tunnel is not None
-        await worker.stop_serving()
-        host, _, port = llm_router.ports.http.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            fields = {**llm_router.headers(MODEL), "host": "t", "content-length": "8000000"}
-            head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-            writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode())
-            request = await worker.tunnel.next_request()
-            request.stream.pause_reading()
-            writer.write(b"x" * 8_000_000)
-            llm_router.router.send(signal.SIGTERM)
-            assert await asyncio.to_thread(llm_router.router.wait, 5) == 1
-            with contextlib.suppress(ConnectionResetError):
-                assert await reader.read() == b""
-        finally:
-            writer.transport.abort()
-            await worker.stop()
-
-    asyncio.run(scenario())
+async def test_an_upload_that_its_worker_does_not_take_does_not_hold_the_end(llm_router: System) -> None:
+    worker = await RegisteredWorker(llm_router, "w1").start(MODEL)
+    assert worker.tunnel is not None
+    await worker.stop_serving()
+    host, _, port = llm_router.ports.http.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        fields = {**llm_router.headers(MODEL), "host": "t", "content-length": "8000000"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode())
+        request = await worker.tunnel.next_request()
+        request.stream.pause_reading()
+        writer.write(b"x" * 8_000_000)
+        llm_router.router.send(signal.SIGTERM)
+        assert await asyncio.to_thread(llm_router.router.wait, 5) == 1
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    finally:
+        writer.transport.abort()
+        await worker.stop()

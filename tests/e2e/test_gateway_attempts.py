@@ -6,9 +6,11 @@ import types
 
 import pytest
 
-from support.gateway_in_memory import gateway_in_memory, scenario
+from support.gateway_in_memory import gateway_in_memory
 from support.http_client import BrokenOffError, post
 from support.waiting import eventually
+
+pytestmark = pytest.mark.loop("uvloop")
 
 
 def unfinished(length=100, **headers) -> bytes:
@@ -16,7 +18,6 @@ def unfinished(length=100, **headers) -> bytes:
     return post(body=b"", content_length=str(length), **headers) + b"begun"
 
 
-@scenario
 async def test_query_headers_and_body_reach_the_worker_as_sent():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=lambda exchange: exchange.answer())
@@ -50,7 +51,6 @@ async def test_query_headers_and_body_reach_the_worker_as_sent():
         assert exchange.header("x-stargate-expected-queue-ms") == "0"
 
 
-@scenario
 async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
     async with gateway_in_memory() as harness:
 
@@ -78,7 +78,6 @@ async def test_every_answer_of_a_worker_names_it_and_nothing_internal():
             assert got.header(name) is None
 
 
-@scenario
 async def test_upload_finishes_first_and_the_head_is_still_waited_for():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -90,7 +89,6 @@ async def test_upload_finishes_first_and_the_head_is_still_waited_for():
         assert (await client.answer()).body == b"late"
 
 
-@scenario
 async def test_upload_that_breaks_before_the_head_fails_at_once_without_another_attempt():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -105,7 +103,6 @@ async def test_upload_that_breaks_before_the_head_fails_at_once_without_another_
         assert harness.count("proxy_retries_total") == 0
 
 
-@scenario
 async def test_success_first_then_the_upload_goes_on_beside_the_response():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -123,7 +120,6 @@ async def test_success_first_then_the_upload_goes_on_beside_the_response():
         await client.rest(answer)
 
 
-@scenario
 async def test_any_other_status_first_aborts_the_upload():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -136,7 +132,6 @@ async def test_any_other_status_first_aborts_the_upload():
         assert not exchange.ended
 
 
-@scenario
 async def test_the_response_ends_although_the_upload_stalls_once_the_head_deadline_is_over():
     async with gateway_in_memory(request_timeout_ms=60) as harness:
         worker = harness.worker()
@@ -148,7 +143,6 @@ async def test_the_response_ends_although_the_upload_stalls_once_the_head_deadli
         assert exchange.upload_aborted
 
 
-@scenario
 async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_the_response():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -163,7 +157,6 @@ async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_
             await client.rest(answer)
 
 
-@scenario
 async def test_the_head_must_come_within_the_deadline_of_the_attempt():
     async with gateway_in_memory(request_timeout_ms=30, max_connect_retries=0) as harness:
         worker = harness.worker()
@@ -175,7 +168,6 @@ async def test_the_head_must_come_within_the_deadline_of_the_attempt():
         assert harness.count("proxy_retry_exhausted_total", "connect_retries_exhausted") == 1
 
 
-@scenario
 async def test_waiting_for_a_stream_counts_towards_the_same_deadline():
     async with gateway_in_memory(request_timeout_ms=200, max_connect_retries=0) as harness:
         worker = harness.worker()
@@ -191,7 +183,6 @@ async def test_waiting_for_a_stream_counts_towards_the_same_deadline():
         assert worker.exchanges[0].cancelled
 
 
-@scenario
 async def test_no_deadline_applies_after_the_head():
     async with gateway_in_memory(request_timeout_ms=20) as harness:
         worker = harness.worker()
@@ -207,18 +198,13 @@ async def test_no_deadline_applies_after_the_head():
 
 
 @pytest.mark.parametrize("status", [100, 101, 102, 199])
-def test_a_worker_that_breaks_the_protocol_is_a_transport_failure(status):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            harness.worker(on_request=lambda exchange: exchange.fail(f"interim status {status}"))
-            harness.worker("w2", cluster="w1", on_request=lambda exchange: exchange.answer())
-            assert (await harness.ask(post())).status == 200
-
-    test()
+async def test_a_worker_that_breaks_the_protocol_is_a_transport_failure(status):
+    async with gateway_in_memory() as harness:
+        harness.worker(on_request=lambda exchange: exchange.fail(f"interim status {status}"))
+        harness.worker("w2", cluster="w1", on_request=lambda exchange: exchange.answer())
+        assert (await harness.ask(post())).status == 200
 
 
-@scenario
 async def test_an_error_after_the_head_is_an_abnormal_end_after_everything_that_came():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -236,7 +222,6 @@ async def test_an_error_after_the_head_is_an_abnormal_end_after_everything_that_
         assert harness.count("midstream_failures_total") == 1
 
 
-@scenario
 async def test_a_worker_header_that_is_no_header_value_becomes_500():
     async with gateway_in_memory() as harness:
         harness.worker("w\n1", on_request=lambda exchange: exchange.answer())
@@ -245,22 +230,17 @@ async def test_a_worker_header_that_is_no_header_value_becomes_500():
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_statuses_without_a_body_have_none_and_the_connection_goes_on(status):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            harness.worker(on_request=lambda exchange: exchange.answer(status, b"must not be sent"))
-            client = await harness.client()
-            for _ in range(2):
-                client.send(post())
-                got = await client.answer()
-                assert got.status == status
-                assert got.header("transfer-encoding") is None
-
-    test()
+async def test_statuses_without_a_body_have_none_and_the_connection_goes_on(status):
+    async with gateway_in_memory() as harness:
+        harness.worker(on_request=lambda exchange: exchange.answer(status, b"must not be sent"))
+        client = await harness.client()
+        for _ in range(2):
+            client.send(post())
+            got = await client.answer()
+            assert got.status == status
+            assert got.header("transfer-encoding") is None
 
 
-@scenario
 async def test_a_response_longer_than_its_content_length_is_cut_to_it():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=lambda exchange: exchange.answer(200, b"abcdef", content_length=3))
@@ -271,7 +251,6 @@ async def test_a_response_longer_than_its_content_length_is_cut_to_it():
         assert all(exchange.cancelled for exchange in worker.exchanges)
 
 
-@scenario
 async def test_a_response_shorter_than_its_content_length_breaks_the_connection():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=lambda exchange: exchange.answer(200, b"abc", content_length=9))
@@ -279,7 +258,6 @@ async def test_a_response_shorter_than_its_content_length_breaks_the_connection(
             await harness.ask(post())
 
 
-@scenario
 async def test_a_worker_that_wants_no_more_body_but_answers_is_passed_on():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -292,7 +270,6 @@ async def test_a_worker_that_wants_no_more_body_but_answers_is_passed_on():
         assert (await client.answer()).body == b"fine"
 
 
-@scenario
 async def test_a_silent_response_is_ended_by_the_idle_limit_and_never_without_one():
     async with gateway_in_memory(response_idle_timeout_ms=30) as harness:
         worker = harness.worker()
@@ -307,7 +284,6 @@ async def test_a_silent_response_is_ended_by_the_idle_limit_and_never_without_on
         assert exchange.cancelled
 
 
-@scenario
 async def test_neither_a_request_nor_its_chunks_cost_a_task():
     tasks = []
 

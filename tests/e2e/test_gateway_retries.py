@@ -2,9 +2,12 @@
 
 import pytest
 
-from support.gateway_in_memory import gateway_in_memory, scenario
+from support.gateway_in_memory import gateway_in_memory
 from support.http_client import post
 from support.waiting import eventually
+
+pytestmark = pytest.mark.loop("uvloop")
+
 
 BODY = bytes(range(256)) * 40
 
@@ -30,7 +33,6 @@ BUSY = {"queue_size": 9, "queued_input_size": 9000}
 # --- transport failures
 
 
-@scenario
 async def test_a_failure_goes_on_at_a_sibling_of_the_same_cluster_with_identical_bytes():
     async with gateway_in_memory() as harness:
         first = harness.worker("a", cluster="shared", on_request=broken)
@@ -48,7 +50,6 @@ async def test_a_failure_goes_on_at_a_sibling_of_the_same_cluster_with_identical
         assert harness.count("requests_total") == harness.count("requests_total", 'inference_server_id="b"') == 1
 
 
-@scenario
 async def test_without_a_sibling_a_failure_goes_on_in_another_cluster():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=broken)
@@ -57,7 +58,6 @@ async def test_without_a_sibling_a_failure_goes_on_in_another_cluster():
         assert harness.count("routing_selections_total") == 2
 
 
-@scenario
 async def test_when_everyone_has_failed_the_answer_is_an_empty_503():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=broken)
@@ -68,7 +68,6 @@ async def test_when_everyone_has_failed_the_answer_is_an_empty_503():
         assert harness.count("requests_total", 'inference_server_id=""', 'status="503"') == 1
 
 
-@scenario
 async def test_admission_is_asked_again_before_another_choice():
     policy = b"""{"models": {"m": {"algorithm": "power-of-n", "max_input_work_seconds": 0.5}}}"""
     async with gateway_in_memory(policy) as harness:
@@ -79,7 +78,6 @@ async def test_admission_is_asked_again_before_another_choice():
         assert harness.count("admission_rejections_total") == 1
 
 
-@scenario
 async def test_connect_retries_used_up_is_an_empty_502():
     async with gateway_in_memory() as harness:
         workers = [harness.worker(name, cluster="c", on_request=broken) for name in "abcd"]
@@ -90,7 +88,6 @@ async def test_connect_retries_used_up_is_an_empty_502():
         assert harness.count("requests_total", 'inference_server_id="b"', 'status="502"') == 1  # the turn goes a, c, b
 
 
-@scenario
 async def test_a_spent_budget_forbids_another_attempt_after_a_failure():
     async with gateway_in_memory() as harness:
         harness.worker("a", cluster="c", on_request=broken)
@@ -100,7 +97,6 @@ async def test_a_spent_budget_forbids_another_attempt_after_a_failure():
         assert harness.count("proxy_retry_exhausted_total") == 1
 
 
-@scenario
 async def test_the_budget_comes_before_the_connect_limit():
     async with gateway_in_memory(max_connect_retries=0) as harness:
         harness.worker("a", on_request=broken)
@@ -108,7 +104,6 @@ async def test_the_budget_comes_before_the_connect_limit():
         assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
 
 
-@scenario
 async def test_the_largest_budget_is_no_limit():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=broken)
@@ -116,7 +111,6 @@ async def test_the_largest_budget_is_no_limit():
         assert (await harness.ask(post(x_stargate_max_wait_ms=str(2**64 - 1)))).status == 200
 
 
-@scenario
 async def test_a_failure_with_an_overflowed_copy_is_413():
     async with gateway_in_memory(max_replay_body_bytes=8) as harness:
         worker = harness.worker("a")
@@ -132,7 +126,6 @@ async def test_a_failure_with_an_overflowed_copy_is_413():
         assert harness.count("requests_total", 'inference_server_id="a"', 'status="413"') == 1
 
 
-@scenario
 async def test_a_failure_in_the_middle_of_the_upload_is_502():
     async with gateway_in_memory() as harness:
         worker = harness.worker("a")
@@ -146,7 +139,6 @@ async def test_a_failure_in_the_middle_of_the_upload_is_502():
         assert harness.count("proxy_retries_total") == 0
 
 
-@scenario
 async def test_a_stream_that_could_not_be_opened_leaves_the_body_untouched():
     async with gateway_in_memory() as harness:
         harness.worker("a").refusal = "connection closed"
@@ -164,7 +156,6 @@ async def test_a_stream_that_could_not_be_opened_leaves_the_body_untouched():
 # --- dialled workers
 
 
-@scenario
 async def test_a_dialled_worker_is_dialled_again_and_asked_again():
     async with gateway_in_memory() as harness:
         worker = harness.worker("a", direct=True, on_request=lambda one: broken(one) if first(one) else ok(one))
@@ -180,7 +171,6 @@ async def test_a_dialled_worker_is_dialled_again_and_asked_again():
         assert harness.count("proxy_retries_total", 'reason="hot_path_reconnect"') == 1
 
 
-@scenario
 async def test_a_dialled_worker_that_cannot_be_dialled_again_is_failed():
     async with gateway_in_memory() as harness:
         worker = harness.worker("a", cluster="c", direct=True, on_request=broken)
@@ -191,7 +181,6 @@ async def test_a_dialled_worker_that_cannot_be_dialled_again_is_failed():
         assert harness.count("proxy_retries_total", 'reason="connect_failover"') == 1
 
 
-@scenario
 async def test_a_stale_dialled_worker_is_dialled_before_the_attempt():
     async with gateway_in_memory() as harness:
         worker = harness.worker("a", direct=True, on_request=ok)
@@ -202,7 +191,6 @@ async def test_a_stale_dialled_worker_is_dialled_before_the_attempt():
         assert harness.count("proxy_attempts_total") == 1
 
 
-@scenario
 async def test_three_stale_workers_use_up_the_redials_although_a_fourth_is_well():
     async with gateway_in_memory() as harness:
         for name in "abc":
@@ -215,7 +203,6 @@ async def test_three_stale_workers_use_up_the_redials_although_a_fourth_is_well(
         assert harness.count("proxy_attempts_total") == 1
 
 
-@scenario
 async def test_no_connect_retries_means_no_dial_at_all():
     async with gateway_in_memory(max_connect_retries=0) as harness:
         worker = harness.worker("a", direct=True)
@@ -229,7 +216,6 @@ async def test_no_connect_retries_means_no_dial_at_all():
 # --- retryable answers
 
 
-@scenario
 async def test_a_retryable_answer_goes_on_in_another_cluster_and_skips_siblings():
     async with gateway_in_memory() as harness:
         rejected = harness.worker("a", cluster="c", on_request=rejecting())
@@ -247,7 +233,6 @@ async def test_a_retryable_answer_goes_on_in_another_cluster_and_skips_siblings(
         assert harness.queue_size("c") == 1  # only a queue mismatch gives the reservation back
 
 
-@scenario
 async def test_a_queue_mismatch_goes_on_at_a_sibling_and_gives_its_reservation_back():
     async with gateway_in_memory() as harness:
         harness.worker("a", cluster="c", on_request=rejecting("queue_estimate_mismatch"))
@@ -259,7 +244,6 @@ async def test_a_queue_mismatch_goes_on_at_a_sibling_and_gives_its_reservation_b
         assert harness.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
 
 
-@scenario
 async def test_a_queue_mismatch_without_budget_is_passed_on_and_still_gives_its_reservation_back():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
@@ -270,7 +254,6 @@ async def test_a_queue_mismatch_without_budget_is_passed_on_and_still_gives_its_
         assert harness.count("proxy_retries_total") == 0
 
 
-@scenario
 async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
@@ -292,15 +275,11 @@ async def test_a_queue_mismatch_without_a_sibling_goes_on_in_another_cluster():
         (200, "true", "queue_estimate_mismatch", False),
     ],
 )
-def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason, given_back):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            harness.worker("a", on_request=rejecting(reason, status, x_stargate_retryable=signal))
-            assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == status
-            assert harness.queue_size("a") == (0 if given_back else 1)
-
-    test()
+async def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason, given_back):
+    async with gateway_in_memory() as harness:
+        harness.worker("a", on_request=rejecting(reason, status, x_stargate_retryable=signal))
+        assert (await harness.ask(post(x_stargate_max_wait_ms="0"))).status == status
+        assert harness.queue_size("a") == (0 if given_back else 1)
 
 
 @pytest.mark.parametrize(
@@ -316,33 +295,24 @@ def test_only_a_queue_mismatch_gives_the_reservation_back(status, signal, reason
         (502, {"x_stargate_retryable": "true"}, False),
     ],
 )
-def test_only_marked_429_and_503_are_retried(status, headers, retried):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            harness.worker("a", on_request=lambda exchange: exchange.answer(status, b"no", **headers))
-            harness.worker("b", on_request=ok, **BUSY)
-            got = await harness.ask(post())
-            assert got.status == (200 if retried else status)
-            assert harness.count("proxy_retries_total", 'reason="retryable_upstream_response"') == int(retried)
-
-    test()
+async def test_only_marked_429_and_503_are_retried(status, headers, retried):
+    async with gateway_in_memory() as harness:
+        harness.worker("a", on_request=lambda exchange: exchange.answer(status, b"no", **headers))
+        harness.worker("b", on_request=ok, **BUSY)
+        got = await harness.ask(post())
+        assert got.status == (200 if retried else status)
+        assert harness.count("proxy_retries_total", 'reason="retryable_upstream_response"') == int(retried)
 
 
 @pytest.mark.parametrize(("signal", "retried"), [(None, True), ("true", True), ("false", False), ("", False)])
-def test_where_no_signal_is_required_another_value_still_forbids(signal, retried):
-    @scenario
-    async def test():
-        async with gateway_in_memory(require_retry_signal=False) as harness:
-            headers = {} if signal is None else {"x_stargate_retryable": signal}
-            harness.worker("a", on_request=lambda exchange: exchange.answer(503, b"no", **headers))
-            harness.worker("b", on_request=ok, **BUSY)
-            assert (await harness.ask(post())).status == (200 if retried else 503)
-
-    test()
+async def test_where_no_signal_is_required_another_value_still_forbids(signal, retried):
+    async with gateway_in_memory(require_retry_signal=False) as harness:
+        headers = {} if signal is None else {"x_stargate_retryable": signal}
+        harness.worker("a", on_request=lambda exchange: exchange.answer(503, b"no", **headers))
+        harness.worker("b", on_request=ok, **BUSY)
+        assert (await harness.ask(post())).status == (200 if retried else 503)
 
 
-@scenario
 async def test_a_spent_budget_passes_the_rejection_on_without_its_signal():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting())
@@ -354,7 +324,6 @@ async def test_a_spent_budget_passes_the_rejection_on_without_its_signal():
         assert harness.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
 
 
-@scenario
 async def test_the_budget_comes_before_the_request_limit_and_the_copy():
     async with gateway_in_memory(max_request_retries=0, max_replay_body_bytes=1) as harness:
         harness.worker("a", on_request=rejecting())
@@ -364,7 +333,6 @@ async def test_the_budget_comes_before_the_request_limit_and_the_copy():
         assert harness.count("proxy_retry_exhausted_total") == 1
 
 
-@scenario
 async def test_the_request_limit_passes_the_last_rejection_on():
     async with gateway_in_memory(max_request_retries=1) as harness:
         harness.worker("a", on_request=rejecting())
@@ -377,7 +345,6 @@ async def test_the_request_limit_passes_the_last_rejection_on():
         assert harness.count("proxy_attempts_total") == 2
 
 
-@scenario
 async def test_a_rejection_by_the_only_cluster_is_an_empty_503():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting())
@@ -386,7 +353,6 @@ async def test_a_rejection_by_the_only_cluster_is_an_empty_503():
         assert harness.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
 
 
-@scenario
 async def test_a_queue_mismatch_without_anyone_else_is_an_empty_503():
     async with gateway_in_memory() as harness:
         harness.worker("a", on_request=rejecting("queue_estimate_mismatch"))
@@ -405,7 +371,6 @@ def after_upload(answer):
     return play
 
 
-@scenario
 async def test_a_retry_wanted_with_an_overflowed_copy_is_413():
     async with gateway_in_memory(max_replay_body_bytes=8) as harness:
         worker = harness.worker("a")
@@ -418,7 +383,6 @@ async def test_a_retry_wanted_with_an_overflowed_copy_is_413():
         assert harness.count("requests_total", 'inference_server_id="a"', 'status="413"') == 1
 
 
-@scenario
 async def test_the_limit_comes_before_the_overflowed_copy():
     async with gateway_in_memory(max_replay_body_bytes=8, max_request_retries=0) as harness:
         worker = harness.worker("a")
@@ -428,7 +392,6 @@ async def test_the_limit_comes_before_the_overflowed_copy():
         assert (await client.answer()).status == 429
 
 
-@scenario
 async def test_a_rejection_before_the_end_of_the_upload_is_passed_on():
     async with gateway_in_memory() as harness:
         worker = harness.worker("a")
@@ -440,7 +403,6 @@ async def test_a_rejection_before_the_end_of_the_upload_is_passed_on():
         assert not other.exchanges
 
 
-@scenario
 async def test_the_two_kinds_of_retries_are_counted_apart():
     async with gateway_in_memory() as harness:
         harness.worker("a", cluster="1", on_request=broken)
@@ -453,7 +415,6 @@ async def test_the_two_kinds_of_retries_are_counted_apart():
         assert harness.count("proxy_attempts_total") == 5
 
 
-@scenario
 async def test_a_failure_after_the_head_is_never_repeated():
     async with gateway_in_memory() as harness:
         worker = harness.worker("a")

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from support.gateway_in_memory import gateway_in_memory, scenario
+from support.gateway_in_memory import gateway_in_memory
 from support.http_client import get, post
 from support.waiting import eventually
+
+pytestmark = pytest.mark.loop("uvloop")
+
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
@@ -31,39 +34,30 @@ def keyword(name: str) -> str:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["x-model", "x-request-id", "x-input-tokens"])
-def test_a_request_without_a_required_header_is_400(path, name):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            worker = harness.worker(on_request=ok)
-            for value in (None, "", "  ", "caf\xe9"):
-                got = await harness.ask(post(path, **{keyword(name): value}))
-                assert (got.status, got.is_empty) == (400, True), value
-            assert not worker.exchanges
-            assert harness.count("requests_total") == 0
-
-    test()
+async def test_a_request_without_a_required_header_is_400(path, name):
+    async with gateway_in_memory() as harness:
+        worker = harness.worker(on_request=ok)
+        for value in (None, "", "  ", "caf\xe9"):
+            got = await harness.ask(post(path, **{keyword(name): value}))
+            assert (got.status, got.is_empty) == (400, True), value
+        assert not worker.exchanges
+        assert harness.count("requests_total") == 0
 
 
-def test_numbers_follow_the_grammar():
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            harness.worker(on_request=ok)
-            for vector in VECTORS["numeric_header"]:
-                if vector["value"] is None or not vector["value"].isascii():
-                    continue
-                for name in ("x-priority",) if vector["bits"] == 32 else U64_HEADERS:
-                    got = await harness.ask(post(**{keyword(name): vector["value"]}))
-                    assert got.status == (400 if vector["expected"] == "400" else 200), (name, vector)
-            for name in ("x-priority", *U64_HEADERS):
-                for value in ("bad", "\u00b2", "1 2", "", "0x10", "\u0661".encode().decode("latin-1")):
-                    assert (await harness.ask(post(**{keyword(name): value}))).status == 400, (name, value)
-
-    test()
+async def test_numbers_follow_the_grammar():
+    async with gateway_in_memory() as harness:
+        harness.worker(on_request=ok)
+        for vector in VECTORS["numeric_header"]:
+            if vector["value"] is None or not vector["value"].isascii():
+                continue
+            for name in ("x-priority",) if vector["bits"] == 32 else U64_HEADERS:
+                got = await harness.ask(post(**{keyword(name): vector["value"]}))
+                assert got.status == (400 if vector["expected"] == "400" else 200), (name, vector)
+        for name in ("x-priority", *U64_HEADERS):
+            for value in ("bad", "\u00b2", "1 2", "", "0x10", "\u0661".encode().decode("latin-1")):
+                assert (await harness.ask(post(**{keyword(name): value}))).status == 400, (name, value)
 
 
-@scenario
 async def test_an_optional_text_that_is_unusable_is_ignored():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=ok)
@@ -71,7 +65,6 @@ async def test_an_optional_text_that_is_unusable_is_ignored():
             assert (await harness.ask(post(x_cache_affinity_key=value, x_routing_key=value))).status == 200
 
 
-@scenario
 async def test_of_repeated_headers_the_first_counts_and_all_are_forwarded():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=ok)
@@ -97,17 +90,12 @@ async def test_of_repeated_headers_the_first_counts_and_all_are_forwarded():
         ("caf\xe9", 400),
     ],
 )
-def test_routing_methods(method, status):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            harness.worker(on_request=ok)
-            assert (await harness.ask(post(x_routing_method=method, x_cache_affinity_key="k"))).status == status
-
-    test()
+async def test_routing_methods(method, status):
+    async with gateway_in_memory() as harness:
+        harness.worker(on_request=ok)
+        assert (await harness.ask(post(x_routing_method=method, x_cache_affinity_key="k"))).status == status
 
 
-@scenario
 async def test_a_known_method_that_is_not_configured_is_400():
     async with gateway_in_memory(POLICY) as harness:
         harness.worker(on_request=ok)
@@ -115,7 +103,6 @@ async def test_a_known_method_that_is_not_configured_is_400():
         assert (await harness.ask(post(x_routing_method="power-of-n"))).status == 200
 
 
-@scenario
 async def test_a_required_affinity_key():
     async with gateway_in_memory(POLICY) as harness:
         harness.worker(model="sticky", on_request=ok)
@@ -124,7 +111,6 @@ async def test_a_required_affinity_key():
         assert (await harness.ask(post(model="sticky", x_cache_affinity_key="k"))).status == 200
 
 
-@scenario
 async def test_a_declared_length_above_the_replay_limit_is_413_even_for_nobody():
     async with gateway_in_memory(max_replay_body_bytes=8) as harness:
         got = await harness.ask(post(body=b"fifteen bytes.."))
@@ -134,7 +120,6 @@ async def test_a_declared_length_above_the_replay_limit_is_413_even_for_nobody()
         assert harness.count("requests_total", 'status="413"') == 0
 
 
-@scenario
 async def test_a_budget_header_of_another_name_and_none_at_all():
     async with gateway_in_memory(retry_budget_header="X-Budget") as harness:
         harness.worker(on_request=ok)
@@ -148,7 +133,6 @@ async def test_a_budget_header_of_another_name_and_none_at_all():
 # --- routes
 
 
-@scenario
 async def test_paths_match_exactly_and_nothing_is_redirected():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=ok)
@@ -165,7 +149,6 @@ async def test_paths_match_exactly_and_nothing_is_redirected():
             assert (got.status, got.header("allow"), got.is_empty) == (405, "GET,HEAD", True)
 
 
-@scenario
 async def test_models_are_listed_without_key_and_by_filter():
     async with gateway_in_memory() as harness:
         harness.worker("1", model="b")
@@ -183,7 +166,6 @@ async def test_models_are_listed_without_key_and_by_filter():
         assert state["active_model_ids"] == ["a", "b", "keyed"]
 
 
-@scenario
 async def test_readiness_follows_the_drain():
     async with gateway_in_memory() as harness:
         assert (await harness.ask(get("/healthz"))).status == 200
@@ -196,7 +178,6 @@ async def test_readiness_follows_the_drain():
 # --- targets
 
 
-@scenario
 async def test_nobody_registered_is_404_with_the_code():
     async with gateway_in_memory() as harness:
         got = await harness.ask(post(model="nobody"))
@@ -208,7 +189,6 @@ async def test_nobody_registered_is_404_with_the_code():
         assert harness.count("requests_total", 'inference_server_id=""', 'status="404"') == 1
 
 
-@scenario
 async def test_registered_but_inactive_is_an_empty_503():
     async with gateway_in_memory() as harness:
         worker = harness.worker(active=False, on_request=ok)
@@ -220,7 +200,6 @@ async def test_registered_but_inactive_is_an_empty_503():
         assert (await harness.ask(post())).status == 404
 
 
-@scenario
 async def test_routing_keys_and_models_keep_apart():
     async with gateway_in_memory() as harness:
         harness.worker("plain", on_request=ok)
@@ -233,7 +212,6 @@ async def test_routing_keys_and_models_keep_apart():
             assert (got.status, got.header("x-stargate-error-code")) == (404, "no_eligible_candidates")
 
 
-@scenario
 async def test_members_of_a_cluster_take_turns():
     async with gateway_in_memory() as harness:
         for name in "ba":
@@ -243,7 +221,6 @@ async def test_members_of_a_cluster_take_turns():
         assert {one.header("x-stargate-cluster-id") for one in got} == {"shared"}
 
 
-@scenario
 async def test_too_much_input_work_is_refused_with_its_code():
     async with gateway_in_memory(POLICY) as harness:
         harness.worker(model="bounded", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
@@ -257,7 +234,6 @@ async def test_too_much_input_work_is_refused_with_its_code():
 # --- tunnels without a free stream
 
 
-@scenario
 async def test_a_worker_without_a_free_stream_gives_way_to_a_sibling_then_to_another_cluster():
     async with gateway_in_memory() as harness:
         full = harness.worker("a", cluster="c", on_request=ok)
@@ -271,7 +247,6 @@ async def test_a_worker_without_a_free_stream_gives_way_to_a_sibling_then_to_ano
         assert harness.count("spills_total") >= 2
 
 
-@scenario
 async def test_without_any_free_stream_the_chosen_worker_is_waited_for_in_order():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=ok)
@@ -301,22 +276,17 @@ async def test_without_any_free_stream_the_chosen_worker_is_waited_for_in_order(
     ],
     ids=["preface", "lower case", "line feeds", "gzip", "chunked 1.0", "two lengths"],
 )
-def test_what_the_front_does_not_speak_is_400_and_closes(request_bytes):
-    @scenario
-    async def test():
-        async with gateway_in_memory() as harness:
-            worker = harness.worker(on_request=ok)
-            client = await harness.client()
-            client.send(request_bytes)
-            got = await client.answer()
-            assert (got.status, got.is_empty, got.header("connection")) == (400, True, "close")
-            assert await client.closed()
-            assert not worker.exchanges
-
-    test()
+async def test_what_the_front_does_not_speak_is_400_and_closes(request_bytes):
+    async with gateway_in_memory() as harness:
+        worker = harness.worker(on_request=ok)
+        client = await harness.client()
+        client.send(request_bytes)
+        got = await client.answer()
+        assert (got.status, got.is_empty, got.header("connection")) == (400, True, "close")
+        assert await client.closed()
+        assert not worker.exchanges
 
 
-@scenario
 async def test_a_willing_cluster_is_waited_for_until_the_limit():
     policy = b"""{"models": {"m": {"algorithm": "pulsar", "consider_kv_free_tokens": true}}}"""
     full = {"kv_cache_capacity_tokens": 10, "kv_cache_free_tokens": 0, "kv_cache_used_tokens": 10}
@@ -334,7 +304,6 @@ async def test_a_willing_cluster_is_waited_for_until_the_limit():
         assert harness.metrics.routing_wait_seconds.count(("", "m")) == 1
 
 
-@scenario
 async def test_a_registration_that_ends_leaves_its_running_response_alone():
     async with gateway_in_memory() as harness:
         worker = harness.worker()

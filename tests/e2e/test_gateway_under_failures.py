@@ -7,8 +7,11 @@ from random import Random
 
 import pytest
 
-from support.gateway_in_memory import gateway_in_memory, scenario
+from support.gateway_in_memory import gateway_in_memory
 from support.http_client import BrokenOffError, post
+
+pytestmark = pytest.mark.loop("uvloop")
+
 
 CLIENTS = 40
 REQUESTS_EACH = 12
@@ -107,50 +110,46 @@ async def churn(harness, moods, random: Random, stop: asyncio.Event) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally(seed):
-    @scenario
-    async def test():
-        random = Random(seed)
-        async with gateway_in_memory(request_timeout_ms=40) as harness:
-            moods = Moods(random)
-            for number in range(3):
-                harness.worker(f"steady{number}", cluster=f"c{number}", on_request=moods)
-            stop = asyncio.Event()
-            churning = asyncio.create_task(churn(harness, moods, random, stop))
-            ends: Counter[object] = Counter()
+async def test_every_request_ends_with_its_own_answer_a_documented_error_or_abnormally(seed):
+    random = Random(seed)
+    async with gateway_in_memory(request_timeout_ms=40) as harness:
+        moods = Moods(random)
+        for number in range(3):
+            harness.worker(f"steady{number}", cluster=f"c{number}", on_request=moods)
+        stop = asyncio.Event()
+        churning = asyncio.create_task(churn(harness, moods, random, stop))
+        ends: Counter[object] = Counter()
 
-            async def ask(client_number: int) -> None:
-                client = await harness.client()
-                for number in range(REQUESTS_EACH):
-                    body = b"%d.%d " % (client_number, number) * random.randrange(1, 2000)
-                    request = post(body=body, chunked=random.random() < 0.5, x_request_id=f"{client_number}.{number}")
-                    client.send(request)
-                    if random.random() < 0.05:
-                        client.leave()
-                        ends["left"] += 1
-                        client = await harness.client()
-                        continue
-                    try:
-                        answer = await client.answer()
-                    except BrokenOffError as error:
-                        pieces = error.answer.body if error.answer else b""
-                        ends["abnormal" if receipt(body).startswith(pieces) else "foreign bytes"] += 1
-                        client = await harness.client()
-                        continue
-                    ends[answer.status] += 1
-                    if answer.status == 200:
-                        assert answer.body == receipt(body)
-                    else:
-                        assert answer.status in {400, 429, 502, 503}
-                    if answer.header("connection") == "close":
-                        client = await harness.client()
+        async def ask(client_number: int) -> None:
+            client = await harness.client()
+            for number in range(REQUESTS_EACH):
+                body = b"%d.%d " % (client_number, number) * random.randrange(1, 2000)
+                request = post(body=body, chunked=random.random() < 0.5, x_request_id=f"{client_number}.{number}")
+                client.send(request)
+                if random.random() < 0.05:
+                    client.leave()
+                    ends["left"] += 1
+                    client = await harness.client()
+                    continue
+                try:
+                    answer = await client.answer()
+                except BrokenOffError as error:
+                    pieces = error.answer.body if error.answer else b""
+                    ends["abnormal" if receipt(body).startswith(pieces) else "foreign bytes"] += 1
+                    client = await harness.client()
+                    continue
+                ends[answer.status] += 1
+                if answer.status == 200:
+                    assert answer.body == receipt(body)
+                else:
+                    assert answer.status in {400, 429, 502, 503}
+                if answer.header("connection") == "close":
+                    client = await harness.client()
 
-            await asyncio.gather(*(ask(number) for number in range(CLIENTS)))
-            stop.set()
-            await churning
-            assert ends.total() == CLIENTS * REQUESTS_EACH
-            assert ends["foreign bytes"] == 0
-            assert ends[200] > CLIENTS
-            assert harness.count("client_aborts_total") <= ends["left"]
-
-    test()
+        await asyncio.gather(*(ask(number) for number in range(CLIENTS)))
+        stop.set()
+        await churning
+        assert ends.total() == CLIENTS * REQUESTS_EACH
+        assert ends["foreign bytes"] == 0
+        assert ends[200] > CLIENTS
+        assert harness.count("client_aborts_total") <= ends["left"]

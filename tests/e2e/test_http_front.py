@@ -10,9 +10,12 @@ import pytest
 
 from router.http1.connection import ClientConnection, Patience
 from router.http1.server import RESERVED_DESCRIPTORS
-from support.gateway_in_memory import gateway_in_memory, scenario
+from support.gateway_in_memory import gateway_in_memory
 from support.http_client import BrokenOffError, HttpClient, get, post
 from support.waiting import eventually
+
+pytestmark = pytest.mark.loop("uvloop")
+
 
 HOST = b"host: x\r\n"
 
@@ -24,7 +27,6 @@ def echo(exchange):
 # --- answers of the router's own
 
 
-@scenario
 async def test_answers_without_body_say_so_and_name_no_server():
     async with gateway_in_memory() as harness:
         for data, status in ((get("/healthz"), 200), (get("/nowhere"), 404), (post(x_model=None), 400)):
@@ -35,7 +37,6 @@ async def test_answers_without_body_say_so_and_name_no_server():
             assert answer.header("x-stargate-error-code") is None
 
 
-@scenario
 async def test_a_refused_request_leaves_its_connection_usable():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -53,7 +54,6 @@ async def test_a_refused_request_leaves_its_connection_usable():
 # --- keep-alive and pipelining
 
 
-@scenario
 async def test_a_connection_serves_one_request_after_the_other():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -64,7 +64,6 @@ async def test_a_connection_serves_one_request_after_the_other():
             assert (answer.status, answer.body, answer.header("connection")) == (200, b"ok", None)
 
 
-@scenario
 async def test_pipelined_requests_are_answered_in_order():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -82,7 +81,6 @@ async def test_pipelined_requests_are_answered_in_order():
         assert (await client.answer()).status == 404
 
 
-@scenario
 async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -92,7 +90,6 @@ async def test_a_pipeline_of_fifty_requests_in_one_write_is_answered_completely(
             assert (await client.answer()).body == (b"ok" if number % 2 else b"")
 
 
-@scenario
 async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -105,7 +102,6 @@ async def test_a_pipeline_without_end_is_refused_after_the_answers_it_is_due():
         assert await client.closed()
 
 
-@scenario
 async def test_connection_close_is_honoured():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -116,7 +112,6 @@ async def test_connection_close_is_honoured():
             assert await client.closed()
 
 
-@scenario
 async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -131,7 +126,6 @@ async def test_http_1_0_is_answered_in_kind_and_closes_unless_asked_to_stay():
             assert (answer.version, answer.header("connection")) == ("HTTP/1.0", "keep-alive")
 
 
-@scenario
 async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -143,28 +137,23 @@ async def test_an_upgrade_is_ignored_and_the_connection_goes_on():
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
-    @scenario
-    async def run():
-        async with gateway_in_memory() as harness:
-            worker = harness.worker()
-            client = await harness.client()
-            body = get("/nowhere")
-            client.send(post(body=body, chunked=chunked, connection="upgrade", upgrade="h2c") + get("/healthz"))
-            exchange = await worker.next()
-            await eventually(lambda: exchange.ended)
-            assert exchange.received == body
-            assert exchange.header("upgrade") is None
-            exchange.answer()
-            assert [(await client.answer()).status for _ in range(2)] == [200, 200]
-
-    run()
+async def test_the_body_of_an_upgrade_is_a_body_and_never_a_request(chunked):
+    async with gateway_in_memory() as harness:
+        worker = harness.worker()
+        client = await harness.client()
+        body = get("/nowhere")
+        client.send(post(body=body, chunked=chunked, connection="upgrade", upgrade="h2c") + get("/healthz"))
+        exchange = await worker.next()
+        await eventually(lambda: exchange.ended)
+        assert exchange.received == body
+        assert exchange.header("upgrade") is None
+        exchange.answer()
+        assert [(await client.answer()).status for _ in range(2)] == [200, 200]
 
 
 # --- heads
 
 
-@scenario
 async def test_a_head_may_arrive_byte_by_byte():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=echo)
@@ -188,25 +177,20 @@ async def test_a_head_may_arrive_byte_by_byte():
     ],
     ids=["100 headers", "101 headers", "head of 400 kB", "head of 500 kB", "target of 65,534", "target of 65,535"],
 )
-def test_limits_of_a_head(head, status):
-    @scenario
-    async def run():
-        async with gateway_in_memory() as harness:
-            client = await harness.client()
-            client.send(head)
-            answer = await client.answer()
-            assert (answer.status, answer.is_empty) == (status, True)
-            if status in (414, 431):
-                assert answer.header("connection") == "close"
-                assert await client.closed()
-            else:
-                client.send(get("/healthz"))
-                assert (await client.answer()).status == 200
-
-    run()
+async def test_limits_of_a_head(head, status):
+    async with gateway_in_memory() as harness:
+        client = await harness.client()
+        client.send(head)
+        answer = await client.answer()
+        assert (answer.status, answer.is_empty) == (status, True)
+        if status in (414, 431):
+            assert answer.header("connection") == "close"
+            assert await client.closed()
+        else:
+            client.send(get("/healthz"))
+            assert (await client.answer()).status == 200
 
 
-@scenario
 async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
@@ -219,7 +203,6 @@ async def test_a_head_below_the_limit_may_share_its_segment_with_a_long_body():
         assert (await client.answer()).status == 200
 
 
-@scenario
 async def test_a_refusal_is_readable_although_the_client_is_still_sending():
     async with gateway_in_memory() as harness:
         client = await harness.client()
@@ -227,7 +210,6 @@ async def test_a_refusal_is_readable_although_the_client_is_still_sending():
         assert (await client.answer()).status == 431
 
 
-@scenario
 async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -267,13 +249,9 @@ async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
         (b"GET /healthz?\x7f", 400),
     ],
 )
-def test_a_target_has_one_of_the_four_forms(line, status):
-    @scenario
-    async def run():
-        async with gateway_in_memory() as harness:
-            assert (await harness.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
-
-    run()
+async def test_a_target_has_one_of_the_four_forms(line, status):
+    async with gateway_in_memory() as harness:
+        assert (await harness.ask(line + b" HTTP/1.1\r\n" + HOST + b"\r\n")).status == status
 
 
 @pytest.mark.parametrize(
@@ -296,17 +274,12 @@ def test_a_target_has_one_of_the_four_forms(line, status):
         (b"1.0", [b"a/b"], 400),
     ],
 )
-def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
-    @scenario
-    async def run():
-        async with gateway_in_memory() as harness:
-            lines = b"".join(b"host: %b\r\n" % host for host in hosts)
-            assert (await harness.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
-
-    run()
+async def test_a_request_of_http_1_1_names_one_host(version, hosts, status):
+    async with gateway_in_memory() as harness:
+        lines = b"".join(b"host: %b\r\n" % host for host in hosts)
+        assert (await harness.ask(b"GET /healthz HTTP/%b\r\n%b\r\n" % (version, lines))).status == status
 
 
-@scenario
 async def test_an_absolute_target_is_routed_by_its_path():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=echo)
@@ -318,7 +291,6 @@ async def test_an_absolute_target_is_routed_by_its_path():
 # --- bodies of requests
 
 
-@scenario
 async def test_trailers_are_dropped():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
@@ -335,7 +307,6 @@ async def test_trailers_are_dropped():
         assert (await client.answer()).status == 200
 
 
-@scenario
 async def test_trailers_without_end_are_not_collected():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
@@ -349,7 +320,6 @@ async def test_trailers_without_end_are_not_collected():
         assert await client.closed()
 
 
-@scenario
 async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=None)
@@ -365,7 +335,6 @@ async def test_chunked_framing_wins_over_a_content_length_which_is_not_passed_on
         assert await client.closed()
 
 
-@scenario
 async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer_arrives():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -380,7 +349,6 @@ async def test_nothing_behind_a_request_with_two_framings_is_read_and_its_answer
         assert await client.closed()
 
 
-@scenario
 async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_works():
     async with gateway_in_memory() as harness:
         client = await harness.client()
@@ -393,7 +361,6 @@ async def test_a_body_nobody_wants_is_read_and_dropped_so_that_the_next_request_
             assert (await client.answer()).status == 200
 
 
-@scenario
 async def test_a_body_nobody_wants_is_not_waited_for_long():
     async with gateway_in_memory() as harness:
         client = await harness.client()
@@ -402,7 +369,6 @@ async def test_a_body_nobody_wants_is_not_waited_for_long():
         assert await client.closed()
 
 
-@scenario
 async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_connection():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -416,7 +382,6 @@ async def test_a_chunk_size_that_is_none_ends_the_request_with_502_and_the_conne
         assert await client.closed()
 
 
-@scenario
 async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -428,7 +393,6 @@ async def test_a_broken_body_behind_another_request_is_noticed_in_its_turn():
         assert await client.closed()
 
 
-@scenario
 async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -449,7 +413,6 @@ async def test_a_large_body_waits_at_the_client_until_somebody_takes_it():
         assert (await client.answer()).status == 200
 
 
-@scenario
 async def test_a_worker_that_takes_no_more_pauses_the_client():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -473,7 +436,6 @@ async def test_a_worker_that_takes_no_more_pauses_the_client():
 # --- Expect: 100-continue
 
 
-@scenario
 async def test_the_body_is_asked_for_only_when_a_stream_is_open():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -494,7 +456,6 @@ async def test_the_body_is_asked_for_only_when_a_stream_is_open():
         assert (await client.answer()).status == 200
 
 
-@scenario
 async def test_an_early_refusal_does_not_ask_for_the_body_and_closes():
     async with gateway_in_memory() as harness:
         for data in (
@@ -509,7 +470,6 @@ async def test_an_early_refusal_does_not_ask_for_the_body_and_closes():
             assert await client.closed()
 
 
-@scenario
 async def test_a_client_that_does_not_wait_to_be_asked_is_asked_all_the_same():
     async with gateway_in_memory() as harness:
         worker = harness.worker(on_request=echo)
@@ -535,7 +495,6 @@ async def an_answer_begun(harness):
     return client, exchange, writes
 
 
-@scenario
 async def test_chunks_of_one_turn_leave_in_one_write():
     async with gateway_in_memory() as harness:
         client, exchange, writes = await an_answer_begun(harness)
@@ -547,7 +506,6 @@ async def test_chunks_of_one_turn_leave_in_one_write():
         assert len(writes) == 1
 
 
-@scenario
 async def test_chunks_of_a_tick_of_the_tunnels_leave_with_its_end_and_not_a_turn_later():
     async with gateway_in_memory() as harness:
         client, exchange, writes = await an_answer_begun(harness)
@@ -580,7 +538,6 @@ class Recording:
         return getattr(self._transport, name)
 
 
-@scenario
 async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -604,7 +561,6 @@ async def test_a_slow_reader_pauses_the_worker_and_a_fast_one_does_not():
         assert len((await reading).body) == sent
 
 
-@scenario
 async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the_drain():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -622,7 +578,6 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off_in_the
         await eventually(lambda: not harness.http.connections)
 
 
-@scenario
 async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_came():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -638,7 +593,6 @@ async def test_a_response_that_breaks_off_towards_http_1_0_is_reset_after_what_c
             await client.reader.read()
 
 
-@scenario
 async def test_many_workers_that_fail_at_once_are_tried_one_after_the_other():
     async with gateway_in_memory(max_connect_retries=1_000) as harness:
         for number in range(400):
@@ -647,7 +601,6 @@ async def test_many_workers_that_fail_at_once_are_tried_one_after_the_other():
         assert harness.count("proxy_attempts_total", 'result="proxy_502"') == 400
 
 
-@scenario
 async def test_a_defect_in_a_tunnel_costs_its_request_only():
     class DefectError(Exception): ...
 
@@ -674,7 +627,6 @@ async def test_a_defect_in_a_tunnel_costs_its_request_only():
 # --- leaving
 
 
-@scenario
 async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending():
     async with gateway_in_memory() as harness:
         for _ in range(20):
@@ -685,7 +637,6 @@ async def test_an_answer_that_is_ready_reaches_a_client_that_has_stopped_sending
             assert await client.closed()
 
 
-@scenario
 async def test_a_client_that_stops_sending_while_it_waits_is_gone():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -700,7 +651,6 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
 # --- limits in time and number
 
 
-@scenario
 async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
     async with gateway_in_memory(patience=Patience(body=0.05)) as harness:
         worker = harness.worker()
@@ -713,7 +663,6 @@ async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
         assert harness.count("requests_rejected_total", 'status="408"') == 1
 
 
-@scenario
 async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
     async with gateway_in_memory(patience=Patience(body=0.02)) as harness:
         worker = harness.worker()
@@ -728,7 +677,6 @@ async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer()
         assert await client.reader.readuntil(b"on\r\n")
 
 
-@scenario
 async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
     async with gateway_in_memory(patience=Patience(body=0.02)) as harness:
         worker = harness.worker(on_request=None)
@@ -743,7 +691,6 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
         assert (await client.answer()).status == 100
 
 
-@scenario
 async def test_connections_above_the_limit_are_closed_at_once_and_counted():
     async with gateway_in_memory(max_connections=2) as harness:
         kept = [await harness.client() for _ in range(2)]
@@ -761,7 +708,6 @@ async def test_connections_above_the_limit_are_closed_at_once_and_counted():
         assert (await harness.ask(get("/healthz"))).status == 200
 
 
-@scenario
 async def test_the_last_file_descriptors_are_not_for_client_connections():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with gateway_in_memory() as harness:
@@ -787,7 +733,6 @@ async def test_the_last_file_descriptors_are_not_for_client_connections():
 # --- the drain
 
 
-@scenario
 async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_new_ones():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -808,7 +753,6 @@ async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_
         assert await drain
 
 
-@scenario
 async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
@@ -825,7 +769,6 @@ async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
         assert await drain
 
 
-@scenario
 async def test_a_drain_out_of_time_says_so():
     async with gateway_in_memory() as harness:
         worker = harness.worker()
@@ -841,7 +784,6 @@ async def test_a_drain_out_of_time_says_so():
         await eventually(lambda: exchange.cancelled)
 
 
-@scenario
 async def test_a_closed_connection_is_freed_without_the_collector():
     def alive():
         return sum(type(one) is ClientConnection for one in gc.get_objects())

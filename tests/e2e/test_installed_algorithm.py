@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from llm_request_router.testing import ProcessEndedError, System
-from support.grpc_loop import run_grpc
 from support.registered_worker import RegisteredWorker, ask
+
+pytestmark = pytest.mark.loop("grpc")
+
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "balancing.md"
@@ -56,25 +58,19 @@ def start(packages, tmp_path, policy):
     return System.start(f"--lb-config-path={path}", environment={"PYTHONPATH": str(packages)})
 
 
-def test_the_algorithm_of_an_installed_package_chooses_and_is_explained(packages, tmp_path):
+async def test_the_algorithm_of_an_installed_package_chooses_and_is_explained(packages, tmp_path):
     last = {"algorithm": "first-by-id", "reverse": True}
     with start(packages, tmp_path, {"default": "first-by-id", "models": {"last": last}}) as system:
-
-        async def scenario():
-            workers = [await RegisteredWorker(system, name).start("m", "last") for name in ("b", "a", "c")]
-            try:
-                assert {(await ask(system, "m"))[2] for _ in range(5)} == {"a"}
-                assert {(await ask(system, "last"))[2] for _ in range(5)} == {"c"}
-            finally:
-                explained = json.loads(
-                    system.request("GET", "/explain?model=last", address=system.metrics_address).body
-                )
-                for worker in workers:
-                    await worker.stop()
-            assert explained["outcome"]["cluster_id"] == "c"
-            assert explained["algorithm"]["name"] == "first-by-id"
-
-        run_grpc(scenario())
+        workers = [await RegisteredWorker(system, name).start("m", "last") for name in ("b", "a", "c")]
+        try:
+            assert {(await ask(system, "m"))[2] for _ in range(5)} == {"a"}
+            assert {(await ask(system, "last"))[2] for _ in range(5)} == {"c"}
+        finally:
+            explained = json.loads(system.request("GET", "/explain?model=last", address=system.metrics_address).body)
+            for worker in workers:
+                await worker.stop()
+        assert explained["outcome"]["cluster_id"] == "c"
+        assert explained["algorithm"]["name"] == "first-by-id"
 
 
 def test_without_the_package_its_name_stops_the_start(tmp_path):
@@ -82,24 +78,20 @@ def test_without_the_package_its_name_stops_the_start(tmp_path):
         start(tmp_path, tmp_path, {"default": "first-by-id"})
 
 
-def test_the_example_fails_over_in_its_order(example, tmp_path):
+async def test_the_example_fails_over_in_its_order(example, tmp_path):
     order = {"algorithm": "primary-standby", "order": ["b", "c"]}
     with start(example, tmp_path, {"models": {"m": order}}) as system:
-
-        async def scenario():
-            workers = [await RegisteredWorker(system, name).start("m") for name in ("a", "c", "b")]
-            try:
-                for expected in ("b", "c", "a"):
-                    assert {(await ask(system, "m"))[2] for _ in range(3)} == {expected}
-                    (leaving,) = (worker for worker in workers if worker.worker_id == expected)
-                    await leaving.stop()
-                    workers.remove(leaving)
-                    await asyncio.to_thread(gone, system, expected)
-            finally:
-                for worker in workers:
-                    await worker.stop()
-
-        run_grpc(scenario())
+        workers = [await RegisteredWorker(system, name).start("m") for name in ("a", "c", "b")]
+        try:
+            for expected in ("b", "c", "a"):
+                assert {(await ask(system, "m"))[2] for _ in range(3)} == {expected}
+                (leaving,) = (worker for worker in workers if worker.worker_id == expected)
+                await leaving.stop()
+                workers.remove(leaving)
+                await asyncio.to_thread(gone, system, expected)
+        finally:
+            for worker in workers:
+                await worker.stop()
 
 
 def gone(system, cluster_id):

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from llm_request_router.testing import System
-from support.gateway_over_tunnels import over_tunnels
 from support.http_client import HttpClient
 from support.receipts import resident_bytes
+
+pytestmark = pytest.mark.loop("grpc")
 
 MIB = 1024 * 1024
 UPLOAD_BYTES = 64 * MIB
@@ -24,19 +24,12 @@ SLOW_READERS = 12
 STREAMS, TUNNELS = 1_000, 10
 
 
-@pytest.fixture(scope="module")
-def system():
+@pytest.fixture(scope="module", autouse=True)
+def many_descriptors():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8_192)), hard))
-    with System.start() as system:
-        yield system
+    yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.fixture(scope="module")
-def without_copies():
-    with System.start(f"--proxy-max-replay-body-bytes={MIB}") as system:
-        yield system
 
 
 def piece(name, number):
@@ -93,7 +86,6 @@ async def upload(client, name, *, chunked, sent=None):
     return digest.digest()
 
 
-@over_tunnels
 async def test_64_mib_go_up_whole_held_once_for_another_attempt(case):
     tunnel = await case.worker()
     before = await warm(case, tunnel)
@@ -110,7 +102,7 @@ async def test_64_mib_go_up_whole_held_once_for_another_attempt(case):
     assert (await client.answer()).body == b"thanks"
 
 
-@over_tunnels(fixture="without_copies")
+@pytest.mark.llm_router_options(f"--proxy-max-replay-body-bytes={MIB}")
 async def test_64_mib_to_a_worker_that_stalls_wait_at_the_client_and_not_in_the_router(case):
     tunnel = await case.worker()
     before = await warm(case, tunnel)
@@ -169,7 +161,7 @@ async def read(client, size):
     return digest.digest()
 
 
-@over_tunnels(fixture="without_copies")  # no memory that an upload has left behind
+@pytest.mark.llm_router_options(f"--proxy-max-replay-body-bytes={MIB}")  # no memory that an upload has left behind
 async def test_answers_of_8_mib_to_slow_readers_wait_at_the_worker_and_not_in_the_router(case):
     tunnel = await case.worker()
     before = await warm(case, tunnel)
@@ -193,7 +185,6 @@ async def test_answers_of_8_mib_to_slow_readers_wait_at_the_worker_and_not_in_th
     assert await grown(case, before) < SLOW_READERS * HELD_BYTES + SLACK_BYTES
 
 
-@over_tunnels
 async def test_one_greedy_answer_leaves_99_small_ones_their_share_of_the_tunnel(case):
     tunnel = await case.worker(streams=128)
     client = await case.send(case.post())
@@ -214,7 +205,6 @@ async def test_one_greedy_answer_leaves_99_small_ones_their_share_of_the_tunnel(
     assert await reading == digest
 
 
-@over_tunnels
 async def test_a_thousand_streams_over_ten_tunnels_are_open_at_once_and_kept_apart(case):
     tunnels = [await case.worker(f"w{number}", cluster="pool", streams=128) for number in range(TUNNELS)]
     before = resident_bytes(case.system.router.pid)

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from llm_request_router.testing import System
-from support.gateway_over_tunnels import over_tunnels
 from support.http_client import BrokenOffError
+
+pytestmark = pytest.mark.loop("grpc")
 
 SECRETS = ("Bearer very-secret", "a private question", "a private answer", "session-cookie")
 
@@ -44,7 +45,6 @@ def private(case, **headers):
     return case.post(body=SECRETS[1].encode(), **fields)
 
 
-@over_tunnels
 async def test_one_line_per_attempt_and_one_when_the_request_is_finished(case):
     first, second = await case.pair()
     client = await case.send(private(case, x_request_id="id-1", x_routing_method="power_of_two"))
@@ -74,7 +74,6 @@ async def test_one_line_per_attempt_and_one_when_the_request_is_finished(case):
     assert failed["inference_server_id"] == case.id("a")
 
 
-@over_tunnels
 async def test_the_line_says_how_a_request_ended(case):
     async def ended(number, how):
         line = (await lines(case, number, "request finished"))[-1]
@@ -111,7 +110,6 @@ async def test_the_line_says_how_a_request_ended(case):
     assert (line["status"], line["inference_server_id"]) == (0, case.id("a"))
 
 
-@over_tunnels
 async def test_what_was_decided_against_a_request_is_a_warning(case):
     assert (await case.ask(private(case, x_routing_method="best"))).status == 400
     (line,) = await lines(case, 1, "invalid routing algorithm header")

@@ -7,34 +7,16 @@ import contextlib
 
 import pytest
 
-from llm_request_router.testing import System
-from support.gateway_over_tunnels import BUSY, over_tunnels
+from support.gateway_over_tunnels import BUSY
 from support.http_client import BrokenOffError
 from support.scripted_worker import ScriptedWorker
 from tunnel_protocol.head import EXPECTED_QUEUE_MS
 
 REPLAY_LIMIT = 100_000
+pytestmark = [pytest.mark.loop("grpc"), pytest.mark.llm_router_options(f"--proxy-max-replay-body-bytes={REPLAY_LIMIT}")]
 OVER_THE_LIMIT = b"0123456789" * 20_000
 SIGNAL = {"x_stargate_retryable": "true", "x_stargate_retry_reason": "upstream_admission_rejected"}
 MISMATCH = {"x_stargate_retryable": "true", "x_stargate_retry_reason": "queue_estimate_mismatch"}
-
-
-@pytest.fixture(scope="module")
-def system():
-    with System.start(f"--proxy-max-replay-body-bytes={REPLAY_LIMIT}") as system:
-        yield system
-
-
-@pytest.fixture(scope="module")
-def careful():
-    with System.start("--proxy-no-repeat-accepted") as system:
-        yield system
-
-
-@pytest.fixture(scope="module")
-def dialling():
-    with System.start(reverse=False) as system:
-        yield system
 
 
 async def whole(tunnel):
@@ -47,7 +29,6 @@ async def whole(tunnel):
 # --- answers that ask for another attempt
 
 
-@over_tunnels
 async def test_a_retryable_answer_goes_to_another_cluster_with_the_same_bytes(case):
     first, sibling = await case.pair()
     other = await case.worker("z", stats=BUSY)
@@ -71,7 +52,6 @@ async def test_a_retryable_answer_goes_to_another_cluster_with_the_same_bytes(ca
     assert await case.count("requests_total") == 1
 
 
-@over_tunnels
 async def test_a_queue_mismatch_goes_to_the_sibling(case):
     first, sibling = await case.pair()
     client = await case.send(case.post())
@@ -85,7 +65,6 @@ async def test_a_queue_mismatch_goes_to_the_sibling(case):
 
 
 @pytest.mark.parametrize("signal", [SIGNAL, MISMATCH], ids=["rejection", "mismatch"])
-@over_tunnels
 async def test_a_rejection_by_the_only_worker_becomes_an_empty_503(case, signal):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -95,7 +74,6 @@ async def test_a_rejection_by_the_only_worker_becomes_an_empty_503(case, signal)
     assert await case.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
 
 
-@over_tunnels
 async def test_without_a_budget_the_rejection_itself_is_the_answer(case):
     first, other = await case.pair(same_cluster=False)
     client = await case.send(case.post(x_stargate_max_wait_ms="0"))
@@ -107,7 +85,6 @@ async def test_without_a_budget_the_rejection_itself_is_the_answer(case):
     assert await case.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
 
 
-@over_tunnels
 async def test_after_two_retries_the_third_rejection_is_the_answer(case):
     tunnels = [await case.worker(name) for name in "abcd"]
 
@@ -125,7 +102,6 @@ async def test_after_two_retries_the_third_rejection_is_the_answer(case):
 
 
 @pytest.mark.parametrize("headers", [{}, {"x_stargate_retryable": "false"}], ids=["unmarked", "forbidden"])
-@over_tunnels
 async def test_an_answer_that_is_not_marked_is_passed_on(case, headers):
     first, other = await case.pair(same_cluster=False)
     client = await case.send(case.post())
@@ -138,7 +114,6 @@ async def test_an_answer_that_is_not_marked_is_passed_on(case, headers):
 # --- bodies that outgrow their copy
 
 
-@over_tunnels
 async def test_a_body_beyond_the_limit_is_served_as_long_as_nobody_wants_it_again(case):
     first, other = await case.pair(same_cluster=False)
     client = await case.send(case.post(body=OVER_THE_LIMIT, chunked=True))
@@ -160,7 +135,6 @@ async def test_a_body_beyond_the_limit_is_served_as_long_as_nobody_wants_it_agai
 # --- failures
 
 
-@over_tunnels
 async def test_after_two_failovers_the_third_failure_is_502(case):
     tunnels = [await case.worker(name, cluster="c") for name in "abcd"]
 
@@ -178,7 +152,6 @@ async def test_after_two_failovers_the_third_failure_is_502(case):
     await asyncio.wait(failing)
 
 
-@over_tunnels
 async def test_when_everybody_has_failed_the_answer_is_an_empty_503(case):
     first, second = await case.pair(same_cluster=False)
     client = await case.send(case.post())
@@ -190,7 +163,6 @@ async def test_when_everybody_has_failed_the_answer_is_an_empty_503(case):
     assert await case.count("requests_total", 'inference_server_id=""', 'status="503"') == 1
 
 
-@over_tunnels
 async def test_without_a_budget_a_failure_is_502(case):
     first, second = await case.pair()
     client = await case.send(case.post(x_stargate_max_wait_ms="0"))
@@ -201,7 +173,7 @@ async def test_without_a_budget_a_failure_is_502(case):
     assert await case.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
 
 
-@over_tunnels(fixture="careful")
+@pytest.mark.llm_router_options("--proxy-no-repeat-accepted")
 async def test_a_request_that_a_worker_has_accepted_in_full_is_not_repeated_if_so_configured(case):
     first, other = await case.pair()
     client = await case.send(case.post())
@@ -215,7 +187,7 @@ async def test_a_request_that_a_worker_has_accepted_in_full_is_not_repeated_if_s
 # --- dialled workers
 
 
-@over_tunnels(fixture="dialling")
+@pytest.mark.llm_router_options(reverse=False)
 async def test_a_dialled_worker_that_fails_is_dialled_anew_and_asked_again(case):
     tunnel = await case.worker()
     before = tunnel.connection
@@ -230,7 +202,7 @@ async def test_a_dialled_worker_that_fails_is_dialled_anew_and_asked_again(case)
     assert await case.count("proxy_retries_total", 'reason="hot_path_reconnect"') == 1
 
 
-@over_tunnels(fixture="dialling")
+@pytest.mark.llm_router_options(reverse=False)
 async def test_a_dialled_worker_that_came_back_on_its_port_is_dialled_before_the_attempt(case):
     tunnel = await case.worker()
     port = tunnel.port
@@ -274,7 +246,6 @@ async def served(case, tunnel):
 
 
 @WAYS
-@over_tunnels
 async def test_a_client_that_leaves_before_the_head_abandons_both_directions(case, go):
     tunnel = await case.worker()
     for request_bytes, phase in ((case.unfinished(), "upload"), (case.post(), "head")):
@@ -292,7 +263,6 @@ async def test_a_client_that_leaves_before_the_head_abandons_both_directions(cas
 
 
 @WAYS
-@over_tunnels
 async def test_a_client_that_leaves_during_the_response_stops_its_worker(case, go):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -311,7 +281,6 @@ async def test_a_client_that_leaves_during_the_response_stops_its_worker(case, g
 
 
 @WAYS
-@over_tunnels
 async def test_a_client_that_leaves_while_its_worker_takes_no_more_is_noticed(case, go):
     tunnel = await case.worker()
     client = await case.send(case.post(chunked=True).removesuffix(b"0\r\n\r\n"))
@@ -329,7 +298,6 @@ async def test_a_client_that_leaves_while_its_worker_takes_no_more_is_noticed(ca
 
 
 @WAYS
-@over_tunnels
 async def test_a_client_that_leaves_without_reading_is_noticed_and_its_worker_stopped(case, go):
     tunnel = await case.worker()
     client = await case.send(case.post())
@@ -346,7 +314,6 @@ async def test_a_client_that_leaves_without_reading_is_noticed_and_its_worker_st
 
 
 @WAYS
-@over_tunnels
 async def test_a_client_that_leaves_while_it_waits_for_a_stream_gives_its_place_up(case, go):
     tunnel = await case.worker(streams=1)
     holder = await case.send(case.post())

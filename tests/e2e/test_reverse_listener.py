@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 import certs
 from router.ports.tunnels import TunnelError, TunnelStep
 from router.tunnels.pending import PER_SERVER_ID
-from support.reverse_listener import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, reverse_listener, scenario, serves
+from support.reverse_listener import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, reverse_listener, serves
 from support.scripted_worker import answer_to
 from support.waiting import eventually
 from tunnel_protocol import capnp
@@ -20,7 +20,6 @@ from tunnel_protocol.quic.tls import ServerTls
 # --- accepted --------------------------------------------------------------------------------------------------------
 
 
-@scenario
 async def test_a_registered_worker_is_accepted_and_serves():
     async with reverse_listener(Tokens({"t": "fn-1"})) as harness:
         registration = harness.register(routing_key="fn-1")
@@ -46,7 +45,6 @@ async def test_a_registered_worker_is_accepted_and_serves():
         assert established["inference_server_id"] == "w1"
 
 
-@scenario
 async def test_a_handshake_in_single_bytes_is_accepted():
     async with reverse_listener() as harness:
         harness.register()
@@ -58,7 +56,6 @@ async def test_a_handshake_in_single_bytes_is_accepted():
         assert await answer_to(talk) == (True, "")  # without any FIN
 
 
-@scenario
 async def test_the_token_reaches_the_authenticator_as_it_was_presented():
     async with reverse_listener() as harness:
         for token in (None, "", "secret"):
@@ -67,7 +64,6 @@ async def test_the_token_reaches_the_authenticator_as_it_was_presented():
         assert harness.tokens.seen == [None, "", "secret"]
 
 
-@scenario
 async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_served():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -89,7 +85,6 @@ async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_ser
         await opening
 
 
-@scenario
 async def test_a_probe_through_the_tunnel_takes_less_than_a_second_and_carries_the_documented_head():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -122,22 +117,17 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("worker_id", "token", "reason"), REFUSALS)
-def test_a_refusal_names_the_first_check_that_failed_and_arrives_before_the_close(worker_id, token, reason):
-    @scenario
-    async def run():
-        async with reverse_listener(Tokens({"k1": "fn-1", "k2": "fn-2"})) as harness:
-            live = harness.register("live", routing_key="fn-1")
-            harness.register("direct", routing_key="fn-1", reverse=False)
-            first = await harness.tunnel("live", "k1")
-            second = await harness.dial()
-            assert await second.handshake(worker_id, token) == (False, reason)
-            assert await second.why_closed() == (0, "")
-            assert await serves(live, first)
-
-    run()
+async def test_a_refusal_names_the_first_check_that_failed_and_arrives_before_the_close(worker_id, token, reason):
+    async with reverse_listener(Tokens({"k1": "fn-1", "k2": "fn-2"})) as harness:
+        live = harness.register("live", routing_key="fn-1")
+        harness.register("direct", routing_key="fn-1", reverse=False)
+        first = await harness.tunnel("live", "k1")
+        second = await harness.dial()
+        assert await second.handshake(worker_id, token) == (False, reason)
+        assert await second.why_closed() == (0, "")
+        assert await serves(live, first)
 
 
-@scenario
 async def test_refusals_are_logged_with_what_an_operator_needs():
     async with reverse_listener(Tokens({"k2": "fn-2"})) as harness:
         harness.register(routing_key="fn-1")
@@ -162,7 +152,6 @@ async def test_refusals_are_logged_with_what_an_operator_needs():
 # --- duplicates and replacement --------------------------------------------------------------------------------------
 
 
-@scenario
 async def test_a_tunnel_that_has_closed_is_replaced():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -177,7 +166,6 @@ async def test_a_tunnel_that_has_closed_is_replaced():
         assert await serves(registration, second)
 
 
-@scenario
 async def test_of_two_racing_handshakes_one_wins():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -191,7 +179,6 @@ async def test_of_two_racing_handshakes_one_wins():
         assert await serves(registration, workers[results.index((True, ""))])
 
 
-@scenario
 async def test_a_successor_under_the_same_id_starts_without_a_connection_and_gets_its_own():
     async with reverse_listener() as harness:
         old = harness.register()
@@ -206,7 +193,6 @@ async def test_a_successor_under_the_same_id_starts_without_a_connection_and_get
         assert await serves(successor, second)
 
 
-@scenario
 async def test_a_registration_that_ends_during_the_handshake_is_unauthorized():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -219,7 +205,6 @@ async def test_a_registration_that_ends_during_the_handshake_is_unauthorized():
         assert await asking == (False, "unauthorized inference_server_id")
 
 
-@scenario
 async def test_a_worker_that_leaves_during_its_authentication_is_forgotten():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -270,30 +255,23 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_handshake_costs_only_its_sender(case):
-    @scenario
-    async def run():
-        async with reverse_listener() as harness:
-            data, fin = MALFORMED[case]
-            await costs_only_its_sender(harness, garbage(data, fin=fin))
-
-    run()
+async def test_a_malformed_handshake_costs_only_its_sender(case):
+    async with reverse_listener() as harness:
+        data, fin = MALFORMED[case]
+        await costs_only_its_sender(harness, garbage(data, fin=fin))
 
 
-@scenario
 async def test_an_oversized_handshake_costs_only_its_sender():
     async with reverse_listener() as harness:
         data = capnp.encode_handshake("w1", "x" * harness.settings.max_handshake_bytes)
         await costs_only_its_sender(harness, garbage(data, fin=True))
 
 
-@scenario
 async def test_a_stalled_handshake_costs_only_its_sender():
     async with reverse_listener(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
         await costs_only_its_sender(harness, garbage(capnp.encode_handshake("w1", None)[:9], fin=False))
 
 
-@scenario
 async def test_a_connection_that_says_nothing_costs_only_its_sender():
     async with reverse_listener(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
 
@@ -303,7 +281,6 @@ async def test_a_connection_that_says_nothing_costs_only_its_sender():
         await costs_only_its_sender(harness, silent)
 
 
-@scenario
 async def test_an_abandoned_handshake_costs_only_its_sender():
     async with reverse_listener() as harness:
 
@@ -316,7 +293,6 @@ async def test_an_abandoned_handshake_costs_only_its_sender():
         await costs_only_its_sender(harness, abandon)
 
 
-@scenario
 async def test_a_hanging_authentication_ends_with_the_handshake_deadline():
     async with reverse_listener(settings=replace(SETTINGS, handshake_timeout_ms=300)) as harness:
         harness.register()
@@ -328,7 +304,6 @@ async def test_a_hanging_authentication_ends_with_the_handshake_deadline():
         assert harness.listener.pending == 0
 
 
-@scenario
 async def test_streams_a_worker_opens_after_its_handshake_are_refused():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -339,7 +314,6 @@ async def test_streams_a_worker_opens_after_its_handshake_are_refused():
         assert await serves(registration, worker)
 
 
-@scenario
 async def test_when_too_many_are_silent_the_oldest_makes_way_and_the_newcomer_gets_in():
     async with reverse_listener(settings=replace(SETTINGS, max_pending_handshakes=2)) as harness:
         registration = harness.register()
@@ -351,7 +325,6 @@ async def test_when_too_many_are_silent_the_oldest_makes_way_and_the_newcomer_ge
         assert harness.listener.pending == 1
 
 
-@scenario
 async def test_claims_of_one_id_compete_with_each_other_only():
     async with reverse_listener() as harness:
         harness.register()
@@ -369,7 +342,6 @@ async def test_claims_of_one_id_compete_with_each_other_only():
 # --- exchanges on a real tunnel --------------------------------------------------------------------------------------
 
 
-@scenario
 async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -387,7 +359,6 @@ async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
         assert results == [(200, b"1", None)] * 2 + [(200, b"2", None)] * 4
 
 
-@scenario
 async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -402,7 +373,6 @@ async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
         assert await serves(registration, worker)
 
 
-@scenario
 async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_end():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -419,7 +389,6 @@ async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_e
         assert "connection to inference server 'w1' is closed" in error.reason
 
 
-@scenario
 async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -435,7 +404,6 @@ async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
         assert await good.done() == (200, b"fine", None)
 
 
-@scenario
 async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -447,7 +415,6 @@ async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
         assert await serves(registration, worker)
 
 
-@scenario
 async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -463,7 +430,6 @@ async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
         assert (await caller.done())[2].accepted
 
 
-@scenario
 async def test_retiring_a_registration_leaves_its_running_responses_alone():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -482,7 +448,6 @@ async def test_retiring_a_registration_leaves_its_running_responses_alone():
         assert await worker.why_closed() == (0, "")
 
 
-@scenario
 async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
     settings = replace(SETTINGS, health_interval_ms=50, silence_ms=200)
     async with reverse_listener(settings=settings) as harness:
@@ -504,7 +469,6 @@ async def test_a_worker_that_stops_answering_probes_is_lost_and_recovers():
 # --- identity of the listener, drain, shutdown -----------------------------------------------------------------------
 
 
-@scenario
 async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_it():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -521,7 +485,6 @@ async def test_a_verifying_worker_connects_with_the_right_anchor_and_only_with_i
         assert [(line["log_level"], line["peer"]) for line in told] == [("warning", "127.0.0.1")]
 
 
-@scenario
 async def test_a_replaced_certificate_is_for_new_handshakes_and_leaves_tunnels_alone():
     renewed = certs.make_self_signed(["stargate"])
     async with reverse_listener() as harness:
@@ -536,7 +499,6 @@ async def test_a_replaced_certificate_is_for_new_handshakes_and_leaves_tunnels_a
         assert await serves(registration, worker)
 
 
-@scenario
 async def test_draining_refuses_new_connections_and_keeps_every_tunnel():
     async with reverse_listener() as harness:
         registration = harness.register()
@@ -547,7 +509,6 @@ async def test_draining_refuses_new_connections_and_keeps_every_tunnel():
         assert await serves(registration, worker)
 
 
-@scenario
 async def test_shutdown_tells_every_connection_even_one_that_never_spoke():
     async with reverse_listener() as harness:
         harness.register()
@@ -560,7 +521,6 @@ async def test_shutdown_tells_every_connection_even_one_that_never_spoke():
         assert harness.listener.pending == 0
 
 
-@scenario
 async def test_the_listener_tells_where_it_listens():
     with capture_logs() as logs:
         async with reverse_listener() as harness:

@@ -1,11 +1,9 @@
 """The transport benchmark over real sockets: figures, samples, failures and deadlines."""
 
 import asyncio
-import functools
 import json
 
 import pytest
-import uvloop
 
 from benchmarks.transport import command
 from benchmarks.transport.client import RunTimeoutError, connected_client
@@ -13,26 +11,17 @@ from benchmarks.transport.measure import measure, measure_run
 from benchmarks.transport.server import running_server
 from benchmarks.transport.settings import TransportSettings
 
+pytestmark = pytest.mark.loop("uvloop")
+
 
 def nothing(*_):
     pass
-
-
-def on_loop(test):
-    """The event loop the benchmark runs on."""
-
-    @functools.wraps(test)
-    def run(*args, **kwargs):
-        uvloop.run(asyncio.wait_for(test(*args, **kwargs), 60))
-
-    return run
 
 
 SMALL = {"requests": 200, "concurrency": 16, "warmup_requests": 20}
 
 
 @pytest.mark.parametrize("server_process", [False, True], ids=["one-process", "two-processes"])
-@on_loop
 async def test_every_request_is_answered_in_full_and_sampled(server_process):
     settings = TransportSettings(
         **SMALL,
@@ -55,7 +44,6 @@ async def test_every_request_is_answered_in_full_and_sampled(server_process):
     assert cpu.total_s == pytest.approx(cpu.client_s + cpu.server_s if server_process else cpu.total_s)
 
 
-@on_loop
 async def test_requests_without_bodies_have_no_first_byte_of_one():
     settings = TransportSettings(**SMALL, request_body_bytes=0, response_body_bytes=0)
     run = await measure_run("raw-quic", 0, settings, nothing)
@@ -64,14 +52,12 @@ async def test_requests_without_bodies_have_no_first_byte_of_one():
     assert run.summary.response_headers_us is not None
 
 
-@on_loop
 async def test_more_requests_than_granted_streams_wait_for_one_and_none_is_lost(monkeypatch):
     monkeypatch.setattr("benchmarks.transport.server.MAX_STREAMS", 4)
     run = await measure_run("raw-quic", 0, TransportSettings(**SMALL), nothing)
     assert run.summary.success_count == 200
 
 
-@on_loop
 async def test_warmup_trials_are_kept_apart_and_progress_is_told():
     told = []
     settings = TransportSettings(**SMALL, trials=2, warmup_trials=1, idle_streams=10, cooldown_ms=1)
@@ -81,7 +67,6 @@ async def test_warmup_trials_are_kept_apart_and_progress_is_told():
     assert results.aggregates[0].throughput_rps.count == 2
 
 
-@on_loop
 async def test_a_server_process_that_dies_fails_the_rest_of_the_requests_at_once():
     settings = TransportSettings(requests=100_000, concurrency=64, warmup_requests=0, server_process=True)
     async with running_server(settings) as server, connected_client(server, settings) as client:
@@ -95,7 +80,6 @@ async def test_a_server_process_that_dies_fails_the_rest_of_the_requests_at_once
     assert "connection lost: the server's process has ended" in errors
 
 
-@on_loop
 async def test_requests_that_take_too_long_fail_one_by_one(monkeypatch):
     monkeypatch.setattr("benchmarks.transport.server._Answer.on_end", nothing)
     settings = TransportSettings(requests=10, concurrency=5, warmup_requests=0, request_timeout_ms=300)
@@ -104,7 +88,6 @@ async def test_requests_that_take_too_long_fail_one_by_one(monkeypatch):
     assert run.summary.failure_count == 10
 
 
-@on_loop
 async def test_a_run_that_takes_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr("benchmarks.transport.server._Answer.on_end", nothing)
     settings = TransportSettings(requests=10, concurrency=5, warmup_requests=0, run_timeout_ms=300)
@@ -129,7 +112,6 @@ def answered_with(data):
     ],
     ids=["reset", "nonsense", "nothing"],
 )
-@on_loop
 async def test_wrong_answers_are_failures_with_a_reason(monkeypatch, answer, error):
     monkeypatch.setattr("benchmarks.transport.server._Answer.on_end", answer)
     run = await measure_run("raw-quic", 0, TransportSettings(requests=5, warmup_requests=0), nothing)

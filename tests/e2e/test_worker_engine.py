@@ -104,10 +104,6 @@ async def worker(behaviour):
         server.close()
 
 
-def run(test):
-    return lambda: asyncio.run(test())
-
-
 def answers(*lines, body=EVENT):
     async def behave(number, reader, writer, head):
         await reader.readexactly(len(BODY))
@@ -117,7 +113,6 @@ def answers(*lines, body=EVENT):
     return behave
 
 
-@run
 async def test_nobody_waits_for_an_interim_answer_of_the_engine():
     async with worker(answers()) as (ask, heads):
         stream = await ask((b"expect", b"100-continue"))
@@ -126,18 +121,14 @@ async def test_nobody_waits_for_an_interim_answer_of_the_engine():
 
 
 @pytest.mark.parametrize("size", [9_000, 65_536, 500_000])
-def test_an_answer_with_a_large_header_is_passed_on(size):
-    async def scenario():
-        async with worker(answers(b"server-timing: " + b"a" * size)) as (ask, heads):
-            stream = await ask()
-            assert (stream.head.status, stream.body) == (200, EVENT)
-            assert dict(stream.head.headers)[b"server-timing"] == b"a" * size
-        assert len(heads) == 1
-
-    asyncio.run(scenario())
+async def test_an_answer_with_a_large_header_is_passed_on(size):
+    async with worker(answers(b"server-timing: " + b"a" * size)) as (ask, heads):
+        stream = await ask()
+        assert (stream.head.status, stream.body) == (200, EVENT)
+        assert dict(stream.head.headers)[b"server-timing"] == b"a" * size
+    assert len(heads) == 1
 
 
-@run
 async def test_a_header_that_no_tunnel_carries_is_left_out():
     async with worker(answers("x-note: café".encode(), b"x-kept: yes")) as (ask, heads):
         stream = await ask()
@@ -156,19 +147,15 @@ async def test_a_header_that_no_tunnel_carries_is_left_out():
     ],
     ids=["bytes", "pieces"],
 )
-def test_an_answer_head_beyond_the_limits_is_one_final_502(lines):
-    async def scenario():
-        async with worker(answers(*lines)) as (ask, heads):
-            stream = await ask()
-            assert not stream.was_reset
-            assert stream.head.status == 502
-            assert b"x-stargate-retryable" not in dict(stream.head.headers)
-        assert len(heads) == 1
-
-    asyncio.run(scenario())
+async def test_an_answer_head_beyond_the_limits_is_one_final_502(lines):
+    async with worker(answers(*lines)) as (ask, heads):
+        stream = await ask()
+        assert not stream.was_reset
+        assert stream.head.status == 502
+        assert b"x-stargate-retryable" not in dict(stream.head.headers)
+    assert len(heads) == 1
 
 
-@run
 async def test_noise_for_an_answer_is_one_final_502():
     async def noise(number, reader, writer, head):
         await reader.readexactly(len(BODY))
@@ -180,7 +167,6 @@ async def test_noise_for_an_answer_is_one_final_502():
     assert len(heads) == 1
 
 
-@run
 async def test_a_kept_connection_that_ends_as_it_is_used_costs_a_new_connection():
     async def once(number, reader, writer, head):
         await reader.readexactly(len(BODY))
@@ -195,7 +181,6 @@ async def test_a_kept_connection_that_ends_as_it_is_used_costs_a_new_connection(
     assert len(heads) == 6  # the second and fourth one twice
 
 
-@run
 async def test_a_kept_connection_that_is_reset_under_a_large_body_costs_a_new_connection():
     async def once(number, reader, writer, head):
         if number > 1:
@@ -213,7 +198,6 @@ async def test_a_kept_connection_that_is_reset_under_a_large_body_costs_a_new_co
     assert len(heads) == 6
 
 
-@run
 async def test_a_request_is_not_repeated_once_bytes_of_an_answer_came():
     async def begins(number, reader, writer, head):
         await reader.readexactly(len(BODY))
@@ -229,7 +213,6 @@ async def test_a_request_is_not_repeated_once_bytes_of_an_answer_came():
     assert len(heads) == 2
 
 
-@run
 async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again():
     async def ends(number, reader, writer, head):
         return False
@@ -239,7 +222,6 @@ async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again()
     assert len(heads) == 1
 
 
-@run
 async def test_a_compressed_stream_of_events_is_passed_on_as_it_is():
     packed = gzip.compress(EVENT)
     async with worker(answers(b"content-encoding: gzip", b"x-other: a", body=packed)) as (ask, _):
@@ -247,7 +229,6 @@ async def test_a_compressed_stream_of_events_is_passed_on_as_it_is():
         assert (stream.head.status, stream.body, stream.was_reset) == (200, packed, False)
 
 
-@run
 async def test_a_tunnelled_body_above_the_limit_is_reset():
     async with worker(answers()) as (ask, heads):
         stream = await ask(body=bytes(REQUEST_BODY.bytes + 1))

@@ -9,10 +9,12 @@ import pytest
 
 from stargate_client.registration import Registration, RouterAddress
 from stargate_client.settings import parse
-from support.grpc_loop import run_grpc
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.settings import QuicSettings
+
+pytestmark = pytest.mark.loop("grpc")
+
 
 ACTIVE, INACTIVE = pb.INFERENCE_SERVER_STATUS_ACTIVE, pb.INFERENCE_SERVER_STATUS_INACTIVE
 
@@ -76,85 +78,63 @@ async def a_registration(**options):
         await server.stop(None)
 
 
-def test_a_worker_that_leaves_says_so_and_waits_until_the_router_has_taken_note():
-    async def scenario():
-        async with a_registration() as (context, registration):
-            await context.take()
-            leaving = asyncio.create_task(registration.leave())
-            farewell = await asyncio.wait_for(context.reports.get(), 5)
-            assert farewell.models["m"].status == INACTIVE
-            assert not leaving.done()
-            context.acks.release()
-            await asyncio.wait_for(leaving, 5)
-
-    run_grpc(scenario())
+async def test_a_worker_that_leaves_says_so_and_waits_until_the_router_has_taken_note():
+    async with a_registration() as (context, registration):
+        await context.take()
+        leaving = asyncio.create_task(registration.leave())
+        farewell = await asyncio.wait_for(context.reports.get(), 5)
+        assert farewell.models["m"].status == INACTIVE
+        assert not leaving.done()
+        context.acks.release()
+        await asyncio.wait_for(leaving, 5)
 
 
-def test_a_router_that_takes_no_note_is_not_waited_for_long():
-    async def scenario():
-        async with a_registration() as (context, registration):
-            await context.reports.get()  # never acknowledged
-            async with asyncio.timeout(2):
-                await registration.leave()
-
-    run_grpc(scenario())
+async def test_a_router_that_takes_no_note_is_not_waited_for_long():
+    async with a_registration() as (context, registration):
+        await context.reports.get()  # never acknowledged
+        async with asyncio.timeout(2):
+            await registration.leave()
 
 
-def test_without_a_router_there_is_nobody_to_wait_for():
-    async def scenario():
-        async with asyncio.timeout(0.1):
-            await make_registration("127.0.0.1:1").leave()
-
-    run_grpc(scenario())
+async def test_without_a_router_there_is_nobody_to_wait_for():
+    async with asyncio.timeout(0.1):
+        await make_registration("127.0.0.1:1").leave()
 
 
-def test_a_router_that_stops_answering_reports_is_registered_with_anew():
-    async def scenario():
-        async with a_registration(ack_timeout_s=0.3, interval_ms=50) as (context, _):
-            await context.take()
-            began = asyncio.get_running_loop().time()
-            async with asyncio.timeout(5):
-                await context.reports.get()  # never acknowledged, on a connection that works
-                await context.reports.get()
-            assert context.calls == 2
-            assert asyncio.get_running_loop().time() - began >= 0.3
-
-    run_grpc(scenario())
+async def test_a_router_that_stops_answering_reports_is_registered_with_anew():
+    async with a_registration(ack_timeout_s=0.3, interval_ms=50) as (context, _):
+        await context.take()
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(5):
+            await context.reports.get()  # never acknowledged, on a connection that works
+            await context.reports.get()
+        assert context.calls == 2
+        assert asyncio.get_running_loop().time() - began >= 0.3
 
 
-def test_a_registration_whose_first_report_is_not_answered_is_begun_anew():
-    async def scenario():
-        async with a_registration(ack_timeout_s=0.3) as (context, _):
-            async with asyncio.timeout(5):
-                await context.reports.get()
-                await context.reports.get()
-            assert context.calls == 2
-
-    run_grpc(scenario())
+async def test_a_registration_whose_first_report_is_not_answered_is_begun_anew():
+    async with a_registration(ack_timeout_s=0.3) as (context, _):
+        async with asyncio.timeout(5):
+            await context.reports.get()
+            await context.reports.get()
+        assert context.calls == 2
 
 
-def test_answers_that_take_long_but_come_keep_the_registration():
+async def test_answers_that_take_long_but_come_keep_the_registration():
     """As when a router waits for the tunnel before each of its answers."""
-
-    async def scenario():
-        async with a_registration(ack_timeout_s=1.0) as (context, registration):
-            for _ in range(4):
-                registration.poke()
-                await asyncio.wait_for(context.reports.get(), 5)
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(context.reports.get(), 0.4)
-                context.acks.release()
-            assert context.calls == 1
-
-    run_grpc(scenario())
-
-
-def test_a_registration_with_nothing_to_report_waits_for_no_answer():
-    async def scenario():
-        async with a_registration(ack_timeout_s=0.2) as (context, _):
-            await context.take()
+    async with a_registration(ack_timeout_s=1.0) as (context, registration):
+        for _ in range(4):
+            registration.poke()
+            await asyncio.wait_for(context.reports.get(), 5)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(context.reports.get(), 1.5)
-            assert context.calls == 1
+                await asyncio.wait_for(context.reports.get(), 0.4)
+            context.acks.release()
+        assert context.calls == 1
 
-    run_grpc(scenario())
+
+async def test_a_registration_with_nothing_to_report_waits_for_no_answer():
+    async with a_registration(ack_timeout_s=0.2) as (context, _):
+        await context.take()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(context.reports.get(), 1.5)
+        assert context.calls == 1

@@ -1,13 +1,12 @@
 """The HTTP front beside h11, an independent implementation: what one writes the other reads, however it is cut."""
 
-import asyncio
-
 import h11
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.http1.connection import ConnectionState
 from support.client_connection import ClientConnectionOwner, responses
+from support.loops import run_virtual
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyz-0123456789", min_size=1, max_size=12).map(lambda name: "x-" + name)
 VALUE = st.text([chr(code) for code in range(0x21, 0x7F)], max_size=20) | st.just("two words\tand a tab")
@@ -58,7 +57,7 @@ def test_requests_are_read_as_they_were_written_and_answered_in_order(requests, 
             assert (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT") in headers
         front.end()
 
-    asyncio.run(run())
+    run_virtual(run())
 
 
 @settings(max_examples=300, deadline=None)
@@ -97,7 +96,7 @@ def test_responses_are_read_as_they_were_meant_or_as_broken(status, headers, pie
         front.end()
         return out, closed
 
-    out, closed = asyncio.run(run())
+    out, closed = run_virtual(run())
     bodyless = status in (204, 304)
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
@@ -251,7 +250,7 @@ def test_whatever_the_front_takes_h11_frames_in_the_same_way(messages, cuts):
         front.end()
         return taken, closing
 
-    taken, closing = asyncio.run(run())
+    taken, closing = run_virtual(run())
     oracle = as_h11_reads(data)
     for ours, theirs in zip(taken, oracle, strict=False):
         assert ours[0] == theirs[0]

@@ -156,7 +156,7 @@ def _crypto(data: bytes) -> int:
         offset, size = int.from_bytes(data[at : at + 2], "big"), data[at + 2]
         stream.receive(offset, data[at + 3 : at + 3 + size])
         at += 3 + size
-        assert stream.receive_half.held_bytes <= len(data)
+        assert stream.held_bytes <= len(data)
     return stream.received
 
 

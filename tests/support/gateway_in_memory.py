@@ -5,8 +5,6 @@ import socket
 from contextlib import asynccontextmanager
 from random import Random
 
-import uvloop
-
 from router.balancing import BalancingConfig, Selector, load_config
 from router.http1.connection import PATIENCE, Patience
 from router.http1.server import HttpServer
@@ -19,21 +17,6 @@ from router.telemetry.metrics import Metrics
 from support.http_client import HttpAnswer, HttpClient
 from support.waiting import eventually
 from tunnel_protocol.head import ResponseHead
-
-
-def scenario(test):
-    """Run an async test function on the loop that the router uses, with a deadline."""
-
-    def run():
-        async def with_deadline():
-            async with asyncio.timeout(30):
-                await test()
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(with_deadline())
-
-    run.__name__ = test.__name__
-    return run
 
 
 class PlayedExchange:

@@ -1,10 +1,8 @@
 """One model of a running router, its workers on real tunnels played by the test, and its clients of raw bytes."""
 
 import asyncio
-import inspect
 import itertools
 
-from support.grpc_loop import run_grpc
 from support.http_client import HttpClient, post
 from support.registered_worker import RegisteredWorker
 from support.scripted_worker import ScriptedWorker
@@ -87,25 +85,3 @@ class CaseOverTunnels:
             client.leave()
         for worker in self.workers:
             await worker.stop()
-
-
-def over_tunnels(test=None, *, fixture="system"):
-    """Run `async test(case, ...)` as a test of the router that the fixture gives, with a deadline."""
-    if test is None:
-        return lambda test: over_tunnels(test, fixture=fixture)
-
-    def run(**parameters):
-        async def with_deadline():
-            case = CaseOverTunnels(parameters.pop(fixture))
-            async with asyncio.timeout(30):
-                try:
-                    await test(case, **parameters)
-                finally:
-                    await case.close()
-
-        run_grpc(with_deadline())
-
-    _, *others = inspect.signature(test).parameters
-    names = [fixture, *others]
-    run.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names])
-    return run

@@ -115,14 +115,6 @@ async def quic_endpoints(settings=None, identity=IDENTITY, host="127.0.0.1"):
         await endpoints.endpoint.close()
 
 
-def run(test):
-    async def with_deadline():
-        async with asyncio.timeout(20):
-            await test
-
-    asyncio.run(with_deadline())
-
-
 async def echoes(connection, data=b"hello" * 100):
     talk = EchoStream()
     stream = await connection.open_stream(talk)

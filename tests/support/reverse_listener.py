@@ -90,20 +90,6 @@ async def reverse_listener(tokens=None, settings=SETTINGS, identity=CERTIFICATE)
         await harness.listener.close()
 
 
-def scenario(test):
-    """Run an async test function of a harness, with a deadline."""
-
-    def run():
-        async def with_deadline():
-            async with asyncio.timeout(20):
-                await test()
-
-        asyncio.run(with_deadline())
-
-    run.__name__ = test.__name__
-    return run
-
-
 class Caller:
     """The sink of a request of ours."""
 

@@ -24,7 +24,6 @@ from router.control_plane.replicas import (
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.watch import WatchCell, WatchPublisher, build_response, remote_watch_urls
 from router.telemetry.metrics import Metrics
-from support.loops import run_virtual
 from support.name_server import name_server
 from tunnel_protocol.control.stargate_pb2 import StargateInfo, WatchStargatesResponse
 
@@ -62,8 +61,8 @@ def headless(resolver: FakeResolver, template: str = TEMPLATE) -> HeadlessServic
     )
 
 
-def replicas(lookup: Any) -> list[Replica]:
-    found: list[Replica] = asyncio.run(lookup.replicas())
+async def replicas(lookup: Any) -> list[Replica]:
+    found: list[Replica] = await lookup.replicas()
     return found
 
 
@@ -99,7 +98,7 @@ def test_srv_target_names_a_pod_only_directly_under_the_service(target: str, pod
     assert pod_of(target, DNS + ".") == pod
 
 
-def test_srv_records_give_pods_with_their_ports_and_self_is_added(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_srv_records_give_pods_with_their_ports_and_self_is_added(capsys: pytest.CaptureFixture[str]) -> None:
     resolver = FakeResolver()
     resolver.records = [
         SrvRecord(f"pod-2.{DNS}.", 50071),
@@ -112,30 +111,30 @@ def test_srv_records_give_pods_with_their_ports_and_self_is_added(capsys: pytest
         Replica("pod-1", "pod-1.ns.example:60000"),
         Replica("pod-2", "pod-2.ns.example:50071"),
     ]
-    assert replicas(lookup) == expected
-    assert replicas(lookup) == expected
+    assert await replicas(lookup) == expected
+    assert await replicas(lookup) == expected
     assert resolver.asked == [f"_grpc._tcp.{DNS}"] * 2
     assert capsys.readouterr().out.count("ignoring SRV target outside headless service domain") == 1
 
 
-def test_own_srv_record_keeps_its_own_port() -> None:
+async def test_own_srv_record_keeps_its_own_port() -> None:
     resolver = FakeResolver()
     resolver.records = [SrvRecord(f"pod-0.{DNS}.", 7)]
-    assert replicas(headless(resolver)) == [Replica("pod-0", "pod-0.ns.example:7")]
+    assert await replicas(headless(resolver)) == [Replica("pod-0", "pod-0.ns.example:7")]
 
 
-def test_only_foreign_srv_records_leave_self() -> None:
+async def test_only_foreign_srv_records_leave_self() -> None:
     resolver = FakeResolver()
     resolver.records = [SrvRecord("foreign.example.", 1)]
-    assert replicas(headless(resolver)) == [Replica("pod-0", "pod-0.ns.example:50071")]
+    assert await replicas(headless(resolver)) == [Replica("pod-0", "pod-0.ns.example:50071")]
 
 
-def test_template_that_gives_all_pods_one_address_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_template_that_gives_all_pods_one_address_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     resolver = FakeResolver()
     resolver.records = [SrvRecord(f"pod-1.{DNS}.", 50071)]
     lookup = headless(resolver, "everyone.example")
-    replicas(lookup)
-    replicas(lookup)
+    await replicas(lookup)
+    await replicas(lookup)
     assert capsys.readouterr().out.count("several pods render to one address") == 1
 
 
@@ -160,9 +159,9 @@ def test_ipv6_scope_stays_in_the_advertised_address_only() -> None:
     assert from_addresses(["fe80::1%eth0"], own) == [own]
 
 
-def test_self_only_mode_shows_exactly_the_configured_entry() -> None:
+async def test_self_only_mode_shows_exactly_the_configured_entry() -> None:
     own = own_replica("router", "10.0.0.1:50071", 8123)
-    assert replicas(SelfOnly(own)) == [Replica("router", "10.0.0.1:50071", "10.0.0.1:8123")]
+    assert await replicas(SelfOnly(own)) == [Replica("router", "10.0.0.1:50071", "10.0.0.1:8123")]
 
 
 @pytest.mark.parametrize("address", ["", "host", ":1", "host:", "host:x"])
@@ -174,41 +173,36 @@ def test_address_without_host_or_port_is_an_error(address: str) -> None:
 # Failing lookups
 
 
-def test_failing_lookup_repeats_the_last_good_answer_for_a_grace_time_and_is_told_once(
+async def test_failing_lookup_repeats_the_last_good_answer_for_a_grace_time_and_is_told_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def run() -> None:
-        now = 0.0
-        resolver = FakeResolver()
-        resolver.ips = ["10.0.0.2"]
-        own = own_replica("router", "10.0.0.1:50071", 8000)
-        lookup = PlainDns(resolver, dns_name="routers", own=own)  # type: ignore[arg-type]
-        discovery = Discovery(lookup, Metrics(), grace_s=30, clock=lambda: now)
-        both = await discovery.round()
-        assert len(both) == 2
-        resolver.ips = LookupFailedError("timed out")
-        for now in (1.0, 30.0):  # noqa: B007 (the clock)
-            assert await discovery.round() == both
-        for now in (30.5, 31.0):  # noqa: B007 (the clock)
-            assert await discovery.round() == [own]
-        resolver.ips = ["10.0.0.3"]
-        assert len(await discovery.round()) == 2
+    now = 0.0
+    resolver = FakeResolver()
+    resolver.ips = ["10.0.0.2"]
+    own = own_replica("router", "10.0.0.1:50071", 8000)
+    lookup = PlainDns(resolver, dns_name="routers", own=own)  # type: ignore[arg-type]
+    discovery = Discovery(lookup, Metrics(), grace_s=30, clock=lambda: now)
+    both = await discovery.round()
+    assert len(both) == 2
+    resolver.ips = LookupFailedError("timed out")
+    for now in (1.0, 30.0):  # noqa: B007 (the clock)
+        assert await discovery.round() == both
+    for now in (30.5, 31.0):  # noqa: B007 (the clock)
+        assert await discovery.round() == [own]
+    resolver.ips = ["10.0.0.3"]
+    assert len(await discovery.round()) == 2
 
-    asyncio.run(run())
     output = capsys.readouterr().out
     assert output.count("dns lookup failed") == 1
     assert output.count("publishing only this router") == 1
     assert output.count("discovery works again") == 1
 
 
-def test_lookup_that_never_worked_yields_self() -> None:
-    async def run() -> None:
-        resolver = FakeResolver()
-        resolver.records = LookupFailedError("no such name")
-        lookup = headless(resolver)
-        assert await Discovery(lookup, Metrics(), grace_s=30).round() == [lookup.own]
-
-    asyncio.run(run())
+async def test_lookup_that_never_worked_yields_self() -> None:
+    resolver = FakeResolver()
+    resolver.records = LookupFailedError("no such name")
+    lookup = headless(resolver)
+    assert await Discovery(lookup, Metrics(), grace_s=30).round() == [lookup.own]
 
 
 # Responses
@@ -274,42 +268,36 @@ def info(name: str) -> WatchStargatesResponse:
     return WatchStargatesResponse(stargates=[StargateInfo(stargate_id=name)])
 
 
-def test_reader_gets_the_current_value_once_and_then_only_newer_ones() -> None:
-    async def run() -> None:
-        cell = WatchCell()
-        cell.publish(info("a"))
-        newest = await cell.newer(0)
-        assert newest is not None
-        assert newest[1] == info("a")
-        waiting = asyncio.create_task(cell.newer(newest[0]))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        cell.publish(info("a"))  # a heartbeat counts
-        newest = await waiting
-        assert newest is not None
-        cell.publish(info("b"))
-        cell.publish(info("c"))
-        newest = await cell.newer(newest[0])
-        assert newest is not None
-        assert newest[1] == info("c")
-        cell.close()
-        assert await cell.newer(0) is None
-
-    asyncio.run(run())
+async def test_reader_gets_the_current_value_once_and_then_only_newer_ones() -> None:
+    cell = WatchCell()
+    cell.publish(info("a"))
+    newest = await cell.newer(0)
+    assert newest is not None
+    assert newest[1] == info("a")
+    waiting = asyncio.create_task(cell.newer(newest[0]))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    cell.publish(info("a"))  # a heartbeat counts
+    newest = await waiting
+    assert newest is not None
+    cell.publish(info("b"))
+    cell.publish(info("c"))
+    newest = await cell.newer(newest[0])
+    assert newest is not None
+    assert newest[1] == info("c")
+    cell.close()
+    assert await cell.newer(0) is None
 
 
-def test_first_message_never_names_nobody_but_an_url_alone_is_enough() -> None:
-    async def run() -> None:
-        cell = WatchCell()
-        waiting = asyncio.create_task(cell.newer(0))
-        await asyncio.sleep(0)
-        cell.publish(WatchStargatesResponse())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        cell.publish(WatchStargatesResponse(watch_stargate_urls=["u"]))
-        assert await waiting is not None
-
-    asyncio.run(run())
+async def test_first_message_never_names_nobody_but_an_url_alone_is_enough() -> None:
+    cell = WatchCell()
+    waiting = asyncio.create_task(cell.newer(0))
+    await asyncio.sleep(0)
+    cell.publish(WatchStargatesResponse())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    cell.publish(WatchStargatesResponse(watch_stargate_urls=["u"]))
+    assert await waiting is not None
 
 
 class ScriptedDiscovery:
@@ -322,98 +310,85 @@ class ScriptedDiscovery:
         return self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
 
 
-def test_publishes_at_once_on_change_and_as_heartbeat() -> None:
-    async def run() -> list[tuple[float, str]]:
-        cell = WatchCell()
-        one, two = [Replica("one", "one:1")], [Replica("two", "two:1")]
-        discovery = ScriptedDiscovery(one, one, two)
-        publisher = WatchPublisher(discovery, cell, poll_ms=1000, heartbeat_ms=5000)  # type: ignore[arg-type]
-        loop = asyncio.get_running_loop()
-        task = asyncio.create_task(publisher.run())
-        seen, published = 0, []
-        while len(published) < 4:
-            newer = await cell.newer(seen)
-            assert newer is not None
-            seen = newer[0]
-            published.append((round(loop.time()), newer[1].stargates[0].stargate_id))
-        task.cancel()
-        await asyncio.wait([task])
-        assert await cell.newer(seen) is None
-        return published
+@pytest.mark.loop("virtual")
+async def test_publishes_at_once_on_change_and_as_heartbeat() -> None:
+    cell = WatchCell()
+    one, two = [Replica("one", "one:1")], [Replica("two", "two:1")]
+    discovery = ScriptedDiscovery(one, one, two)
+    publisher = WatchPublisher(discovery, cell, poll_ms=1000, heartbeat_ms=5000)  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(publisher.run())
+    seen, published = 0, []
+    while len(published) < 4:
+        newer = await cell.newer(seen)
+        assert newer is not None
+        seen = newer[0]
+        published.append((round(loop.time()), newer[1].stargates[0].stargate_id))
+    task.cancel()
+    await asyncio.wait([task])
+    assert await cell.newer(seen) is None
 
-    assert run_virtual(run()) == [(0, "one"), (2, "two"), (7, "two"), (12, "two")]
+    assert published == [(0, "one"), (2, "two"), (7, "two"), (12, "two")]
 
 
-def test_cancelling_the_publisher_ends_a_round_that_never_returns() -> None:
+async def test_cancelling_the_publisher_ends_a_round_that_never_returns() -> None:
     class Stuck:
         async def round(self) -> list[Replica]:
             await asyncio.Event().wait()
             raise AssertionError
 
-    async def run() -> None:
-        cell = WatchCell()
-        task = asyncio.create_task(
-            WatchPublisher(Stuck(), cell, poll_ms=1, heartbeat_ms=1).run()  # type: ignore[arg-type]
-        )
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        assert await cell.newer(0) is None
-
-    asyncio.run(run())
+    cell = WatchCell()
+    task = asyncio.create_task(
+        WatchPublisher(Stuck(), cell, poll_ms=1, heartbeat_ms=1).run()  # type: ignore[arg-type]
+    )
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await cell.newer(0) is None
 
 
 # The resolver against a name server
 
 
-def test_resolver_reads_srv_and_both_address_families() -> None:
-    async def run() -> None:
-        async with name_server() as server:
-            server.table = {
-                ("_grpc._tcp.r.", "SRV"): ["0 0 50071 pod-0.r.", "0 0 6 pod-1.r."],
-                ("r.", "A"): ["10.0.0.1", "10.0.0.2"],
-                ("r.", "AAAA"): ["fd00::1"],
-                ("four.", "A"): ["10.0.0.4"],
-            }
-            lookups = Resolver(ttl_cap_s=0, nameserver=server.address)
-            assert sorted(await lookups.srv("_grpc._tcp.r")) == [("pod-0.r.", 50071), ("pod-1.r.", 6)]
-            assert sorted(await lookups.addresses("r")) == ["10.0.0.1", "10.0.0.2", "fd00::1"]
-            assert await lookups.addresses("four") == ["10.0.0.4"]
-
-    asyncio.run(run())
+async def test_resolver_reads_srv_and_both_address_families() -> None:
+    async with name_server() as server:
+        server.table = {
+            ("_grpc._tcp.r.", "SRV"): ["0 0 50071 pod-0.r.", "0 0 6 pod-1.r."],
+            ("r.", "A"): ["10.0.0.1", "10.0.0.2"],
+            ("r.", "AAAA"): ["fd00::1"],
+            ("four.", "A"): ["10.0.0.4"],
+        }
+        lookups = Resolver(ttl_cap_s=0, nameserver=server.address)
+        assert sorted(await lookups.srv("_grpc._tcp.r")) == [("pod-0.r.", 50071), ("pod-1.r.", 6)]
+        assert sorted(await lookups.addresses("r")) == ["10.0.0.1", "10.0.0.2", "fd00::1"]
+        assert await lookups.addresses("four") == ["10.0.0.4"]
 
 
-def test_resolver_failures_are_errors_and_not_remembered() -> None:
-    async def run() -> None:
-        async with name_server() as server:
-            lookups = Resolver(ttl_cap_s=60, timeout_s=0.2, nameserver=server.address)
-            for name in ("nowhere", "silent"):
-                with pytest.raises(LookupFailedError):
-                    await lookups.srv(name)
+async def test_resolver_failures_are_errors_and_not_remembered() -> None:
+    async with name_server() as server:
+        lookups = Resolver(ttl_cap_s=60, timeout_s=0.2, nameserver=server.address)
+        for name in ("nowhere", "silent"):
             with pytest.raises(LookupFailedError):
-                await lookups.addresses("nowhere")
-            server.table = {("nowhere.", "A"): ["10.0.0.1"]}
-            assert await lookups.addresses("nowhere") == ["10.0.0.1"]
+                await lookups.srv(name)
+        with pytest.raises(LookupFailedError):
+            await lookups.addresses("nowhere")
+        server.table = {("nowhere.", "A"): ["10.0.0.1"]}
+        assert await lookups.addresses("nowhere") == ["10.0.0.1"]
 
-    asyncio.run(run())
 
-
-def test_resolver_keeps_an_answer_for_its_capped_ttl() -> None:
-    async def run() -> None:
-        now = 0.0
-        async with name_server() as server:
-            server.table = {("_grpc._tcp.r.", "SRV"): ["0 0 1 pod-0.r."]}
-            lookups = Resolver(ttl_cap_s=1, nameserver=server.address, clock=lambda: now)
-            for now, asked in ((0.0, 1), (0.9, 1), (1.0, 2)):  # noqa: B007 (the clock)
-                await lookups.srv("_grpc._tcp.r")
-                assert len(server.asked) == asked
-            server.ttl = 0
-            now = 5.0
+async def test_resolver_keeps_an_answer_for_its_capped_ttl() -> None:
+    now = 0.0
+    async with name_server() as server:
+        server.table = {("_grpc._tcp.r.", "SRV"): ["0 0 1 pod-0.r."]}
+        lookups = Resolver(ttl_cap_s=1, nameserver=server.address, clock=lambda: now)
+        for now, asked in ((0.0, 1), (0.9, 1), (1.0, 2)):  # noqa: B007 (the clock)
             await lookups.srv("_grpc._tcp.r")
-            await lookups.srv("_grpc._tcp.r")
-            assert len(server.asked) == 4
-
-    asyncio.run(run())
+            assert len(server.asked) == asked
+        server.ttl = 0
+        now = 5.0
+        await lookups.srv("_grpc._tcp.r")
+        await lookups.srv("_grpc._tcp.r")
+        assert len(server.asked) == 4
 
 
 def test_system_without_resolver_configuration_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

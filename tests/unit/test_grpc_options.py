@@ -5,8 +5,9 @@ from typing import Any
 import grpc
 import pytest
 
-from support.grpc_loop import run_grpc
 from tunnel_protocol.control.grpc_options import METADATA, channel_options, server_options
+
+pytestmark = pytest.mark.loop("grpc")
 
 
 class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]  # untyped
@@ -34,16 +35,18 @@ async def ask(size: int = 1, metadata: tuple[tuple[str, str], ...] = ()) -> grpc
         await server.stop(None)
 
 
-def test_a_message_beyond_the_limit_ends_its_call() -> None:
-    assert run_grpc(ask(4 << 20)) is grpc.StatusCode.OK
-    assert run_grpc(ask((4 << 20) + 1)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+async def test_a_message_beyond_the_limit_ends_its_call() -> None:
+    assert await ask(4 << 20) is grpc.StatusCode.OK
+    assert await ask((4 << 20) + 1) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize(("size", "code"), [(31_000, grpc.StatusCode.OK), (70_000, grpc.StatusCode.RESOURCE_EXHAUSTED)])
-def test_metadata_of_32_kib_passes_and_more_than_the_limit_ends_its_call(size: int, code: grpc.StatusCode) -> None:
+async def test_metadata_of_32_kib_passes_and_more_than_the_limit_ends_its_call(
+    size: int, code: grpc.StatusCode
+) -> None:
     assert (METADATA.bytes or 0) == 65_536
     for _ in range(10):  # a soft limit refuses by chance
-        assert run_grpc(ask(metadata=(("authorization", "x" * size),))) is code
+        assert await ask(metadata=(("authorization", "x" * size),)) is code
 
 
 def test_the_bounds_are_arguments_of_channels_and_servers() -> None:

@@ -193,23 +193,13 @@ class Rig:
         return await dialling
 
 
-def rigged(test):
-    """Run the coroutine with a rig, and close it."""
-
-    def run():
-        async def with_rig():
-            rig = Rig()
-            try:
-                async with asyncio.timeout(10):
-                    await test(rig)
-            finally:
-                rig.outside.close()
-                await rig.endpoint.close()
-
-        asyncio.run(with_rig())
-
-    run.__name__ = test.__name__
-    return run
+@pytest.fixture
+async def rig(request):
+    """A rig; with the socket of the test, if it asks for one."""
+    rig = Rig(sock=request.getfixturevalue("sock") if "sock" in request.fixturenames else None)
+    yield rig
+    rig.outside.close()
+    await rig.endpoint.close()
 
 
 async def waiting_opener(connection):
@@ -219,7 +209,6 @@ async def waiting_opener(connection):
     return opener
 
 
-@rigged
 async def test_a_stream_opened_for_somebody_who_left_in_the_same_instant_is_given_back(rig):
     connection = await rig.dialled()
     handed = Handed()
@@ -233,7 +222,6 @@ async def test_a_stream_opened_for_somebody_who_left_in_the_same_instant_is_give
     assert handed.calls == ["reset", "stop"]
 
 
-@rigged
 async def test_credit_passes_over_somebody_who_has_just_left(rig):
     connection = await rig.dialled()
     first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
@@ -247,7 +235,6 @@ async def test_credit_passes_over_somebody_who_has_just_left(rig):
     assert connection.waiting_openers == 0
 
 
-@rigged
 async def test_credit_for_fewer_than_wait_goes_to_the_first(rig):
     connection = await rig.dialled()
     first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
@@ -259,7 +246,6 @@ async def test_credit_for_fewer_than_wait_goes_to_the_first(rig):
     second.cancel()
 
 
-@rigged
 async def test_a_dialled_connection_that_ends_as_soon_as_it_is_there_was_never_there(rig):
     dialling = asyncio.create_task(rig.endpoint.connect("127.0.0.1", 1, TLS, rig.owner, 5))
     await rig.until(lambda: rig.factory.engines)
@@ -270,7 +256,6 @@ async def test_a_dialled_connection_that_ends_as_soon_as_it_is_there_was_never_t
     assert rig.owner.error is None, "its handler never had it"
 
 
-@rigged
 async def test_a_dialled_connection_that_is_not_there_in_time_is_none_its_handler_hears_of(rig):
     with pytest.raises(TimeoutError):
         await rig.endpoint.connect("127.0.0.1", 1, TLS, rig.owner, 0.01)
@@ -278,7 +263,6 @@ async def test_a_dialled_connection_that_is_not_there_in_time_is_none_its_handle
     assert rig.owner.error is None
 
 
-@rigged
 async def test_an_incoming_connection_that_ends_before_it_is_there_is_told_to_whom_failures_are_told(rig):
     rig.send(HELLO)
     await rig.until(lambda: rig.factory.engines)
@@ -287,20 +271,16 @@ async def test_an_incoming_connection_that_ends_before_it_is_there_is_told_to_wh
     assert rig.owner.error is None
 
 
-def test_an_incoming_connection_that_takes_too_long_is_given_up():
-    async def test():
-        rig = Rig(QuicSettings(handshake_timeout_ms=20))
-        rig.send(HELLO)
-        await rig.until(lambda: rig.failed)
-        assert [error.reason for _, error in rig.failed] == ["handshake timed out"]
-        await rig.until(lambda: not rig.endpoint._connections)
-        rig.outside.close()
-        await rig.endpoint.close()
-
-    asyncio.run(test())
+async def test_an_incoming_connection_that_takes_too_long_is_given_up():
+    rig = Rig(QuicSettings(handshake_timeout_ms=20))
+    rig.send(HELLO)
+    await rig.until(lambda: rig.failed)
+    assert [error.reason for _, error in rig.failed] == ["handshake timed out"]
+    await rig.until(lambda: not rig.endpoint._connections)
+    rig.outside.close()
+    await rig.endpoint.close()
 
 
-@rigged
 async def test_credit_beyond_those_who_wait_stays_where_it_is(rig):
     connection = await rig.dialled()
     opener = await waiting_opener(connection)
@@ -311,7 +291,6 @@ async def test_credit_beyond_those_who_wait_stays_where_it_is(rig):
     assert connection.try_open_stream(object())
 
 
-@rigged
 async def test_the_end_of_a_connection_reaches_those_who_wait_and_not_who_left(rig):
     connection = await rig.dialled()
     first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
@@ -327,25 +306,20 @@ async def test_the_end_of_a_connection_reaches_those_who_wait_and_not_who_left(r
     assert "ping" not in rig.engine.calls
 
 
-@rigged
 async def test_a_ping_is_passed_on_while_there_is_a_connection(rig):
     (await rig.dialled()).ping()
     assert "ping" in rig.engine.calls
 
 
 @pytest.mark.parametrize("where", ["receive", "deliver", "poll"])
-def test_a_fault_of_ours_costs_the_connection_it_served_and_no_other(where):
-    @rigged
-    async def test(rig):
-        connection = await rig.accepted()
-        rig.engine.fault_in = where
-        rig.send(b"\x40" + CID + b"data")
-        await rig.until(lambda: connection.error)
-        assert connection.error.reason == "internal error"
-        await rig.until(lambda: not rig.endpoint._connections)
-        assert isinstance(await rig.accepted(), Connection)
-
-    test()
+async def test_a_fault_of_ours_costs_the_connection_it_served_and_no_other(rig, where):
+    connection = await rig.accepted()
+    rig.engine.fault_in = where
+    rig.send(b"\x40" + CID + b"data")
+    await rig.until(lambda: connection.error)
+    assert connection.error.reason == "internal error"
+    await rig.until(lambda: not rig.endpoint._connections)
+    assert isinstance(await rig.accepted(), Connection)
 
 
 class Observer:
@@ -364,7 +338,6 @@ class Observer:
             raise self.fault
 
 
-@rigged
 async def test_an_observer_is_told_before_handlers_are_called_and_before_anything_is_sent(rig):
     await rig.accepted()
     calls = rig.engine.calls
@@ -375,7 +348,6 @@ async def test_an_observer_is_told_before_handlers_are_called_and_before_anythin
     assert calls[:5] == ["receive", "tick begins", "deliver", "tick ends", "poll"]
 
 
-@rigged
 async def test_a_fault_of_the_observer_costs_no_tunnel(rig):
     connection = await rig.accepted()
     rig.endpoint.observe_ticks(Observer([], fault=ZeroDivisionError()))
@@ -387,7 +359,6 @@ async def test_a_fault_of_the_observer_costs_no_tunnel(rig):
     assert connection.error is None
 
 
-@rigged
 async def test_a_first_datagram_that_breaks_something_costs_itself(rig):
     rig.factory.fault = ZeroDivisionError()
     rig.send(HELLO)
@@ -398,7 +369,6 @@ async def test_a_first_datagram_that_breaks_something_costs_itself(rig):
     await rig.accepted()
 
 
-@rigged
 async def test_whoever_comes_after_the_door_was_closed_is_told_where_there_are_words_for_it(rig):
     rig.endpoint.stop_accepting()
     rig.outside.setblocking(False)
@@ -409,7 +379,6 @@ async def test_whoever_comes_after_the_door_was_closed_is_told_where_there_are_w
     assert rig.factory.engines == []
 
 
-@rigged
 async def test_an_id_that_was_retired_leads_nowhere(rig):
     connection = await rig.accepted()
     connection.on_connection_id_retired(CID)
@@ -420,7 +389,6 @@ async def test_an_id_that_was_retired_leads_nowhere(rig):
     assert rig.engine.received == [b"\x40abcdefghnew"]
 
 
-@rigged
 async def test_a_timer_fires_at_its_time_not_before_and_not_when_it_was_taken_back(rig):
     connection = await rig.accepted()
     loop = asyncio.get_running_loop()
@@ -440,7 +408,6 @@ async def test_a_timer_fires_at_its_time_not_before_and_not_when_it_was_taken_ba
     assert "timer" not in rig.engine.calls
 
 
-@rigged
 async def test_an_earlier_deadline_moves_the_timer(rig):
     connection = await rig.accepted()
     loop = asyncio.get_running_loop()
@@ -451,7 +418,6 @@ async def test_an_earlier_deadline_moves_the_timer(rig):
     await asyncio.wait_for(rig.until(lambda: "timer" in rig.engine.calls), 2)
 
 
-@rigged
 async def test_an_endpoint_that_was_closed_does_nothing_more(rig):
     connection = await rig.accepted()
     await rig.endpoint.close(3, "bye")
@@ -483,37 +449,34 @@ def a_full_socket():
     return sock
 
 
-def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_has_room():
-    async def test():
-        sock = a_full_socket()
-        rig = Rig(sock=sock)
-        rig.outside.bind(("127.0.0.1", 0))
-        rig.outside.setblocking(False)
-        to = rig.outside.getsockname()
-        connection = await rig.accepted()
+async def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_has_room():
+    sock = a_full_socket()
+    rig = Rig(sock=sock)
+    rig.outside.bind(("127.0.0.1", 0))
+    rig.outside.setblocking(False)
+    to = rig.outside.getsockname()
+    connection = await rig.accepted()
+    await asyncio.sleep(0)
+    sock.full = True
+    rig.engine.outgoing = [(b"one", to)]
+    rig.endpoint.schedule(connection)
+    await rig.until(lambda: rig.udp.blocked)
+    rig.engine.outgoing = [(b"two", to)]
+    polls = rig.engine.calls.count("poll")
+    rig.endpoint.schedule(connection)
+    for _ in range(5):
         await asyncio.sleep(0)
-        sock.full = True
-        rig.engine.outgoing = [(b"one", to)]
-        rig.endpoint.schedule(connection)
-        await rig.until(lambda: rig.udp.blocked)
-        rig.engine.outgoing = [(b"two", to)]
-        polls = rig.engine.calls.count("poll")
-        rig.endpoint.schedule(connection)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert rig.engine.calls.count("poll") == polls
-        sock.full = False
-        loop = asyncio.get_running_loop()
-        assert [await asyncio.wait_for(loop.sock_recv(rig.outside, 100), 5) for _ in range(2)] == [b"one", b"two"]
-        assert not rig.endpoint._watching_writable
-        sock.full = True
-        rig.engine.outgoing = [(b"three", to)]
-        rig.endpoint.schedule(connection)
-        await rig.until(lambda: rig.udp.blocked)
-        rig.outside.close()
-        await asyncio.wait_for(rig.endpoint.close(), 5)
-
-    asyncio.run(test())
+    assert rig.engine.calls.count("poll") == polls
+    sock.full = False
+    loop = asyncio.get_running_loop()
+    assert [await asyncio.wait_for(loop.sock_recv(rig.outside, 100), 5) for _ in range(2)] == [b"one", b"two"]
+    assert not rig.endpoint._watching_writable
+    sock.full = True
+    rig.engine.outgoing = [(b"three", to)]
+    rig.endpoint.schedule(connection)
+    await rig.until(lambda: rig.udp.blocked)
+    rig.outside.close()
+    await asyncio.wait_for(rig.endpoint.close(), 5)
 
 
 # --- first datagrams that wait ---------------------------------------------------------------------------------------
@@ -533,7 +496,6 @@ def crowd(rig, count, start=0):
         rig.send(first(n, validation.token((host, port), b"original", b"id%06d" % n, rig.endpoint.loop.time())))
 
 
-@rigged
 async def test_many_handshakes_begin_over_several_turns_of_the_loop(rig):
     rig.outside.bind(("127.0.0.1", 0))
     crowd(rig, 3 * ACCEPTS_PER_TURN)
@@ -547,7 +509,6 @@ async def test_many_handshakes_begin_over_several_turns_of_the_loop(rig):
     assert len(rig.endpoint._first_packets) == 0
 
 
-@rigged
 async def test_a_first_datagram_that_makes_no_engine_does_not_hold_the_others_up(rig):
     rig.outside.bind(("127.0.0.1", 0))
     rig.factory.accept = lambda data, *_: None if b"id000009" in data else Factory._make(rig.factory, _[1])
@@ -556,7 +517,6 @@ async def test_a_first_datagram_that_makes_no_engine_does_not_hold_the_others_up
     assert len(rig.endpoint._first_packets) == 0
 
 
-@rigged
 async def test_who_waits_when_the_endpoint_closes_is_forgotten(rig):
     rig.outside.bind(("127.0.0.1", 0))
     crowd(rig, 2 * ACCEPTS_PER_TURN)
@@ -568,7 +528,6 @@ async def test_who_waits_when_the_endpoint_closes_is_forgotten(rig):
     assert len(rig.factory.engines) == ACCEPTS_PER_TURN
 
 
-@rigged
 async def test_a_fault_while_a_waiting_clients_datagrams_are_taken_costs_that_client(rig):
     rig.outside.bind(("127.0.0.1", 0))
     make = rig.factory._make
@@ -586,17 +545,14 @@ async def test_a_fault_while_a_waiting_clients_datagrams_are_taken_costs_that_cl
     assert rig.engine.closed
 
 
-def test_who_waits_while_the_last_place_is_taken_gets_none():
-    async def test():
-        rig = Rig(QuicSettings(max_connections=ACCEPTS_PER_TURN + 1))
-        rig.outside.bind(("127.0.0.1", 0))
-        crowd(rig, ACCEPTS_PER_TURN + 3)
-        await rig.until(lambda: len(rig.factory.engines) > ACCEPTS_PER_TURN and not len(rig.endpoint._first_packets))
-        assert len(rig.factory.engines) == ACCEPTS_PER_TURN + 1
-        rig.outside.close()
-        await rig.endpoint.close()
-
-    asyncio.run(test())
+async def test_who_waits_while_the_last_place_is_taken_gets_none():
+    rig = Rig(QuicSettings(max_connections=ACCEPTS_PER_TURN + 1))
+    rig.outside.bind(("127.0.0.1", 0))
+    crowd(rig, ACCEPTS_PER_TURN + 3)
+    await rig.until(lambda: len(rig.factory.engines) > ACCEPTS_PER_TURN and not len(rig.endpoint._first_packets))
+    assert len(rig.factory.engines) == ACCEPTS_PER_TURN + 1
+    rig.outside.close()
+    await rig.endpoint.close()
 
 
 class FailingSocket(socket.socket):
@@ -619,53 +575,36 @@ class FailingSocket(socket.socket):
         return super().sendto(data, address)
 
 
-def with_a_failing_socket(test):
-    async def run():
-        sock = FailingSocket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", 0))
-        rig = Rig(sock=sock)
-        try:
-            async with asyncio.timeout(10):
-                await test(rig, sock)
-        finally:
-            rig.outside.close()
-            await rig.endpoint.close()
-
-    asyncio.run(run())
+@pytest.fixture
+def sock():
+    sock = FailingSocket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    return sock
 
 
-def test_a_socket_that_cannot_be_read_is_tried_again_with_pauses():
-    async def test(rig, sock):
-        sock.failures = 20
-        began = rig.endpoint.loop.time()
-        await rig.accepted()
-        assert rig.endpoint.loop.time() - began > 4 * 0.05, "16 tries at once, then one per pause"
-
-    with_a_failing_socket(test)
+async def test_a_socket_that_cannot_be_read_is_tried_again_with_pauses(rig, sock):
+    sock.failures = 20
+    began = rig.endpoint.loop.time()
+    await rig.accepted()
+    assert rig.endpoint.loop.time() - began > 4 * 0.05, "16 tries at once, then one per pause"
 
 
-def test_an_endpoint_that_closes_in_such_a_pause_does_not_read_again():
-    async def test(rig, sock):
-        sock.failures = 1_000
-        rig.send(HELLO)
-        await rig.until(lambda: sock.asked == 16)
-        await rig.endpoint.close()
-        loop = asyncio.get_running_loop()
-        over = loop.time() + 0.1
-        await rig.until(lambda: loop.time() > over)
-        assert sock.asked == 16
-
-    with_a_failing_socket(test)
+async def test_an_endpoint_that_closes_in_such_a_pause_does_not_read_again(rig, sock):
+    sock.failures = 1_000
+    rig.send(HELLO)
+    await rig.until(lambda: sock.asked == 16)
+    await rig.endpoint.close()
+    loop = asyncio.get_running_loop()
+    over = loop.time() + 0.1
+    await rig.until(lambda: loop.time() > over)
+    assert sock.asked == 16
 
 
-def test_a_datagram_that_the_interface_does_not_carry_is_told_to_its_connection():
-    async def test(rig, sock):
-        connection = await rig.accepted()
-        sock.largest = 1_300
-        for size in (1_301, 1_300):
-            rig.engine.outgoing = [(bytes(size), rig.outside.getsockname())]
-            connection.on_work()
-            await rig.until(lambda: not rig.engine.outgoing)
-        assert [call for call in rig.engine.calls if call.startswith("refused")] == ["refused 1301"]
-
-    with_a_failing_socket(test)
+async def test_a_datagram_that_the_interface_does_not_carry_is_told_to_its_connection(rig, sock):
+    connection = await rig.accepted()
+    sock.largest = 1_300
+    for size in (1_301, 1_300):
+        rig.engine.outgoing = [(bytes(size), rig.outside.getsockname())]
+        connection.on_work()
+        await rig.until(lambda: not rig.engine.outgoing)
+    assert [call for call in rig.engine.calls if call.startswith("refused")] == ["refused 1301"]

@@ -74,7 +74,7 @@ def settings(directory: Path, *, grpc: bool = False) -> Settings:
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_only_what_workers_can_connect_to_replaces_the_served_pair(tmp_path: Path, kind: str) -> None:
+async def test_only_what_workers_can_connect_to_replaces_the_served_pair(tmp_path: Path, kind: str) -> None:
     good, other = make_self_signed(["stargate"], days=9), pair(kind)
     put(tmp_path, good)
     metrics = Metrics()
@@ -82,7 +82,7 @@ def test_only_what_workers_can_connect_to_replaces_the_served_pair(tmp_path: Pat
     put(tmp_path, other)
     activated: list[Identity] = []
     for _ in range(2):
-        asyncio.run(served.poll(activated.append))
+        await served.poll(activated.append)
     usable = kind in USABLE
     assert activated == ([other] if usable else [])
     assert served.identity == (other if usable else good)
@@ -97,7 +97,7 @@ def test_an_unusable_pair_ends_the_start(tmp_path: Path, kind: str) -> None:
         ServedIdentity.load(settings(tmp_path), Metrics())
 
 
-def test_the_pair_of_the_grpc_ports_is_loaded_and_followed(tmp_path: Path) -> None:
+async def test_the_pair_of_the_grpc_ports_is_loaded_and_followed(tmp_path: Path) -> None:
     good, other = make_self_signed(["stargate"], days=9), pair("P-384")
     put(tmp_path, good)
     metrics = Metrics()
@@ -106,7 +106,7 @@ def test_the_pair_of_the_grpc_ports_is_loaded_and_followed(tmp_path: Path) -> No
     activated: list[Identity] = []
     for identity in (pair("Ed448"), other):
         put(tmp_path, identity)
-        asyncio.run(served.poll(activated.append))
+        await served.poll(activated.append)
     assert activated == [other]
     assert metrics.tls_reloads_total.value(("grpc_server_identity", "rejected")) == 1
     put(tmp_path, pair("Ed448"))
@@ -123,22 +123,22 @@ def test_garbage_and_endless_chains_fail_the_rehearsal() -> None:
             dry_run(ServerTls(cert_pem=cert, key_pem=good.key_pem))
 
 
-def test_a_key_that_becomes_a_fifo_is_refused_and_the_last_good_pair_stays(tmp_path: Path) -> None:
+async def test_a_key_that_becomes_a_fifo_is_refused_and_the_last_good_pair_stays(tmp_path: Path) -> None:
     good = make_self_signed(["stargate"], days=9)
     put(tmp_path, good)
     metrics = Metrics()
     served = ServedIdentity.load(settings(tmp_path), metrics)
     (tmp_path / "k").unlink()
     os.mkfifo(tmp_path / "k")
-    asyncio.run(served.poll(lambda _: None))
+    await served.poll(lambda _: None)
     assert served.identity == good
     assert metrics.tls_reloads_total.value(("server_identity", "rejected")) == 1
     served._reader = FileReader(deadline_s=0)
-    asyncio.run(served.poll(lambda _: None))
+    await served.poll(lambda _: None)
     assert metrics.tls_last_reload_success.value(("server_identity",)) == 0
 
 
-def test_a_look_again_task_outlives_failures_and_counts_them() -> None:
+async def test_a_look_again_task_outlives_failures_and_counts_them() -> None:
     rounds = 0
     metrics = Metrics()
 
@@ -148,14 +148,12 @@ def test_a_look_again_task_outlives_failures_and_counts_them() -> None:
         if rounds < 4:
             raise RuntimeError("as it happens")
 
-    async def case() -> None:
-        task = asyncio.create_task(every(0, poll, "looking", metrics))
-        while rounds < 5:  # noqa: ASYNC110 - bounded by the time limit of the suite
-            await asyncio.sleep(0)
-        assert not task.done()
-        task.cancel()
+    task = asyncio.create_task(every(0, poll, "looking", metrics))
+    while rounds < 5:  # noqa: ASYNC110 - bounded by the time limit of the suite
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
 
-    asyncio.run(case())
     assert metrics.look_again_failures_total.value(("looking",)) == 3
     assert metrics.look_again_last_success_timestamp_seconds.value(("looking",)) > 0
 
