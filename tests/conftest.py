@@ -4,6 +4,7 @@ from hypothesis import settings
 
 from llm_request_router.pytest_plugin import llm_router, pytest_configure, pytest_runtest_makereport
 from support.async_tests import pytest_fixture_setup, pytest_pyfunc_call, pytest_runtest_teardown
+from support.sockets import sockets
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
 # A busy machine is no failure; what hangs is ended by pytest-timeout.
@@ -23,4 +24,5 @@ __all__ = [
     "pytest_pyfunc_call",
     "pytest_runtest_makereport",
     "pytest_runtest_teardown",
+    "sockets",
 ]

@@ -1,5 +1,7 @@
 """How async tests run: each on a loop of its own, with a deadline, and nothing left behind."""
 
+import socket
+
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -179,3 +181,11 @@ async def test_whose_fixture_fails_afterwards(broken): ...
         errors=1,
     )
     assert "closed well" in told
+
+
+def test_a_socket_is_refused_in_this_directory() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with pytest.raises(AssertionError, match=r"socket\.bind"):
+            sock.bind(("127.0.0.1", 0))
+        with pytest.raises(AssertionError, match=r"socket\.connect"):
+            sock.connect(("127.0.0.1", 9))

@@ -45,7 +45,7 @@ def packages(tmp_path):
 
 @pytest.fixture
 def example(tmp_path):
-    """The package of the example; tests/e2e/test_examples.py has it from the installer."""
+    """The package of the example; tests/system/test_examples.py has it from the installer."""
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
     (module,) = project["tool"]["setuptools"]["py-modules"]
     source = (EXAMPLE / f"{module}.py").read_text()
