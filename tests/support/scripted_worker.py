@@ -114,6 +114,11 @@ class TunnelledRequest(ScriptedStream):
         self.send_body(body)
         self.end()
 
+    def stop_upload(self) -> None:
+        """Ask the router for no more of the body."""
+        assert self.stream is not None
+        self.stream.stop(0)
+
     def break_off(self) -> None:
         """Reset the response."""
         assert self.stream is not None

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from llm_request_router.testing import System
-from support.gateway_over_tunnels import CaseOverTunnels
+from support.cases import Case, CaseInMemory, CaseOverTunnels, options_of
+from support.gateway_in_memory import gateway_in_memory
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +29,41 @@ def routers() -> Iterator[Callable[..., System]]:
 def system(request: pytest.FixtureRequest, routers: Callable[..., System]) -> System:
     """The shared router that `@pytest.mark.llm_router_options` describes."""
     marker = request.node.get_closest_marker("llm_router_options")
-    return routers(*marker.args, **marker.kwargs) if marker else routers()
+    if marker is not None:
+        return routers(*marker.args, **marker.kwargs)
+    settings, reverse = settings_of(request)
+    return routers(*options_of(**settings), reverse=reverse)
+
+
+def settings_of(request: pytest.FixtureRequest) -> tuple[dict[str, Any], bool]:
+    """What `@pytest.mark.gateway` sets, and whether workers dial in."""
+    marker = request.node.get_closest_marker("gateway")
+    settings = dict(marker.kwargs) if marker else {}
+    return settings, settings.pop("reverse", True)
+
+
+HARNESSES = {"memory": "uvloop", "tunnels": "grpc"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for a case runs on both harnesses, or on the one that its marker names."""
+    if "case" in metafunc.fixturenames:
+        marker = next(metafunc.definition.iter_markers("harness"), None)
+        names = marker.args if marker else HARNESSES
+        loops = [pytest.param(name, marks=pytest.mark.loop(HARNESSES[name])) for name in names]
+        metafunc.parametrize("case", loops, indirect=True)
 
 
 @pytest.fixture
-async def case(system: System) -> AsyncIterator[CaseOverTunnels]:
-    """A model of its own on the shared router; the workers are played by the test."""
-    case = CaseOverTunnels(system)
-    yield case
-    await case.close()
+async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
+    """A model of its own on a gateway in memory, or on the shared router; the workers are played by the test."""
+    if request.param == "memory":
+        settings, reverse = settings_of(request)
+        async with gateway_in_memory(**settings) as gateway:
+            case: Case = CaseInMemory(gateway, reverse=reverse)
+            yield case
+            await case.close()
+    else:
+        case = CaseOverTunnels(request.getfixturevalue("system"))
+        yield case
+        await case.close()

@@ -10,7 +10,7 @@ import pytest
 from support.http_client import HttpClient
 from support.receipts import resident_bytes
 
-pytestmark = pytest.mark.loop("grpc")
+pytestmark = pytest.mark.harness("tunnels")
 
 MIB = 1024 * 1024
 UPLOAD_BYTES = 64 * MIB

@@ -8,7 +8,7 @@ import pytest
 from llm_request_router.testing import System
 from support.http_client import BrokenOffError
 
-pytestmark = pytest.mark.loop("grpc")
+pytestmark = pytest.mark.harness("tunnels")
 
 SECRETS = ("Bearer very-secret", "a private question", "a private answer", "session-cookie")
 

@@ -1,17 +1,15 @@
-"""One attempt at the level of sockets: raw bytes of a client on one side, a real tunnel on the other; docs/proxy.md, "Attempts"."""
+"""One attempt at one worker, on a gateway in memory and on a router with real tunnels; docs/proxy.md, "Attempts"."""
 
 import asyncio
 
 import pytest
 
-from support.gateway_over_tunnels import BUSY
+from support.cases import BUSY
 from support.http_client import BrokenOffError
 
 TIMEOUT_MS = 600
-pytestmark = [
-    pytest.mark.loop("grpc"),
-    pytest.mark.llm_router_options(f"--quic-request-timeout-ms={TIMEOUT_MS}", "--direct-quic-connections=1"),
-]
+pytestmark = pytest.mark.gateway(request_timeout_ms=TIMEOUT_MS)
+TUNNELS = pytest.mark.harness("tunnels")
 BODY = bytes(range(256)) * 300
 BROKEN_CHUNK = b"not-a-size\r\n"
 
@@ -35,10 +33,6 @@ async def garbage(tunnel, request):
     request.stream.write(b"HTTP/1.1 200 OK\r\n\r\n" * 20)
 
 
-async def interim_status(tunnel, request):
-    request.send_head(103)
-
-
 async def close_the_tunnel(tunnel, request):
     tunnel.connection.close(0, "restarting")
 
@@ -48,7 +42,7 @@ async def lose_the_tunnel(tunnel, request):
 
 
 async def stop_and_reset(tunnel, request):
-    request.stream.stop(0)
+    request.stop_upload()
     request.break_off()
 
 
@@ -56,55 +50,60 @@ async def silence(tunnel, request):
     """Until the deadline."""
 
 
-BEFORE_THE_HEAD = pytest.mark.parametrize(
-    "fail",
-    [
-        reset,
-        end_at_once,
-        end_inside_a_message,
-        garbage,
-        interim_status,
-        close_the_tunnel,
-        lose_the_tunnel,
-        stop_and_reset,
-        silence,
-    ],
-)
-
-
 async def second_head(tunnel, request):
     request.send_head(200)
 
 
-AFTER_THE_HEAD = pytest.mark.parametrize(
-    "fail", [reset, end_inside_a_message, garbage, second_head, close_the_tunnel, lose_the_tunnel]
-)
-
-
-@BEFORE_THE_HEAD
-async def test_a_failure_before_the_head_goes_on_at_a_sibling_with_identical_bytes(case, fail):
+async def fails_before_the_head(case, fail):
     first, second = await case.pair()
+    other = await case.worker("z", stats=BUSY)
     client = await case.send(case.post("/v1/responses?x=%20", BODY, authorization="Bearer t"))
     failing = await first.next_request()
     await failing.until(lambda it: it.complete)
     await fail(first, failing)
-    other = await second.next_request()
-    await other.until(lambda it: it.complete)
-    assert failing.body == other.body == BODY
-    assert (other.head.path, other.head.headers) == (failing.head.path, failing.head.headers)
-    other.answer(200, b"from the sibling")
+    again = await second.next_request()
+    await again.until(lambda it: it.complete)
+    assert failing.body == again.body == BODY
+    assert (again.head.path, again.head.headers) == (failing.head.path, failing.head.headers)
+    again.answer(200, b"from the sibling")
     got = await client.answer()
     assert (got.status, got.body, got.header("x-inference-server-id")) == (200, b"from the sibling", case.id("b"))
-    if fail in (garbage, interim_status, silence):  # the others have ended the stream themselves
-        await failing.until(lambda it: it.stopped)
-        assert failing.codes == [0]
+    assert got.header("x-stargate-cluster-id") == case.id("c")
+    assert not other.requests
     assert await case.count("proxy_retries_total", 'reason="connect_failover"') == 1
     assert await case.count("proxy_attempts_total", 'result="proxy_502"') == 1
+    assert await case.count("routing_selections_total") == 1
     assert await case.count("requests_total") == await case.count("requests_total", case.id("b"), 'status="200"') == 1
+    return failing
 
 
-@AFTER_THE_HEAD
-async def test_a_failure_after_the_head_delivers_what_came_and_ends_abnormally(case, fail):
+@pytest.mark.parametrize("fail", [reset, stop_and_reset])
+async def test_a_failure_before_the_head_goes_on_at_a_sibling_with_identical_bytes(case, fail):
+    await fails_before_the_head(case, fail)
+
+
+async def test_a_head_that_does_not_come_within_the_deadline_is_such_a_failure(case):
+    assert (await fails_before_the_head(case, silence)).codes == [0]
+
+
+@TUNNELS
+@pytest.mark.parametrize("fail", [end_at_once, end_inside_a_message, close_the_tunnel, lose_the_tunnel])
+async def test_so_is_the_end_of_the_stream_or_the_tunnel(case, fail):
+    await fails_before_the_head(case, fail)
+
+
+@TUNNELS
+@pytest.mark.parametrize("fail", [garbage, 100, 101, 102, 103, 199])
+async def test_so_is_what_breaks_the_protocol_and_the_stream_is_stopped(case, fail):
+    async def interim_status(tunnel, request):
+        request.send_head(fail)
+
+    failing = await fails_before_the_head(case, fail if callable(fail) else interim_status)
+    await failing.until(lambda it: it.stopped)
+    assert failing.codes == [0]
+
+
+async def fails_after_the_head(case, fail):
     first, second = await case.pair()
     client = await case.send(case.post())
     request = await first.next_request()
@@ -118,11 +117,23 @@ async def test_a_failure_after_the_head_delivers_what_came_and_ends_abnormally(c
     with pytest.raises(BrokenOffError) as broken:
         await client.rest(answer)
     assert broken.value.answer.chunks == []
+    assert broken.value.answer.status == 200
     assert not second.requests
     assert await case.count("midstream_failures_total") == 1
     assert await case.count("proxy_attempts_total") == 1
 
 
+async def test_a_failure_after_the_head_delivers_what_came_and_ends_abnormally(case):
+    await fails_after_the_head(case, reset)
+
+
+@TUNNELS
+@pytest.mark.parametrize("fail", [end_inside_a_message, garbage, second_head, close_the_tunnel, lose_the_tunnel])
+async def test_whatever_a_tunnel_does_after_the_head_is_such_a_failure(case, fail):
+    await fails_after_the_head(case, fail)
+
+
+@TUNNELS
 @pytest.mark.parametrize("together", [end_inside_a_message, garbage, second_head])
 async def test_a_failure_in_the_same_flight_as_the_head_comes_after_it(case, together):
     tunnel = await case.worker()
@@ -140,12 +151,8 @@ async def test_chunks_pass_one_by_one_and_the_head_before_them(case):
     tunnel = await case.worker()
     client = await case.send(case.post())
     request = await tunnel.next_request()
-    request.send_head(200, retry_after=7, x_stargate_error_code="forged", x_inference_server_id="forged")
+    request.send_head(200)
     answer = await client.head()
-    assert answer.header("retry-after") == "7"
-    assert answer.header("x-stargate-error-code") is None
-    assert answer.header("x-inference-server-id") == case.id("a")
-    assert answer.header("x-inference-server-url") == "http://engine.example:80"
     for number in range(5):
         request.send_body(b"data: %d\n\n" % number)
         assert await client.chunk() == b"data: %d\n\n" % number
@@ -156,7 +163,23 @@ async def test_chunks_pass_one_by_one_and_the_head_before_them(case):
     assert (await client.answer()).body == b"ok"
 
 
-async def test_headers_reach_the_worker_as_they_came_the_routers_own_excepted(case):
+async def test_every_answer_of_a_worker_names_it_and_nothing_internal(case):
+    tunnel = await case.worker(cluster="c")
+    client = await case.send(case.post())
+    own = ("x_inference_server_id", "x_inference_server_url", "x_stargate_cluster_id", "x_stargate_error_code")
+    forged = dict.fromkeys(own, "forged")
+    request = await tunnel.next_request()
+    request.answer(418, b"tea", x_stargate_retryable="true", connection="close", retry_after=7, **forged)
+    got = await client.answer()
+    assert (got.status, got.body, got.header("retry-after")) == (418, b"tea", "7")
+    assert got.header("x-inference-server-id") == case.id("a")
+    assert got.header("x-inference-server-url") == case.url("a")
+    assert got.header("x-stargate-cluster-id") == case.id("c")
+    for name in ("x-stargate-error-code", "x-stargate-retryable", "connection"):
+        assert got.header(name) is None
+
+
+async def test_query_headers_and_body_reach_the_worker_as_they_came_the_routers_own_excepted(case):
     tunnel = await case.worker()
     passed = {
         "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
@@ -164,14 +187,25 @@ async def test_headers_reach_the_worker_as_they_came_the_routers_own_excepted(ca
         "baggage": "c=d",
         "accept-encoding": "gzip",
         "proxy-authorization": "p",
-        "x-priority": "+007",
+        "authorization": "Bearer t",
         "x-named": "named by connection",
     }
-    dropped = {"connection": "x-named", "te": "trailers", "proxy-connection": "x", "x-stargate-retryable": "true"}
+    dropped = {
+        "connection": "x-named",
+        "te": "trailers",
+        "keep-alive": "timeout=3",
+        "proxy-connection": "x",
+        "x-stargate-retryable": "true",
+        "x-stargate-error-code": "forged",
+    }
     fields = {name.replace("-", "_"): value for name, value in {**passed, **dropped}.items()}
-    client = await case.send(case.post("/v1/chat/completions?q=%41&+", x_routing_method="random", **fields))
+    own = {"x_routing_method": "random", "x_priority": " +007 ", "x_stargate_expected_queue_ms": "forged"}
+    client = await case.send(case.post("/v1/chat/completions?q=%41&+", b'{"stream": true}', **own, **fields))
     request = await tunnel.next_request()
+    await request.until(lambda it: it.complete)
     assert (request.head.method, request.head.path) == (b"POST", b"/v1/chat/completions?q=%41&+")
+    assert request.body == b'{"stream": true}'
+    assert request.header("x-priority") == "+007"
     assert {name: request.header(name) for name in passed} == passed
     for name in (*dropped, "host", "x-routing-method", "via", "x-forwarded-for", "forwarded"):
         assert request.header(name) is None
@@ -180,6 +214,7 @@ async def test_headers_reach_the_worker_as_they_came_the_routers_own_excepted(ca
     assert (await client.answer()).status == 200
 
 
+@TUNNELS
 @pytest.mark.parametrize(("budget", "status"), [(None, 503), ("0", 502)])
 async def test_a_header_the_tunnel_cannot_carry_is_a_failed_attempt(case, budget, status):
     tunnel = await case.worker()
@@ -190,6 +225,27 @@ async def test_a_header_the_tunnel_cannot_carry_is_a_failed_attempt(case, budget
 
 
 # --- upload and answer beside each other
+
+
+async def test_upload_finishes_first_and_the_head_is_still_waited_for(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post(body=b"all"))
+    request = await tunnel.next_request()
+    await request.until(lambda it: it.complete)
+    request.answer(200, b"late")
+    assert (await client.answer()).body == b"late"
+
+
+async def test_no_deadline_applies_after_the_head(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post())
+    request = await tunnel.next_request()
+    request.send_head(200)
+    answer = await client.head()
+    await asyncio.sleep(TIMEOUT_MS / 1000 + 0.1)  # the thing under test: more than the deadline passes
+    request.send_body(b"late")
+    request.end()
+    assert (await client.rest(answer)).body == b"late"
 
 
 async def test_success_first_and_the_upload_goes_on_beside_the_response(case):
@@ -210,7 +266,7 @@ async def test_success_first_and_the_upload_goes_on_beside_the_response(case):
 @pytest.mark.parametrize("status", [400, 429, 503, 302])
 async def test_any_other_status_first_abandons_the_upload_and_cannot_be_retried(case, status):
     first, second = await case.pair(same_cluster=False)
-    client = await case.send(case.unfinished(x_max_wait_ms="0"))
+    client = await case.send(case.unfinished())
     request = await first.next_request()
     request.answer(status, b"early", x_stargate_retryable="true")
     got = await client.answer()
@@ -224,7 +280,7 @@ async def test_a_worker_that_stops_the_upload_and_answers_is_passed_on(case):
     tunnel = await case.worker()
     client = await case.send(case.unfinished(10))
     request = await tunnel.next_request()
-    request.stream.stop(0)
+    request.stop_upload()
     client.send(b"ended")
     request.answer(200, b"enough")
     assert (await client.answer()).body == b"enough"
@@ -234,7 +290,7 @@ async def test_what_a_client_sends_to_a_worker_that_stopped_it_is_kept_for_the_n
     first, second = await case.pair()
     client = await case.send(case.unfinished(10))
     request = await first.next_request()
-    request.stream.stop(0)
+    request.stop_upload()
     client.send(b"ended")
     # The first worker says no more, so its deadline has to pass.
     other = await second.next_request()
@@ -266,7 +322,8 @@ async def test_an_upload_that_breaks_before_the_head_is_502_at_once(case):
     assert request.codes == [0, 0]
     assert not request.complete
     assert not second.requests
-    assert await case.count("proxy_retry_exhausted_total") == 0
+    assert await case.count("proxy_attempts_total", 'result="proxy_502"') == 1
+    assert await case.count("proxy_retries_total") == await case.count("proxy_retry_exhausted_total") == 0
 
 
 async def test_an_upload_that_breaks_after_the_head_breaks_the_response_at_its_end(case):
@@ -284,15 +341,35 @@ async def test_an_upload_that_breaks_after_the_head_breaks_the_response_at_its_e
         await client.rest(answer)
 
 
-async def test_a_tunnel_lost_in_the_middle_of_an_upload_is_502(case):
+async def test_an_upload_that_breaks_after_the_last_byte_of_the_response_breaks_the_response(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post(body=b"", content_length=None, transfer_encoding="chunked") + b"3\r\nabc\r\n")
+    request = await tunnel.next_request()
+    request.answer(200, b"almost")
+    answer = await client.head()
+    assert await client.chunk() == b"almost"
+    client.send(BROKEN_CHUNK)
+    with pytest.raises(BrokenOffError):
+        await client.rest(answer)
+
+
+async def fails_in_the_middle_of_the_upload(case, fail):
     first, second = await case.pair()
     client = await case.send(case.unfinished())
-    await first.next_request()
-    await lose_the_tunnel(first, None)
+    await fail(first, await first.next_request())
     got = await client.answer()
     assert (got.status, got.is_empty) == (502, True)
     assert not second.requests
-    assert await case.count("proxy_retries_total") == 0
+    assert await case.count("proxy_retries_total") == await case.count("proxy_retry_exhausted_total") == 0
+
+
+async def test_a_failure_in_the_middle_of_the_upload_is_502(case):
+    await fails_in_the_middle_of_the_upload(case, reset)
+
+
+@TUNNELS
+async def test_a_tunnel_lost_in_the_middle_of_an_upload_is_502(case):
+    await fails_in_the_middle_of_the_upload(case, lose_the_tunnel)
 
 
 async def test_the_body_is_asked_for_once_a_stream_is_open(case):
@@ -332,19 +409,43 @@ async def test_a_response_shorter_than_declared_breaks_the_connection(case):
     assert broken.value.answer.status == 200
 
 
+@pytest.mark.parametrize("status", [204, 304])
+async def test_statuses_without_a_body_have_none_and_the_connection_goes_on(case, status):
+    tunnel = await case.worker()
+    client = await case.client()
+    for _ in range(2):
+        client.send(case.post())
+        (await tunnel.next_request()).answer(status, b"must not be sent")
+        got = await client.answer()
+        assert (got.status, got.header("transfer-encoding")) == (status, None)
+
+
+@pytest.mark.gateway(response_idle_timeout_ms=200)
+async def test_a_silent_response_is_ended_by_the_idle_limit(case):
+    tunnel = await case.worker()
+    client = await case.send(case.post())
+    request = await tunnel.next_request()
+    request.send_head(200)
+    request.send_body(b"1")
+    with pytest.raises(BrokenOffError) as broken:
+        await client.answer()
+    assert broken.value.answer.body == b"1"
+    await request.until(lambda it: it.stopped)
+
+
 # --- streams that are all in use
 
 
+@TUNNELS
 async def test_requests_beyond_a_workers_streams_go_to_another_worker_or_wait_their_turn(case):
     full, other = await case.worker("a", streams=2), await case.worker("b", stats=BUSY, streams=2)
     clients = [await case.send(case.post(x_input_tokens="0", x_request_id=str(number))) for number in range(12)]
-    answered = {}
+    held = {full: [await full.next_request(), await full.next_request()], other: [await other.next_request()]}
 
     async def answer(tunnel):
-        while len(answered) < len(clients):
-            request = await tunnel.next_request()
+        while True:
+            request = held[tunnel].pop() if held[tunnel] else await tunnel.next_request()
             await request.until(lambda it: it.complete)
-            answered[request.header("x-request-id")] = tunnel
             request.answer(200, request.header("x-request-id").encode())
 
     playing = [asyncio.create_task(answer(tunnel)) for tunnel in (full, other)]
@@ -353,10 +454,10 @@ async def test_requests_beyond_a_workers_streams_go_to_another_worker_or_wait_th
         task.cancel()
     await asyncio.wait(playing)
     assert [one.body for one in got] == [b"%d" % number for number in range(12)]
-    assert set(answered.values()) == {full, other}
     assert await case.count("spills_total") >= 1
 
 
+@TUNNELS
 async def test_waiting_for_a_stream_counts_towards_the_deadline_of_the_attempt(case):
     tunnel = await case.worker(streams=1)
     holder = await case.send(case.post())

@@ -1,19 +1,15 @@
-"""Retries, failover and clients that leave, at the level of sockets: raw bytes of a client on one side, real tunnels on the other;
-docs/proxy.md, "Retries", "Replay" and "Cancellation".
-"""
+"""Retries and failover, on a gateway in memory and on a router with real tunnels; docs/proxy.md, "Retries" and "Replay"."""
 
 import asyncio
-import contextlib
 
 import pytest
 
-from support.gateway_over_tunnels import BUSY
-from support.http_client import BrokenOffError
+from support.cases import BUSY
 from support.scripted_worker import ScriptedWorker
 from tunnel_protocol.head import EXPECTED_QUEUE_MS
 
 REPLAY_LIMIT = 100_000
-pytestmark = [pytest.mark.loop("grpc"), pytest.mark.llm_router_options(f"--proxy-max-replay-body-bytes={REPLAY_LIMIT}")]
+pytestmark = pytest.mark.gateway(max_replay_body_bytes=REPLAY_LIMIT)
 OVER_THE_LIMIT = b"0123456789" * 20_000
 SIGNAL = {"x_stargate_retryable": "true", "x_stargate_retry_reason": "upstream_admission_rejected"}
 MISMATCH = {"x_stargate_retryable": "true", "x_stargate_retry_reason": "queue_estimate_mismatch"}
@@ -52,6 +48,15 @@ async def test_a_retryable_answer_goes_to_another_cluster_with_the_same_bytes(ca
     assert await case.count("requests_total") == 1
 
 
+async def test_a_queue_mismatch_without_a_sibling_goes_to_another_cluster(case):
+    first, other = await case.pair(same_cluster=False)
+    client = await case.send(case.post())
+    (await whole(first)).answer(429, b"no", **MISMATCH)
+    (await whole(other)).answer(200, b"yes")
+    assert (await client.answer()).header("x-inference-server-id") == case.id("b")
+    assert await case.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
+
+
 async def test_a_queue_mismatch_goes_to_the_sibling(case):
     first, sibling = await case.pair()
     client = await case.send(case.post())
@@ -74,15 +79,18 @@ async def test_a_rejection_by_the_only_worker_becomes_an_empty_503(case, signal)
     assert await case.count("proxy_retry_exhausted_total", 'reason="no_eligible_backend"') == 1
 
 
-async def test_without_a_budget_the_rejection_itself_is_the_answer(case):
+@pytest.mark.parametrize("signal", [SIGNAL, MISMATCH], ids=["rejection", "mismatch"])
+async def test_without_a_budget_the_rejection_itself_is_the_answer(case, signal):
     first, other = await case.pair(same_cluster=False)
     client = await case.send(case.post(x_stargate_max_wait_ms="0"))
-    (await whole(first)).answer(429, b"no", **SIGNAL)
+    (await whole(first)).answer(429, b"no", **signal)
     got = await client.answer()
     assert (got.status, got.body, got.header("x-stargate-retryable")) == (429, b"no", None)
     assert got.header("x-inference-server-id") == case.id("a")
     assert not other.requests
-    assert await case.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+    spent = await case.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"')
+    assert spent == await case.count("proxy_retry_exhausted_total") == 1
+    assert await case.count("proxy_retries_total") == 0
 
 
 async def test_after_two_retries_the_third_rejection_is_the_answer(case):
@@ -93,7 +101,7 @@ async def test_after_two_retries_the_third_rejection_is_the_answer(case):
 
     rejecting = [asyncio.create_task(reject(tunnel)) for tunnel in tunnels]
     got = await case.ask(case.post())
-    assert (got.status, got.body) == (503, b"no")
+    assert (got.status, got.body, got.header("x-stargate-retryable")) == (503, b"no", None)
     assert await case.count("proxy_attempts_total", 'result="upstream_503"') == 3
     assert await case.count("proxy_retry_exhausted_total", 'reason="upstream_admission_rejected"') == 1
     for task in rejecting:
@@ -101,14 +109,51 @@ async def test_after_two_retries_the_third_rejection_is_the_answer(case):
     await asyncio.wait(rejecting)
 
 
-@pytest.mark.parametrize("headers", [{}, {"x_stargate_retryable": "false"}], ids=["unmarked", "forbidden"])
-async def test_an_answer_that_is_not_marked_is_passed_on(case, headers):
+async def answers(case, status, headers, retried):
     first, other = await case.pair(same_cluster=False)
     client = await case.send(case.post())
-    (await whole(first)).answer(503, b'{"error":"busy"}', **headers)
+    (await whole(first)).answer(status, b'{"error":"busy"}', **headers)
+    if retried:
+        (await whole(other)).answer()
     got = await client.answer()
-    assert (got.status, got.body) == (503, b'{"error":"busy"}')
+    assert (got.status, got.body) == ((200, b"ok") if retried else (status, b'{"error":"busy"}'))
     assert not other.requests
+    assert await case.count("proxy_retries_total", 'reason="retryable_upstream_response"') == int(retried)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "retried"),
+    [
+        (429, {}, False),
+        (503, {}, False),
+        (429, {"x_stargate_retryable": "true"}, True),
+        (503, {"x_stargate_retryable": "TRUE"}, True),
+        (429, {"x_stargate_retryable": "false"}, False),
+        (400, {"x_stargate_retryable": "true"}, False),
+        (500, {"x_stargate_retryable": "true"}, False),
+        (502, {"x_stargate_retryable": "true"}, False),
+    ],
+)
+async def test_only_marked_429_and_503_are_retried(case, status, headers, retried):
+    await answers(case, status, headers, retried)
+
+
+@pytest.mark.gateway(require_retry_signal=False)
+@pytest.mark.parametrize(("signal", "retried"), [(None, True), ("true", True), ("false", False), ("", False)])
+async def test_where_no_signal_is_required_another_value_still_forbids(case, signal, retried):
+    headers = {} if signal is None else {"x_stargate_retryable": signal}
+    await answers(case, 503, headers, retried)
+
+
+async def test_the_two_kinds_of_retries_are_counted_apart(case):
+    workers = [await case.worker(name, stats={"queued_input_size": 1000 * at}) for at, name in enumerate("abcde")]
+    client = await case.send(case.post(body=b"body" * 100))
+    for at, worker in enumerate(workers[:4]):
+        request = await whole(worker)
+        request.answer(429, b"no", **SIGNAL) if at % 2 else request.break_off()
+    (await whole(workers[4])).answer()
+    assert (await client.answer()).header("x-inference-server-id") == case.id("e")
+    assert await case.count("proxy_attempts_total") == 5
 
 
 # --- bodies that outgrow their copy
@@ -135,18 +180,42 @@ async def test_a_body_beyond_the_limit_is_served_as_long_as_nobody_wants_it_agai
 # --- failures
 
 
+@pytest.mark.parametrize("budget", [None, str(2**64 - 1)], ids=["no budget", "the largest budget"])
+async def test_without_a_sibling_a_failure_goes_on_in_another_cluster(case, budget):
+    first, other = await case.pair(same_cluster=False)
+    client = await case.send(case.post(x_stargate_max_wait_ms=budget))
+    (await whole(first)).break_off()
+    (await whole(other)).answer()
+    assert (await client.answer()).header("x-inference-server-id") == case.id("b")
+    assert await case.count("routing_selections_total") == 2
+
+
+async def test_a_failure_after_the_head_is_never_repeated(case):
+    first, other = await case.pair(same_cluster=False)
+    client = await case.send(case.post())
+    request = await whole(first)
+    request.send_head(200)
+    assert (await client.head()).status == 200
+    request.break_off()
+    assert await client.closed()
+    assert not other.requests
+
+
 async def test_after_two_failovers_the_third_failure_is_502(case):
-    tunnels = [await case.worker(name, cluster="c") for name in "abcd"]
+    failed = []
 
-    async def fail(tunnel):
+    async def fail(name, tunnel):
         (await whole(tunnel)).break_off()
+        failed.append(name)
 
-    failing = [asyncio.create_task(fail(tunnel)) for tunnel in tunnels]
+    workers = {name: await case.worker(name, cluster="c") for name in "abcd"}
+    failing = [asyncio.create_task(fail(name, tunnel)) for name, tunnel in workers.items()]
     got = await case.ask(case.post())
     assert (got.status, got.is_empty, got.header("x-inference-server-id")) == (502, True, None)
-    assert sum(task.done() for task in failing) == 3
+    assert len(failed) == 3
     assert await case.count("proxy_attempts_total", 'result="proxy_502"') == 3
     assert await case.count("proxy_retry_exhausted_total", 'reason="connect_retries_exhausted"') == 1
+    assert await case.count("requests_total", 'status="502"', case.id(failed[-1])) == 1
     for task in failing:
         task.cancel()
     await asyncio.wait(failing)
@@ -170,10 +239,12 @@ async def test_without_a_budget_a_failure_is_502(case):
     got = await client.answer()
     assert (got.status, got.is_empty) == (502, True)
     assert not second.requests
-    assert await case.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"') == 1
+    spent = await case.count("proxy_retry_exhausted_total", 'reason="retry_budget_exhausted"')
+    assert spent == await case.count("proxy_retry_exhausted_total") == 1
 
 
-@pytest.mark.llm_router_options("--proxy-no-repeat-accepted")
+@pytest.mark.harness("tunnels")
+@pytest.mark.gateway(no_repeat_accepted=True)
 async def test_a_request_that_a_worker_has_accepted_in_full_is_not_repeated_if_so_configured(case):
     first, other = await case.pair()
     client = await case.send(case.post())
@@ -187,22 +258,23 @@ async def test_a_request_that_a_worker_has_accepted_in_full_is_not_repeated_if_s
 # --- dialled workers
 
 
-@pytest.mark.llm_router_options(reverse=False)
+@pytest.mark.gateway(reverse=False)
 async def test_a_dialled_worker_that_fails_is_dialled_anew_and_asked_again(case):
     tunnel = await case.worker()
-    before = tunnel.connection
     client = await case.send(case.post(body=b"same bytes"))
     request = await whole(tunnel)
     request.break_off()
     again = await whole(tunnel)
-    assert tunnel.connection is not before
     assert (again.body, again.head.headers) == (b"same bytes", request.head.headers)
     again.answer(200, b"second time")
     assert (await client.answer()).body == b"second time"
+    assert await case.count("quic_connection_evictions_total", 'reason="proxy_error"', worker="a") == 1
+    assert await case.count("quic_hot_path_reconnect_total", 'result="success"', worker="a") == 1
     assert await case.count("proxy_retries_total", 'reason="hot_path_reconnect"') == 1
 
 
-@pytest.mark.llm_router_options(reverse=False)
+@pytest.mark.harness("tunnels")
+@pytest.mark.gateway(reverse=False)
 async def test_a_dialled_worker_that_came_back_on_its_port_is_dialled_before_the_attempt(case):
     tunnel = await case.worker()
     port = tunnel.port
@@ -211,121 +283,5 @@ async def test_a_dialled_worker_that_came_back_on_its_port_is_dialled_before_the
     client = await case.send(case.post())
     (await whole(tunnel)).answer(200, b"back")
     assert (await client.answer()).body == b"back"
-    labels = f'{{inference_server_id="{case.id("a")}",re'
-    samples = await asyncio.to_thread(case.system.metrics)
-    assert samples[f'stargate_quic_connection_evictions_total{labels}ason="stale_connection"}}'] == 1
-    assert samples[f'stargate_quic_hot_path_reconnect_total{labels}sult="success"}}'] == 1
-
-
-# --- clients that leave
-
-
-def by_reset(client):
-    client.leave()
-
-
-def by_close(client):
-    client.close()
-
-
-def by_half_close(client):
-    client.half_close()
-
-
-WAYS = pytest.mark.parametrize("go", [by_reset, by_close, by_half_close])
-
-
-async def served(case, tunnel):
-    """Nobody was blamed for what happened before."""
-    client = await case.send(case.post(x_request_id="the next one"))
-    request = await tunnel.next_request()
-    assert request.header("x-request-id") == "the next one"
-    request.answer()
-    assert (await client.answer()).status == 200
-    assert await case.count("proxy_retries_total") == await case.count("proxy_retry_exhausted_total") == 0
-
-
-@WAYS
-async def test_a_client_that_leaves_before_the_head_abandons_both_directions(case, go):
-    tunnel = await case.worker()
-    for request_bytes, phase in ((case.unfinished(), "upload"), (case.post(), "head")):
-        client = await case.send(request_bytes)
-        request = await tunnel.next_request()
-        if phase == "head":
-            await request.until(lambda it: it.complete)
-        go(client)
-        await request.until(lambda it: it.stopped)
-        assert request.reset == (phase == "upload")
-        assert set(request.codes) == {0}
-        await case.counts(1, "client_aborts_total", f'phase="{phase}"')
-    assert await case.count("proxy_attempts_total") == await case.count("requests_total") == 0
-    await served(case, tunnel)
-
-
-@WAYS
-async def test_a_client_that_leaves_during_the_response_stops_its_worker(case, go):
-    tunnel = await case.worker()
-    client = await case.send(case.post())
-    request = await tunnel.next_request()
-    request.send_head()
-    request.send_body(b"data: [DONE]\n\n")
-    await client.head()
-    await client.chunk()
-    go(client)
-    await request.until(lambda it: it.stopped)
-    assert request.codes == [0]
-    await case.counts(1, "client_aborts_total", 'phase="body"')
-    assert await case.count("requests_total", 'status="200"') == 1
-    assert await case.count("midstream_failures_total") == 0
-    await served(case, tunnel)
-
-
-@WAYS
-async def test_a_client_that_leaves_while_its_worker_takes_no_more_is_noticed(case, go):
-    tunnel = await case.worker()
-    client = await case.send(case.post(chunked=True).removesuffix(b"0\r\n\r\n"))
-    request = await tunnel.next_request()
-    request.stream.pause_reading()
-    # More than the stream's window, less than what two sockets hold besides: the client has nothing left to send.
-    client.send(b"%x\r\n" % 4_000_000 + b"x" * 1_450_000)
-    async with asyncio.timeout(5):
-        await client.writer.drain()
-    go(client)
-    await case.counts(1, "client_aborts_total", 'phase="upload"')
-    request.stream.resume_reading()
-    await request.until(lambda it: it.reset)
-    await served(case, tunnel)
-
-
-@WAYS
-async def test_a_client_that_leaves_without_reading_is_noticed_and_its_worker_stopped(case, go):
-    tunnel = await case.worker()
-    client = await case.send(case.post())
-    request = await tunnel.next_request()
-    request.send_head()
-    client.writer.transport.pause_reading()
-    for _ in range(160):
-        request.send_body(b"y" * 100_000)
-    await case.counts(1, "requests_total", 'status="200"')
-    go(client)
-    await request.until(lambda it: it.stopped)
-    await case.counts(1, "client_aborts_total", 'phase="body"')
-    await served(case, tunnel)
-
-
-@WAYS
-async def test_a_client_that_leaves_while_it_waits_for_a_stream_gives_its_place_up(case, go):
-    tunnel = await case.worker(streams=1)
-    holder = await case.send(case.post())
-    held = await tunnel.next_request()
-    held.send_head()
-    await holder.head()
-    waiting = await case.send(case.post(x_request_id="waits"))
-    # The answer to another request on the same port: what was sent before it has been read.
-    await asyncio.to_thread(case.system.request, "GET", "/healthz")
-    go(waiting)
-    await case.counts(1, "client_aborts_total", 'phase="head"')
-    held.end()
-    with contextlib.suppress(BrokenOffError):
-        await holder.chunk()
-    await served(case, tunnel)
+    assert await case.count("quic_connection_evictions_total", 'reason="stale_connection"', worker="a") == 1
+    assert await case.count("quic_hot_path_reconnect_total", 'result="success"', worker="a") == 1
