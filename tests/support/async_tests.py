@@ -57,9 +57,9 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Ite
 
     def in_turns(**arguments: Any) -> Iterator[Any]:
         generator: AsyncGenerator[Any] = made(**arguments)
-        yield loop.run(anext(generator), deadline_s)  # type: ignore[arg-type]
+        yield loop.run(anext(generator), deadline_s)
         try:
-            loop.run(anext(generator), deadline_s)  # type: ignore[arg-type]
+            loop.run(anext(generator), deadline_s)
         except StopAsyncIteration:
             return
         raise AssertionError(f"{made.__name__} yields twice")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import aioquic.asyncio
+import aioquic.asyncio.client
 import grpc
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -146,7 +146,7 @@ class IdleHandshakes(Attack):
         host, port = address(system.ports.reverse_tunnel)
         configuration = QuicConfiguration(is_client=True, verify_mode=ssl.CERT_NONE, idle_timeout=5.0)
         async with contextlib.AsyncExitStack() as stack, asyncio.timeout(5):
-            await stack.enter_async_context(aioquic.asyncio.connect(host, port, configuration=configuration))
+            await stack.enter_async_context(aioquic.asyncio.client.connect(host, port, configuration=configuration))
             return stack.pop_all()
 
 
@@ -300,7 +300,7 @@ class Calls(Attack):
 
     async def run(self, system: System, until: float) -> None:
         async with grpc.aio.insecure_channel(system.ports.grpc) as channel:
-            stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)
+            stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
             async for _ in self._paced(until):
                 try:
                     await self._call(stub)

@@ -2,7 +2,9 @@
 
 import math
 import random
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
+from typing import Any
 
 from router.balancing import RoutingRequest
 from router.balancing.config import BalancingConfig
@@ -29,11 +31,11 @@ FIELDS = {
 class FakeCluster:
     """Hands out backend names by round-robin."""
 
-    def __init__(self, backends=("backend",)):
+    def __init__(self, backends: Sequence[str] = ("backend",)) -> None:
         self.backends = list(backends)
         self.picks = 0
 
-    def pick(self, excluded):
+    def pick(self, excluded: Collection[str]) -> str | None:
         left = [name for name in self.backends if name not in excluded]
         if not left:
             return None
@@ -42,7 +44,9 @@ class FakeCluster:
 
 
 class FakeCandidate:
-    def __init__(self, cluster_id, *, rtt_ns=5_000_000, cluster=None, **stats):
+    def __init__(
+        self, cluster_id: str, *, rtt_ns: int = 5_000_000, cluster: FakeCluster | None = None, **stats: Any
+    ) -> None:
         self.cluster_id = cluster_id
         self.rtt_ns = rtt_ns
         self.cluster = cluster or FakeCluster()
@@ -54,28 +58,28 @@ class FakeCandidate:
             setattr(self, name, number(stats.pop(name, default)))
         assert not stats, stats
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.cluster_id
 
 
 class FakeTarget:
-    def __init__(self, *candidates):
+    def __init__(self, *candidates: FakeCandidate) -> None:
         self.list = list(candidates)
-        self.balancer_state = {}
+        self.balancer_state: dict[str, object] = {}
 
-    def candidates(self):
+    def candidates(self) -> list[FakeCandidate]:
         return self.list
 
 
-def number(value):
+def number(value: Any) -> Any:
     return float(value) if isinstance(value, str) else value
 
 
-def candidate(vector):
+def candidate(vector: Any) -> FakeCandidate:
     return FakeCandidate(vector["cluster_id"], rtt_ns=vector.get("rtt_ns", 5_000_000), **vector.get("stats", {}))
 
 
-def request(vector=None, **given):
+def request(vector: Any = None, **given: Any) -> RoutingRequest:
     vector = {**(vector or {}), **given}
     return RoutingRequest(
         routing_key=vector.get("routing_key"),
@@ -89,33 +93,33 @@ def request(vector=None, **given):
     )
 
 
-def definition(config):
+def definition(config: Any) -> Definition:
     return parse_definition(JsonObject(config.items()), frozenset())
 
 
-def balancer(config, seed=0, routing_key="rk-1", model="model-a"):
+def balancer(config: Any, seed: int = 0, routing_key: str = "rk-1", model: str = "model-a") -> Any:
     algorithm = build(definition(config), random.Random(seed), {})
     return algorithm.balancer(routing_key, model)
 
 
-def selector(config=None, seed=0):
+def selector(config: Any = None, seed: int = 0) -> Selector:
     return Selector(config or BalancingConfig(), random.Random(seed))
 
 
-def tuned(name, **settings):
+def tuned(name: str, **settings: Any) -> Definition:
     return Definition(name, settings)
 
 
-def shares(choose, rounds):
+def shares(choose: Callable[[], object], rounds: int) -> dict[object, float]:
     """How often each choice came up."""
-    counts = {}
+    counts: dict[object, int] = {}
     for _ in range(rounds):
         found = choose()
         counts[found] = counts.get(found, 0) + 1
     return {key: count / rounds for key, count in counts.items()}
 
 
-def close(share, expected, rounds):
+def close(share: float, expected: Any, rounds: int) -> bool:
     """Within four standard deviations of a fair coin of this probability."""
     p = float(Fraction(expected))
     return abs(share - p) <= 4 * math.sqrt(p * (1 - p) / rounds) + 1e-12

@@ -19,6 +19,7 @@ from router.registry import Identity, Registry, TargetKey
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
 
+EOF = grpc.aio.EOF  # type: ignore[attr-defined]
 ACTIVE = stargate_pb2.INFERENCE_SERVER_STATUS_ACTIVE
 INACTIVE = stargate_pb2.INFERENCE_SERVER_STATUS_INACTIVE
 DEADLINE_S = 10.0
@@ -49,6 +50,9 @@ class FakeTunnels:
 
     def free_streams(self) -> int:
         return 100
+
+    def try_open(self, head: Any, sink: Any, *, end: bool) -> Any:
+        raise NotImplementedError
 
     async def open(self, head: Any, sink: Any, *, end: bool) -> Any:
         raise NotImplementedError
@@ -161,8 +165,8 @@ class RegistrationStream:
 
     async def ack(self) -> stargate_pb2.InferenceServerAck:
         async with asyncio.timeout(DEADLINE_S):
-            ack = await self.call.read()
-        assert ack is not grpc.aio.EOF, "the stream ended instead of acknowledging"
+            ack: stargate_pb2.InferenceServerAck = await self.call.read()
+        assert ack is not EOF, "the stream ended instead of acknowledging"
         return ack
 
     async def update(self, message: stargate_pb2.InferenceServerRegistration) -> stargate_pb2.InferenceServerAck:
@@ -173,7 +177,7 @@ class RegistrationStream:
         """How the router ended the stream."""
         async with asyncio.timeout(DEADLINE_S):
             try:
-                while await self.call.read() is not grpc.aio.EOF:
+                while await self.call.read() is not EOF:
                     pass
             except grpc.aio.AioRpcError:
                 pass
@@ -185,9 +189,9 @@ class ControlPlaneClient:
 
     def __init__(self, router: ControlPlaneInMemory, control: grpc.aio.Channel, models: grpc.aio.Channel) -> None:
         self.router = router
-        self.control = stargate_pb2_grpc.StargateControlPlaneStub(control)
-        self.models = stargate_pb2_grpc.StargateModelDiscoveryStub(models)
-        self.models_on_control = stargate_pb2_grpc.StargateModelDiscoveryStub(control)
+        self.control = stargate_pb2_grpc.StargateControlPlaneStub(control)  # type: ignore[no-untyped-call]  # generated
+        self.models = stargate_pb2_grpc.StargateModelDiscoveryStub(models)  # type: ignore[no-untyped-call]  # generated
+        self.models_on_control = stargate_pb2_grpc.StargateModelDiscoveryStub(control)  # type: ignore[no-untyped-call]  # generated
         self.control_channel = control
         self.models_channel = models
 
@@ -217,7 +221,7 @@ class ControlPlaneClient:
 def report(
     server_id: str = "w",
     *models: str,
-    status: int = ACTIVE,
+    status: stargate_pb2.InferenceServerStatus.ValueType = ACTIVE,
     url: str | None = None,
     reverse: bool = False,
     cluster_id: str = "",

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -120,7 +120,7 @@ class EngineCallbacks:
     def on_closed(self, error: Exception) -> None: ...
 
 
-def _exchange(role: Callable[[Sink], object]) -> Callable[[bytes], object]:
+def _exchange(role: Callable[[Sink], Any]) -> Callable[[bytes], object]:
     def feed(data: bytes) -> None:
         exchange = role(Sink())
         exchange.receive(data[: len(data) // 3], False)
@@ -156,7 +156,7 @@ def _crypto(data: bytes) -> int:
         offset, size = int.from_bytes(data[at : at + 2], "big"), data[at + 2]
         stream.receive(offset, data[at + 3 : at + 3 + size])
         at += 3 + size
-        assert stream.held_bytes <= len(data)
+        assert stream.held_bytes() <= len(data)
     return stream.received
 
 

@@ -1,6 +1,7 @@
 """A scripted QUIC connection with its streams, and a framing of one line per message, for tests of exchanges and slots."""
 
 from collections.abc import Callable
+from typing import Any
 
 from router.ports.tunnels import TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
@@ -14,12 +15,12 @@ class LineFraming:
 
     name = "lines"
 
-    def router_exchange(self, sink):
+    def router_exchange(self, sink: Any) -> "LineExchange":
         return LineExchange(sink)
 
 
 class LineExchange:
-    def __init__(self, sink) -> None:
+    def __init__(self, sink: Any) -> None:
         self._sink = sink
         self._rest = b""
         self._ended = False
@@ -57,7 +58,7 @@ class LineExchange:
 class FakeStream:
     """Records what is done to it; the test plays the peer through `handler`."""
 
-    def __init__(self, handler, stream_id: int = 1) -> None:
+    def __init__(self, handler: Any, stream_id: int = 1) -> None:
         self.stream_id = stream_id
         self.handler = handler
         self.sent = b""
@@ -92,7 +93,7 @@ class FakeStream:
     def acknowledged(self) -> bool:
         return self.acked
 
-    def when_sent(self, callback) -> None:
+    def when_sent(self, callback: Callable[[], None]) -> None:
         self.sent_callbacks.append(callback)
 
 
@@ -106,7 +107,7 @@ class FakeConnection:
         self.pings = 0
         self.before_return: Callable[[FakeStream], None] = lambda _: None
 
-    async def open_stream(self, handler) -> FakeStream:
+    async def open_stream(self, handler: Any) -> FakeStream:
         if self.closed:
             raise ConnectionClosedError(0, "", by_peer=True)
         stream = FakeStream(handler, 4 * len(self.streams) + 1)

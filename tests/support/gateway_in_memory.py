@@ -2,27 +2,29 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 from router.balancing import BalancingConfig, Selector, load_config
 from router.http1.connection import PATIENCE, Patience
 from router.http1.server import HttpServer
-from router.ports.tunnels import TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from router.proxy.proxy import Proxy
 from router.proxy.routes import Routes
 from router.proxy.settings import ProxySettings
-from router.registry import Identity, ModelStats, ModelUpdate, Registry, TargetKey
+from router.registry import Identity, ModelStats, ModelUpdate, Registration, Registry, TargetKey
 from router.telemetry.metrics import Metrics
 from support.http_client import HttpAnswer, HttpClient
 from support.waiting import eventually
-from tunnel_protocol.head import ResponseHead
+from tunnel_protocol.head import RequestHead, ResponseHead
 
 
 class PlayedExchange:
     """One request at a scripted worker; the test plays the worker with `head`, `body`, `end`, `fail`."""
 
-    def __init__(self, head, sink, *, ended: bool) -> None:
+    def __init__(self, head: RequestHead, sink: ExchangeSink, *, ended: bool) -> None:
         self.request = head
         self.sink = sink
         self.pieces: list[bytes] = []
@@ -35,27 +37,27 @@ class PlayedExchange:
 
     # --- the port, called by the gateway
 
-    def send_body(self, data):
+    def send_body(self, data: bytes) -> bool:
         assert not self.ended, "body after its end"
         self.pieces.append(data)
         return self.writable
 
-    def end_body(self):
+    def end_body(self) -> None:
         self.ended = True
 
-    def abort_upload(self):
+    def abort_upload(self) -> None:
         self.upload_aborted = True
 
-    def cancel(self):
+    def cancel(self) -> None:
         self.cancelled = True
 
-    def pause(self):
+    def pause(self) -> None:
         self.paused = True
 
-    def resume(self):
+    def resume(self) -> None:
         self.paused = False
 
-    def upload_acknowledged(self):
+    def upload_acknowledged(self) -> bool:
         return self.acknowledged
 
     # --- the worker, played by the test
@@ -64,43 +66,45 @@ class PlayedExchange:
     def received(self) -> bytes:
         return b"".join(self.pieces)
 
-    def header(self, name: str):
+    def header(self, name: str) -> str | None:
         values = [value.decode("latin-1") for key, value in self.request.headers if key == name.encode()]
         assert len(values) < 2, values
         return values[0] if values else None
 
-    def head(self, status=200, **headers):
+    def head(self, status: int = 200, **headers: object) -> None:
         entries = [(name.replace("_", "-").encode(), str(value).encode("latin-1")) for name, value in headers.items()]
         if not self.cancelled:
             self.sink.on_head(ResponseHead(status, entries))
 
-    def body(self, data: bytes):
+    def body(self, data: bytes) -> None:
         if not self.cancelled:
             self.sink.on_body(data)
 
-    def end(self):
+    def end(self) -> None:
         if not self.cancelled:
             self.sink.on_end()
 
-    def fail(self, reason="stream reset by peer", *, accepted=False):
+    def fail(self, reason: str = "stream reset by peer", *, accepted: bool = False) -> None:
         if not self.cancelled:
             self.cancelled = True
             self.sink.on_failed(TunnelError(reason, accepted=accepted))
 
-    def answer(self, status=200, data=b"ok", **headers):
+    def answer(self, status: int = 200, data: bytes = b"ok", **headers: object) -> None:
         self.head(status, **headers)
         if data:
             self.body(data)
         self.end()
 
-    def reject(self, status=429, reason="upstream_admission_rejected"):
+    def reject(self, status: int = 429, reason: str = "upstream_admission_rejected") -> None:
         self.answer(status, b'{"rejected":true}', x_stargate_retryable="true", x_stargate_retry_reason=reason)
 
 
 class PlayedWorker:
     """The tunnels of one registration, scripted. `on_request` is called with every exchange in the next turn of the loop."""
 
-    def __init__(self, worker_id: str, *, direct: bool, on_request=None) -> None:
+    def __init__(
+        self, worker_id: str, *, direct: bool, on_request: Callable[[PlayedExchange], object] | None = None
+    ) -> None:
         self.worker_id = worker_id
         self.direct = direct
         self.on_request = on_request
@@ -108,19 +112,19 @@ class PlayedWorker:
         self.free = 100
         self.refusal: str | None = None
         self.exchanges: list[PlayedExchange] = []
-        self.waiting: list[asyncio.Future] = []
+        self.waiting: list[asyncio.Future[None]] = []
         self.reconnects = 0
         self.reconnecting: asyncio.Event | None = None
         self.dialable = True
-        self.registration = None
+        self.registration: Registration
 
-    def healthy(self):
+    def healthy(self) -> bool:
         return self.up
 
-    def free_streams(self):
+    def free_streams(self) -> int:
         return self.free if self.up else 0
 
-    def try_open(self, head, sink, *, end):
+    def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> PlayedExchange | None:
         if not self.up:
             raise TunnelError(f"no connection for exact inference server registration '{self.worker_id}'")
         if self.refusal is not None:
@@ -133,7 +137,7 @@ class PlayedWorker:
             asyncio.get_running_loop().call_soon(self.on_request, exchange)
         return exchange
 
-    async def open(self, head, sink, *, end):
+    async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> PlayedExchange:
         while True:
             exchange = self.try_open(head, sink, end=end)
             if exchange is not None:
@@ -150,7 +154,7 @@ class PlayedWorker:
         for future in self.waiting[:count]:
             future.set_result(None)
 
-    async def reconnect(self):
+    async def reconnect(self) -> None:
         self.reconnects += 1
         if self.reconnecting is not None:
             await self.reconnecting.wait()
@@ -191,7 +195,16 @@ class GatewayInMemory:
         self.clients: list[HttpClient] = []
 
     def worker(
-        self, worker_id="w1", *, cluster=None, model="m", key=None, direct=False, on_request=None, active=True, **stats
+        self,
+        worker_id: str = "w1",
+        *,
+        cluster: str | None = None,
+        model: str = "m",
+        key: str | None = None,
+        direct: bool = False,
+        on_request: Callable[[PlayedExchange], object] | None = None,
+        active: bool = True,
+        **stats: Any,
     ) -> PlayedWorker:
         """A registered worker, routable unless told otherwise; `stats` are fields of its figures."""
         worker = PlayedWorker(worker_id, direct=direct, on_request=on_request)
@@ -200,14 +213,15 @@ class GatewayInMemory:
         self.update(worker, model, active=active, **stats)
         return worker
 
-    def update(self, worker: PlayedWorker, model="m", *, active=True, **stats) -> None:
+    def update(self, worker: PlayedWorker, model: str = "m", *, active: bool = True, **stats: Any) -> None:
         figures = ModelStats(**{"last_mean_input_tps": 1000.0, "output_tps": 10.0, **stats})
         now = asyncio.get_running_loop().time()
         update = {model: ModelUpdate(active, figures)}
         self.registry.apply(worker.registration, update, connected=True, rtt_ns=1_000_000, now=now)
 
-    def queue_size(self, cluster_id: str, model="m") -> int:
+    def queue_size(self, cluster_id: str, model: str = "m") -> int:
         target = self.registry.target(TargetKey(None, model))
+        assert target is not None
         return next(one.queue_size for one in target.candidates() if one.cluster_id == cluster_id)
 
     async def client(self) -> "HttpClient":
@@ -235,8 +249,8 @@ class GatewayInMemory:
 
 @asynccontextmanager
 async def gateway_in_memory(
-    config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings
-):
+    config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings: Any
+) -> AsyncIterator[GatewayInMemory]:
     balancing = BalancingConfig() if config is None else load_config(config)
     harness = GatewayInMemory(ProxySettings(**settings), balancing, patience, max_connections)
     listening = socket.create_server(("127.0.0.1", 0))

@@ -1,7 +1,10 @@
 """QUIC packets as a hostile peer builds them: any frames, in Initial packets of its own or on a connection it has."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
+from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicPacketType, QuicProtocolVersion
 from aioquic.quic.packet_builder import QuicPacketBuilder
@@ -12,11 +15,17 @@ from tunnel_protocol.quic.packets import varint
 VERSION = int(QuicProtocolVersion.VERSION_1)
 
 
-def crypto_frame(offset, data):
+def crypto_frame(offset: int, data: bytes) -> bytes:
     return b"\x06" + varint(offset) + varint(len(data)) + data
 
 
-def initial(frames, destination_cid=None, source_cid=None, number=0, size=1_350):
+def initial(
+    frames: Sequence[bytes],
+    destination_cid: bytes | None = None,
+    source_cid: bytes | None = None,
+    number: int = 0,
+    size: int = 1_350,
+) -> bytes:
     """An Initial packet with these encoded frames, padded to `size` bytes."""
     destination_cid = destination_cid or os.urandom(8)
     crypto = CryptoPair()
@@ -36,11 +45,11 @@ def initial(frames, destination_cid=None, source_cid=None, number=0, size=1_350)
     return datagrams[0]
 
 
-def gaps(count, first=1_000):
+def gaps(count: int, first: int = 1_000) -> list[bytes]:
     """CRYPTO frames of one byte, none of which touches another."""
     return [crypto_frame(first + 2 * at, b"z") for at in range(count)]
 
 
-def client_hello(quic):
+def client_hello(quic: QuicConnection) -> Any:
     """What an aioquic client that has called `connect` wants to say first."""
     return bytes(quic._crypto_streams[Epoch.INITIAL].sender._buffer)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from typing import Any
 
 DEADLINE_S = 5.0
 CHAT = "/v1/chat/completions"
@@ -16,7 +17,7 @@ class HttpAnswer:
         self.body = b""
         self.chunks: list[bytes] = []
 
-    def header(self, name: str):
+    def header(self, name: str) -> str | None:
         values = [value for key, value in self.fields if key == name]
         assert len(values) < 2, values
         return values[0] if values else None
@@ -42,7 +43,7 @@ class HttpClient:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, port: int, **options) -> "HttpClient":
+    async def connect(cls, port: int, **options: Any) -> "HttpClient":
         return cls(*await asyncio.open_connection("127.0.0.1", port, **options))
 
     def send(self, data: bytes) -> None:
@@ -78,7 +79,7 @@ class HttpClient:
             headers.append((name, value))
         return HttpAnswer(int(status), headers, version)
 
-    async def answer(self, *, head_only=False) -> HttpAnswer:
+    async def answer(self, *, head_only: bool = False) -> HttpAnswer:
         answer = await self.head()
         if not head_only and answer.status not in (100, 204, 304):
             await self.rest(answer)
@@ -93,8 +94,8 @@ class HttpClient:
                     while chunk := await self.chunk():
                         answer.chunks.append(chunk)
                         answer.body += chunk
-                elif answer.header("content-length") is not None:
-                    answer.body += await self.reader.readexactly(int(answer.header("content-length")))
+                elif (length := answer.header("content-length")) is not None:
+                    answer.body += await self.reader.readexactly(int(length))
                 else:
                     answer.body += await self.reader.read()
         except (asyncio.IncompleteReadError, ConnectionError) as error:
@@ -117,9 +118,17 @@ class HttpClient:
             return True
 
 
-def post(path=CHAT, body=b"{}", *, model="m", chunked=False, version="1.1", **headers) -> bytes:
+def post(
+    path: str = CHAT,
+    body: bytes = b"{}",
+    *,
+    model: str = "m",
+    chunked: bool = False,
+    version: str = "1.1",
+    **headers: object,
+) -> bytes:
     """A request as a gateway sends it. Headers by keyword replace those; None leaves one out."""
-    fields = {"host": "router", "x-request-id": "r-1", "x-model": model, "x-input-tokens": "12"}
+    fields: dict[str, object] = {"host": "router", "x-request-id": "r-1", "x-model": model, "x-input-tokens": "12"}
     if chunked:
         fields["transfer-encoding"] = "chunked"
         body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
@@ -131,6 +140,6 @@ def post(path=CHAT, body=b"{}", *, model="m", chunked=False, version="1.1", **he
     return f"POST {path} HTTP/{version}\r\n{lines}\r\n".encode("latin-1") + body
 
 
-def get(path: str, **headers) -> bytes:
+def get(path: str, **headers: object) -> bytes:
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     return f"GET {path} HTTP/1.1\r\nhost: router\r\n{lines}\r\n".encode()

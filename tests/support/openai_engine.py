@@ -42,7 +42,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     for i in range(tokens):
         if i:
             await asyncio.sleep(delay_s)
-        delta = {"id": "c", "object": "chat.completion.chunk", "model": model}
+        delta: dict[str, object] = {"id": "c", "object": "chat.completion.chunk", "model": model}
         delta["choices"] = [{"index": 0, "delta": {"content": f"t{i} "}, "finish_reason": None}]
         await response.write(b"data: " + json.dumps(delta).encode() + b"\n\n")
     await response.write(b"data: [DONE]\n\n")

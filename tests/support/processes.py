@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from support.waiting import wait_until
 
@@ -85,7 +86,7 @@ class Stack:
     def engine(self) -> "EngineProcess":
         return EngineProcess(self)
 
-    def router(self, program: Sequence[str], **options: object) -> "RouterProcess":
+    def router(self, program: Sequence[str], **options: Any) -> "RouterProcess":
         return RouterProcess(self, program, **options)
 
 

@@ -2,21 +2,25 @@
 
 import heapq
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import certs
+from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
+Address = tuple[str, int]
 CLIENT_ADDRESS = ("192.0.2.1", 40000)
 SERVER_ADDRESS = ("192.0.2.2", 50072)
 
 
 @cache
-def identity():
+def identity() -> certs.Identity:
     return certs.make_self_signed(["stargate"])
 
 
@@ -32,52 +36,52 @@ class SimulatedNetwork:
     bytes_per_s: float = float("inf")
     buffer_s: float = 0.05
     """What the bottleneck queues before it drops."""
-    drop: object = None
+    drop: Callable[[str, bytes], bool] | None = None
     """`drop(sender_name, data) -> bool`, asked first."""
 
 
 class Node:
     """One side: an engine, its owner, and everything that happened."""
 
-    def __init__(self, world, name, address):
+    def __init__(self, world: "World", name: str, address: Address) -> None:
         self.world = world
         self.name = name
         self.address = address
-        self.engine = None
-        self.cids = set()
+        self.engine: Any = None
+        self.cids: set[bytes] = set()
         self.established = False
-        self.error = None
-        self.accept = lambda _: None
+        self.error: ConnectionClosedError | None = None
+        self.accept: Callable[[Any], Any] = lambda _: None
         self.credit = 0
-        self.on_credit = lambda: None
-        self.timer = None
+        self.on_credit: Callable[[], object] = lambda: None
+        self.timer: float | None = None
         self.stale = 0
 
     # EngineCallbacks
-    def on_work(self):
+    def on_work(self) -> None:
         self.world.pending[self] = None
 
-    def on_established(self):
+    def on_established(self) -> None:
         self.established = True
 
-    def on_peer_stream(self, stream):
+    def on_peer_stream(self, stream: Any) -> Any:
         return self.accept(stream)
 
-    def on_stream_credit(self):
+    def on_stream_credit(self) -> None:
         self.credit += 1
         self.on_credit()
 
-    def on_connection_id(self, connection_id):
+    def on_connection_id(self, connection_id: bytes) -> None:
         self.cids.add(connection_id)
 
-    def on_connection_id_retired(self, connection_id):
+    def on_connection_id_retired(self, connection_id: bytes) -> None:
         self.cids.discard(connection_id)
 
-    def on_closed(self, error):
+    def on_closed(self, error: ConnectionClosedError) -> None:
         assert self.error is None, "told twice"
         self.error = error
 
-    def tick(self):
+    def tick(self) -> None:
         """What the endpoint does with a connection that was touched."""
         world = self.world
         self.engine.deliver()
@@ -90,13 +94,19 @@ class Node:
 class World:
     """Client and server, connected by `connect`."""
 
-    def __init__(self, seed=0, weather=None, client_settings=None, server_settings=None):
+    def __init__(
+        self,
+        seed: int = 0,
+        weather: SimulatedNetwork | None = None,
+        client_settings: QuicSettings | None = None,
+        server_settings: QuicSettings | None = None,
+    ) -> None:
         self.random = random.Random(seed)
         self.weather = weather or SimulatedNetwork()
         self.now = 1_000.0
-        self.queue = []
+        self.queue: list[tuple[Any, ...]] = []
         self.sequence = 0
-        self.pending = {}
+        self.pending: dict[Node, None] = {}
         self.client = Node(self, "client", CLIENT_ADDRESS)
         self.server = Node(self, "server", SERVER_ADDRESS)
         self.client_settings = client_settings or QuicSettings()
@@ -105,9 +115,9 @@ class World:
         self.client_factory = AioquicFactory(self.client_settings, None)
         self.datagrams = 0
         self.largest = 0
-        self.free_at = {}
+        self.free_at: dict[str, float] = {}
 
-    def send(self, sender, data, address):
+    def send(self, sender: Node, data: bytes, address: Address) -> None:
         self.datagrams += 1
         self.largest = max(self.largest, len(data))
         weather, rng = self.weather, self.random
@@ -125,22 +135,22 @@ class World:
             at = free_at + weather.delay_s + rng.random() * weather.jitter_s
             heapq.heappush(self.queue, (at, self.sequence, sender.name, sender.address, address, data))
 
-    def later(self, delay_s, call):
+    def later(self, delay_s: float, call: Callable[[], object]) -> None:
         """Have something happen at its own time."""
         self.sequence += 1
         heapq.heappush(self.queue, (self.now + delay_s, self.sequence, call))
 
-    def start(self):
+    def start(self) -> None:
         tls = ClientTls(identity().cert_pem, "stargate")
         self.client.engine = self.client_factory.connect(SERVER_ADDRESS, tls, self.client, self.now)
         self.client.tick()
 
-    def connect(self):
+    def connect(self) -> "World":
         self.start()
         self.run(lambda: self.client.established and self.server.established, 20)
         return self
 
-    def run(self, until, deadline_s, *, must=True):
+    def run(self, until: Callable[[], object], deadline_s: float, *, must: bool = True) -> bool:
         """Let time pass until the condition holds."""
         end = self.now + deadline_s
         while not until():
@@ -149,18 +159,18 @@ class World:
                 return False
         return True
 
-    def idle(self, seconds):
+    def idle(self, seconds: float) -> None:
         self.run(lambda: False, seconds, must=False)
 
-    def step(self, end):
+    def step(self, end: float) -> bool:
         """The next thing that happens; False if nothing does before `end`."""
         if self.pending:
             pending, self.pending = self.pending, {}
-            for node in pending:
-                node.tick()
+            for touched in pending:
+                touched.tick()
             return True
         at = self.queue[0][0] if self.queue else None
-        node = None
+        node: Node | None = None
         for candidate in (self.client, self.server):
             if candidate.engine is not None and candidate.timer is not None and not candidate.engine.finished:
                 # Timers of event loops are no finer than this.
@@ -185,7 +195,7 @@ class World:
                 self.deliver(*what)
         return True
 
-    def deliver(self, sender_name, source, address, data):
+    def deliver(self, sender_name: str, source: Address, address: Address, data: bytes) -> None:
         node = self.server if sender_name == "client" else self.client
         if address != node.address and sender_name == "server":
             return  # sent to where the client is no longer
@@ -204,7 +214,7 @@ class WrongCallError(BaseException):
     """A stream told its handler what it should not have; no Exception, which an engine takes for a fault of the handler."""
 
 
-def must(condition, rule):
+def must(condition: object, rule: str) -> None:
     """An assertion for handlers."""
     if not condition:
         raise WrongCallError(rule)
@@ -213,17 +223,17 @@ def must(condition, rule):
 class StreamRecorder:
     """A stream handler that keeps everything and checks the order of calls."""
 
-    def __init__(self):
-        self.stream = None
+    def __init__(self) -> None:
+        self.stream: Any = None
         self.received = bytearray()
         self.fin = False
-        self.reset = None
-        self.stopped = None
-        self.lost = None
+        self.reset: int | None = None
+        self.stopped: int | None = None
+        self.lost: ConnectionClosedError | None = None
         self.writable = 0
-        self.on_piece = lambda: None
+        self.on_piece: Callable[[], object] = lambda: None
 
-    def on_data(self, data, fin):
+    def on_data(self, data: bytes, fin: bool) -> None:
         must(type(data) is bytes, "bytes and nothing like them")
         must(not self.fin, "no data after FIN")
         must(self.reset is None, "no data after a reset")
@@ -233,19 +243,19 @@ class StreamRecorder:
         self.fin = fin
         self.on_piece()
 
-    def on_reset(self, error_code):
+    def on_reset(self, error_code: int) -> None:
         must(not self.fin, "no reset after FIN")
         must(self.reset is None, "one reset")
         self.reset = error_code
 
-    def on_stop(self, error_code):
+    def on_stop(self, error_code: int) -> None:
         must(self.stopped is None, "one stop")
         self.stopped = error_code
 
-    def on_writable(self):
+    def on_writable(self) -> None:
         self.writable += 1
 
-    def on_connection_lost(self, error):
+    def on_connection_lost(self, error: ConnectionClosedError) -> None:
         must(self.lost is None, "one end")
         self.lost = error
 
@@ -258,10 +268,10 @@ class Leftovers:
     marks: int = 0
     unacknowledged: int = 0
     in_flight: int = 0
-    details: list = field(default_factory=list)
+    details: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, engine):
+    def of(cls, engine: Any) -> "Leftovers":
         space = engine._app_space
         return cls(
             len(engine.streams),
@@ -272,5 +282,5 @@ class Leftovers:
         )
 
 
-def nothing_left(engine):
+def nothing_left(engine: Any) -> bool:
     return Leftovers.of(engine) == Leftovers()

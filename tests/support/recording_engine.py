@@ -26,7 +26,7 @@ class Refusal(NamedTuple):
     headers: dict[str, str]
 
 
-def rejecting(status=429):
+def rejecting(status: int = 429) -> Refusal:
     """A refusal that may be tried elsewhere."""
     return Refusal(status, b'{"error":"full"}', {"x-stargate-upstream-retryable": "true", "retry-after": "3"})
 

@@ -47,7 +47,7 @@ class RelayWeather:
     duplication: float = 0.0
     late: float = 0.0
     late_s: float = 0.02
-    largest_bytes: int = 65_535
+    largest_bytes: float = 65_535
     """Larger ones vanish without a word."""
     moves_every_s: float = 0.0
     """How often every source gets another port towards the target, as when a NAT forgets its mappings; 0: never."""

@@ -17,6 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import aiohttp
 
 from llm_request_router.testing import Process, System
 from support.receipts import MODEL, active_workers, exchange, http_session, resident_bytes, start_worker
@@ -71,7 +74,7 @@ class Load:
     def _left_s(self) -> float:
         return self._began + self._seconds - time.monotonic()
 
-    async def _ask(self, session, number: int) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, number: int) -> None:
         random = Random(number)
         for turn in range(1 << 60):
             if self._left_s() < 0:
@@ -129,7 +132,7 @@ BAD = "loss=0.02,duplication=0.03,late=0.1"
 MOVING = "loss=0.005,moves_every_s=0.7"
 
 
-def assert_all_was_well(report: dict) -> None:
+def assert_all_was_well(report: dict[str, Any]) -> None:
     """Every request was answered with its own bytes, by one tunnel, and memory is where it was after a fifth of the time."""
     assert set(report["outcomes"]) == {"answered"}, report
     assert report["outcomes"]["answered"] > 10 * LOAD_S
@@ -141,7 +144,7 @@ def assert_all_was_well(report: dict) -> None:
 
 def load_in_a_process(
     seconds: float, *, pylon: str | None = None, weather: str | None = None, before: str = "", direct: bool = False
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Run this program; with `before`, a shell command, in a network namespace of its own after that command."""
     command = [sys.executable, __file__, f"--seconds={seconds}"]
     command += [f"--pylon={pylon}"] if pylon else []
@@ -160,7 +163,8 @@ def load_in_a_process(
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     print(ended.stdout)  # noqa: T201 - shown with -s and on failure
-    return json.loads(ended.stdout)
+    report: dict[str, Any] = json.loads(ended.stdout)
+    return report
 
 
 def why_no_netem() -> str | None:
