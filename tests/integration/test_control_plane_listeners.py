@@ -12,7 +12,8 @@ from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import BlankModelError, list_models
 from router.control_plane.worker_auth import StaticAuthenticator
 from router.registry import Registry
-from support.control_plane import INACTIVE, control_plane, report
+from support.control_plane import control_plane, report
+from support.registered_worker import INACTIVE
 from tunnel_protocol.control import stargate_pb2
 
 pytestmark = pytest.mark.loop("grpc")

@@ -15,7 +15,7 @@ from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.settings import TunnelSettings
-from support.reverse_listener import CERTIFICATE, HEAD, Caller
+from support.reverse_listener import CERTIFICATE, HEAD_WITH_QUERY, Caller
 from support.scripted_worker import TunnelledRequest
 from support.waiting import eventually
 from tunnel_protocol.quic.endpoint import Endpoint
@@ -90,7 +90,7 @@ async def dialling(settings=SETTINGS, trust_pem=CERTIFICATE.cert_pem):
 
 async def ask(tunnels):
     caller = Caller()
-    await tunnels.open(HEAD, caller, end=True)
+    await tunnels.open(HEAD_WITH_QUERY, caller, end=True)
     return await caller.done()
 
 
@@ -177,7 +177,7 @@ async def test_a_reconnect_leaves_the_responses_running_on_the_old_connection_al
         await direct.tunnel_step()
         worker.hold.clear()
         caller = Caller()
-        await direct.open(HEAD, caller, end=True)
+        await direct.open(HEAD_WITH_QUERY, caller, end=True)
         await direct.reconnect()
         await eventually(lambda: len(worker.connections) == 2)
         worker.hold.set()

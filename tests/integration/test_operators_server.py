@@ -66,7 +66,7 @@ async def test_all_families_have_a_page_of_their_own_or_the_only_one() -> None:
     assert b"stargate_build_info" in configured
 
 
-async def test_other_rooms_can_mount_pages() -> None:
+async def test_other_packages_can_mount_pages() -> None:
     ((_, body),) = await ask("GET /explain HTTP/1.1")
     assert body == b'{"asked":true}'
 

@@ -13,7 +13,8 @@ from router.control_plane.registration_stream import RegistrationStream
 from router.control_plane.worker_auth import StaticAuthenticator
 from router.ports.tunnels import TunnelStep
 from router.registry import TargetKey
-from support.control_plane import ACTIVE, INACTIVE, ControlPlaneInMemory, FakeTunnels, control_plane, report
+from support.control_plane import ControlPlaneInMemory, FakeTunnels, control_plane, report
+from support.registered_worker import ACTIVE, INACTIVE
 from support.waiting import eventually
 from tunnel_protocol.control import stargate_pb2
 

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 import certs
 from router.ports.tunnels import TunnelError, TunnelStep
 from router.tunnels.pending import PER_SERVER_ID
-from support.reverse_listener import CERTIFICATE, HEAD, SETTINGS, Caller, Tokens, reverse_listener, serves
+from support.reverse_listener import CERTIFICATE, HEAD_WITH_QUERY, SETTINGS, Caller, Tokens, reverse_listener, serves
 from support.scripted_worker import answer_to
 from support.waiting import eventually
 from tunnel_protocol import capnp
@@ -26,14 +26,14 @@ async def test_a_registered_worker_is_accepted_and_serves():
         with capture_logs() as logs:
             worker = await harness.tunnel("w1", "t")
         caller = Caller()
-        exchange = await registration.tunnels.open(HEAD, caller, end=False)
+        exchange = await registration.tunnels.open(HEAD_WITH_QUERY, caller, end=False)
         assert exchange.send_body(b"par")
         assert exchange.send_body(b"ts")
         exchange.end_body()
         request = await worker.next_request()
         await request.until(lambda r: r.complete)
         assert (request.head.method, request.head.path) == (b"POST", b"/v1/chat/completions?x=1")
-        assert request.head.headers[-3:] == HEAD.headers
+        assert request.head.headers[-3:] == HEAD_WITH_QUERY.headers
         assert request.body == b"parts"
         request.answer(201, b"done")
         assert await caller.done() == (201, b"done", None)
@@ -73,7 +73,7 @@ async def test_requests_sent_before_the_answer_to_the_handshake_was_read_are_ser
 
         async def open_at_once():
             assert await registration.tunnels.tunnel_step() is TunnelStep.CONNECTED
-            await registration.tunnels.open(HEAD, caller, end=True)
+            await registration.tunnels.open(HEAD_WITH_QUERY, caller, end=True)
 
         opening = asyncio.create_task(open_at_once())
         talk = await worker.open()
@@ -188,7 +188,7 @@ async def test_a_successor_under_the_same_id_starts_without_a_connection_and_get
         assert not successor.tunnels.healthy()
         second = await harness.tunnel()
         with pytest.raises(TunnelError):
-            await old.tunnels.open(HEAD, Caller(), end=True)
+            await old.tunnels.open(HEAD_WITH_QUERY, Caller(), end=True)
         await first.close()
         assert await serves(successor, second)
 
@@ -347,7 +347,9 @@ async def test_requests_beyond_the_workers_stream_limit_wait_their_turn():
         registration = harness.register()
         worker = await harness.tunnel(settings=QuicSettings(max_streams_bidi=2))
         callers = [Caller() for _ in range(6)]
-        opening = [asyncio.create_task(registration.tunnels.open(HEAD, caller, end=True)) for caller in callers]
+        opening = [
+            asyncio.create_task(registration.tunnels.open(HEAD_WITH_QUERY, caller, end=True)) for caller in callers
+        ]
         first = [await worker.next_request(), await worker.next_request()]
         assert sum(task.done() for task in opening) == 2
         assert registration.tunnels.free_streams() == 0
@@ -364,10 +366,10 @@ async def test_a_caller_that_gives_up_waiting_for_a_stream_leaves_the_queue():
         registration = harness.register()
         worker = await harness.tunnel(settings=QuicSettings(max_streams_bidi=1))
         blocker = Caller()
-        await registration.tunnels.open(HEAD, blocker, end=True)
+        await registration.tunnels.open(HEAD_WITH_QUERY, blocker, end=True)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await registration.tunnels.open(HEAD, Caller(), end=True)
+                await registration.tunnels.open(HEAD_WITH_QUERY, Caller(), end=True)
         (await worker.next_request()).answer()
         await blocker.done()
         assert await serves(registration, worker)
@@ -378,7 +380,7 @@ async def test_loss_of_the_tunnel_in_the_middle_of_a_response_is_never_a_clean_e
         registration = harness.register()
         worker = await harness.tunnel()
         caller = Caller()
-        await registration.tunnels.open(HEAD, caller, end=True)
+        await registration.tunnels.open(HEAD_WITH_QUERY, caller, end=True)
         request = await worker.next_request()
         request.send_head()
         request.send_body(b"half")
@@ -394,8 +396,8 @@ async def test_a_broken_response_costs_its_stream_and_not_its_neighbour():
         registration = harness.register()
         worker = await harness.tunnel()
         bad, good = Caller(), Caller()
-        await registration.tunnels.open(HEAD, bad, end=False)
-        await registration.tunnels.open(HEAD, good, end=True)
+        await registration.tunnels.open(HEAD_WITH_QUERY, bad, end=False)
+        await registration.tunnels.open(HEAD_WITH_QUERY, good, end=True)
         broken, fine = await worker.next_request(), await worker.next_request()
         broken.send(b"\xff" * 64)
         assert (await bad.done())[2] is not None
@@ -408,7 +410,7 @@ async def test_a_cancelled_request_is_reset_and_stopped_at_the_worker():
     async with reverse_listener() as harness:
         registration = harness.register()
         worker = await harness.tunnel()
-        exchange = await registration.tunnels.open(HEAD, Caller(), end=False)
+        exchange = await registration.tunnels.open(HEAD_WITH_QUERY, Caller(), end=False)
         request = await worker.next_request()
         exchange.cancel()
         await request.until(lambda r: r.stopped and r.reset)
@@ -420,7 +422,7 @@ async def test_a_request_counts_as_accepted_once_the_worker_has_all_of_it():
         registration = harness.register()
         worker = await harness.tunnel()
         caller = Caller()
-        exchange = await registration.tunnels.open(HEAD, caller, end=False)
+        exchange = await registration.tunnels.open(HEAD_WITH_QUERY, caller, end=False)
         assert not exchange.upload_acknowledged()
         exchange.send_body(b"x" * 100_000)
         exchange.end_body()
@@ -435,7 +437,7 @@ async def test_retiring_a_registration_leaves_its_running_responses_alone():
         registration = harness.register()
         worker = await harness.tunnel()
         caller = Caller()
-        await registration.tunnels.open(HEAD, caller, end=True)
+        await registration.tunnels.open(HEAD_WITH_QUERY, caller, end=True)
         request = await worker.next_request()
         request.send_head()
         harness.end(registration)

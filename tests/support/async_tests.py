@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.loops import DEADLINE_S, NAMES, TestLoop
+from support.loops import NAMES, TEST_DEADLINE_S, TestLoop
 
 _LOOP = pytest.StashKey[TestLoop]()
 
@@ -21,7 +21,7 @@ def _argument(item: pytest.Item, marker: str, default: Any) -> Any:
 
 
 def _deadline_s(item: pytest.Item) -> float:
-    return float(_argument(item, "deadline", DEADLINE_S))
+    return float(_argument(item, "deadline", TEST_DEADLINE_S))
 
 
 def _loop(item: pytest.Item) -> TestLoop:

@@ -17,12 +17,9 @@ from router.ports.authentication import Authenticator
 from router.ports.tunnels import TunnelStep
 from router.registry import Identity, Registry, TargetKey
 from router.telemetry.metrics import Metrics
+from support.registered_worker import ACTIVE, EOF
+from support.waiting import DEADLINE_S
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
-
-EOF = grpc.aio.EOF  # type: ignore[attr-defined]
-ACTIVE = stargate_pb2.INFERENCE_SERVER_STATUS_ACTIVE
-INACTIVE = stargate_pb2.INFERENCE_SERVER_STATUS_INACTIVE
-DEADLINE_S = 10.0
 
 
 class FakeTunnels:

@@ -5,7 +5,8 @@ import socket
 import struct
 from typing import Any
 
-DEADLINE_S = 5.0
+from support.waiting import DEADLINE_S
+
 CHAT = "/v1/chat/completions"
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 import uvloop
 
-DEADLINE_S = 60.0
+TEST_DEADLINE_S = 60.0
 _LIBRARY = Path(grpc.__file__).parent
 Result = TypeVar("Result")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from support.waiting import wait_until
 
-MODEL = "dummy-model"
+INTEROP_MODEL = "dummy-model"
 HERE = Path(__file__).parent
 OURS = (sys.executable, "-m", "router")
 OUR_WORKER = (sys.executable, "-m", "stargate_client")
@@ -93,7 +93,9 @@ class Stack:
 class EngineProcess:
     def __init__(self, stack: Stack) -> None:
         (self.port,) = free_ports(1)
-        self.process = stack.start("engine", (sys.executable, str(HERE / "openai_engine.py"), str(self.port), MODEL))
+        self.process = stack.start(
+            "engine", (sys.executable, str(HERE / "openai_engine.py"), str(self.port), INTEROP_MODEL)
+        )
         wait_until(lambda: _status(self.port, "/health") == 200, 15, "engine answers")
 
     def break_down(self, *parts: str) -> None:
@@ -160,11 +162,11 @@ class RouterProcess:
     def begin_chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 15) -> "StreamedAnswer":
         """One streamed chat request, up to its head."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=timeout_s)
-        body = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+        body = json.dumps({"model": INTEROP_MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
         headers = {
             "content-type": "application/json",
             "x-request-id": f"interop-{time.monotonic_ns()}",
-            "x-model": MODEL,
+            "x-model": INTEROP_MODEL,
             "x-input-tokens": "10",
             "x-tokens": str(tokens),
             "x-delay-ms": str(delay_ms),
@@ -182,7 +184,7 @@ class RouterProcess:
         """The number of routable workers of the model, as the metrics page tells it."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as page:
             for line in page.read().decode().splitlines():
-                if line.startswith("stargate_active_inference_servers{") and f'model="{MODEL}"' in line:
+                if line.startswith("stargate_active_inference_servers{") and f'model="{INTEROP_MODEL}"' in line:
                     return int(float(line.rsplit(" ", 1)[1]))
         return 0
 
@@ -222,7 +224,7 @@ def worker_arguments(
 ) -> list[str]:
     return [
         f"--upstream-http-base-url=http://127.0.0.1:{engine.port}",
-        f"--model-name={MODEL}",
+        f"--model-name={INTEROP_MODEL}",
         f"--stargate-address=127.0.0.1:{stargate_port}",
         f"--inference-server-id={worker_id}",
         f"--backend-connectivity={'direct' if direct else 'reverse'}",

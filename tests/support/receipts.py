@@ -10,9 +10,9 @@ import aiohttp
 
 from llm_request_router.testing import Process, System
 from stargate_client.mock_engine import receipt
+from support.http_client import CHAT
 
 MODEL = "m"
-CHAT = "/v1/chat/completions"
 END = b"data: [DONE]\n\n"
 
 

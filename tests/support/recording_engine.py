@@ -8,10 +8,10 @@ from typing import NamedTuple
 from aiohttp import web
 
 EVENTS = [b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % it for it in (b"Hello", b" world", b"!")]
-CHAT = b"".join(EVENTS) + b"data: [DONE]\n\n"
-RESPONSES = b"event: response.created\ndata: {}\n\nevent: response.completed\ndata: {}\n\n"
-EMBEDDINGS = b'{"object": "list",  "data":[ ] }\n'
-_STREAMED = {"/v1/chat/completions": [*EVENTS, b"data: [DONE]\n\n"], "/v1/responses": [RESPONSES]}
+CHAT_ANSWER = b"".join(EVENTS) + b"data: [DONE]\n\n"
+RESPONSES_ANSWER = b"event: response.created\ndata: {}\n\nevent: response.completed\ndata: {}\n\n"
+EMBEDDINGS_ANSWER = b'{"object": "list",  "data":[ ] }\n'
+_STREAMED = {"/v1/chat/completions": [*EVENTS, b"data: [DONE]\n\n"], "/v1/responses": [RESPONSES_ANSWER]}
 
 
 class Seen(NamedTuple):
@@ -72,7 +72,7 @@ class RecordingEngine:
             status, body, more = self.refusals.pop()
             return web.Response(status=status, body=body, headers={"content-type": "application/json", **more})
         if request.path == "/v1/embeddings":
-            return web.Response(body=EMBEDDINGS, headers={"content-type": "application/json"})
+            return web.Response(body=EMBEDDINGS_ANSWER, headers={"content-type": "application/json"})
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for event in _STREAMED[request.path]:

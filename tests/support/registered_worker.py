@@ -10,13 +10,12 @@ import grpc.aio
 
 from llm_request_router.testing import System
 from support.scripted_worker import ScriptedWorker
-from support.waiting import becomes
+from support.waiting import DEADLINE_S, becomes
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.settings import QuicSettings
 
 EOF = grpc.aio.EOF  # type: ignore[attr-defined]
-DEADLINE_S = 8.0
 ACTIVE, INACTIVE = pb.INFERENCE_SERVER_STATUS_ACTIVE, pb.INFERENCE_SERVER_STATUS_INACTIVE
 
 
@@ -178,7 +177,7 @@ async def list_models(system: System, *models: str, key: str | None = None) -> l
         return list((await stub.ListModels(request)).model_ids)
 
 
-async def get(system: System, path: str) -> tuple[int, Any]:
+async def get_json(system: System, path: str) -> tuple[int, Any]:
     """(status, JSON or None) of a GET on the HTTP port."""
     reply = await asyncio.to_thread(system.request, "GET", path)
     return reply.status, json.loads(reply.body) if reply.body else None

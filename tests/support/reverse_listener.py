@@ -22,7 +22,9 @@ from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
-HEAD = RequestHead(b"POST", b"/v1/chat/completions?x=1", [(b"x-model", b"m"), (b"x-a", b"1"), (b"x-a", b"2")])
+HEAD_WITH_QUERY = RequestHead(
+    b"POST", b"/v1/chat/completions?x=1", [(b"x-model", b"m"), (b"x-a", b"1"), (b"x-a", b"2")]
+)
 SETTINGS = TunnelSettings(handshake_timeout_ms=3_000)
 CERTIFICATE = certs.make_self_signed(["localhost", "stargate"])
 
@@ -130,7 +132,7 @@ class Caller:
 async def serves(registration: Registration, worker: ScriptedWorker) -> bool:
     """Whether a request of this registration reaches exactly this worker and its answer comes back."""
     caller = Caller()
-    await registration.tunnels.open(HEAD, caller, end=True)
+    await registration.tunnels.open(HEAD_WITH_QUERY, caller, end=True)
     request = await worker.next_request()
     request.answer(200, b"hello")
     assert await caller.done() == (200, b"hello", None)

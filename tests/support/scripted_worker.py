@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 
 import certs
+from support.waiting import DEADLINE_S
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
@@ -13,8 +14,6 @@ from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
-
-DEADLINE_S = 5.0
 
 
 class ScriptedStream:

@@ -102,7 +102,7 @@ async def test_64_mib_go_up_whole_held_once_for_another_attempt(case):
     assert (await client.answer()).body == b"thanks"
 
 
-@pytest.mark.llm_router_options(f"--proxy-max-replay-body-bytes={MIB}")
+@pytest.mark.gateway(max_replay_body_bytes=MIB)
 async def test_64_mib_to_a_worker_that_stalls_wait_at_the_client_and_not_in_the_router(case):
     tunnel = await case.worker()
     before = await warm(case, tunnel)
@@ -161,7 +161,7 @@ async def read(client, size):
     return digest.digest()
 
 
-@pytest.mark.llm_router_options(f"--proxy-max-replay-body-bytes={MIB}")  # no memory that an upload has left behind
+@pytest.mark.gateway(max_replay_body_bytes=MIB)  # no memory that an upload has left behind
 async def test_answers_of_8_mib_to_slow_readers_wait_at_the_worker_and_not_in_the_router(case):
     tunnel = await case.worker()
     before = await warm(case, tunnel)

@@ -1,11 +1,11 @@
 """The load-balancer file: read at start, watched, swapped whole, and refused without harm."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from llm_request_router.testing import ProcessEndedError, System
+from support.waiting import wait_until
 
 SUCCESS = 'stargate_lb_config_reloads_total{result="success"}'
 REJECTED = 'stargate_lb_config_reloads_total{result="rejected"}'
@@ -17,10 +17,7 @@ def active(system: System) -> str:
 
 
 def until_counted(system: System, name: str) -> None:
-    deadline = time.monotonic() + 5
-    while not system.metrics().get(name):
-        assert time.monotonic() < deadline, f"{name} never appeared"
-        time.sleep(0.02)
+    wait_until(lambda: system.metrics().get(name), 10, f"{name} is counted")
 
 
 def test_a_changed_file_takes_effect_and_a_bad_one_does_not(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,13 @@ from cryptography.x509.oid import NameOID
 
 from certs import make_self_signed
 from router.testing import ProcessEndedError, System
+from support.waiting import wait_until
 
 REJECTED = 'stargate_tls_reloads_total{material_type="server_identity",result="rejected"}'
 
 
 def until(system: System, name: str, value: float) -> None:
-    deadline = time.monotonic() + 10
-    while system.metrics().get(name, 0) < value:
-        assert time.monotonic() < deadline, f"{name} stays below {value}"
-        time.sleep(0.02)
+    wait_until(lambda: system.metrics().get(name, 0) >= value, 10, f"{name} is {value}")
 
 
 def put_p521(directory: Path) -> None:

@@ -17,7 +17,7 @@ from support.registered_worker import (
     RegistrationEnded,
     ask,
     gauge,
-    get,
+    get_json,
     list_models,
     routable,
     unroutable,
@@ -181,12 +181,12 @@ async def test_lists_agree_over_grpc_and_http(llm_router):
     async with workers(llm_router, one, two):
         assert await list_models(llm_router) == ["a-model", "b-model"]
         assert await list_models(llm_router, " b-model ") == ["b-model"]
-        assert await get(llm_router, "/v1/models?model_ids=+b-model%20&model_ids=none") == (
+        assert await get_json(llm_router, "/v1/models?model_ids=+b-model%20&model_ids=none") == (
             200,
             {"model_ids": ["b-model"]},
         )
-        assert await get(llm_router, "/v1/models?model_ids=%20") == (400, None)
-        status, state = await get(llm_router, "/debug/state")
+        assert await get_json(llm_router, "/v1/models?model_ids=%20") == (400, None)
+        status, state = await get_json(llm_router, "/debug/state")
         assert status == 200
         assert state["active_model_ids"] == ["a-model", "b-model"]
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -232,8 +232,8 @@ async def test_tenants_see_only_their_own_workers():
             assert await list_models(system) == []
             assert await list_models(system, key=" key-of-tenant-a ") == ["m"]
             assert await list_models(system, key="wrong") == []
-            assert (await get(system, "/v1/models"))[1] == {"model_ids": []}
-            assert (await get(system, "/debug/state"))[1]["active_model_ids"] == ["m"]
+            assert (await get_json(system, "/v1/models"))[1] == {"model_ids": []}
+            assert (await get_json(system, "/debug/state"))[1]["active_model_ids"] == ["m"]
             with pytest.raises(RegistrationEnded) as refused:
                 await stranger.update()
             assert (refused.value.code, refused.value.details) == (
