@@ -7,7 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from receipts import CHAT, MODEL
+
+from support.receipts import CHAT, MODEL
 
 IDLE_MS, HEAD_MS = 1_500, 800
 

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from processes import OUR_WORKER, OURS, Router, Stack, wait_until
-from recording_engine import CHAT, EMBEDDINGS, RESPONSES, RecordingEngine, Refusal, chat_body, rejecting
+
+from support.processes import OUR_WORKER, OURS, RouterProcess, Stack
+from support.recording_engine import CHAT, EMBEDDINGS, RESPONSES, RecordingEngine, Refusal, chat_body, rejecting
+from support.waiting import wait_until
 
 WORKERS = {"solo": ("", ["solo", "two"]), "other": ("", ["two"]), "m-1": ("shared", ["m"]), "m-2": ("shared", ["m"])}
 """Cluster and models of each worker: one model with one worker, one on two clusters, one on a cluster of two."""
@@ -24,7 +26,7 @@ class Got(NamedTuple):
 class Harness:
     def __init__(self, stack: Stack, worker: tuple[str, ...], *, direct: bool) -> None:
         self.direct = direct
-        self.router: Router = stack.router(OURS, direct=direct)
+        self.router: RouterProcess = stack.router(OURS, direct=direct)
         self.engines = {name: RecordingEngine() for name in WORKERS}
         for name, (cluster, models) in WORKERS.items():
             command = [
