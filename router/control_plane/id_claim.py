@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 
 class Liveness(Enum):
-    """What is known of the holder of an id."""
+    """Whether the holder of an id is alive."""
 
     ALIVE = auto()
     """Its tunnel is up or was never up, or it has sent a message since the claim: the claim is refused."""
@@ -20,7 +20,7 @@ class Liveness(Enum):
 
 
 class HolderLiveness:
-    """The signs of life of one registration stream."""
+    """What shows whether one registration stream is alive: its messages and its tunnel."""
 
     __slots__ = ("_silence_s", "_tunnel_lost", "last_received_at")
 
@@ -28,11 +28,11 @@ class HolderLiveness:
         self._silence_s = silence_s
         self._tunnel_lost = False
         self.last_received_at = now
-        """When the last message arrived; before the first one, when the stream was opened."""
+        """Time of the last message; before the first one, time at which the stream was opened."""
 
     @property
     def dead_at(self) -> float:
-        """When the holder counts as dead if its tunnel stays lost and no message arrives."""
+        """Time at which the holder counts as dead if its tunnel stays lost and no message arrives."""
         return self.last_received_at + self._silence_s
 
     def message_received(self, now: float) -> None:
@@ -40,15 +40,15 @@ class HolderLiveness:
         self.last_received_at = now
 
     def tunnel_lost(self) -> None:
-        """The tunnel has closed or fails its probes. One that never was up cannot be lost."""
+        """The tunnel has closed or its probes are unanswered. Not called for a tunnel that was never up."""
         self._tunnel_lost = True
 
     def tunnel_recovered(self) -> None:
-        """A probe through the tunnel works again."""
+        """A probe through the tunnel was answered again."""
         self._tunnel_lost = False
 
     def judge(self, claimed_at: float, now: float) -> Liveness:
-        """What is known at `now` about the holder of an id that was claimed at `claimed_at`."""
+        """Whether, at `now`, the holder of an id that was claimed at `claimed_at` is alive."""
         if not self._tunnel_lost or self.last_received_at > claimed_at:
             return Liveness.ALIVE
         return Liveness.DEAD if now >= self.dead_at else Liveness.UNDECIDED

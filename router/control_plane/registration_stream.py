@@ -1,7 +1,7 @@
 """One `RegisterInferenceServer` stream from its first message to its end.
 
-Source: docs/control-plane.md, "Life of a registration". Routing follows the worker's reports and, between two of them, its tunnel:
-a lost tunnel takes it out of routing at once, a working one puts the last report into effect again.
+Source: docs/control-plane.md, "Life of a registration". Routing follows the worker's reports and, between two of them, its
+tunnel: when the tunnel is lost the worker is withdrawn at once, when it works again the last report is applied again.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RegistrationTable:
-    """The registration streams of this process: what they share, and who holds which id."""
+    """The registration streams of this process: what they share, and which of them holds which id."""
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class RegistrationTable:
         self._metrics.registered_streams.set(len(self.holders), ())
 
     def release(self, inference_server_id: str) -> None:
-        """Nobody holds the id any more."""
+        """No stream holds the id any more."""
         del self.holders[inference_server_id]
         self._metrics.registered_streams.set(len(self.holders), ())
 
 
 class RegistrationStream:
-    """What one worker says on one stream, and what follows from it."""
+    """Processes the messages of one worker on one stream."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class RegistrationStream:
         self.routing_key = routing_key
         self.registration: Registration | None = None
         self.end_reason = "cancelled"
-        """Why the stream ended, as metrics call it; "cancelled" = its call was, by the worker or by a broken connection."""
+        """Metric label of the reason of the end; "cancelled" = the call was, by the worker or by a closed connection."""
         self.refused = False
-        """Whether it ended before it was admitted, by refusal."""
+        """Whether the stream was refused before admission."""
         self._table = table
         self._context = context
         self._peer = peer
@@ -108,7 +108,7 @@ class RegistrationStream:
     async def run(self) -> None:
         """Serve the stream until it ends; returning means status OK. Raises `RefusedError` with the status to end with.
 
-        Everything in the registry is gone when this returns or raises, whatever the reason, cancellation included.
+        The registration and its routes are removed when this returns or raises, also if it was cancelled.
         """
         self._task = asyncio.current_task()
         self._table.open.add(self)
@@ -117,7 +117,7 @@ class RegistrationStream:
             if not self._stopped:
                 await self._serve()
         except asyncio.CancelledError:
-            # `stop` interrupts whatever is being waited for; any other cancellation is the call's own.
+            # `stop` cancels the current wait; any other cancellation comes from the gRPC call.
             if not self._stopped or self._task is None or self._task.uncancel() > 0:
                 raise
         except RefusedError as refusal:
@@ -125,8 +125,8 @@ class RegistrationStream:
             self.refused = self.registration is None
             raise
         finally:
-            # No suspension point until routes, id and tunnel slot are given back: a second cancellation must find
-            # nothing left to do.
+            # No suspension point until routes, id and tunnel slot are released: after a second cancellation nothing may be
+            # left to do.
             self._close()
             self._table.open.discard(self)
             reader.cancel()
@@ -141,12 +141,12 @@ class RegistrationStream:
             if self._task is not None:
                 self._task.cancel()
 
-    # A second stream claims the id
+    # When a second stream claims the id
 
     async def yields(self) -> bool:
-        """Wait until this holder of an id has shown life (False), or has proven dead or left (True).
+        """Wait until this holder of an id is known to be alive (False), or to be dead or ended (True).
 
-        Dead is who lost its tunnel (one that never had one has lost nothing) and then sends no message for three heartbeats.
+        It is dead if its tunnel was lost (one that was never up is not) and it then sends no message for three heartbeats.
         """
         claimed_at = self._table.clock()
         while self._holds_id():
@@ -163,7 +163,7 @@ class RegistrationStream:
     def _holds_id(self) -> bool:
         return self.registration is not None and not self.registration.ended
 
-    # The stream's own course
+    # Processing
 
     async def _serve(self) -> None:
         while True:
@@ -227,7 +227,7 @@ class RegistrationStream:
             return
         connected = step is TunnelStep.CONNECTED
         rtt_ns = await tunnels.rtt_ns() if connected else None
-        # The tunnel may have gone while its round trip was measured.
+        # The tunnel may have closed while its round trip was measured.
         self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
         self._log_without_rtt(without=connected and rtt_ns is None)
         await self._context.write(self._table.ack)
@@ -262,7 +262,7 @@ class RegistrationStream:
         tunnels.start(self._on_lost, self._on_recovered)
 
     async def _settle_claim(self, identity: Identity) -> None:
-        """Return once the id is free; raise `RefusedError` if its holder is alive or not to be judged by this worker."""
+        """Return when the id is free. Raises `RefusedError` if its holder is alive, or has another routing key."""
         table = self._table
         existing = table.registry.live(identity.inference_server_id)
         if existing is None:
@@ -321,7 +321,7 @@ class RegistrationStream:
             raise RuntimeError("not admitted yet")
         return self.registration, self._tunnels
 
-    # Its tunnel
+    # Callbacks of the tunnel
 
     def _on_lost(self) -> None:
         self.liveness.tunnel_lost()
@@ -334,7 +334,7 @@ class RegistrationStream:
         self._sign_of_life.set()
         self._inbox.recovered()
 
-    # Its end
+    # End
 
     def _close(self) -> None:
         if self.registration is not None and self._tunnels is not None and not self.registration.ended:
@@ -352,7 +352,7 @@ class RegistrationStream:
             except TimeoutError:
                 _log.warning("health loop did not stop in time", inference_server_id=self.inference_server_id)
 
-    # What the log is told
+    # Log
 
     @property
     def inference_server_id(self) -> str | None:
@@ -360,7 +360,7 @@ class RegistrationStream:
         return None if self.registration is None else self.registration.identity.inference_server_id
 
     def _log_without_rtt(self, *, without: bool) -> None:
-        """One line per model when it begins to lack something that keeps an active worker out of routing."""
+        """Log one line per active model when it becomes unroutable: without stats, or (`without`) without a round trip."""
         active = {model: update for model, update in self._models.items() if update.active}
         lacking = frozenset(active) if without else frozenset(m for m, update in active.items() if update.stats is None)
         for model in sorted(lacking - self._without_rtt):
