@@ -12,7 +12,7 @@ help: ## Show this list
 setup: ## Make .venv with the pinned requirements (quick when nothing changed)
 	@PYTHON="$(PYTHON)" scripts/setup
 
-compile: setup ## Compile the packages again, after their sources changed (without it they run as written)
+compile: setup ## Compile the sources as they are now, unless that was done (changed sources run as written until then)
 	@scripts/compile
 
 demo: ## Router, two workers and a mock engine at work; STAY=1 keeps them running
@@ -23,7 +23,7 @@ test: setup ## All tests
 	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
 
 # Every branch of these is run by the tests that are one process.
-COVERED := router/registry/*,router/balancing/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
+COVERED := router/registry/*,router/balancing/*,router/balancing/algorithms/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
 cover: setup ## Branch coverage of registry, balancing, QUIC and the wire: all of it, or it fails
 	@LLM_ROUTER_PURE_PYTHON=1 $(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q tests/unit tests/property tests/integration --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
 	@$(PYTHON_IN_VENV) -m coverage report --include='$(COVERED)' --show-missing --skip-covered --fail-under=100
@@ -60,4 +60,5 @@ format: setup ## Format the code and mend what the linter can
 
 clean: ## Remove .venv, caches and what was built
 	@rm -rf .venv .mypy_cache .ruff_cache build dist *.egg-info
-	@find . -name '*.so' -not -path './.venv/*' -delete
+	@find tunnel_protocol router -name '*.so' -delete  # of versions that compiled in place
+	@rm -f *_compiled__mypyc*.so

@@ -2,45 +2,36 @@
 
 Two compilers, one rule: the program as it is written is complete, and nothing here is needed to run it.
 
-- mypyc compiles the modules of `COMPILED_PACKAGES` as they are. Their source is their twin.
+- mypyc compiles the modules of `COMPILED_PACKAGES` (tunnel_protocol/compiled_form.py) as they are. Their source is their twin.
 - Cython compiles the few `.pyx` files, which work on single bytes. Each has a Python twin that its module falls back to.
 
 Without mypy, Cython, the runtime dependencies (with types that fit) or a C compiler the packages are built uncompiled, with
-a line that says so. `LLM_ROUTER_COMPILE=0` asks for that, `LLM_ROUTER_COMPILE=require` makes it an error.
+a line that says so. `LLM_ROUTER_COMPILE=0` asks for that, `LLM_ROUTER_COMPILE=require` makes it an error. In a checkout
+nothing is compiled beside the sources: scripts/compile has it built in a directory of its own.
 """
 
 import os
 import sys
-import time
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-COMPILED_PACKAGES = (
-    "tunnel_protocol",
-    "tunnel_protocol/quic",
-    "router/balancing",
-    "router/http1",
-    "router/ports",
-    "router/proxy",
-    "router/registry",
-    "router/tunnels",
-)
-COMPILED_MODULES = ("router/telemetry/families.py",)
-AS_WRITTEN = (
-    "tunnel_protocol/compilation.py",  # decides whether compiled modules are used
-    # Python twins of the .pyx files: compiled, callers would be bound to them and not to the faster ones.
-    "tunnel_protocol/capnp_layouts.py",
-    "tunnel_protocol/quic/datagrams.py",
-    "tunnel_protocol/quic/packets.py",
-    "router/balancing/json_document.py",  # derives from int and str, which mypyc cannot
-    "tunnel_protocol/small_file.py",  # waits for file systems: nothing to gain
-)
-PACKAGES = ("tunnel_protocol", "router")
-STARTED_AT = time.time()
+
+def _by_path(path: Path) -> ModuleType:
+    """A module of a package that is not imported: that would decide which form of it runs."""
+    spec = spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"error: cannot read {path}")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FORM = _by_path(Path(__file__).resolve().parent / "tunnel_protocol/compiled_form.py")
 
 
 class OptionalBuild(build_ext):
@@ -48,24 +39,24 @@ class OptionalBuild(build_ext):
 
     def run(self) -> None:
         """Build all extensions or none: modules compiled together rely on each other. None of an earlier build stays."""
-        inplace = self.inplace  # the base class loses it when it fails
         try:
-            super().run()
+            if not self.inplace:
+                super().run()
+            else:  # of an editable installation, too
+                _go_on_without("nothing is compiled beside sources; scripts/compile compiles a checkout")
+                self.extensions = []
         except Exception as error:  # noqa: BLE001 - whatever it is, the packages run without
             _go_on_without(str(error))
             self.extensions = []
         made = {Path(self.get_ext_filename(self.get_ext_fullname(extension.name))) for extension in self.extensions}
-        for root in [Path(self.build_lib), Path()] if inplace else [Path(self.build_lib)]:
-            for path in _compiled_below(root):
-                if path.relative_to(root) not in made:
-                    path.unlink()
-                elif root == Path():
-                    os.utime(path, (STARTED_AT, STARTED_AT))  # older than a source that has changed meanwhile
+        for path in _compiled_below(Path(self.build_lib)):
+            if path.relative_to(self.build_lib) not in made:
+                path.unlink()
 
 
 def _compiled_below(root: Path) -> list[Path]:
     suffix = EXTENSION_SUFFIXES[0]
-    found = [path for package in PACKAGES for path in (root / package).rglob(f"*{suffix}")]
+    found = [path for package in FORM.PACKAGES for path in (root / package).rglob(f"*{suffix}")]
     return [*found, *root.glob(f"*_compiled__mypyc{suffix}")]
 
 
@@ -80,9 +71,9 @@ def _go_on_without(why: str) -> None:
 
 
 def _sources() -> list[str]:
-    found = [path for package in COMPILED_PACKAGES for path in sorted(Path(package).glob("*.py"))]
-    found += [Path(name) for name in COMPILED_MODULES]
-    return [path.as_posix() for path in found if path.name != "__init__.py" and path.as_posix() not in AS_WRITTEN]
+    found = [path for package in FORM.COMPILED_PACKAGES for path in sorted(Path(package).glob("*.py"))]
+    found += [Path(name) for name in FORM.COMPILED_MODULES]
+    return [path.as_posix() for path in found if path.name != "__init__.py" and path.as_posix() not in FORM.AS_WRITTEN]
 
 
 def _extensions() -> list[Extension]:
@@ -118,7 +109,7 @@ def _translated() -> list[Extension]:
             ["--config-file", "pyproject.toml", "--no-error-summary", *_sources()],
             separate=[
                 ([name for name in _sources() if name.startswith(package)], f"{package}_compiled")
-                for package in PACKAGES
+                for package in FORM.PACKAGES
             ],
             opt_level=level,
             debug_level="0",
@@ -126,5 +117,5 @@ def _translated() -> list[Extension]:
     ]
 
 
-if __name__ == "__main__":  # tests import the lists
+if __name__ == "__main__":  # tests import the rest
     setup(ext_modules=_extensions(), cmdclass={"build_ext": OptionalBuild})

@@ -11,9 +11,10 @@ import random
 import sys
 import time
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from router.balancing import RoutingRequest
+from router.balancing.catalog import Catalog
 from router.balancing.definition import Definition, build
 
 _SEED = "lb-microbench-seed"
@@ -67,7 +68,6 @@ class BenchCandidate:
 
     __slots__ = (
         "active_backend_count",
-        "cluster",
         "cluster_id",
         "kv_cache_capacity_tokens",
         "kv_cache_free_tokens",
@@ -86,7 +86,6 @@ class BenchCandidate:
 
     def __init__(self, i: int) -> None:
         self.cluster_id = f"cluster-{i:04d}"
-        self.cluster: Any = None
         self.output_tps = 120.0 + i % 11
         self.last_mean_input_tps = 1200.0 + 31 * (i % 13)
         self.max_output_tps = 500.0
@@ -109,7 +108,7 @@ def measure(scenario: Scenario, options: argparse.Namespace) -> dict[str, object
     settings = dict(scenario.settings)
     if settings.get("sample_count") == FULL_POOL:
         settings["sample_count"] = len(candidates)
-    algorithm = build(Definition(scenario.algorithm, settings), random.Random(), {})
+    algorithm = build(Definition(scenario.algorithm, settings), random.Random(), Catalog())
     balancer = algorithm.balancer("tenant-a", "bench-model")
     excluded = frozenset(candidate.cluster_id for candidate in candidates[: scenario.excluded])
     keys = [f"cache-prefix-{i:06d}" for i in range(options.cache_keys)]

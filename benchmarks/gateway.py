@@ -20,6 +20,9 @@ from typing import Any, cast
 import uvloop
 
 from router.balancing import BalancingConfig, Chosen, RoutingRequest, Selector
+from router.config import package_settings
+from router.config.cli import parse
+from router.config.settings import Settings
 from router.http1.connection import ClientConnection
 from router.http1.server import HttpServer
 from router.ports.tunnels import ExchangeSink, TunnelSet
@@ -27,7 +30,6 @@ from router.proxy import proxy as proxy_module
 from router.proxy.overflow import with_free_stream
 from router.proxy.proxy import Proxy
 from router.proxy.routes import Routes
-from router.proxy.settings import ProxySettings
 from router.registry import Identity, ModelStats, ModelUpdate, Registry, TargetKey
 from router.telemetry import logging as router_logging
 from router.telemetry.metrics import Metrics
@@ -62,6 +64,9 @@ class _Transport:
     def resume_reading(self) -> None: ...
 
     def close(self) -> None: ...
+
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket."""
 
 
 class _Exchange:
@@ -126,7 +131,7 @@ class _NoMetrics:
 class _Front:
     """A proxy with two clusters of one worker each, and client connections without sockets."""
 
-    def __init__(self, connections: int, settings: ProxySettings, *, metrics: bool) -> None:
+    def __init__(self, connections: int, options: Settings, *, metrics: bool) -> None:
         registry = Registry()
         self.tunnels = _Tunnels()
         for name in ("w1", "w2"):
@@ -139,10 +144,11 @@ class _Front:
         counted = Metrics() if metrics else cast("Metrics", _NoMetrics())
         selector = Selector(BalancingConfig(), Random(1))
         self._registry, self._selector = registry, selector
-        proxy = Proxy(registry, selector, counted, settings, time.monotonic)
+        proxy = Proxy(registry, selector, counted, package_settings.proxy(options), time.monotonic)
         routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
-        server = HttpServer(routes, time.monotonic)
-        self.connections = [ClientConnection(server, time.monotonic) for _ in range(connections)]
+        http = package_settings.http(options)
+        server = HttpServer(routes, time.monotonic, http)
+        self.connections = [ClientConnection(server, time.monotonic, http.timeouts) for _ in range(connections)]
         self.transports = [_Transport() for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):
             connection.connection_made(cast("Any", transport))
@@ -200,21 +206,22 @@ async def _cpu_us(front: _Front, rounds: int, chunks: int, per_turn: int) -> flo
     return (time.process_time() - began) * 1e6 / rounds / len(front.connections)
 
 
+_REQUIRED = ("--stargate-id=r", "--advertise-addr=127.0.0.1:1", "--stargate-discovery-dns-name=r")
 _VARIANTS: dict[str, dict[str, Any]] = {
     "as it comes, log level warn": {},
     "as it comes, log level info": {"level": "info"},
-    "and with the access log": {"level": "info", "access_log": True},
-    "no replay copy": {"max_replay_total_bytes": 1},
-    "idle limit on": {"response_idle_timeout_ms": 60_000},
-    "accepted is not repeated": {"no_repeat_accepted": True},
+    "and with the access log": {"level": "info", "options": ["--access-log"]},
+    "no replay copy": {"options": ["--proxy-max-replay-total-bytes=1"]},
+    "idle limit on": {"options": ["--proxy-response-idle-timeout-ms=60000"]},
+    "accepted is not repeated": {"options": ["--proxy-no-repeat-accepted"]},
     "no metrics": {"metrics": False},
-    "nothing on": {"metrics": False, "max_replay_total_bytes": 1},
+    "nothing on": {"metrics": False, "options": ["--proxy-max-replay-total-bytes=1"]},
 }
 
 
 async def _costs(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, float]:
-    settings = {name: value for name, value in variant.items() if name not in ("level", "metrics")}
-    front = _Front(options.connections, ProxySettings(**settings), metrics=variant.get("metrics", True))
+    settings = parse([*_REQUIRED, *variant.get("options", [])], {})
+    front = _Front(options.connections, settings, metrics=variant.get("metrics", True))
     request = await _cpu_us(front, options.rounds, 1, 1)
     streamed = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 1)
     bunched = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 4)

@@ -26,7 +26,7 @@ import msgspec
 
 from router.balancing import BalancingConfig, Chosen, RoutingRequest, Selector, Wait, load_config
 from router.balancing.definition import Definition
-from router.registry import Backend, Identity, ModelStats, ModelUpdate, Registration, Registry, TargetKey
+from router.registry import Identity, ModelStats, ModelUpdate, Registration, Registry, TargetKey
 
 MODEL = "simulated"
 KEY = TargetKey(None, MODEL)
@@ -163,8 +163,8 @@ class Simulation:
         if isinstance(outcome, Wait):
             self._at(self.now + outcome.seconds, lambda: self._route(request, arrived_s))
         elif isinstance(outcome, Chosen):
-            backend: Backend = outcome.backend
-            outcome.candidate.cluster.reserve(backend, request.input_tokens, request.priority)
+            backend = outcome.backend
+            outcome.cluster.reserve(backend, request.input_tokens, request.priority)
             engine = self._engines[backend.inference_server_id][0]
             self._at(self.now + engine.rtt_s / 2, lambda: self._arrive(engine, request, arrived_s))
         else:

@@ -57,13 +57,6 @@ def read_identity(cert_path: str, key_path: str) -> Identity:
     return Identity(read_pem(cert_path, "TLS certificate"), read_pem(key_path, "TLS private key"))
 
 
-def load_trust_bundle(path: str) -> bytes:
-    """The PEM of a trust bundle with at least one certificate. Raises `IdentityError`."""
-    pem = read_pem(path, "TLS trust bundle")
-    parse_trust_bundle(pem)
-    return pem
-
-
 def parse_trust_bundle(pem: bytes) -> list[x509.Certificate]:
     """Every certificate of a bundle; each one is an anchor. Raises `IdentityError`."""
     if b"-----BEGIN CERTIFICATE-----" not in pem:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import certs
+from tunnel_protocol import compilation
 
 T = TypeVar("T")
 
@@ -284,7 +285,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="llm-router-demo-") as name:
         folder = Path(name)
-        processes = Processes(folder, Status())
+        status = Status()
+        status.done(f"the program runs {compilation.description()}")
+        processes = Processes(folder, status)
         try:
             router = start_router(processes, folder, options.http_port)
             engine_url = start_engine(processes, folder)

@@ -12,6 +12,7 @@ import uvloop
 
 from stargate_client.settings import WorkerSettings
 from stargate_client.worker import StartError, Worker
+from tunnel_protocol import compilation
 from tunnel_protocol.observers.line_logger import LibraryLines, LineLoggerFactory
 from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.observers.sampler import SampleLines, Sampler, summary_event
@@ -27,6 +28,7 @@ def run_process(settings: WorkerSettings, environment: Mapping[str, str], out: T
     """Run the worker until SIGTERM or SIGINT; log lines go to the descriptor of `out`. Returns the exit code."""
     writer = _log_to(out.fileno(), environment)
     try:
+        _log.info("starting worker", **compilation.reported())
         for flag in settings.ignored:
             _log.warning("this worker does not implement the flag; it is ignored", flag=flag)
         return uvloop.run(_run(settings))

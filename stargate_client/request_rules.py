@@ -9,12 +9,12 @@ from stargate_client.answers import Problem
 from stargate_client.settings import QueueAdmission, WorkerSettings
 from stargate_client.stats import ModelLoad
 from tunnel_protocol.head import EXPECTED_QUEUE_MS, HeaderList, RequestHead, request_headers_to_engine
+from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
 CHAT, RESPONSES, EMBEDDINGS = b"/v1/chat/completions", b"/v1/responses", b"/v1/embeddings"
 OBSERVED = frozenset((CHAT, RESPONSES, EMBEDDINGS))
 _STREAMED = frozenset((CHAT, RESPONSES))
 _TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
-_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
 class RequestFacts(NamedTuple):
@@ -24,10 +24,6 @@ class RequestFacts(NamedTuple):
     model: str
     input_tokens: int
     priority: int | None
-
-
-class _Streamed(msgspec.Struct):
-    stream: object = None
 
 
 def facts(head: RequestHead) -> RequestFacts:
@@ -43,12 +39,12 @@ def facts(head: RequestHead) -> RequestFacts:
         raise Problem(400, "missing required x-model header")
     if b"x-input-tokens" not in first:
         raise Problem(400, "missing required x-input-tokens header")
-    tokens = _number(first[b"x-input-tokens"], _U64)
+    tokens = _number(first[b"x-input-tokens"], MAX_U64)
     if tokens is None:
         raise Problem(400, "invalid x-input-tokens header")
     priority = None
     if b"x-priority" in first:
-        priority = _number(first[b"x-priority"], _U32)
+        priority = _number(first[b"x-priority"], MAX_U32)
         if priority is None:
             raise Problem(400, "invalid x-priority header")
     return RequestFacts(request_id, model, tokens, priority)
@@ -74,14 +70,14 @@ def check_queue(head: RequestHead, known: RequestFacts, load: ModelLoad, admissi
     expected = None
     for name, value in head.headers:
         if name == EXPECTED_QUEUE_MS:
-            expected = _number(value, _U64)
+            expected = _number(value, MAX_U64)
             break
     if expected is None:
         return
     actual = load.queue_ahead_ms(known.request_id, known.priority or 0)
     if actual is None:
         return
-    threshold = min(_U64, max(expected + admission.min_delta_ms, math.ceil(expected * admission.tolerance)))
+    threshold = min(MAX_U64, max(expected + admission.min_delta_ms, math.ceil(expected * admission.tolerance)))
     if actual > threshold:
         raise Problem(
             429,

@@ -8,11 +8,11 @@ from collections import deque
 from enum import IntEnum
 
 from tunnel_protocol.control.stargate_pb2 import ModelStats
+from tunnel_protocol.unsigned import MAX_U64
 
 FLOOR_S = 0.010
 READY_SAMPLES = 5
 OUTPUT_WINDOW = 8
-_U64 = (1 << 64) - 1
 
 
 class State(IntEnum):
@@ -31,7 +31,6 @@ class LiveRequest:
         self.priority = priority
         self.started_at = started_at
         self.state = State.WAITING
-        self.headers_at: float | None = None
         self.first_output_at: float | None = None
         self.output_tokens = 0
 
@@ -40,9 +39,7 @@ class LiveRequest:
         if state <= self.state:
             return
         self.state = state
-        if state is State.INPUT:
-            self.headers_at = now
-        elif self.first_output_at is None:
+        if state is State.OUTPUT and self.first_output_at is None:
             self.first_output_at = now
 
     def work(self) -> tuple[int, int] | None:
@@ -158,4 +155,4 @@ class ModelLoad:
 
 
 def _milliseconds(tokens: int, tps: float) -> int:
-    return min(math.ceil(1000 * tokens / tps), _U64)
+    return min(math.ceil(1000 * tokens / tps), MAX_U64)

@@ -82,12 +82,6 @@ def request_headers_to_worker(headers: HeaderList) -> HeaderList:
     return [entry for entry in headers if entry[0] not in drop]
 
 
-def response_headers_to_caller(headers: HeaderList) -> HeaderList:
-    """A worker's response headers as the caller gets them: in order, without `NOT_TO_CALLER`."""
-    drop = NOT_TO_CALLER
-    return [entry for entry in headers if entry[0] not in drop]
-
-
 def request_headers_to_engine(headers: HeaderList, retry_header: bytes = UPSTREAM_RETRYABLE) -> HeaderList:
     """A tunnelled request's headers as the engine gets them, without `NOT_TO_ENGINE` and the configured retry header."""
     drop = NOT_TO_ENGINE

@@ -37,10 +37,6 @@ class Generator:
         low = self.u32()
         return self.u32() << 32 | low
 
-    def unit(self) -> float:
-        """A float in [0, 1) of 53 random bits."""
-        return (self.u64() >> 11) * 2.0**-53
-
     def below(self, bound: int) -> int:
         """An index in [0, `bound`), `bound` < 2**32; unbiased but for 2**-64."""
         product = self.u32() * bound

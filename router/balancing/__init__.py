@@ -1,10 +1,13 @@
 """Candidates and a request to a choice: configuration, algorithms, and the driving loop. Pure (docs/balancing.md)."""
 
 from router.balancing.config import BalancingConfig, load_config
-from router.balancing.definition import ConfigError
+from router.balancing.config_error import ConfigError
+from router.balancing.definition import Definition
+from router.balancing.fields import Fields
 from router.balancing.outcome import AdmissionRejected, Choice, Chosen, NotFound, Outcome, Unavailable, Wait
+from router.balancing.registration import registration
 from router.balancing.request import RoutingRequest
-from router.balancing.selector import Effective, Selector, UnavailableMethodError, UnknownMethodError
+from router.balancing.selector import Selector, UnavailableMethodError, UnknownMethodError
 
 __all__ = [
     "AdmissionRejected",
@@ -12,7 +15,8 @@ __all__ = [
     "Choice",
     "Chosen",
     "ConfigError",
-    "Effective",
+    "Definition",
+    "Fields",
     "NotFound",
     "Outcome",
     "RoutingRequest",
@@ -22,4 +26,5 @@ __all__ = [
     "UnknownMethodError",
     "Wait",
     "load_config",
+    "registration",
 ]

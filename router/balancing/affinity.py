@@ -5,6 +5,10 @@ from collections.abc import Collection, Sequence
 
 from router.balancing.candidate import Candidate
 from router.balancing.hashing import affinity_field, cluster_field, field, hash64
+from tunnel_protocol.limit import Limit
+
+VIRTUAL_NODES = Limit("policy.virtual_nodes", pieces=10_000)
+"""Points per cluster on an affinity ring, each of which is hashed and kept."""
 
 
 class AffinityRing:

@@ -5,10 +5,10 @@ algorithm remembers about that target (counters, caches) and dies with the targe
 entry point in the group `llm_request_router.algorithms`; see docs/balancing.md, "Writing your own".
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice
@@ -30,15 +30,48 @@ class Balancer(Protocol):
         """A choice among `candidates` (never empty), or None. Must not keep `candidates`, sleep or raise."""
 
 
+class Explanation(NamedTuple):
+    """What an algorithm tells about candidates beyond its choice, by cluster id."""
+
+    rules: Mapping[str, str]
+    """The first rule that keeps a candidate out, for those that are kept out."""
+    columns: Mapping[str, Mapping[str, object]]
+    """Further figures (`score`, `rank`)."""
+    comparator: str | None = None
+    """The configured comparator, if there is one."""
+
+
 class Algorithm(Protocol):
-    """One configured algorithm."""
+    """One configured algorithm. It may also have the methods of `MayTake` and `Explain`, called `may_take` and `explanation`."""
 
     def balancer(self, routing_key: str | None, model: str) -> Balancer:
         """A fresh balancer for a target."""
 
 
+MayTake = Callable[[RoutingRequest, Candidate], bool]
+"""Whether a candidate can be taken at all, whatever its load. Those that cannot do not count for admission."""
+Explain = Callable[[RoutingRequest, Sequence[Candidate], float], Explanation]
+"""(request, candidates, milliseconds since the request came) -> what to tell about them. Must leave no trace."""
 MakeAlgorithm = Callable[[dict[str, object], Random], Algorithm]
 """Settings of a definition and a source of randomness -> algorithm. Raises `ValueError` for settings it refuses."""
+
+
+def copy_of(balancer: Balancer) -> Balancer | None:
+    """A balancer in the same state, for explanations; None if this one has no `copy()`."""
+    copy: Callable[[], Balancer] | None = getattr(balancer, "copy", None)
+    return None if copy is None else copy()
+
+
+def may_take_of(algorithm: Algorithm) -> MayTake | None:
+    """The algorithm's `may_take`; None if it has none."""
+    found: MayTake | None = getattr(algorithm, "may_take", None)
+    return found
+
+
+def explanation_of(algorithm: Algorithm) -> Explain | None:
+    """The algorithm's `explanation`; None if it has none."""
+    found: Explain | None = getattr(algorithm, "explanation", None)
+    return found
 
 
 def installed_algorithms(found: Sequence[EntryPoint] | None = None) -> dict[str, MakeAlgorithm]:

@@ -5,22 +5,7 @@ docs/balancing.md, "What an algorithm sees".
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-
-class Backend(Protocol):
-    """One inference server of a chosen cluster, as published: immutable, kept for the attempts made on it."""
-
-    @property
-    def inference_server_id(self) -> str:
-        """The registered id."""
-
-
-class Cluster(Protocol):
-    """The live cluster behind a candidate."""
-
-    def pick(self, excluded_backend_ids: "frozenset[str] | set[str]") -> Any:
-        """The next backend by the cluster's own round-robin, skipping the excluded; None if none is left."""
+from typing import Protocol
 
 
 class Candidate(Protocol):
@@ -29,10 +14,6 @@ class Candidate(Protocol):
     @property
     def cluster_id(self) -> str:
         """Effective cluster id."""
-
-    @property
-    def cluster(self) -> Cluster:
-        """The live cluster this was taken from."""
 
     @property
     def rtt_ns(self) -> int:

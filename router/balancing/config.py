@@ -5,9 +5,12 @@ Reference of the document: docs/balancing.md, "Configuration".
 
 from collections.abc import Collection, Mapping
 
-from router.balancing.definition import ConfigError, Definition, parse_definition, parse_name, type_name
+from router.balancing.algorithm import MakeAlgorithm
+from router.balancing.catalog import Catalog, builtin_algorithms
+from router.balancing.config_error import ConfigError
+from router.balancing.definition import Definition, parse_definition, parse_name
+from router.balancing.fields import type_name
 from router.balancing.json_document import JsonError, JsonObject, parse
-from router.balancing.names import CANONICAL
 from tunnel_protocol.limit import Limit
 
 DEFINITIONS = Limit("policy.definitions", pieces=10_000)
@@ -36,7 +39,7 @@ class BalancingConfig:
         models: Mapping[str, ModelPolicy] | None = None,
     ) -> None:
         if default is None and overrides is None:
-            overrides = {name: Definition(name) for name in CANONICAL}
+            overrides = {name: Definition(name) for name in builtin_algorithms()}
         self.default = default or Definition("power-of-n")
         self.overrides = dict(overrides or {})
         """What the method header may pick, whatever the model."""
@@ -61,8 +64,9 @@ class BalancingConfig:
         return found
 
 
-def load_config(content: bytes, further: frozenset[str] = frozenset()) -> BalancingConfig:
-    """Parse a document; `further` are names of third-party algorithms. Raises `ConfigError`."""
+def load_config(content: bytes, plugins: Mapping[str, MakeAlgorithm] | None = None) -> BalancingConfig:
+    """Parse a document that may name built-in algorithms and `plugins`. Raises `ConfigError`."""
+    catalog = Catalog(plugins)
     try:
         document = parse(content)
     except JsonError as error:
@@ -79,11 +83,11 @@ def load_config(content: bytes, further: frozenset[str] = frozenset()) -> Balanc
         if value is None:
             raise ConfigError(f"invalid type: null for `{key}`")
         seen[key] = value
-    default = Definition(parse_name(seen.get("default", "power-of-n"), further))
-    overrides = _overrides(seen.get("request_algorithms", JsonObject()), further, sort=False)
+    default = Definition(parse_name(seen.get("default", "power-of-n"), catalog))
+    overrides = _overrides(seen.get("request_algorithms", JsonObject()), catalog, sort=False)
     models = _object(seen.get("models", JsonObject()), "models").last()
     policies = {
-        model: ModelPolicy(parse_definition(entry, further), _overrides_of(entry, further))
+        model: ModelPolicy(parse_definition(entry, catalog), _overrides_of(entry, catalog))
         for model, entry in models.items()
     }
     config = BalancingConfig(default, overrides, policies)
@@ -99,13 +103,13 @@ def _object(value: object, name: str) -> JsonObject:
     return value
 
 
-def _overrides_of(entry: object, further: frozenset[str]) -> dict[str, Definition]:
+def _overrides_of(entry: object, catalog: Catalog) -> dict[str, Definition]:
     if not isinstance(entry, JsonObject):
         return {}
-    return _overrides(entry.last().get("request_algorithms", JsonObject()), further, sort=True)
+    return _overrides(entry.last().get("request_algorithms", JsonObject()), catalog, sort=True)
 
 
-def _overrides(value: object, further: frozenset[str], *, sort: bool) -> dict[str, Definition]:
+def _overrides(value: object, catalog: Catalog, *, sort: bool) -> dict[str, Definition]:
     pairs = list(_object(value, "request_algorithms"))
     if sort:
         # Of two spellings of one algorithm the bytewise greater one wins inside a model entry, the later one elsewhere.
@@ -113,6 +117,6 @@ def _overrides(value: object, further: frozenset[str], *, sort: bool) -> dict[st
     found: dict[str, Definition] = {}
     for key, entry in pairs:
         if isinstance(entry, JsonObject):
-            _overrides_of(entry, further)  # thrown away, but it must be valid
-        found[parse_name(key, further)] = parse_definition(entry, further)
+            _overrides_of(entry, catalog)  # thrown away, but it must be valid
+        found[parse_name(key, catalog)] = parse_definition(entry, catalog)
     return found

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 
 from router.balancing.candidate import Candidate
+from tunnel_protocol.queue_time import queue_time_delta_ms
 
-_U64_MAX = (1 << 64) - 1
-_U64_FLOAT = 18446744073709551616.0
 _INF = math.inf
 _NS = 1_000_000_000
 
@@ -18,19 +17,6 @@ def valid_tps(candidate: Candidate) -> float:
     """The prompt throughput if it is finite and positive, else 0."""
     tps = candidate.last_mean_input_tps
     return tps if 0.0 < tps < _INF else 0.0
-
-
-def queue_time_delta_ms(tokens: int, tps: float) -> int | None:
-    """Milliseconds, rounded up, to work off `tokens`; None if that is unknown or beyond 64 bits."""
-    if tokens == 0:
-        return 0
-    if not 0.0 < tps < _INF:
-        return None
-    delta = math.inf
-    quotient = float(tokens) / tps * 1000.0
-    if quotient < _INF:
-        delta = float(math.ceil(quotient))
-    return None if delta > _U64_FLOAT else min(int(delta), _U64_MAX)
 
 
 def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:

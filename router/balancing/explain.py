@@ -1,34 +1,29 @@
-"""A decision, told as a document: who was seen, who was ruled out and by which rule, every score, and the choice.
+"""A decision, written as a document: who was seen, who was ruled out and by which rule, every score, and the choice.
 
-Explaining changes nothing that later decisions depend on: it decides on a balancer and with lots of its own, and the order of
+Explaining changes nothing that later decisions depend on: it decides on a balancer and with random numbers of its own, and the order of
 backends inside a cluster does not move. See docs/balancing.md, "Explaining a decision".
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from router.balancing.admission import input_work_seconds, rejection
+from router.balancing.algorithm import Explanation, explanation_of
 from router.balancing.candidate import Candidate
 from router.balancing.definition import Definition
-from router.balancing.estimates import comparators, duration_ms, has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
-from router.balancing.feasibility import Feasibility, feasibility
-from router.balancing.hashing import prefix
-from router.balancing.ranking import RendezvousRanking
+from router.balancing.estimates import duration_ms, queue_delay_ms, ttft_ms
+from router.balancing.feasibility import Feasibility
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector, TargetView, admission_candidates
-from router.balancing.widening import WideningSettings
 
-Document = dict[str, Any]
-_WIDENING = frozenset(("wait-and-widen", "pulsar-wait-and-widen"))
-_RANKED = frozenset(("pulsar", "pulsar-wait-and-widen"))
+Document = dict[str, object]
 
 
 def explain(
     selector: Selector,
     request: RoutingRequest,
     method: str | None,
-    target: TargetView | None,
+    target: TargetView[object, object] | None,
     *,
     advertised: bool,
     excluded: set[str],
@@ -38,7 +33,8 @@ def explain(
     effective = selector.resolve(request.model, method)
     candidates = () if target is None else target.candidates()
     elapsed_ms = max(0.0, now - request.received_at) * 1000.0
-    rows = _rows(effective, request, candidates, excluded, elapsed_ms)
+    explanation = explanation_of(effective.built)
+    explained = Explanation({}, {}) if explanation is None else explanation(request, candidates, elapsed_ms)
     document: Document = {
         "target": {"routing_key": request.routing_key, "model": request.model, "advertised": advertised},
         "request": {
@@ -51,10 +47,10 @@ def explain(
         "algorithm": {
             "name": effective.algorithm,
             "requested": method,
-            "comparator": effective.comparator,
+            "comparator": explained.comparator,
             "settings": dict(effective.settings),
         },
-        "candidates": rows,
+        "candidates": _rows(explained, request, candidates, excluded),
     }
     refusal = _admission(effective, request, candidates, excluded, document)
     document["outcome"] = refusal or _outcome(
@@ -88,7 +84,7 @@ def _outcome(
     selector: Selector,
     effective: Definition,
     request: RoutingRequest,
-    target: TargetView | None,
+    target: TargetView[object, object] | None,
     candidates: Sequence[Candidate],
     excluded: set[str],
     elapsed_ms: float,
@@ -97,7 +93,7 @@ def _outcome(
 ) -> Document:
     if not candidates or target is None:
         return {"kind": "unavailable" if advertised or excluded else "not_found"}
-    choice = selector.rehearsal(effective, request, target).choose(request, candidates, excluded, elapsed_ms)
+    choice = selector.dry_run_balancer(effective, request, target).choose(request, candidates, excluded, elapsed_ms)
     if choice is None:
         waits = request.max_wait_ms is not None and any(c.cluster_id not in excluded for c in candidates)
         return {"kind": "wait" if waits else "unavailable"}
@@ -110,21 +106,17 @@ def _outcome(
 
 
 def _rows(
-    effective: Definition,
-    request: RoutingRequest,
-    candidates: Sequence[Candidate],
-    excluded: set[str],
-    elapsed_ms: float,
+    explained: Explanation, request: RoutingRequest, candidates: Sequence[Candidate], excluded: set[str]
 ) -> list[Document]:
-    ranks, scores = _ranking(effective, request, candidates)
-    score = comparators()[effective.comparator] if effective.comparator else None
     tokens = request.input_tokens or 0
     rows = []
     for candidate in candidates:
         cluster_id = candidate.cluster_id
         row: Document = {
             "cluster_id": cluster_id,
-            "rule": _rule(effective, request, candidate, excluded, elapsed_ms),
+            "rule": Feasibility.EXCLUDED.value
+            if cluster_id in excluded
+            else explained.rules.get(cluster_id, Feasibility.ELIGIBLE.value),
             "backends": candidate.active_backend_count,
             "rtt_ms": duration_ms(candidate.rtt_ns),
             "queue_ms": queue_delay_ms(candidate, request.priority),
@@ -135,68 +127,10 @@ def _rows(
             "running": candidate.num_running_queries,
             "concurrency": candidate.max_engine_concurrency,
             "kv_free_tokens": candidate.kv_cache_free_tokens,
+            **explained.columns.get(cluster_id, {}),
         }
-        if score is not None:
-            row["score"] = score(candidate, tokens, request.priority)
-        if ranks:
-            row["rank"] = ranks.get(cluster_id)
-            row["score"] = scores.get(cluster_id)
         rows.append({key: _finite(value) for key, value in row.items()})
     return rows
-
-
-def _ranking(
-    effective: Definition, request: RoutingRequest, candidates: Sequence[Candidate]
-) -> tuple[dict[str, int], dict[str, float]]:
-    if effective.algorithm not in _RANKED or not candidates:
-        return {}, {}
-    seed = effective.settings.get("seed")
-    fresh = RendezvousRanking(prefix(seed if isinstance(seed, str) else None, request.routing_key, request.model))
-    ranked = list(fresh.ranked(request.affinity_key, candidates))
-    return (
-        {candidate.cluster_id: rank for rank, (_, candidate) in enumerate(ranked, 1)},
-        {candidate.cluster_id: score for score, candidate in ranked},
-    )
-
-
-def _rule(
-    effective: Definition, request: RoutingRequest, candidate: Candidate, excluded: set[str], elapsed_ms: float
-) -> str:
-    """The first rule that keeps a candidate out, or `eligible`."""
-    if candidate.cluster_id in excluded:
-        return Feasibility.EXCLUDED.value
-    if effective.algorithm in _RANKED:
-        if not 0.0 < candidate.last_mean_input_tps < math.inf:
-            return "no valid throughput"
-        verdict = feasibility(candidate, request.input_tokens, excluded, consider_kv=effective.consider_kv_free_tokens)
-        if verdict is not Feasibility.ELIGIBLE:
-            return str(verdict.value)
-    settings = getattr(effective.built, "settings", None)
-    if effective.algorithm in _WIDENING and isinstance(settings, WideningSettings):
-        return _widening_rule(settings, request, candidate, elapsed_ms)
-    return Feasibility.ELIGIBLE.value
-
-
-def _widening_rule(settings: WideningSettings, request: RoutingRequest, candidate: Candidate, elapsed_ms: float) -> str:
-    if settings.limits_queue:
-        limit = queue_limit_ms(
-            settings.max_queue_time_floor_ms or 0,
-            settings.max_queue_time_ceil_ms or 0,
-            request.request_slo_ms,
-            elapsed_ms,
-        )
-        if queue_delay_ms(candidate, request.priority) > limit:
-            return "queue over SLO"
-    time = ttft_ms(
-        candidate,
-        request.input_tokens or 0,
-        request.priority,
-        ignore_queue=settings.ignore_queue_time,
-        ignore_prefill=settings.ignore_input_processing_time,
-    )
-    if time == math.inf:
-        return "no finite TTFT"
-    return Feasibility.ELIGIBLE.value if has_capacity(candidate, settings.max_queued) else "engine full"
 
 
 def _finite(value: object) -> object:

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from enum import Enum
 
 from router.balancing.candidate import Candidate
+from router.balancing.estimates import valid_tps
 
 
 class Feasibility(Enum):
@@ -35,3 +36,11 @@ def feasibility(
     if not (free or candidate.kv_cache_capacity_tokens or candidate.kv_cache_used_tokens):
         return Feasibility.KV_MISSING
     return Feasibility.KV_LOW if free < input_tokens else Feasibility.ELIGIBLE
+
+
+def ranking_rule(candidate: Candidate, input_tokens: int | None, *, consider_kv: bool) -> str | None:
+    """The rule that keeps a candidate out of any ranking, whatever its load; None if there is none."""
+    if not valid_tps(candidate):
+        return "no valid throughput"
+    verdict = feasibility(candidate, input_tokens, (), consider_kv=consider_kv)
+    return None if verdict is Feasibility.ELIGIBLE else verdict.value

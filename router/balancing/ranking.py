@@ -79,6 +79,19 @@ class RendezvousRanking:
         return draws
 
 
+def ranking_columns(
+    prefix: bytes, affinity_key: str | None, candidates: Sequence[Candidate]
+) -> dict[str, dict[str, object]]:
+    """Rank and score of each candidate for explanations, by cluster id; empty if nobody stands in the ranking."""
+    ranked = list(RendezvousRanking(prefix).ranked(affinity_key, candidates)) if candidates else []
+    if not ranked:
+        return {}
+    columns: dict[str, dict[str, object]] = {one.cluster_id: {"rank": None, "score": None} for one in candidates}
+    for rank, (score, candidate) in enumerate(ranked, 1):
+        columns[candidate.cluster_id] = {"rank": rank, "score": score}
+    return columns
+
+
 def _draw(start: bytes, cluster_id: str) -> float:
     """The exponential of one cluster; negative where there is none, so that its score is too."""
     return exponential(hash64(start + cluster_field(cluster_id))) or _NO_SCORE

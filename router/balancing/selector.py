@@ -4,27 +4,35 @@ Pure: the caller sleeps when told to `Wait`, and keeps the failed backends and c
 "One decision".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from router.balancing.admission import rejection
-from router.balancing.algorithm import Balancer, MakeAlgorithm
+from router.balancing.algorithm import Balancer, MakeAlgorithm, copy_of, may_take_of
 from router.balancing.candidate import Candidate
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
-from router.balancing.definition import ConfigError, Definition, build
-from router.balancing.estimates import queue_estimate_ms, valid_tps
-from router.balancing.feasibility import Feasibility, feasibility
-from router.balancing.names import from_header
-from router.balancing.outcome import AdmissionRejected, Chosen, NotFound, Outcome, Unavailable, Wait
+from router.balancing.config_error import ConfigError
+from router.balancing.definition import Definition, build
+from router.balancing.estimates import queue_estimate_ms
+from router.balancing.outcome import (
+    AdmissionRejected,
+    BackendT,
+    Chosen,
+    ClusterT,
+    NotFound,
+    Outcome,
+    Unavailable,
+    Wait,
+)
 from router.balancing.request import RoutingRequest
 
 MAX_WAIT_MS = 60_000
 _SHORTEST_MS, _LONGEST_MS = 1, 9
-_RANKED = frozenset(("pulsar", "pulsar-wait-and-widen"))
 
-Effective = Definition
-"""The definition a request is routed by."""
+ClusterT_co = TypeVar("ClusterT_co", covariant=True)
+BackendT_co = TypeVar("BackendT_co", covariant=True)
 
 
 class UnknownMethodError(ValueError):
@@ -35,24 +43,39 @@ class UnavailableMethodError(ValueError):
     """The method header names an algorithm that the configuration does not offer for this model."""
 
 
-class TargetView(Protocol):
-    """What the selector needs of a routing target."""
+class TargetView(Protocol[ClusterT_co, BackendT_co]):
+    """What the selector needs of a routing target (`router.registry.Target` is one)."""
 
-    balancer_state: dict[object, Any]
+    balancer_state: dict[object, object]
+    """The selector's own, kept for as long as the target exists."""
 
-    def candidates(self) -> Sequence[Any]:
+    def candidates(self) -> Sequence[Candidate]:
         """The clusters, as of now."""
+
+    def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> tuple[ClusterT_co, BackendT_co] | None:
+        """The live cluster of a candidate and its next backend, by its own round-robin, that is not excluded.
+
+        None if there is no such backend.
+        """
+
+
+class TargetBalancer:
+    """What the selector keeps in `balancer_state`, by definition."""
+
+    __slots__ = ("balancer",)
+
+    def __init__(self, balancer: Balancer) -> None:
+        self.balancer = balancer
 
 
 class Selector:
     """Holds the policy in effect. `replace_config` swaps it whole; a running request keeps what it resolved."""
 
     def __init__(
-        self, config: BalancingConfig, random: Random, further: Mapping[str, MakeAlgorithm] | None = None
+        self, config: BalancingConfig, random: Random, plugins: Mapping[str, MakeAlgorithm] | None = None
     ) -> None:
         self._random = random
-        self._further = dict(further or {})
-        self._names = frozenset(self._further)
+        self._catalog = Catalog(plugins)
         self.replace_config(config)
 
     def replace_config(self, config: BalancingConfig) -> None:
@@ -62,12 +85,12 @@ class Selector:
                 raise ConfigError(
                     f"request_algorithms key {key} does not match configured algorithm {definition.algorithm}", "build"
                 )
-            definition.built = build(definition, self._random, self._further)
+            definition.built = build(definition, self._random, self._catalog)
         self._config = config
 
     def knows(self, method: str) -> bool:
         """Whether a method header names an algorithm at all."""
-        return from_header(method, self._names) is not None
+        return self._catalog.from_header(method) is not None
 
     def resolve(self, model: str, method: str | None) -> Definition:
         """The definition for a request. Raises `UnknownMethodError` or `UnavailableMethodError`."""
@@ -76,7 +99,7 @@ class Selector:
         configured = config.default if policy is None else policy.configured
         if method is None:
             return configured
-        algorithm = from_header(method, self._names)
+        algorithm = self._catalog.from_header(method)
         if algorithm is None:
             raise UnknownMethodError(method)
         if algorithm == configured.algorithm:
@@ -91,13 +114,13 @@ class Selector:
         self,
         effective: Definition,
         request: RoutingRequest,
-        target: TargetView | None,
+        target: TargetView[ClusterT, BackendT] | None,
         *,
         advertised: Callable[[], bool],
         failed_backends: set[str],
         failed_clusters: set[str],
         now: float,
-    ) -> Outcome:
+    ) -> Outcome[ClusterT, BackendT]:
         """Decide once. May add to `failed_clusters` what turned out to have no backend left."""
         while True:
             candidates = () if target is None else target.candidates()
@@ -122,41 +145,46 @@ class Selector:
             if choice is None:
                 return self._no_choice(request, eligible, now)
             found = choice.candidate
-            backend = found.cluster.pick(failed_backends)
-            if backend is not None:
+            picked = target.pick(found.cluster_id, failed_backends)
+            if picked is not None:
+                cluster, backend = picked
                 return Chosen(
                     found,
+                    cluster,
                     backend,
                     choice.rank_depth,
                     choice.skipped_for_kv,
                     queue_estimate_ms(found, request.priority),
-                    len(candidates),
                 )
             if found.cluster_id in failed_clusters:
                 return Unavailable()  # an installed algorithm that does not leave out what it is told to
             failed_clusters.add(found.cluster_id)
 
-    def rehearsal(self, effective: Definition, request: RoutingRequest, target: TargetView) -> Balancer:
+    def dry_run_balancer(
+        self, effective: Definition, request: RoutingRequest, target: TargetView[object, object]
+    ) -> Balancer:
         """A balancer that would decide like the target's own at this moment; using it leaves no trace in later decisions."""
-        copy = getattr(target.balancer_state.get(effective), "copy", None)
-        if copy is not None:
-            copied: Balancer = copy()
-            return copied
-        lots = Random()  # noqa: S311 - nothing is kept secret by it
-        return build(effective, lots, self._further).balancer(request.routing_key, request.model)
+        kept = target.balancer_state.get(effective)
+        if isinstance(kept, TargetBalancer):
+            copied = copy_of(kept.balancer)
+            if copied is not None:
+                return copied
+        rng = Random()  # noqa: S311 - nothing is kept secret by it
+        return build(effective, rng, self._catalog).balancer(request.routing_key, request.model)
 
-    def _balancer(self, effective: Definition, request: RoutingRequest, target: TargetView) -> Balancer:
-        balancer: Balancer | None = target.balancer_state.get(effective)
-        if balancer is None:
-            # Definitions of earlier configurations are of no use to anyone but requests that still run by them.
-            live = {definition for _, definition in self._config.definitions()}
-            for stale in [key for key in target.balancer_state if key not in live]:
-                del target.balancer_state[stale]
-            balancer = effective.built.balancer(request.routing_key, request.model)
-            target.balancer_state[effective] = balancer
+    def _balancer(self, effective: Definition, request: RoutingRequest, target: TargetView[object, object]) -> Balancer:
+        kept = target.balancer_state.get(effective)
+        if isinstance(kept, TargetBalancer):
+            return kept.balancer
+        # Definitions of earlier configurations are of no use to anyone but requests that still run by them.
+        live = {definition for _, definition in self._config.definitions()}
+        for stale in [key for key in target.balancer_state if key not in live]:
+            del target.balancer_state[stale]
+        balancer = effective.built.balancer(request.routing_key, request.model)
+        target.balancer_state[effective] = TargetBalancer(balancer)
         return balancer
 
-    def _no_choice(self, request: RoutingRequest, eligible: int, now: float) -> Outcome:
+    def _no_choice(self, request: RoutingRequest, eligible: int, now: float) -> Wait | Unavailable:
         if eligible and request.max_wait_ms is not None:
             left = request.received_at + min(request.max_wait_ms, MAX_WAIT_MS) / 1000 - now
             if left > 0:
@@ -167,13 +195,7 @@ class Selector:
 def admission_candidates(
     effective: Definition, request: RoutingRequest, candidates: Sequence[Candidate], failed_clusters: set[str]
 ) -> list[Candidate]:
-    """Whose queue and rate count for admission."""
-    if effective.algorithm not in _RANKED:
-        return [candidate for candidate in candidates if candidate.cluster_id not in failed_clusters]
-    return [
-        candidate
-        for candidate in candidates
-        if valid_tps(candidate)
-        and feasibility(candidate, request.input_tokens, failed_clusters, consider_kv=effective.consider_kv_free_tokens)
-        is Feasibility.ELIGIBLE
-    ]
+    """Whose queue and rate count for admission: those that have not failed and that the algorithm could take."""
+    left = [candidate for candidate in candidates if candidate.cluster_id not in failed_clusters]
+    may_take = may_take_of(effective.built)
+    return left if may_take is None else [candidate for candidate in left if may_take(request, candidate)]

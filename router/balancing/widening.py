@@ -8,6 +8,7 @@ from random import Random
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
+from router.balancing.fields import Fields
 from router.balancing.forecast import Forecast, times_ms
 from router.balancing.request import RoutingRequest
 from router.balancing.sampling import sample
@@ -28,6 +29,21 @@ class WideningSettings:
     max_queued: int = 0
     ignore_queue_time: bool = False
     ignore_input_processing_time: bool = False
+
+    @classmethod
+    def read(cls, fields: Fields) -> "WideningSettings":
+        """From a configuration."""
+        default = cls()
+        return cls(
+            max_queue_time_floor_ms=fields.unsigned("max_queue_time_floor_ms", None),
+            max_queue_time_ceil_ms=fields.unsigned("max_queue_time_ceil_ms", None),
+            ttft_bucket_size_ms=fields.unsigned("ttft_bucket_size_ms", default.ttft_bucket_size_ms),
+            next_bucket_unlock_factor=fields.number("next_bucket_unlock_factor", default.next_bucket_unlock_factor),
+            n=fields.unsigned("n", default.n),
+            max_queued=fields.unsigned("max_queued", default.max_queued),
+            ignore_queue_time=fields.boolean("ignore_queue_time"),
+            ignore_input_processing_time=fields.boolean("ignore_input_processing_time"),
+        )
 
     @property
     def limits_queue(self) -> bool:
@@ -50,6 +66,31 @@ def unlocked_count(sorted_ttft_ms: Sequence[float], elapsed_ms: float, bucket_ms
             budget -= need
             start = value
     return len(sorted_ttft_ms)
+
+
+def widening_rule(
+    settings: WideningSettings, request: RoutingRequest, candidate: Candidate, elapsed_ms: float
+) -> str | None:
+    """The first rule by which a candidate cannot be taken however long is waited, for explanations; None if there is none."""
+    if settings.limits_queue:
+        limit = queue_limit_ms(
+            settings.max_queue_time_floor_ms or 0,
+            settings.max_queue_time_ceil_ms or 0,
+            request.request_slo_ms,
+            elapsed_ms,
+        )
+        if queue_delay_ms(candidate, request.priority) > limit:
+            return "queue over SLO"
+    time = ttft_ms(
+        candidate,
+        request.input_tokens or 0,
+        request.priority,
+        ignore_queue=settings.ignore_queue_time,
+        ignore_prefill=settings.ignore_input_processing_time,
+    )
+    if time == math.inf:
+        return "no finite TTFT"
+    return None if has_capacity(candidate, settings.max_queued) else "engine full"
 
 
 def widen(

@@ -1,4 +1,4 @@
-"""The command line: strict parsing of the option table, usage errors, and a `--help` that teaches.
+"""The command line: strict parsing by the options of `Settings`, usage errors, and a `--help` that teaches.
 
 Own and small because the contract with existing deployments is stricter than the usual parsers: no abbreviations, nothing
 given twice, an empty environment variable counts as set, and error texts that operators search for (docs/operations.md,
@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from router.config.option import Option
 from router.config.option_values import ValueRefusedError
-from router.config.options import OPTIONS, Option
-from router.config.settings import Settings
+from router.config.settings import OPTIONS, Settings
 
 _BY_FLAG = {option.flag: option for option in OPTIONS}
 _REQUIRED = [option for option in OPTIONS if option.required]
@@ -43,8 +43,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         if texts is None and option.env is not None and option.env in environment:
             texts = [environment[option.env]]
         if texts is None:
-            values[option.name] = _default(option)
-        elif option.repeats:
+            continue  # the default of the field, or missing
+        if option.repeats:
             values[option.name] = tuple(part for one in texts for part in _value(option, one))
         else:
             values[option.name] = _value(option, texts[0])
@@ -116,12 +116,6 @@ def _value(option: Option, given: str) -> Any:
         raise UsageError(message) from None
 
 
-def _default(option: Option) -> Any:
-    if option.default is not None:
-        return option.parse(option.default)
-    return False if option.value_name is None else None
-
-
 def help_text(width: int = 100) -> str:
     """The whole help, wrapped to `width` columns."""
     out = [
@@ -158,8 +152,8 @@ def _help_entry(option: Option, width: int) -> list[str]:
         notes.append("[required]")
     if option.env:
         notes.append(f"[env: {option.env}]")
-    if option.default:
-        notes.append(f"[default: {option.default}]")
+    if option.default_shown:
+        notes.append(f"[default: {option.default_shown}]")
     mark = "  + " if option.added else "      "
     body = textwrap.wrap(" ".join([option.help, *notes]), width - 10, break_on_hyphens=False)
     return [f"{mark}{option.shown}", *(f"          {line}" for line in body)]

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
+from tunnel_protocol.unsigned import MAX_U32, MAX_U64
+
 _DIGITS = re.compile(r"\+?[0-9]+")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<plain>[^\[\]]+)):(?P<port>[0-9]{1,9})")
 _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
-_U64 = 2**64 - 1
 
 
 class ValueRefusedError(Exception):
@@ -65,11 +66,6 @@ def url_list(value: str) -> tuple[str, ...]:
     return tuple(value.split(",")) if value else ()
 
 
-def socket_address(value: str) -> SocketAddress:
-    """See `parse_socket_address`."""
-    return parse_socket_address(value)
-
-
 def _integer(value: str, largest: int) -> int:
     """Digits with an optional plus sign, or an integer as Helm prints large ones (`1e+06`)."""
     if value == "":
@@ -95,14 +91,14 @@ def _plain(largest: int) -> Callable[[str], int]:
     return parse
 
 
-PLAIN_COUNT_32 = _plain(2**32 - 1)
-PLAIN_COUNT_64 = _plain(_U64)
-milliseconds = PLAIN_COUNT_64
+uint32 = _plain(MAX_U32)
+uint64 = _plain(MAX_U64)
+milliseconds = uint64
 
 
-def PORT(value: str) -> int:  # noqa: N802 - stands in the option table beside the other value types
+def port(value: str) -> int:
     """0..65535."""
-    number = _integer(value, _U64)
+    number = _integer(value, MAX_U64)
     if number > 65535:
         raise ValueRefusedError(f"{number} is not in 0..=65535")
     return number
@@ -120,7 +116,7 @@ def count_above_zero(value: str) -> int:
 
 def stream_window(value: str) -> int:
     """Bytes, from a kilobyte to a gigabyte."""
-    number = _integer(value, _U64)
+    number = _integer(value, MAX_U64)
     if not 1_024 <= number <= 1 << 30:
         raise ValueRefusedError(f"{number} is not in 1024..={1 << 30}")
     return number
@@ -128,7 +124,7 @@ def stream_window(value: str) -> int:
 
 def _above_zero(value: str, complaint: str) -> int:
     try:
-        number = _integer(value, _U64)
+        number = _integer(value, MAX_U64)
     except ValueRefusedError as error:
         raise ValueRefusedError(f"{complaint}: {error.reason}") from None
     if number == 0:
@@ -152,7 +148,7 @@ def connectivity(value: str) -> Literal["direct", "reverse"]:
     raise ValueRefusedError(f"unsupported backend connectivity '{value}', expected 'direct' or 'reverse'")
 
 
-def tunnel_protocol(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
+def framing(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
     """The framing, by any of its names."""
     if value == "raw-quic":
         return "raw-quic"
@@ -163,15 +159,6 @@ def tunnel_protocol(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
     raise ValueRefusedError(
         f"unsupported tunnel protocol '{value}', expected 'raw-quic', 'http3', or 'webtransport'",
     )
-
-
-def quic_engine(value: str) -> Literal["aioquic"]:
-    """Which QUIC library. The name of one that was tried and found unfit is known, so that nobody searches for the reason."""
-    if value == "aioquic":
-        return "aioquic"
-    if value == "qh3":
-        raise ValueRefusedError("QUIC engine 'qh3' is not offered: it lacks flow control by stream, expected 'aioquic'")
-    raise ValueRefusedError(f"unsupported QUIC engine '{value}', expected 'aioquic'")
 
 
 def log_format(value: str) -> Literal["text", "json"]:

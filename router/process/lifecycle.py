@@ -1,8 +1,8 @@
-"""From settings to exit code: start, wait for a signal or a failed part, drain within the budget, end.
+"""Runs a router from its settings to the exit code: start, wait for a signal or a failed task, drain within the time, end.
 
-The order is in docs/operations.md, "Start and end". Signals are handled before anything else is touched; a second one ends
-the process at once. Of the drain time nine tenths are for what runs, the rest for the end itself, so that the platform's own
-deadline is not met first.
+The order is in docs/operations.md, "Start and end". Signal handlers are installed before anything else; a second signal ends
+the process at once. Nine tenths of the drain time are for running requests and the rest for the end itself, so that the
+process ends before the platform kills it.
 """
 
 import asyncio
@@ -17,10 +17,13 @@ import uvloop
 
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.process.app import App
+from router.process import build
+from router.process.app import start
 from router.process.critical_tasks import CriticalTaskError
+from router.process.reloads import Reloads
+from router.process.router import Router
 from router.telemetry import logging as log_lines
-from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
+from tunnel_protocol import compilation
 from tunnel_protocol.observers.standard_streams import say
 
 _log = structlog.get_logger()
@@ -29,18 +32,18 @@ DRAIN_SHARE = 0.9
 """Share of the drain time that running requests may use."""
 
 _LAST_LINES_S = 1.0
-"""How long the end waits for a reader of the log."""
+"""Seconds that the end waits until the log lines are written."""
 
 
 def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the router until it ends; returns the exit code. Errors go to stderr as `Error: ...`."""
+    """Run the router until it ends; returns the exit code. Errors are written to stderr as `Error: ...`."""
     writer = log_lines.set_up(settings.log_format, environment)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings))
     except StartupError as error:
         log_lines.flush(_LAST_LINES_S)
-        say(f"{error.report()}\n")  # not a log line: the contract with operators
+        say(f"{error.report()}\n")  # not a log line: operators expect this format
         return 1
     finally:
         if writer is not None:
@@ -48,7 +51,7 @@ def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
 
 
 class Signals:
-    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process."""
+    """Handles SIGTERM and SIGINT: the first signal starts a drain, the second ends the process."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -67,36 +70,31 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **App.build(), compiled=AS_WRITTEN_BECAUSE is None, config=settings.reported())
-    app = App(settings)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
-    starting = asyncio.create_task(app.start())
+    _log.info("starting stargate", **build.described(), **compilation.reported(), config=settings.reported())
+    reloads = Reloads()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.request)
+    starting = asyncio.create_task(start(settings, reloads))
     await _first(starting, signals.received)
     if not starting.done():
         _stop_reported(signals)
         starting.cancel()
         await asyncio.wait([starting], timeout=settings.shutdown_drain_timeout_ms / 1000)
-        await app.close()
         _log.info("stargate stopped cleanly")
         return 0
-    try:
-        starting.result()
-    except StartupError:
-        await app.close()
-        raise
+    router = starting.result()
     _spare_collector()
-    failed = app.tasks.failed
+    failed = router.tasks.failed
     await _first(signals.received, failed)
     failure = failed.result() if failed.done() else None
     if failure is None:
         _stop_reported(signals)
     else:
         _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
-    return await _end(app, settings, failure)
+    return await _end(router, settings, failure)
 
 
 def _spare_collector() -> None:
-    """What was made at start stays for good: leave it out of garbage collections, and collect less often."""
+    """Exclude the objects made at start from garbage collections, as they stay alive, and collect less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -111,18 +109,18 @@ def _stop_reported(signals: Signals) -> None:
     _log.info("Entering draining mode")
 
 
-async def _end(app: App, settings: Settings, failure: CriticalTaskError | None) -> int:
+async def _end(router: Router, settings: Settings, failure: CriticalTaskError | None) -> int:
     timeout_s = settings.shutdown_drain_timeout_ms / 1000
     try:
         async with asyncio.timeout(timeout_s):
-            in_time = await app.drain(timeout_s * DRAIN_SHARE)
+            in_time = await router.drain(timeout_s * DRAIN_SHARE)
     except TimeoutError:
         in_time = False
     if not in_time:
         _log.info(
             "graceful shutdown timed out; forcing exit",
             timeout_ms=settings.shutdown_drain_timeout_ms,
-            unfinished=", ".join(app.unfinished()),
+            unfinished=", ".join(router.unfinished()),
         )
         return 1
     if failure is None:

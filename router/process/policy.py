@@ -1,7 +1,7 @@
-"""The routing policy in effect: read from the load-balancer file at start, swapped whole when the file changes.
+"""The active routing policy: read from the load-balancer file at start, replaced as a whole when the file changes.
 
-A changed file is validated before anything of it is used; a bad one is told once and the last good one stays. What is active is
-visible as a log line, and as digest and algorithm in a metric (docs/operations.md, "Metrics").
+A changed file is validated before any part of it is used; an invalid one is logged once and the last valid policy is kept.
+The active policy is shown in a log line, and by digest and algorithm in a metric (docs/operations.md, "Metrics").
 """
 
 import asyncio
@@ -14,8 +14,8 @@ import structlog
 
 from router.balancing import BalancingConfig, ConfigError, Selector, load_config
 from router.balancing.algorithm import MakeAlgorithm, installed_algorithms
+from router.balancing.dry_run import dry_run
 from router.balancing.json_document import DOCUMENT
-from router.balancing.rehearsal import rehearse
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, causes_of
 from router.telemetry.metrics import Metrics
@@ -25,22 +25,22 @@ _log = structlog.get_logger()
 
 
 class Policy:
-    """Owns the selector; `look` is called periodically."""
+    """Owns the selector; `poll` is called periodically."""
 
     def __init__(
         self,
         path: Path | None,
         content: bytes | None,
         config: BalancingConfig,
-        further: Mapping[str, MakeAlgorithm],
+        plugins: Mapping[str, MakeAlgorithm],
         metrics: Metrics,
         reader: FileReader | None = None,
     ) -> None:
         self._reader = reader or FileReader()
         self._looking = asyncio.Lock()
-        # Load balancing needs speed, not secrecy, of its random numbers.
-        self.selector = Selector(config, random.Random(), further)  # noqa: S311
-        self._further = further
+        # The random numbers of load balancing must be fast, not secret.
+        self.selector = Selector(config, random.Random(), plugins)  # noqa: S311
+        self._plugins = plugins
         self._path = path
         self._active = content
         self._refused: bytes | None = None
@@ -52,13 +52,13 @@ class Policy:
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics) -> "Policy":
         """Read the file, if one is configured. Raises `StartupError`."""
-        further = _further()
+        plugins = _installed()
         if settings.lb_config_path is None:
-            return cls(None, None, BalancingConfig(), further, metrics)
+            return cls(None, None, BalancingConfig(), plugins, metrics)
         path = Path(settings.lb_config_path)
         reader = FileReader()
         try:
-            content, config = reader.run(str(path), lambda: _read(path, further))
+            content, config = reader.run(str(path), lambda: _read(path, plugins))
         except SmallFileError as error:
             raise StartupError(f"failed to read lb config file: {path}", _cause(error)) from None
         except ConfigError as error:
@@ -66,15 +66,15 @@ class Policy:
             if error.stage == "parse":
                 failure_text = f"failed to parse lb config file: {path}"
             raise StartupError(failure_text, *causes_of(error)) from None
-        return cls(path, content, config, further, metrics, reader)
+        return cls(path, content, config, plugins, metrics, reader)
 
     async def poll(self) -> None:
-        """Read the file once more and swap the policy if it changed and a decision could be made with it."""
+        """Read the file, and replace the policy if it changed and a dry run with it succeeds."""
         async with self._looking:
             await self._poll_once()
 
     async def _poll_once(self) -> None:
-        path, active, refused, further = self._path, self._active, self._refused, self._further
+        path, active, refused, plugins = self._path, self._active, self._refused, self._plugins
         if path is None:
             return
 
@@ -83,7 +83,7 @@ class Policy:
             if content in (active, refused):
                 return content, None
             try:
-                return content, _usable(content, further)
+                return content, _usable(content, plugins)
             except ConfigError as error:
                 return content, error
 
@@ -108,7 +108,7 @@ class Policy:
                 self._tell(config)
 
     def _refuse(self, content: bytes | None, why: str) -> None:
-        """Told once per distinct content, and once per distinct error of a file that cannot be read."""
+        """Log a refused file: once per distinct content, and once per distinct error of a file that cannot be read."""
         self._metrics.lb_config_last_reload_success.set(0)
         if content is None and why == self._unreadable:
             return
@@ -135,27 +135,27 @@ class Policy:
 
     @property
     def watched(self) -> bool:
-        """Whether there is a file to look at again."""
+        """Whether a file is configured that has to be polled."""
         return self._path is not None
 
 
-def _further() -> Mapping[str, MakeAlgorithm]:
-    """Algorithms of installed packages; one that cannot be loaded stops the start instead of vanishing."""
+def _installed() -> Mapping[str, MakeAlgorithm]:
+    """The algorithms of installed packages. Raises `StartupError` for one that cannot be loaded."""
     try:
         return installed_algorithms()
     except (ImportError, AttributeError) as error:
         raise StartupError("failed to create load balancer router", *causes_of(error)) from None
 
 
-def _read(path: Path, further: Mapping[str, MakeAlgorithm]) -> tuple[bytes, BalancingConfig]:
+def _read(path: Path, plugins: Mapping[str, MakeAlgorithm]) -> tuple[bytes, BalancingConfig]:
     content = read_small_file(path, DOCUMENT)
-    return content, _usable(content, further)
+    return content, _usable(content, plugins)
 
 
-def _usable(content: bytes, further: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
-    """The policy of a document, after decisions were made with it. Raises `ConfigError`."""
-    config = load_config(content, frozenset(further))
-    rehearse(config, further)
+def _usable(content: bytes, plugins: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
+    """Parse a document and do a dry run with the policy. Raises `ConfigError`."""
+    config = load_config(content, plugins)
+    dry_run(config, plugins)
     return config
 
 

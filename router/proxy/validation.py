@@ -1,4 +1,4 @@
-"""Client headers to a routing request, or the status that refuses them. Nothing but headers is looked at.
+"""Turns client headers into a routing request, or refuses them with a status. Uses no part of the body.
 
 The order of the checks is part of the contract with the gateway (docs/proxy.md, "Validation"); refusals have no body.
 """
@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import structlog
 
-from router.balancing import Effective, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
+from router.balancing import Definition, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
 from router.http1.request import ClientRequest
 from router.proxy.settings import ProxySettings
+from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
 _log = structlog.get_logger()
 
-_U32 = (1 << 32) - 1
-_U64 = (1 << 64) - 1
 _MAX_DIGITS = 4096
 _TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
 _NUMBER = re.compile(rb"\+?[0-9]+\Z").match
@@ -23,7 +22,7 @@ _REQUEST_ID = b"x-request-id"
 
 
 class InvalidRequestError(Exception):
-    """A request that is refused before routing. `status` goes to the client, `reason` into metrics and logs."""
+    """The request is refused before routing. `status` is sent to the client, `reason` goes into metrics and logs."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status}: {reason}")
@@ -32,25 +31,25 @@ class InvalidRequestError(Exception):
 
 
 class ValidRequest(NamedTuple):
-    """What the headers say."""
+    """The parsed headers of a valid request."""
 
     routing: RoutingRequest
-    effective: Effective
+    effective: Definition
     requested_method: str
     request_id: str
     retry_deadline: float | None
-    """Monotonic seconds after which nothing is retried; None = no limit."""
+    """Monotonic seconds after which no retry is made; None = no limit."""
 
 
 def text(value: bytes | None) -> str | None:
-    """A header value as text without outer blanks; None if absent, blank or not printable ASCII."""
+    """A header value as text without surrounding blanks; None if absent, blank or not printable ASCII."""
     if value is None or value.translate(None, _TEXTUAL):
         return None
     return value.strip(b" \t").decode("ascii") or None
 
 
 def number(value: bytes | None, limit: int, name: str) -> int | None:
-    """An unsigned decimal up to `limit`; None if absent. Raises `InvalidRequestError` for anything else."""
+    """An unsigned decimal of at most `limit`; None if absent. Raises `InvalidRequestError` for anything else."""
     if value is None:
         return None
     digits = value.strip(b" \t")
@@ -72,12 +71,12 @@ class Validator:
         self._max_body = settings.max_replay_body_bytes
 
     def validate(self, request: ClientRequest) -> ValidRequest:
-        """The routing request and its policy. Raises `InvalidRequestError`."""
+        """The routing request and its algorithm definition. Raises `InvalidRequestError`."""
         get = request.first.get
         request_id = text(get(_REQUEST_ID))
         if request_id is None:
             raise InvalidRequestError(400, "missing x-request-id")
-        input_tokens = number(get(b"x-input-tokens"), _U64, "x-input-tokens")
+        input_tokens = number(get(b"x-input-tokens"), MAX_U64, "x-input-tokens")
         if input_tokens is None:
             raise InvalidRequestError(400, "missing x-input-tokens")
         model = text(get(b"x-model"))
@@ -90,9 +89,9 @@ class Validator:
             model=model,
             affinity_key=text(get(b"x-cache-affinity-key")),
             input_tokens=input_tokens,
-            priority=number(get(b"x-priority"), _U32, "x-priority") or 0,
-            max_wait_ms=number(get(b"x-max-wait-ms"), _U64, "x-max-wait-ms"),
-            request_slo_ms=number(get(b"x-request-slo-ms"), _U64, "x-request-slo-ms"),
+            priority=number(get(b"x-priority"), MAX_U32, "x-priority") or 0,
+            max_wait_ms=number(get(b"x-max-wait-ms"), MAX_U64, "x-max-wait-ms"),
+            request_slo_ms=number(get(b"x-request-slo-ms"), MAX_U64, "x-request-slo-ms"),
             received_at=request.received_at,
         )
         effective = self._policy(routing, method)
@@ -117,7 +116,7 @@ class Validator:
             raise InvalidRequestError(400, "unknown x-routing-method")
         return method
 
-    def _policy(self, routing: RoutingRequest, method: str | None) -> Effective:
+    def _policy(self, routing: RoutingRequest, method: str | None) -> Definition:
         try:
             effective = self._selector.resolve(routing.model, method)
         except (UnknownMethodError, UnavailableMethodError) as error:
@@ -141,5 +140,5 @@ class Validator:
     def _retry_deadline(self, request: ClientRequest) -> float | None:
         if self._budget_header is None:
             return None
-        budget_ms = number(request.first.get(self._budget_header), _U64, "retry budget")
+        budget_ms = number(request.first.get(self._budget_header), MAX_U64, "retry budget")
         return None if budget_ms is None else request.received_at + budget_ms / 1000

@@ -183,10 +183,6 @@ class Gauge(_Scalar):
         except KeyError:
             self._add(labels, amount)
 
-    def dec(self, labels: Labels = ()) -> None:
-        """Subtract one."""
-        self.inc(labels, -1)
-
     def remove(self, labels: Labels = ()) -> None:
         """Drop the series; harmless if there is none."""
         self._readers.pop(labels, None)

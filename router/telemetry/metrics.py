@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from typing import TypeVar
 
 from router.telemetry.families import OVERFLOW, Counter, Description, Family, Gauge, Histogram, Labels
+from router.telemetry.settings import METRICS_PREFIX
 from tunnel_protocol.limit import Limit
 
 F = TypeVar("F", bound=Family)
@@ -79,7 +80,7 @@ def _fits(known: set[Hashable], value: Hashable, limit: int) -> bool:
 class Metrics:
     """All families of one router process."""
 
-    def __init__(self, prefix: str = "stargate_") -> None:
+    def __init__(self, prefix: str = METRICS_PREFIX) -> None:
         """`prefix` is put before every name as it is; raises `MetricNameError` if that makes an illegal name."""
         self._prefix = prefix
         self._bounds = LabelBounds()

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from router.http1.connection import Patience
 from support.gateway_in_memory import gateway_in_memory
 from support.http_client import HttpClient, get, post
+from support.package_settings import connection_timeouts, http_settings
 from support.waiting import eventually
 
 pytestmark = pytest.mark.loop("uvloop")
@@ -224,7 +224,9 @@ async def fill(exchange):
 @STAGES
 @WAYS
 async def test_a_client_that_leaves_is_noticed(stage, go):
-    async with gateway_in_memory(POLICY, Patience(watch=0.02, stalled=0.02)) as harness:
+    async with gateway_in_memory(
+        POLICY, http=http_settings(timeouts=connection_timeouts(watch=0.02, stalled=0.02))
+    ) as harness:
         client = await HttpClient.connect(harness.port, limit=1 << 12)
         harness.clients.append(client)
         await stage(harness, client)

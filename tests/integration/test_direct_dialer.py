@@ -14,7 +14,7 @@ from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
-from router.tunnels.settings import TunnelSettings
+from support.package_settings import tunnel_settings
 from support.reverse_listener import CERTIFICATE, HEAD_WITH_QUERY, Caller
 from support.scripted_worker import TunnelledRequest
 from support.waiting import eventually
@@ -23,7 +23,7 @@ from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
-SETTINGS = TunnelSettings()
+SETTINGS = tunnel_settings()
 
 
 class Worker:

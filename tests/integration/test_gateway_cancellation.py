@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from router.http1.connection import Patience
 from support.gateway_in_memory import gateway_in_memory
 from support.http_client import HttpClient, post
+from support.package_settings import connection_timeouts, http_settings
 from support.waiting import eventually
 
 pytestmark = pytest.mark.loop("uvloop")
@@ -134,7 +134,7 @@ async def test_requests_behind_one_whose_client_left_are_never_started():
 
 @WAYS
 async def test_a_client_that_leaves_while_its_worker_takes_no_more_body_is_noticed(go):
-    async with gateway_in_memory(patience=Patience(watch=0.02)) as harness:
+    async with gateway_in_memory(http=http_settings(timeouts=connection_timeouts(watch=0.02))) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"", content_length="9000000"))

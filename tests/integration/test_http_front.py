@@ -8,10 +8,11 @@ import socket
 
 import pytest
 
-from router.http1.connection import ClientConnection, Patience
+from router.http1.connection import ClientConnection
 from router.http1.server import RESERVED_DESCRIPTORS
 from support.gateway_in_memory import gateway_in_memory
 from support.http_client import BrokenOffError, HttpClient, get, post
+from support.package_settings import connection_timeouts, http_settings
 from support.waiting import eventually
 
 pytestmark = pytest.mark.loop("uvloop")
@@ -652,7 +653,7 @@ async def test_a_client_that_stops_sending_while_it_waits_is_gone():
 
 
 async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
-    async with gateway_in_memory(patience=Patience(body=0.05)) as harness:
+    async with gateway_in_memory(http=http_settings(timeouts=connection_timeouts(body=0.05))) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"half", content_length="9"))
@@ -664,7 +665,7 @@ async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
 
 
 async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
-    async with gateway_in_memory(patience=Patience(body=0.02)) as harness:
+    async with gateway_in_memory(http=http_settings(timeouts=connection_timeouts(body=0.02))) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"half", content_length="9"))
@@ -678,7 +679,7 @@ async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer()
 
 
 async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
-    async with gateway_in_memory(patience=Patience(body=0.02)) as harness:
+    async with gateway_in_memory(http=http_settings(timeouts=connection_timeouts(body=0.02))) as harness:
         worker = harness.worker(on_request=None)
         worker.free = 0
         client = await harness.client()
@@ -692,7 +693,7 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_late():
 
 
 async def test_connections_above_the_limit_are_closed_at_once_and_counted():
-    async with gateway_in_memory(max_connections=2) as harness:
+    async with gateway_in_memory(http=http_settings(max_connections=2)) as harness:
         kept = [await harness.client() for _ in range(2)]
         await eventually(lambda: harness.http.connections == 2)
         for _ in range(3):

@@ -167,7 +167,7 @@ async def test_openers_beyond_the_credit_wait_in_order_and_a_full_queue_says_so(
         tasks = [asyncio.create_task(wait(name)) for name in "abc"]
         await asyncio.sleep(0)
         assert connection.free_streams == 0
-        assert connection.waiting_openers == 3
+        assert len(connection._waiting) == 3
         with pytest.raises(StreamCreditError) as caught:
             await connection.open_stream(EchoStream())
         assert caught.value.waiting == 3

@@ -204,7 +204,7 @@ async def rig(request):
 
 async def waiting_opener(connection):
     opener = asyncio.create_task(connection.open_stream(object()))
-    while not connection.waiting_openers:  # noqa: ASYNC110 - it is a step away
+    while not len(connection._waiting):  # noqa: ASYNC110 - it is a step away
         await asyncio.sleep(0)
     return opener
 
@@ -225,24 +225,24 @@ async def test_a_stream_opened_for_somebody_who_left_in_the_same_instant_is_give
 async def test_credit_passes_over_somebody_who_has_just_left(rig):
     connection = await rig.dialled()
     first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
-    await rig.until(lambda: connection.waiting_openers == 2)
+    await rig.until(lambda: len(connection._waiting) == 2)
     rig.engine.free_streams = 1
     first.cancel()
     connection.on_stream_credit()
     assert await second
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert connection.waiting_openers == 0
+    assert len(connection._waiting) == 0
 
 
 async def test_credit_for_fewer_than_wait_goes_to_the_first(rig):
     connection = await rig.dialled()
     first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
-    await rig.until(lambda: connection.waiting_openers == 2)
+    await rig.until(lambda: len(connection._waiting) == 2)
     rig.engine.free_streams = 1
     connection.on_stream_credit()
     assert await first
-    assert connection.waiting_openers == 1
+    assert len(connection._waiting) == 1
     second.cancel()
 
 
@@ -295,7 +295,7 @@ async def test_the_end_of_a_connection_reaches_those_who_wait_and_not_who_left(r
     connection = await rig.dialled()
     first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
     ends = [asyncio.create_task(connection.wait_closed()) for _ in range(2)]
-    await rig.until(lambda: connection.waiting_openers == 2)
+    await rig.until(lambda: len(connection._waiting) == 2)
     first.cancel()
     connection.close(7, "over")
     with pytest.raises(ConnectionClosedError):
@@ -449,7 +449,7 @@ def a_full_socket():
     return sock
 
 
-async def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_has_room():
+async def test_while_the_socket_is_full_nobody_is_asked_for_more_and_all_are_when_it_accepts_again():
     sock = a_full_socket()
     rig = Rig(sock=sock)
     rig.outside.bind(("127.0.0.1", 0))

@@ -61,7 +61,7 @@ async def test_datagrams_grow_to_what_the_path_carries():
         assert relay.largest_passed == 1_452
 
 
-async def test_a_path_without_room_for_large_datagrams_is_used_to_what_it_has():
+async def test_a_path_that_passes_no_large_datagrams_is_used_to_what_it_has():
     async with through_a_relay(RelayWeather(largest_bytes=1_300)) as (relay, dialled, accepted):
         for _ in range(10):
             for connection in (dialled, accepted):

@@ -486,7 +486,7 @@ async def test_lost_worker_that_recovers_while_its_id_is_claimed_keeps_it() -> N
         holder = client.router.service._streams.holders["w"]
         second = await client.open()
         await second.send(report("w", "m"))
-        await eventually(lambda: len(client.router.service._streams.open) == 2 and bool(holder._life._waiters))
+        await eventually(lambda: len(client.router.service._streams.open) == 2 and bool(holder._sign_of_life._waiters))
         tunnels.recover()
         assert (await second.status())[0] is grpc.StatusCode.ALREADY_EXISTS
         await eventually(lambda: client.router.routable("m") == ["w"])
@@ -499,7 +499,7 @@ async def test_claim_succeeds_at_once_when_the_lost_holder_leaves_by_itself() ->
         holder = client.router.service._streams.holders["w"]
         second = await client.open()
         await second.send(report("w", "m"))
-        await eventually(lambda: bool(holder._life._waiters))
+        await eventually(lambda: bool(holder._sign_of_life._waiters))
         old.call.cancel()
         await second.ack()
         assert client.router.routable("m") == ["w"]

@@ -25,7 +25,6 @@ from router.control_plane.gateway_credentials import (
 )
 from router.control_plane.worker_auth import (
     GatewayAuthenticator,
-    GatewayAuthSettings,
     OpenAuthenticator,
     StaticAuthenticator,
     WorkerAuthConnectError,
@@ -33,6 +32,7 @@ from router.control_plane.worker_auth import (
 from router.ports.authentication import AuthenticationError
 from router.telemetry.metrics import Metrics
 from support.control_plane import ControlPlaneClient, control_plane
+from support.package_settings import gateway_auth_settings
 from support.relay import TcpRelay
 from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
 from tunnel_protocol.control.grpc_options import Keepalive
@@ -91,7 +91,7 @@ async def gateway(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     metrics = Metrics()
-    asked = GatewayAuthSettings(**{"endpoint": f"http://127.0.0.1:{port}", **settings})
+    asked = gateway_auth_settings(**{"endpoint": f"http://127.0.0.1:{port}", **settings})
     more = {} if clock is None else {"clock": clock}
     authenticator = GatewayAuthenticator(asked, credential, metrics, **more)
     try:
@@ -178,7 +178,7 @@ async def test_credential_that_fits_no_header_fails_the_call(secret: str) -> Non
 
 
 async def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
-    settings = GatewayAuthSettings(endpoint="http://127.0.0.1:9")
+    settings = gateway_auth_settings(endpoint="http://127.0.0.1:9")
     authenticator = GatewayAuthenticator(settings, None, Metrics())
     with pytest.raises(WorkerAuthConnectError, match="failed to connect to worker auth endpoint"):
         await authenticator.connect(0.05)
@@ -188,12 +188,12 @@ async def test_unreachable_gateway_fails_the_start_after_its_time() -> None:
 @pytest.mark.parametrize("endpoint", ["gateway:50051", "ftp://gateway", "http://", ""])
 def test_endpoint_must_be_an_url(endpoint: str) -> None:
     with pytest.raises(ValueError, match="http or https"):
-        GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics())
+        GatewayAuthenticator(gateway_auth_settings(endpoint=endpoint), None, Metrics())
 
 
 async def test_https_endpoint_and_ipv6_host_are_understood() -> None:
     for endpoint in ("https://gateway.example", "http://[::1]:5"):
-        await GatewayAuthenticator(GatewayAuthSettings(endpoint=endpoint), None, Metrics()).close()
+        await GatewayAuthenticator(gateway_auth_settings(endpoint=endpoint), None, Metrics()).close()
 
 
 async def test_open_authenticator_takes_anybody_and_a_table_only_its_tokens() -> None:
@@ -443,7 +443,7 @@ async def test_a_gateway_that_goes_silent_fails_registrations_in_time_and_is_con
     async with gateway() as rig:
         rig.gateway.routing_keys = {"early": "tenant", "late": "tenant"}
         with TcpRelay(rig.port) as relay:
-            settings = GatewayAuthSettings(
+            settings = gateway_auth_settings(
                 endpoint=f"http://127.0.0.1:{relay.port}", deadline_s=0.5, keepalive=Keepalive(200, 800)
             )
             authenticator = GatewayAuthenticator(settings, None, rig.metrics)

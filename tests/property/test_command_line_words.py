@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.config.cli import HelpRequested, UsageError, parse
-from router.config.options import OPTIONS
+from router.config.settings import OPTIONS
 from router.telemetry.logging import Levels, set_up
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:1", "--stargate-discovery-dns-name=x"]

@@ -10,9 +10,9 @@ from router.registry.registry import Registry
 from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
-from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 from support.loops import run_virtual
+from support.package_settings import tunnel_settings
 from tunnel_protocol import capnp
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.raw_quic import RAW_QUIC
@@ -114,7 +114,7 @@ def test_whatever_a_worker_answers_the_sink_hears_one_well_formed_story(pieces, 
 
 class HandshakeContext:
     framing = RAW_QUIC
-    settings = TunnelSettings()
+    settings = tunnel_settings()
 
     def __init__(self):
         self.registrations = Registry()

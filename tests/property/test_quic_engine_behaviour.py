@@ -258,9 +258,9 @@ def test_what_the_window_allows_leaves_evenly_over_the_round_trip():
     stream = world.client.engine.open_stream(StreamRecorder())
     stream.write(bytes(150_000))
     world.idle(0.002)
-    assert stream.unsent_bytes() > 80_000
+    assert stream.send_half.unsent_bytes > 80_000
     world.idle(0.39)
-    assert stream.unsent_bytes() == 0
+    assert stream.send_half.unsent_bytes == 0
 
 
 # --- flow, fairness, memory ------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
     world.idle(2)
     stream = paused[0].stream
     assert len(stream.receive_half._inbox) == 1_250_000
-    assert greedy.stream.unsent_bytes() == 4_000_000 - 1_250_000
+    assert greedy.stream.send_half.unsent_bytes == 4_000_000 - 1_250_000
     for _ in range(20):
         assert exchange_completes(world)
     stream.resume_reading()
@@ -293,7 +293,7 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
     world.run(lambda: at_rest(world), 10)
 
 
-def test_room_for_a_writer_that_sending_makes_is_told_at_once():
+def test_a_writer_goes_on_as_soon_as_sending_has_emptied_its_buffer():
     """And not when the next packet of the peer happens to arrive."""
     world = connected(SimulatedNetwork(delay_s=1), settings=QuicSettings(send_buffer_bytes=2_000))
     world.run(lambda: at_rest(world), 10)

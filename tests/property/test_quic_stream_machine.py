@@ -94,7 +94,7 @@ class TwoEngines(RuleBasedStateMachine):
         side.fin_written = fin
         side.written += data
         if not dropped:
-            assert writable == (side.stream.unsent_bytes() <= HIGH_WATER)
+            assert writable == (side.stream.send_half.unsent_bytes <= HIGH_WATER)
 
     @rule(side=sides)
     def pause(self, side):

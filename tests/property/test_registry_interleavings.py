@@ -22,7 +22,7 @@ from router.registry import (
     TargetKey,
 )
 from router.registry.exact_sum import ExactSum
-from router.registry.stats import MAX_U64
+from tunnel_protocol.unsigned import MAX_U64
 
 IDS = ("a", "b", "c", "d")
 CLUSTERS = ("a", "x")

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from router.balancing import RoutingRequest
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition, build, parse_definition
 from router.balancing.json_document import JsonObject
@@ -70,6 +71,11 @@ class FakeTarget:
     def candidates(self) -> list[FakeCandidate]:
         return self.list
 
+    def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> Any:
+        (cluster,) = (one.cluster for one in self.list if one.cluster_id == cluster_id)
+        backend = cluster.pick(excluded_backend_ids)
+        return None if backend is None else (cluster, backend)
+
 
 def number(value: Any) -> Any:
     return float(value) if isinstance(value, str) else value
@@ -94,11 +100,11 @@ def request(vector: Any = None, **given: Any) -> RoutingRequest:
 
 
 def definition(config: Any) -> Definition:
-    return parse_definition(JsonObject(config.items()), frozenset())
+    return parse_definition(JsonObject(config.items()), Catalog())
 
 
 def balancer(config: Any, seed: int = 0, routing_key: str = "rk-1", model: str = "model-a") -> Any:
-    algorithm = build(definition(config), random.Random(seed), {})
+    algorithm = build(definition(config), random.Random(seed), Catalog())
     return algorithm.balancer(routing_key, model)
 
 

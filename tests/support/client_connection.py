@@ -8,6 +8,7 @@ from typing import Any
 import h11
 
 from router.http1.connection import ClientConnection
+from support.package_settings import connection_timeouts
 
 
 class Transport:
@@ -87,7 +88,7 @@ class ClientConnectionOwner:
         self._answer = answer
         self._dirty: list[ClientConnection] = []
         self.transport = Transport()
-        self.connection = ClientConnection(self, asyncio.get_running_loop().time)
+        self.connection = ClientConnection(self, asyncio.get_running_loop().time, connection_timeouts())
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]  # what it needs of one
 
     def handle(self, request: Any, response: Any) -> None:

@@ -10,13 +10,13 @@ import grpc
 from router.control_plane.grpc_server import GrpcServer
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
-from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.watch import WatchCell
 from router.control_plane.worker_auth import OpenAuthenticator
 from router.ports.authentication import Authenticator
 from router.ports.tunnels import TunnelStep
 from router.registry import Identity, Registry, TargetKey
 from router.telemetry.metrics import Metrics
+from support.package_settings import control_plane_settings
 from support.registered_worker import ACTIVE, EOF
 from support.waiting import DEADLINE_S
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
@@ -108,12 +108,10 @@ class ControlPlaneInMemory:
         self.watch = WatchCell()
         self.tunnels: dict[str, FakeTunnels] = {}
         defaults: dict[str, Any] = {
-            "stargate_id": "router-0",
-            "advertise_addr": "127.0.0.1:50071",
             "reverse_tunnel_target": "router-0.stargate.external:50072",
             "duplicate_delay_ms": 1,
         }
-        self.settings = ControlPlaneSettings(**{**defaults, **settings})
+        self.settings = control_plane_settings(**{**defaults, **settings})
         self.service = ControlPlane(
             self.registry,
             authenticator or OpenAuthenticator(),

@@ -3,10 +3,8 @@
 A decoder is right if any input makes it return or raise one of `errors`, in time, and holding no more than a few times what came in.
 """
 
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -235,9 +233,7 @@ def _pair(data: bytes) -> None:
 
 
 def _trust(data: bytes) -> object:
-    with tempfile.NamedTemporaryFile() as file:
-        Path(file.name).write_bytes(data)
-        return certs.load_trust_bundle(file.name)
+    return certs.parse_trust_bundle(data)
 
 
 def all_decoders() -> list[Decoder]:

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from router.balancing import BalancingConfig, Selector, load_config
-from router.http1.connection import PATIENCE, Patience
 from router.http1.server import HttpServer
+from router.http1.settings import HttpSettings
 from router.ports.tunnels import ExchangeSink, TunnelError
 from router.proxy.proxy import Proxy
 from router.proxy.routes import Routes
@@ -17,6 +17,7 @@ from router.proxy.settings import ProxySettings
 from router.registry import Identity, ModelStats, ModelUpdate, Registration, Registry, TargetKey
 from router.telemetry.metrics import Metrics
 from support.http_client import HttpAnswer, HttpClient
+from support.package_settings import http_settings, proxy_settings
 from support.waiting import eventually
 from tunnel_protocol.head import RequestHead, ResponseHead
 
@@ -174,9 +175,7 @@ class PlayedWorker:
 class GatewayInMemory:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
-    def __init__(
-        self, settings: ProxySettings, config: BalancingConfig, patience: Patience, max_connections: int
-    ) -> None:
+    def __init__(self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings) -> None:
         self.metrics = Metrics()
         self.registry = Registry()
         self.selector = Selector(config, Random(1))
@@ -190,7 +189,7 @@ class GatewayInMemory:
             is_ready=lambda: self.ready and not self.http.draining,
             debug_config=lambda: {"stargate_id": "test"},
         )
-        self.http = HttpServer(routes, loop.time, patience, max_connections)
+        self.http = HttpServer(routes, loop.time, http)
         self.port = 0
         self.clients: list[HttpClient] = []
 
@@ -249,10 +248,10 @@ class GatewayInMemory:
 
 @asynccontextmanager
 async def gateway_in_memory(
-    config: bytes | None = None, patience: Patience = PATIENCE, max_connections: int = 1000, **settings: Any
+    config: bytes | None = None, http: HttpSettings | None = None, **settings: Any
 ) -> AsyncIterator[GatewayInMemory]:
     balancing = BalancingConfig() if config is None else load_config(config)
-    harness = GatewayInMemory(ProxySettings(**settings), balancing, patience, max_connections)
+    harness = GatewayInMemory(proxy_settings(**settings), balancing, http or http_settings())
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     harness.port = listening.getsockname()[1]

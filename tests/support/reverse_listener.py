@@ -16,6 +16,7 @@ from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
 from router.tunnels.reverse_tunnels import ReverseTunnels
 from router.tunnels.settings import TunnelSettings
+from support.package_settings import tunnel_settings
 from support.scripted_worker import ScriptedWorker
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.settings import QuicSettings
@@ -25,7 +26,7 @@ from tunnel_protocol.raw_quic import RAW_QUIC
 HEAD_WITH_QUERY = RequestHead(
     b"POST", b"/v1/chat/completions?x=1", [(b"x-model", b"m"), (b"x-a", b"1"), (b"x-a", b"2")]
 )
-SETTINGS = TunnelSettings(handshake_timeout_ms=3_000)
+SETTINGS = tunnel_settings(handshake_timeout_ms=3_000)
 CERTIFICATE = certs.make_self_signed(["localhost", "stargate"])
 
 

@@ -174,9 +174,9 @@ async def test_answers_of_8_mib_to_slow_readers_wait_at_the_worker_and_not_in_th
         requests.append(request)
         clients.append(client)
     answers = [await client.head() for client in clients]
-    await at_rest(lambda: sum(request.stream.unsent_bytes() for request in requests))
+    await at_rest(lambda: sum(request.stream.send_half.unsent_bytes for request in requests))
     for request in requests:
-        assert request.stream.unsent_bytes() > MIB
+        assert request.stream.send_half.unsent_bytes > MIB
     await served_beside(case, tunnel, [])
     assert await grown(case, before) < SLOW_READERS * HELD_BYTES + SLACK_BYTES
     for client, answer, digest in zip(clients, answers, digests, strict=True):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from llm_request_router.testing import Process, ProcessEndedError, System
-from router.config.options import OPTIONS
+from router.config.settings import OPTIONS
+from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:0", "--stargate-discovery-dns-name=localhost"]
 LOCAL = [
@@ -146,6 +147,18 @@ def test_the_first_log_line_tells_version_and_all_settings(llm_router: System) -
     assert " INFO starting stargate version=" in first
     assert "commit_short_sha=" in first
     assert "quic_request_timeout_ms: 30000" in first
+
+
+def test_router_and_worker_tell_first_which_form_runs_and_why(llm_router: System) -> None:
+    told = [
+        llm_router.router.log().splitlines()[0].lower(),
+        llm_router.add_worker("tiny-model").process.log().splitlines()[0].lower(),
+    ]
+    assert "starting worker" in told[1]
+    for line in told:
+        assert f"compiled={str(AS_WRITTEN_BECAUSE is None).lower()}" in line
+        assert ("as_written_because=" in line) == (AS_WRITTEN_BECAUSE is not None)
+        assert AS_WRITTEN_BECAUSE is None or AS_WRITTEN_BECAUSE.lower() in line
 
 
 def test_the_policy_is_told_bare_so_that_pods_can_be_compared(llm_router: System) -> None:

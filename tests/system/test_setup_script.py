@@ -1,4 +1,4 @@
-"""`make setup` fails readably when something is missing, compiles once, and does nothing when nothing changed."""
+"""`make setup` fails readably when something is missing, has a checkout compiled, and does nothing when nothing changed."""
 
 import shutil
 import subprocess
@@ -81,16 +81,16 @@ def test_nothing_happens_when_nothing_changed(tmp_path: Path) -> None:
     assert setup(project, tools).returncode == 1
 
 
-BUILDS = 'case "$*" in *build_ext*) echo built >>.venv/builds; echo "cc1: no"; {};; esac'
+COMPILES = 'case "$*" in *compile_checkout*) echo "$*" >>.venv/compilations; echo "cc1: no" >&2; exit {};; esac'
 
 
-def built(project: Path) -> int:
-    builds = project / ".venv/builds"
-    return len(builds.read_text().splitlines()) if builds.exists() else 0
+def compilations(project: Path) -> list[str]:
+    asked = project / ".venv/compilations"
+    return asked.read_text().splitlines() if asked.exists() else []
 
 
 def with_compile(tmp_path: Path, python: str) -> tuple[Path, Path]:
-    """A checkout whose .venv has what is pinned, after nothing was compiled yet."""
+    """A checkout whose .venv has what is pinned."""
     project, tools = tree(tmp_path)
     shutil.copy(ROOT / "scripts/compile", project / "scripts/compile")
     (project / ".venv/bin").mkdir(parents=True)
@@ -98,45 +98,32 @@ def with_compile(tmp_path: Path, python: str) -> tuple[Path, Path]:
     return project, tools
 
 
-def test_the_packages_are_compiled_once(tmp_path: Path) -> None:
-    project, tools = with_compile(tmp_path, BUILDS.format("exit 0"))
-    first, second = setup(project, tools), setup(project, tools)
-    assert (first.returncode, second.returncode, second.stderr) == (0, 0, "")
-    assert "compiled\n" in first.stderr
-    assert built(project) == 1
-    (project / "requirements/run.txt").write_text("changed==1\n")
-    assert setup(project, tools).returncode == 0
-    assert built(project) == 1
+def test_each_time_it_is_seen_to_that_the_checkout_was_compiled_once(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, COMPILES.format(0))
+    assert [setup(project, tools).returncode for _ in range(2)] == [0, 0]
+    assert compilations(project) == ["scripts/compile_checkout.py --once"] * 2
 
 
 def test_the_packages_are_not_compiled_if_that_is_not_wished(tmp_path: Path) -> None:
-    project, tools = with_compile(tmp_path, BUILDS.format("exit 0"))
+    project, tools = with_compile(tmp_path, COMPILES.format(0))
     ended = setup(project, tools, LLM_ROUTER_COMPILE="0")
-    assert (ended.returncode, built(project)) == (0, 0)
-    assert setup(project, tools).returncode == 0
-    assert built(project) == 1
+    assert (ended.returncode, compilations(project)) == (0, [])
 
 
-def test_failed_compilation_shows_the_end_of_its_log_and_is_tried_again(tmp_path: Path) -> None:
-    project, tools = with_compile(tmp_path, BUILDS.format("exit 1"))
+def test_failed_compilation_is_an_error_of_the_setup(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, COMPILES.format(1))
     ended = setup(project, tools)
-    assert ended.returncode == 1
-    assert "compilation failed" in ended.stderr
-    assert "cc1: no" in ended.stderr
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "cc1: no")
     assert setup(project, tools).returncode == 1
-    assert built(project) == 2
 
 
-def test_what_runs_as_written_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
-    project, tools = with_compile(
-        tmp_path, BUILDS.format("exit 0") + '; case "$*" in *WRITTEN*) echo not compiled;; esac'
-    )
-    ended = setup(project, tools)
-    assert ended.returncode == 0
-    assert "runs as written: not compiled; the last lines of .venv/compile.log:\ncc1: no\n" in ended.stderr
+def test_asked_for_by_itself_it_is_not_that_of_the_setup(tmp_path: Path) -> None:
+    project, tools = with_compile(tmp_path, COMPILES.format(0))
+    subprocess.run([project / "scripts/compile"], env={"PATH": str(tools)}, check=True, timeout=20, capture_output=True)
+    assert compilations(project) == ["scripts/compile_checkout.py"]
 
 
-INSTALLS = 'case "$*" in *pip*) echo "$*" >>.venv/installs;; *build_ext*) echo built >>.venv/builds;; esac; exit 0'
+INSTALLS = 'case "$*" in *pip*) echo "$*" >>.venv/installs;; *compile_checkout*) echo asked >>.venv/compilations;; esac; exit 0'
 
 
 def installed(project: Path) -> list[str]:
@@ -147,9 +134,9 @@ def installed(project: Path) -> list[str]:
 def test_for_running_only_what_runs_is_installed_and_nothing_compiled(tmp_path: Path) -> None:
     project, tools = with_compile(tmp_path, INSTALLS)
     assert setup(project, tools, "run").returncode == 0
-    assert (installed(project), built(project)) == (["requirements/run.txt"], 0)
+    assert (installed(project), len(compilations(project))) == (["requirements/run.txt"], 0)
     assert setup(project, tools, "run").stderr == ""
     assert setup(project, tools).returncode == 0
-    assert (installed(project), built(project)) == (["requirements/run.txt", "requirements/dev.txt"], 1)
+    assert (installed(project), len(compilations(project))) == (["requirements/run.txt", "requirements/dev.txt"], 1)
     assert setup(project, tools, "run").stderr == ""
     assert len(installed(project)) == 2

@@ -1,6 +1,7 @@
 """Wheel and sdist hold what an installation needs, and the wheel works from an environment of its own, outside the tree."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from router.process import build
+from tunnel_protocol import compiled_form
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = next(path for path in sys.path if path.endswith("site-packages"))
@@ -17,6 +19,7 @@ SITE = next(path for path in sys.path if path.endswith("site-packages"))
 
 def run(*words: str | Path, cwd: Path, timeout_s: float = 100) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment.pop("LLM_ROUTER_PURE_PYTHON", None)
     environment["LLM_ROUTER_COMPILE"] = "0"
     done = subprocess.run(
         words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -73,5 +76,27 @@ def test_the_installed_wheel_serves_a_request(built: Path, tmp_path: Path) -> No
         "    assert llm_router.chat('tiny-model').status == 200\n"
     )
     assert "1 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_x.py", cwd=tmp_path)
+    form = "import tunnel_protocol.compilation as c; print(c.description())"
+    assert run(python, "-c", form, cwd=tmp_path) == "as written (installed without compiled modules)\n"
     assert "usage" in run(tmp_path / "env/bin/stargate", "--help", cwd=tmp_path).lower()
     assert "usage: stargate-client" in run(tmp_path / "env/bin/stargate-client", "--help", cwd=tmp_path)
+
+
+def test_an_installation_runs_the_compiled_modules_that_came_with_it(built: Path, tmp_path: Path) -> None:
+    """They are laid out as a compiled wheel has them; to compile one takes minutes."""
+    form = compiled_form.form_of(ROOT, compiled_form.manifest(ROOT))
+    if not form.is_dir():
+        pytest.skip("no compiled form of these sources; make compile makes one")
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")  # noqa: S202 - our own
+    shutil.copytree(form, tmp_path / "site", dirs_exist_ok=True)
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path / 'site')!r}]\n"
+        "import router.process.app, tunnel_protocol.compilation as c\n"
+        "print(c.description(), router.process.app.__file__, sys.modules['router.proxy.attempt'].__spec__.origin)"
+    )
+    told, app, attempt = run(sys.executable, "-c", code, cwd=tmp_path).split()
+    assert told == "compiled"
+    assert app == str(tmp_path / "site/router/process/app.py")
+    assert attempt == str(tmp_path / f"site/router/proxy/attempt{compiled_form.SUFFIX}")

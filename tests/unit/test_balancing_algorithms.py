@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from router.balancing import AdmissionRejected, Choice, Chosen, ConfigError, Selector, Unavailable, load_config
+from router.balancing.catalog import builtin_algorithms
 from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition
-from router.balancing.names import CANONICAL
+from router.balancing.explain import explain
 from support.balancing import FakeCandidate, FakeCluster, FakeTarget, balancer, request, selector
 
 TPS = {"last_mean_input_tps": 100.0}
@@ -72,12 +73,14 @@ def test_an_affinity_ring_follows_clusters_that_come_and_go():
             assert used.choose(asked, members, (), 0.0) == fresh
 
 
+def explain_now(policy, method):
+    return explain(policy, request(), method, None, advertised=True, excluded=set(), now=0.0)
+
+
 def test_only_two_algorithms_compare_and_by_ttft_unless_told_otherwise():
-    assert {name: Definition(name).comparator for name in CANONICAL} == {
-        **dict.fromkeys(CANONICAL),
-        "power-of-n": "ttft",
-        "wait-and-widen": "ttft",
-    }
+    policy, names = selector(), builtin_algorithms()
+    told = {name: explain_now(policy, name)["algorithm"]["comparator"] for name in names}
+    assert told == {**dict.fromkeys(names), "power-of-n": "ttft", "wait-and-widen": "ttft"}
 
 
 def test_what_a_definition_requires_of_requests_is_kept():
@@ -90,7 +93,7 @@ def test_what_a_definition_requires_of_requests_is_kept():
     }
     configured = load_config(json.dumps({"models": {"m": entry}}).encode()).models["m"].configured
     assert (configured.settings["seed"], configured.require_cache_affinity_key) == ("s", True)
-    assert configured.consider_kv_free_tokens
+    assert configured.settings["consider_kv_free_tokens"] is True
     assert not Definition("pulsar").require_cache_affinity_key
 
 

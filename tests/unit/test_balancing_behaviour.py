@@ -20,9 +20,9 @@ from router.balancing import (
     load_config,
 )
 from router.balancing.algorithm import installed_algorithms
+from router.balancing.catalog import Catalog, builtin_algorithms
 from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
-from router.balancing.names import CANONICAL
 from router.balancing.sampling import sample
 from router.operators.explain_command import render_text
 from support.balancing import FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
@@ -93,8 +93,7 @@ def test_sample_counts_of_all_levels_are_kept_apart():
     assert "sample_count" not in policy.resolve("bare", None).settings
     assert policy.resolve("shadowed", "power-of-n").settings["sample_count"] == 8
     assert policy.resolve("own", "power-of-n").settings["sample_count"] == 64
-    assert policy.resolve("tuned", None).comparator == "ttft"
-    assert policy.resolve("unlisted", None).comparator is None
+    assert policy.resolve("tuned", None).built.settings.comparator == "ttft"
 
 
 def test_the_default_of_the_file_is_not_offered_to_a_model_with_an_entry_of_its_own():
@@ -110,7 +109,7 @@ def test_a_definition_made_in_code_is_checked_when_it_is_built():
         (Definition("nobody-has-this"), "nobody-has-this"),
     ):
         with pytest.raises(ConfigError, match=text) as refused:
-            build(bad, random.Random(0), {})
+            build(bad, random.Random(0), Catalog())
         assert refused.value.stage == "build"
 
 
@@ -337,12 +336,12 @@ class Point:
 
 
 def test_an_installed_package_adds_an_algorithm_with_settings_of_its_own():
-    further = installed_algorithms([Point()])
+    plugins = installed_algorithms([Point()])
     document = {
         "default": "first-by-id",
         "models": {"m": {"algorithm": "first-by-id", "reverse": True}},
     }
-    policy = Selector(load_config(json.dumps(document).encode(), frozenset(further)), random.Random(0), further)
+    policy = Selector(load_config(json.dumps(document).encode(), plugins), random.Random(0), plugins)
     target = names("b", "a", "c")
     assert choose(policy, target).candidate.cluster_id == "a"
     asked = request(model_id="m")
@@ -377,7 +376,7 @@ def test_explaining_round_robin_tells_the_next_one_and_does_not_advance():
     assert all(candidate.cluster.picks <= 1 for candidate in target.list)
 
 
-@pytest.mark.parametrize("algorithm", CANONICAL)
+@pytest.mark.parametrize("algorithm", builtin_algorithms())
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_asking_changes_no_decision_that_follows(algorithm, asked_before):
     settings = {"cache_affinity_backend_selection_count": 2} if algorithm == "wait-and-widen" else {}

@@ -19,6 +19,8 @@ from router.balancing import (
 )
 from router.balancing.admission import input_work_seconds, rejection
 from router.balancing.affinity import AffinityRing
+from router.balancing.algorithms.pulsar_wait_and_widen import bands
+from router.balancing.catalog import Catalog
 from router.balancing.config import BalancingConfig
 from router.balancing.estimates import (
     comparators,
@@ -26,18 +28,16 @@ from router.balancing.estimates import (
     queue_delay_ms,
     queue_estimate_ms,
     queue_limit_ms,
-    queue_time_delta_ms,
     ttft_ms,
 )
 from router.balancing.hashing import affinity_field, cluster_field, exponential, field, hash64, prefix
-from router.balancing.names import from_file
-from router.balancing.pulsar_wait_and_widen import bands
 from router.balancing.ranking import RendezvousRanking
 from router.balancing.selector import admission_candidates
 from router.balancing.widening import WideningSettings, unlocked_count
 from router.proxy.validation import InvalidRequestError, text
 from router.proxy.validation import number as header_number
 from support.balancing import FakeCandidate, FakeTarget, balancer, candidate, close, number, request, selector, shares
+from tunnel_protocol.queue_time import queue_time_delta_ms
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 ROUNDS = 1500
@@ -181,7 +181,8 @@ def test_comparator_scores(vector):
 
 @each("input_work_admission")
 def test_admission(vector):
-    effective = load_config(json.dumps({"models": {"m": vector["config"]}}).encode()).models["m"].configured
+    policy = selector(load_config(json.dumps({"models": {"m": vector["config"]}}).encode()))
+    effective = policy.resolve("m", None)
     asked = request(vector["request"])
     counted = admission_candidates(
         effective, asked, [candidate(c) for c in vector["candidates"]], set(vector["request"].get("excluded", ()))
@@ -268,7 +269,7 @@ def test_method_header(vector):
 
 @each("config_algorithm_names")
 def test_names_in_files(vector):
-    assert from_file(vector["name"]) == vector["algorithm"]
+    assert Catalog().from_file(vector["name"]) == vector["algorithm"]
 
 
 @each("numeric_header")

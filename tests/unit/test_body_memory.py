@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from router.http1.blocks import BLOCK, Blocks
 from router.http1.request import WAITING_BODY, RequestBody
 from router.http1.request_parser import RequestParser
-from router.proxy.replay import REPLAY_COPY, REPLAY_TOTAL, ReplayBudget, ReplayBuffer, ReplayState
+from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
+from router.proxy.settings import REPLAY_COPY, REPLAY_TOTAL
 
 SIZE = 1 << 18
 

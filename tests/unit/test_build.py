@@ -30,5 +30,5 @@ def test_the_image_says_which_commit_it_is(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_a_checkout_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("STARGATE_COMMIT", raising=False)
-    monkeypatch.setattr(build, "__file__", str(tmp_path / "router" / "build.py"))
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "router" / "process" / "build.py"))
     assert build.commit() == "unknown"

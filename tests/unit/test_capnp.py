@@ -207,7 +207,7 @@ def test_texts_that_overlap_are_read_but_not_multiplied_without_bound() -> None:
         capnp.decode_message(overlapping(65528))
 
 
-def test_void_elements_are_charged_although_they_take_no_room() -> None:
+def test_void_elements_are_charged_although_they_take_no_bytes() -> None:
     raw = words(2 << 48, (1 << 29) - 1 << 35 | 1, 0)
     with pytest.raises(ProtocolError, match="reaches more words than allowed"):
         capnp.decode_handshake(raw)

@@ -166,7 +166,7 @@ def test_every_bit_of_a_message_counts_as_it_does_as_written(form: Any) -> None:
 
 @both_forms
 @pytest.mark.parametrize("count", [1, 2, 4096])
-def test_a_message_without_room_for_its_pointers_is_no_usual_one(form: Any, count: int) -> None:
+def test_a_message_too_short_for_its_pointers_is_no_usual_one(form: Any, count: int) -> None:
     prefix = bytearray(capnp_layouts.encode_map(0, [(b"n", b"v")] * count)[:48])
     for words in range(5, 5 + 2 * min(count, 8)):
         prefix[4] = words

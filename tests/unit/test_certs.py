@@ -296,7 +296,7 @@ def test_damaged_pair_is_refused_in_order(at: int, byte: int, cut: int | None) -
 def test_trust_bundle_may_hold_many_but_not_none(tmp_path: pathlib.Path) -> None:
     bundle = tmp_path / "ca.pem"
     bundle.write_bytes(certs.make_self_signed().cert_pem + certs.make_self_signed().cert_pem)
-    assert len(certs.parse_trust_bundle(certs.load_trust_bundle(str(bundle)))) == 2
+    assert len(certs.parse_trust_bundle(bundle.read_bytes())) == 2
     with pytest.raises(certs.IdentityError, match="TLS trust bundle contains no certificates"):
         certs.parse_trust_bundle(b"")
     with pytest.raises(certs.IdentityError, match="failed to parse cert PEM"):

@@ -1,13 +1,13 @@
 """The command line keeps the contract of docs/operations.md, "Command line"."""
 
 import re
-from typing import Any
+from dataclasses import fields
+from itertools import groupby
 
 import pytest
 
 from router.config.cli import HelpRequested, UsageError, help_text, parse, settings_or_exit
-from router.config.options import OPTIONS
-from router.config.settings import Settings
+from router.config.settings import OPTIONS, Settings
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:50071", "--stargate-discovery-dns-name=routers.local"]
 
@@ -141,11 +141,6 @@ def test_integers_may_have_a_plus_sign_or_helms_exponent(value: str, expected: i
             *("--tunnel-protocol", "RAW-QUIC"),
             "unsupported tunnel protocol 'RAW-QUIC', expected 'raw-quic', 'http3', or 'webtransport'",
         ),
-        ("--quic-engine", "quinn", "unsupported QUIC engine 'quinn', expected 'aioquic'"),
-        (
-            *("--quic-engine", "qh3"),
-            "QUIC engine 'qh3' is not offered: it lacks flow control by stream, expected 'aioquic'",
-        ),
         ("--advertise-addr", "localhost:80", "invalid socket address syntax"),
         ("--metrics-port", "65536", "65536 is not in 0..=65535"),
         ("--quic-stream-window-bytes", "1023", "1023 is not in 1024..=1073741824"),
@@ -241,6 +236,18 @@ def test_help_marks_our_additions_so_that_the_known_options_can_be_told_apart() 
     assert marked == {option.flag for option in OPTIONS if option.added}
 
 
-def test_every_option_has_a_setting_and_every_setting_an_option() -> None:
-    told: dict[str, Any] = settings().reported()
-    assert set(told) == {option.name for option in OPTIONS}
+def test_every_field_is_an_option_named_after_its_flag() -> None:
+    assert [field.name for field in fields(Settings)] == [option.name for option in OPTIONS]
+    assert all(option.flag == "--" + option.name.replace("_", "-") for option in OPTIONS)
+    assert set(settings().reported()) == {option.name for option in OPTIONS}
+
+
+def test_a_default_shown_in_the_help_gives_the_default_when_it_is_given() -> None:
+    shown = [option for option in OPTIONS if option.default_shown]
+    assert settings(*(f"{option.flag}={option.default_shown}" for option in shown)) == settings()
+
+
+def test_sections_of_the_help_hold_together() -> None:
+    sections = [section for section, _ in groupby(option.section for option in OPTIONS)]
+    assert None not in sections
+    assert len(sections) == len(set(sections))

@@ -1,6 +1,7 @@
 """Who may import whom (docs/architecture.md, "Packages"): one direction of dependency, no circle, no exceptions."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -43,6 +44,9 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
     },
     "testing": set(),
 }
+SETTINGS_OF_A_PACKAGE = re.compile(r"router\.\w+\.settings(\.\w+)?")
+"""What `config` may import beside itself: it fills the settings of each package, and knows nothing else of it."""
+
 SANS_IO = ("tunnel_protocol", "router/registry", "router/balancing")
 MAY_USE_ASYNCIO = {
     "tunnel_protocol/quic/endpoint.py",
@@ -55,6 +59,9 @@ MAY_USE_ASYNCIO = {
     "tunnel_protocol/observers/standard_streams.py",
     "tunnel_protocol/quic/aioquic_engine/observers.py",
 }
+
+
+SETTINGS = sorted(path for path in (ROOT / "router").glob("*/settings.py") if path.parent.name != "config")
 
 
 def modules(package: str) -> Iterator[Path]:
@@ -99,8 +106,14 @@ def test_packages_of_the_router_import_in_one_direction_only(package: str) -> No
         for name in imported(path)
         if within(name, "router") and name != "router"
         if name.split(".")[1] not in {package, *ALLOWED_IN_THE_ROUTER[package]}
+        if not (package == "config" and SETTINGS_OF_A_PACKAGE.fullmatch(name))
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.parent.name)
+def test_the_settings_of_a_package_import_nothing_of_the_router(path: Path) -> None:
+    assert [name for name in imported(path) if within(name, "router")] == []
 
 
 def test_every_package_of_the_router_has_a_rule_and_its_root_holds_nothing_else() -> None:

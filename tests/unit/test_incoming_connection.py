@@ -11,8 +11,8 @@ from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.settings import TunnelSettings
 from support.fake_quic import FakeConnection, FakeStream, LineFraming
+from support.package_settings import tunnel_settings
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 
@@ -29,7 +29,7 @@ class HandshakeContext:
         self.registrations = Registry()
         self.authenticator = Anyone()
         self.framing = LineFraming()
-        self.settings = TunnelSettings()
+        self.settings = tunnel_settings()
         self.metrics = Metrics()
         self.credential_failures = CredentialFailures(self.metrics)
         self.over = []

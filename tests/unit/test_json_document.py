@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.balancing.affinity import VIRTUAL_NODES
 from router.balancing.config import DEFINITIONS, load_config
-from router.balancing.definition import VIRTUAL_NODES, ConfigError
+from router.balancing.config_error import ConfigError
 from router.balancing.json_document import DEPTH, DOCUMENT, JsonError, parse
 
 

@@ -1,4 +1,4 @@
-"""From settings to exit code, with an application that does what the test says."""
+"""From settings to exit code, with a router that does what the test says."""
 
 import asyncio
 import dataclasses
@@ -22,50 +22,45 @@ class Tasks:
         self.failed: asyncio.Future[CriticalTaskError] = asyncio.get_running_loop().create_future()
 
 
-class FakeApp:
+class FakeRouter:
     """Ends as told: `on_started` runs once it is up, `drains` is the result of its drain."""
 
-    on_started: Callable[["FakeApp"], None] = staticmethod(lambda _app: None)
+    on_started: Callable[["FakeRouter"], None] = staticmethod(lambda _router: None)
     start_error: Exception | None = None
+    start_lasts_s: float = 0
     drains: bool = True
     drain_lasts_s: float = 0
-    closed = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.tasks = Tasks()
 
-    @staticmethod
-    def build() -> dict[str, str]:
-        return {"version": "0", "commit_short_sha": "0"}
-
-    async def start(self) -> None:
-        if self.start_error is not None:
-            raise self.start_error
-        asyncio.get_running_loop().call_soon(self.on_started, self)
+    @classmethod
+    async def start(cls, settings: Settings, _reloads: object) -> "FakeRouter":
+        router = cls(settings)
+        if cls.start_error is not None:
+            raise cls.start_error
+        asyncio.get_running_loop().call_soon(cls.on_started, router)
+        await asyncio.sleep(cls.start_lasts_s)
+        return router
 
     async def drain(self, budget_s: float) -> bool:
         assert budget_s == pytest.approx(self.settings.shutdown_drain_timeout_ms / 1000 * 0.9)
         await asyncio.sleep(self.drain_lasts_s)
         return self.drains
 
-    def reload(self) -> None: ...
-
     def unfinished(self) -> list[str]:
         return ["2 requests"]
 
-    async def close(self) -> None:
-        type(self).closed = True
 
-
-def terminate(_app: FakeApp) -> None:
+def terminate(_router: FakeRouter) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(settings: Settings = SETTINGS, **behaviour: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(lifecycle, "App", type("App", (FakeApp,), behaviour))
+        monkeypatch.setattr(lifecycle, "start", type("Router", (FakeRouter,), behaviour).start)
         monkeypatch.setattr(lifecycle, "_spare_collector", lambda: None)  # not for the process of the tests
         monkeypatch.setattr(lifecycle.log_lines, "set_up", lambda *_given: None)
         code = lifecycle.run_process(settings, {})
@@ -87,9 +82,16 @@ def test_a_failed_start_is_told_on_stderr(run: Callable[..., tuple[int, str, str
     assert (code, err) == (1, "Error: failed to bind HTTP listener\n\nCaused by:\n    Address already in use\n")
 
 
+def test_a_signal_during_the_start_ends_it_with_zero(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run(on_started=staticmethod(terminate), start_lasts_s=60)
+    assert (code, err) == (0, "")
+    assert "received termination signal, beginning graceful shutdown" in out
+    assert "stargate stopped cleanly" in out
+
+
 def test_a_failed_critical_task_drains_and_ends_with_one(run: Callable[..., tuple[int, str, str]]) -> None:
-    def fail(app: FakeApp) -> None:
-        app.tasks.failed.set_result(CriticalTaskError("metrics server", "exited unexpectedly"))
+    def fail(router: FakeRouter) -> None:
+        router.tasks.failed.set_result(CriticalTaskError("metrics server", "exited unexpectedly"))
 
     code, out, err = run(on_started=staticmethod(fail))
     assert (code, err) == (1, "Error: critical stargate task `metrics server` exited: exited unexpectedly\n")

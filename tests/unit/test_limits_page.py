@@ -11,6 +11,7 @@ import certs
 import router
 import stargate_client
 import tunnel_protocol
+from router.config.settings import OPTIONS
 from tunnel_protocol.limit import Limit
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,14 @@ def test_every_row_names_a_test_that_exists() -> None:
         path, _, function = test.partition("::")
         assert (ROOT / path).is_file(), f"{name}: {path}"
         assert f"def {function}(" in (ROOT / path).read_text(), f"{name}: {function}"
+
+
+def test_a_limit_with_an_option_is_its_default() -> None:
+    defaults = {option.flag: option.default for option in OPTIONS}
+    changeable = [limit for limit in _declared().values() if limit.option is not None]
+    assert changeable
+    for limit in changeable:
+        assert defaults[limit.option or ""] in (limit.bytes, limit.pieces), limit.name
 
 
 def test_a_limit_that_bounds_nothing_is_refused() -> None:

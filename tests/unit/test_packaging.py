@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -12,6 +11,8 @@ from types import ModuleType
 import pytest
 from setuptools import Distribution, Extension  # type: ignore[import-untyped]
 from setuptools.errors import CompileError  # type: ignore[import-untyped]
+
+from tunnel_protocol import compiled_form
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = EXTENSION_SUFFIXES[0]
@@ -99,10 +100,40 @@ def test_such_a_name_is_found(first: str, between: str, second: str, found: list
 
 
 def test_what_is_named_exists_and_is_named_once() -> None:
-    named = [*SETUP.AS_WRITTEN, *SETUP.COMPILED_MODULES]
+    named = [*compiled_form.AS_WRITTEN, *compiled_form.COMPILED_MODULES]
     assert len(set(named)) == len(named)
     assert [name for name in named if not (ROOT / name).is_file()] == []
-    assert [name for name in SETUP.COMPILED_PACKAGES if not (ROOT / name / "__init__.py").is_file()] == []
+    assert [name for name in compiled_form.COMPILED_PACKAGES if not (ROOT / name / "__init__.py").is_file()] == []
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Files of the two packages that a module imports, by the names of modules or of what is in them."""
+    for statement in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(statement, ast.ImportFrom) and statement.module is not None:
+            names = [statement.module, *(f"{statement.module}.{alias.name}" for alias in statement.names)]
+        elif isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] in compiled_form.PACKAGES:
+                parents = ["/".join([*parts[:count], "__init__.py"]) for count in range(1, len(parts) + 1)]
+                files = [*parents, "/".join(parts) + ".py", "/".join(parts) + ".pyi"]
+                yield from (file for file in files if (ROOT / file).is_file())
+
+
+def test_all_that_compiled_modules_import_is_in_the_digest(sources: list[Path]) -> None:
+    """Types and constants of a module are compiled into those that import it."""
+    remaining = [path.relative_to(ROOT).as_posix() for path in [*sources, *SPEEDUPS]]
+    found: set[str] = set()
+    while remaining:
+        name = remaining.pop()
+        if name not in found:
+            found.add(name)
+            if not name.endswith(".pyx"):
+                remaining += imported(ROOT / name)
+    assert len(found) > len(sources)
+    assert found - {line.partition(" ")[2] for line in compiled_form.manifest(ROOT).splitlines()} == set()
 
 
 # Cython -----------------------------------------------------------------------------------------------------------------
@@ -142,7 +173,7 @@ def test_a_stub_offers_what_is_compiled(speedups: Path) -> None:
 @by_speedups
 def test_a_twin_offers_it_too_and_is_not_compiled(speedups: Path) -> None:
     (twin,) = twins(speedups)
-    assert twin in SETUP.AS_WRITTEN
+    assert twin in compiled_form.AS_WRITTEN
     body = ast.parse((ROOT / twin).read_text()).body
     defined = {statement.name for statement in body if isinstance(statement, ast.FunctionDef | ast.ClassDef)}
     assert public_names(speedups) <= defined
@@ -169,11 +200,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Build:
     """A build of two modules that makes as many as it is told."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, makes: int = 2, *, inplace: bool = False) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, makes: int = 2) -> None:
         names = ("router.app", "router.wire")
         distribution = Distribution({"packages": ["router"], "ext_modules": [Extension(name, []) for name in names]})
         self.command = SETUP.OptionalBuild(distribution)
-        self.command.build_lib, self.command.build_temp, self.command.inplace = "build", "build/temp", inplace
+        self.command.build_lib, self.command.build_temp = "build", "build/temp"
         self._remaining = makes
         monkeypatch.setattr(self.command, "build_extension", self._build_extension)
         self.command.ensure_finalized()
@@ -189,48 +220,41 @@ def remains(root: Path) -> dict[str, str]:
     return {name: (root / name).read_text() for name in (BUILT, BESIDE, LEFT) if (root / name).exists()}
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-def test_a_build_leaves_nothing_of_an_earlier_one(tree: Path, monkeypatch: pytest.MonkeyPatch, inplace: bool) -> None:
-    Build(monkeypatch, inplace=inplace).command.run()
+def test_a_build_leaves_nothing_of_an_earlier_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Build(monkeypatch).command.run()
     assert remains(tree / "build") == {BUILT: "new", BESIDE: "new"}
-    assert remains(tree) == remains(tree / "build" if inplace else tree)
+    assert len(remains(tree)) == 3
     assert [name for name in OTHERS if not (tree / name).exists()] == []
 
 
-@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("makes", [0, 1])
 def test_a_failed_build_leaves_nothing_compiled(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inplace: bool, makes: int
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], makes: int
 ) -> None:
-    build = Build(monkeypatch, makes, inplace=inplace)
+    build = Build(monkeypatch, makes)
     build.command.run()
     assert "not compiled, the packages run as written: cc1: no" in capsys.readouterr().err
     assert remains(tree / "build") == {}
     assert build.command.get_outputs() == []
-    assert len(remains(tree)) == (0 if inplace else 3)
+    assert len(remains(tree)) == 3
     assert [name for name in OTHERS if not (tree / name).exists()] == []
+
+
+def test_nothing_is_built_beside_the_sources(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = Build(monkeypatch)
+    build.command.inplace = True  # as an editable installation asks for
+    build.command.run()
+    assert "nothing is compiled beside sources; scripts/compile compiles a checkout" in capsys.readouterr().err
+    assert "new" not in remains(tree).values()
+    assert build.command.extensions == []
 
 
 def test_it_is_an_error_if_compiled_modules_are_required(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_ROUTER_COMPILE", "require")
     with pytest.raises(SystemExit, match="error: cannot compile: cc1: no"):
         Build(monkeypatch, 1).command.run()
-
-
-def test_a_source_that_changes_during_the_build_is_newer(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = Build(monkeypatch, inplace=True)
-    (tree / "router/wire.py").write_text("# changed meanwhile")
-    build.command.run()
-    assert (tree / BESIDE).stat().st_mtime < (tree / "router/wire.py").stat().st_mtime
-
-
-def test_what_needed_no_new_compilation_is_newer_than_its_source(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.utime(tree / "router/app.py", (SETUP.STARTED_AT - 1, SETUP.STARTED_AT - 1))
-    os.utime(tree / "build" / BUILT, (1, 1))
-    build = Build(monkeypatch, inplace=True)
-    monkeypatch.setattr(build.command, "build_extension", lambda _: None)
-    build.command.run()
-    assert (tree / BUILT).stat().st_mtime > (tree / "router/app.py").stat().st_mtime
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.tunnels.pending import PENDING, PER_SERVER_ID, PendingHandshakes
+from router.tunnels.pending import PER_SERVER_ID, PendingHandshakes
+from router.tunnels.settings import PENDING
 
 
 def test_the_oldest_of_the_most_frequent_address_makes_way():

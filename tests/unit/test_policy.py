@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.balancing import BalancingConfig, ConfigError, load_config
 from router.balancing.definition import Definition
-from router.balancing.rehearsal import rehearse
+from router.balancing.dry_run import dry_run
 from router.config.cli import parse
 from router.config.startup_checks import StartupError
 from router.process.policy import Policy
@@ -106,14 +106,14 @@ def test_an_installed_algorithm_that_cannot_decide_is_not_taken() -> None:
     for settings, text in (({}, "ZeroDivisionError: division by zero"), ({"broken": 1}, "no such thing")):
         config = BalancingConfig(Definition("failing", settings), {})
         with pytest.raises(ConfigError, match=text):
-            rehearse(config, {"failing": Failing})  # type: ignore[dict-item]
+            dry_run(config, {"failing": Failing})  # type: ignore[dict-item]
 
 
 def test_a_policy_whose_decisions_take_too_long_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1_000, 3))
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     with pytest.raises(ConfigError, match="take more than 2 s"):
-        rehearse(BalancingConfig(), {})
+        dry_run(BalancingConfig(), {})
 
 
 VALUES = st.recursive(
@@ -152,6 +152,6 @@ def test_whatever_is_accepted_decides_and_whatever_is_not_raises_one_kind_of_err
 ) -> None:
     document = json.dumps({"models": {"m": {"algorithm": algorithm, **fields}}}).encode()
     try:
-        rehearse(load_config(document), {})
+        dry_run(load_config(document), {})
     except ConfigError as error:
         str(error).encode()

@@ -250,7 +250,7 @@ def test_writing_beyond_the_high_water_mark_asks_to_pause_until_half_of_it_is_le
     rig = Rig(high_water=500)
     assert rig.stream.write(bytes(500))
     assert not rig.stream.write(b"x")
-    assert rig.stream.unsent_bytes() == 501
+    assert rig.stream.send_half.unsent_bytes == 501
     rig.sent(200)
     assert rig.calls() == []
     rig.sent(51)
@@ -304,7 +304,7 @@ def test_reset_before_everything_was_sent_drops_the_buffer_and_names_what_was_se
     rig.stream.write(bytes(400))
     rig.stream.next_data(100, 999)
     rig.stream.reset(0)
-    assert rig.stream.unsent_bytes() == 0
+    assert rig.stream.send_half.unsent_bytes == 0
     assert rig.stream not in rig.owner.sending
     assert rig.stream.send_half.next_reset() == (0, 100)
     rig.stream.on_data_lost(0, 100, False)

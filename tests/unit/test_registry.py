@@ -235,6 +235,18 @@ def test_published_worker_is_read_with_its_exact_round_trip_and_registration() -
     assert (chosen.inference_server_url, chosen.cluster_id, chosen.received_at) == ("quic://10.0.0.1:1", "c", 1.0)
 
 
+def test_a_target_picks_by_cluster_id_and_passes_over_what_is_excluded_or_gone() -> None:
+    world = World()
+    world.published("w1", "c")
+    target = world.target()
+    picked = target.pick("c", ())
+    assert picked is not None
+    cluster, backend = picked
+    assert (cluster, backend.inference_server_id) == (target.candidates()[0].cluster, "w1")
+    assert target.pick("c", {"w1"}) is None
+    assert target.pick("left", ()) is None
+
+
 def test_dropped_model_loses_routes_and_its_target() -> None:
     world = World()
     registration = world.begin("w")

@@ -10,8 +10,8 @@ import pytest
 from router.registry import Backend, Identity, ModelStats, Registration, RoutedCluster, Snapshot, Target, TargetKey
 from router.registry.exact_sum import ExactSum
 from router.registry.registration import ClusterGeneration
-from router.registry.reservations import queue_time_delta_ms
-from router.registry.stats import MAX_U64
+from tunnel_protocol.queue_time import queue_time_delta_ms
+from tunnel_protocol.unsigned import MAX_U64
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 MS = 1_000_000

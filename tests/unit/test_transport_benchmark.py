@@ -33,7 +33,6 @@ def test_the_generator_draws_what_others_draw(vector):
 
     assert draw("u32", vector["u32"])
     assert draw("u64", [int(value) for value in vector["u64"]])
-    assert draw("unit", vector["f64"])
     assert draw("below", vector["index_below_10"], 10)
 
 

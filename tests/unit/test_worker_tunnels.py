@@ -8,11 +8,11 @@ from router.ports.tunnels import TunnelError, TunnelStep
 from router.telemetry.metrics import Metrics
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.reverse_tunnels import ReverseTunnels
-from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 from support.fake_quic import HEAD, FakeConnection, LineFraming, RecordingSink
+from support.package_settings import tunnel_settings
 
-SETTINGS = TunnelSettings()
+SETTINGS = tunnel_settings()
 PROBE = b"HGET /health\n"
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -102,11 +102,6 @@ class Connection:
     def open_streams(self) -> int:
         """Streams of both directions that have not ended on both sides."""
         return self.engine.open_streams
-
-    @property
-    def waiting_openers(self) -> int:
-        """How many wait for stream credit."""
-        return len(self._waiting)
 
     @property
     def smoothed_rtt_ms(self) -> float:
@@ -267,6 +262,12 @@ class TickState(Enum):
     """Datagrams are being received, handlers called or datagrams sent: what is asked for meanwhile is part of this tick."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten comparisons (Python 3.11), and these run in every tick.
+_IDLE: Final = TickState.IDLE
+_PLANNED: Final = TickState.PLANNED
+_RUNNING: Final = TickState.RUNNING
+
+
 class Endpoint:
     """A UDP socket with its connections; made by `listen` or `client`."""
 
@@ -299,7 +300,7 @@ class Endpoint:
         self._dialled: dict[Address, dict[Connection, None]] = {}
         """Whom a stateless reset may come from."""
         self._touched: dict[Connection, None] = {}
-        self._tick = TickState.IDLE
+        self._tick = _IDLE
         self._watching_writable = False
         self._closed = False
         self._observer: TickObserver | None = None
@@ -421,8 +422,8 @@ class Endpoint:
     def schedule(self, connection: Connection) -> None:
         """A connection has something to deliver or to send, in this tick or at the end of the loop's turn."""
         self._touched[connection] = None
-        if self._tick is TickState.IDLE:
-            self._tick = TickState.PLANNED
+        if self._tick is _IDLE:
+            self._tick = _PLANNED
             self.loop.call_soon(self._flush)
 
     def established(self, connection: Connection) -> None:
@@ -462,7 +463,7 @@ class Endpoint:
         routes, touched = self._routes, self._touched
         self._accepts_left = ACCEPTS_PER_TURN
         # Whatever the engines ask for until `_flush` is part of this tick.
-        before, self._tick = self._tick, TickState.RUNNING
+        before, self._tick = self._tick, _RUNNING
         for data, address in self._udp.receive(self.settings.receive_batch):
             connection = routes.get(data[1:9] if data and data[0] < 0x80 else destination_cid(data))
             if connection is None:
@@ -477,8 +478,8 @@ class Endpoint:
                 connection.last_received_at = now
             touched[connection] = None
         self._flush()
-        if before is TickState.PLANNED:
-            self._tick = TickState.PLANNED  # that flush is still to come
+        if before is _PLANNED:
+            self._tick = _PLANNED  # that flush is still to come
         if self._udp.unreadable and not self._closed:
             # It would be called again at once, and again.
             self.loop.remove_reader(self._udp.fileno())
@@ -518,7 +519,7 @@ class Endpoint:
         if self._closed:
             return
         now = self.loop.time()
-        before, self._tick = self._tick, TickState.RUNNING
+        before, self._tick = self._tick, _RUNNING
         self._accepts_left = ACCEPTS_PER_TURN
         while self._accepts_left:
             first = self._first_packets.take()
@@ -530,8 +531,8 @@ class Endpoint:
                     self._give(connection, data, first.address, now)
                 self._touched[connection] = None
         self._flush()
-        if before is TickState.PLANNED:
-            self._tick = TickState.PLANNED  # that flush is still to come
+        if before is _PLANNED:
+            self._tick = _PLANNED  # that flush is still to come
         if self._first_packets:
             self._plan_accepts()
 
@@ -606,7 +607,7 @@ class Endpoint:
         self.schedule(connection)
 
     def _flush(self) -> None:
-        self._tick = TickState.RUNNING
+        self._tick = _RUNNING
         if self._closed:
             return
         polled = self._call_handlers()
@@ -629,11 +630,11 @@ class Endpoint:
             connection.arm(now)
             if connection.engine.finished:
                 self._forget(connection)
-        self._tick = TickState.IDLE
+        self._tick = _IDLE
         if udp.blocked:
             self._await_writable()
         elif self._touched:
-            self._tick = TickState.PLANNED
+            self._tick = _PLANNED
             self.loop.call_soon(self._flush)
 
     def _call_handlers(self) -> "dict[Connection, None]":

@@ -5,6 +5,7 @@ Offsets are `base` <= `sent` <= `written`: what lies below `base` is acknowledge
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from tunnel_protocol.errors import StreamClosedError
 from tunnel_protocol.quic.ranges import Ranges
@@ -35,6 +36,16 @@ class SendState(IntEnum):
     """The connection is gone (not a state of the RFC)."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_READY: Final = SendState.READY
+_DATA_RECVD: Final = SendState.DATA_RECVD
+_RESET_RECVD: Final = SendState.RESET_RECVD
+_RESET_SENT: Final = SendState.RESET_SENT
+_SEND: Final = SendState.SEND
+_LOST: Final = SendState.LOST
+_DATA_SENT: Final = SendState.DATA_SENT
+
+
 class SendHalf:
     """What one stream has to send, and what became of what was sent."""
 
@@ -59,7 +70,7 @@ class SendHalf:
     )
 
     def __init__(self, limit: int, high_water: int) -> None:
-        self.state = SendState.READY
+        self.state = _READY
         self._buffer: bytes | bytearray = b""
         self._base = 0
         self.sent = 0
@@ -84,19 +95,24 @@ class SendHalf:
     @property
     def over(self) -> bool:
         """Whether the peer has all of it, or knows that it is abandoned."""
-        return self.state is SendState.DATA_RECVD or self.state is SendState.RESET_RECVD
+        return self.state is _DATA_RECVD or self.state is _RESET_RECVD
 
     @property
     def abandoned(self) -> bool:
         """Whether nothing is sent any more because of a reset or the loss of the connection."""
-        return self.state >= SendState.RESET_SENT
+        return self.state >= _RESET_SENT
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written and not yet sent for the first time."""
+        return self.written - self.sent
 
     # --- from the writer ---------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray, fin: bool) -> bool:
         """Queue bytes; False if they are dropped. Raises `StreamClosedError` after a FIN or a reset of the writer's own."""
-        if self.final_size is not None or self.state > SendState.SEND:
-            if self.stopped_by_peer is not None or self.state is SendState.LOST:
+        if self.final_size is not None or self.state > _SEND:
+            if self.stopped_by_peer is not None or self.state is _LOST:
                 return False
             raise StreamClosedError("stream is closed for sending")
         if data:
@@ -108,16 +124,16 @@ class SendHalf:
                 self._buffer = bytearray(self._buffer)
                 self._buffer += data
             self.written += len(data)
-            self.state = SendState.SEND
+            self.state = _SEND
         if fin:
-            self.state = SendState.SEND
+            self.state = _SEND
             self.final_size = self.written
             self.fin_pending = True
         return True
 
     def above_high_water(self) -> bool:
         """Whether more is buffered than the writer should add to."""
-        return self.written - self.sent > self._high_water
+        return self.unsent_bytes > self._high_water
 
     def may_write_on(self) -> bool:
         """Whether a writer that waits may go on: half of the high-water mark is free."""
@@ -127,7 +143,7 @@ class SendHalf:
         """Drop what is not acknowledged and have RESET_STREAM sent; False if everything is over already."""
         if self.over or self.abandoned:
             return False
-        self.state = SendState.RESET_SENT
+        self.state = _RESET_SENT
         self.reset_code = error_code
         self.reset_pending = True
         self.fin_pending = self._fin_acked = self.wants_writable = False
@@ -138,9 +154,9 @@ class SendHalf:
 
     def when_sent(self, callback: Callable[[], None]) -> bool:
         """Keep `callback` until this half is over; True if it may be called at once."""
-        if self.over or self.state is SendState.RESET_SENT:
+        if self.over or self.state is _RESET_SENT:
             return True
-        if self.state is not SendState.LOST:
+        if self.state is not _LOST:
             if self._on_sent is None:
                 self._on_sent = []
             self._on_sent.append(callback)
@@ -189,7 +205,7 @@ class SendHalf:
 
     def _fin_sent(self) -> None:
         self.fin_pending = False
-        self.state = SendState.DATA_SENT
+        self.state = _DATA_SENT
 
     def has_data(self) -> bool:
         """Whether `next_data` has something, given credit."""
@@ -211,11 +227,11 @@ class SendHalf:
         if limit <= self.limit:
             return False
         self.limit = limit
-        return self.sent < self.written and self.state <= SendState.SEND
+        return self.sent < self.written and self.state <= _SEND
 
     def on_data_acked(self, start: int, stop: int, fin: bool) -> None:
         """A piece of `next_data` has arrived."""
-        if self.state > SendState.DATA_SENT:
+        if self.state > _DATA_SENT:
             return
         if start == self._base:
             if self._acked is not None:
@@ -230,11 +246,11 @@ class SendHalf:
         if fin:
             self._fin_acked = True
         if self._fin_acked and self._base == self.written:
-            self.state = SendState.DATA_RECVD
+            self.state = _DATA_RECVD
 
     def on_data_lost(self, start: int, stop: int, fin: bool) -> bool:
         """A piece of `next_data` has to be sent again; False if it no longer matters."""
-        if self.state > SendState.DATA_SENT:
+        if self.state > _DATA_SENT:
             return False
         if stop > start:
             if self._lost is None:
@@ -246,13 +262,13 @@ class SendHalf:
 
     def on_reset_acked(self) -> None:
         """RESET_STREAM has arrived."""
-        if self.state is SendState.RESET_SENT:
-            self.state = SendState.RESET_RECVD
+        if self.state is _RESET_SENT:
+            self.state = _RESET_RECVD
 
     def connection_lost(self) -> None:
         """Nothing more is sent, and nobody is called back. What was acknowledged stays so."""
         if not self.over:
-            self.state = SendState.LOST
+            self.state = _LOST
         self._on_sent = None
         self._buffer = b""
         self._lost = self._acked = None

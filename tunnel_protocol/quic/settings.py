@@ -1,4 +1,7 @@
-"""Limits and timers of QUIC connections, with the values the reference peers use as defaults (RFC 9000 section 18.2)."""
+"""Limits and timers of QUIC connections, with the values the reference peers use as defaults (RFC 9000 section 18.2).
+
+Router and worker share them, so the defaults stand here; the router's options take theirs from here.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -53,9 +53,6 @@ class Stream(Protocol):
     def resume_reading(self) -> None:
         """Deliver what arrived meanwhile (within this call or soon after) and grant credit again."""
 
-    def unsent_bytes(self) -> int:
-        """Bytes written and not yet sent for the first time."""
-
     def acknowledged(self) -> bool:
         """True once the peer has acknowledged every byte written including FIN; never after RESET_STREAM was sent."""
 

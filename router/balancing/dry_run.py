@@ -4,26 +4,25 @@ On candidates and balancers of its own, so that nothing of it is seen by request
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from random import Random
-from typing import Any
 
 from router.balancing.algorithm import MakeAlgorithm
 from router.balancing.config import BalancingConfig
-from router.balancing.definition import ConfigError, Definition
+from router.balancing.config_error import ConfigError
+from router.balancing.definition import Definition
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector
 
 BUDGET_S = 2.0
-"""What the decisions of one rehearsal may take together; seconds."""
+"""What the decisions of one dry run may take together; seconds."""
 
 
 class SampleCandidate:
-    """A cluster that exists for a rehearsal only; see `candidate.Candidate` for the attributes."""
+    """A cluster that exists for a dry run only; see `candidate.Candidate` for the attributes."""
 
     def __init__(self, cluster_id: str, load: int) -> None:
         self.cluster_id = cluster_id
-        self.cluster = SampleCluster()
         self.rtt_ns = 1_000_000 * (load + 1)
         self.active_backend_count = 1
         self.last_mean_input_tps = 1_000.0
@@ -40,31 +39,27 @@ class SampleCandidate:
         self.queue_time_estimate_ms_by_priority: dict[int, int] = {0: 10 * load} if load else {}
 
 
-class SampleCluster:
-    """The cluster of a `SampleCandidate`, with one backend."""
-
-    def pick(self, excluded_backend_ids: Any) -> Any:  # noqa: ARG002 (the port's signature)
-        """Always the same."""
-        return "rehearsal"
-
-
 class SampleTarget:
     """A routing target with three clusters."""
 
     def __init__(self) -> None:
-        self.balancer_state: dict[object, Any] = {}
-        self._candidates = [SampleCandidate(f"rehearsal-{load}", load) for load in range(3)]
+        self.balancer_state: dict[object, object] = {}
+        self._candidates = [SampleCandidate(f"dry-run-{load}", load) for load in range(3)]
 
     def candidates(self) -> list[SampleCandidate]:
         """The clusters."""
         return self._candidates
 
+    def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> tuple[str, str]:  # noqa: ARG002
+        """The id, which stands for the cluster and for its only backend."""
+        return cluster_id, cluster_id
 
-def rehearse(config: BalancingConfig, further: Mapping[str, MakeAlgorithm]) -> None:
+
+def dry_run(config: BalancingConfig, plugins: Mapping[str, MakeAlgorithm]) -> None:
     """Decide with every definition of `config`. Raises `ConfigError` (stage `build`). Leaves the definitions built."""
-    lots = Random()  # noqa: S311 - nothing is kept secret by it
+    rng = Random()  # noqa: S311 - nothing is kept secret by it
     try:
-        selector = Selector(config, lots, further)
+        selector = Selector(config, rng, plugins)
         until = time.monotonic() + BUDGET_S
         for _, definition in config.definitions():
             _decide(selector, definition)
@@ -80,7 +75,7 @@ def _decide(selector: Selector, definition: Definition) -> None:
     for affinity_key, tokens in ((None, 0), ("conversation", 1_000)):
         request = RoutingRequest(
             routing_key="tenant",
-            model="rehearsal",
+            model="dry-run",
             input_tokens=tokens,
             received_at=0.0,
             affinity_key=affinity_key,

@@ -5,6 +5,7 @@ from random import Random
 
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice
+from router.balancing.registration import NoSettings, registration
 from router.balancing.request import RoutingRequest
 from router.balancing.sampling import sample
 
@@ -12,7 +13,7 @@ from router.balancing.sampling import sample
 class RandomChoice:
     """Stateless; its own balancer."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, settings: NoSettings, random: Random) -> None:  # noqa: ARG002 - there are none
         self._random = random
 
     def balancer(self, routing_key: str | None, model: str) -> "RandomChoice":  # noqa: ARG002
@@ -29,3 +30,6 @@ class RandomChoice:
         """Any eligible candidate."""
         sampled = sample(candidates, excluded, 1, self._random)
         return Choice(sampled[0]) if sampled else None
+
+
+ALGORITHM = registration("random", NoSettings.read, RandomChoice, position=3)

@@ -1,21 +1,44 @@
 """`power-of-n`: the best of a small random sample, ties decided by chance."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from random import Random
 
+from router.balancing.algorithm import Explanation
 from router.balancing.candidate import Candidate
-from router.balancing.estimates import Score
+from router.balancing.estimates import comparators
+from router.balancing.fields import Fields
 from router.balancing.outcome import Choice
+from router.balancing.registration import registration
 from router.balancing.request import RoutingRequest
 from router.balancing.sampling import sample
+
+MAX_SAMPLE_COUNT = 64
+
+
+@dataclass(frozen=True)
+class PowerOfNSettings:
+    """Settings."""
+
+    sample_count: int
+    comparator: str
+
+    @classmethod
+    def read(cls, fields: Fields) -> "PowerOfNSettings":
+        """From a configuration."""
+        count = fields.unsigned("sample_count", 2, nullable=False)
+        if not 1 <= count <= MAX_SAMPLE_COUNT:
+            fields.refuse(f"power-of-n sample_count must be between 1 and {MAX_SAMPLE_COUNT}, got {count}")
+        return cls(count, fields.choice("comparator", comparators(), "ttft"))
 
 
 class PowerOfN:
     """Stateless; its own balancer."""
 
-    def __init__(self, sample_count: int, score: Score, random: Random) -> None:
-        self._sample_count = sample_count
-        self._score = score
+    def __init__(self, settings: PowerOfNSettings, random: Random) -> None:
+        self.settings = settings
+        self._sample_count = settings.sample_count
+        self._score = comparators()[settings.comparator]
         self._random = random
 
     def balancer(self, routing_key: str | None, model: str) -> "PowerOfN":  # noqa: ARG002 - nothing to remember
@@ -44,3 +67,23 @@ class PowerOfN:
             return Choice(sampled[scores.index(least)])
         equal = [candidate for candidate, found in zip(sampled, scores, strict=True) if found == least]
         return Choice(equal[int(self._random.random() * ties)])
+
+    def explanation(
+        self,
+        request: RoutingRequest,
+        candidates: Sequence[Candidate],
+        elapsed_ms: float,  # noqa: ARG002
+    ) -> Explanation:
+        """The scores that a sample is compared by."""
+        tokens, priority, score = request.input_tokens or 0, request.priority, self._score
+        columns = {one.cluster_id: {"score": score(one, tokens, priority)} for one in candidates}
+        return Explanation({}, columns, self.settings.comparator)
+
+
+ALGORITHM = registration(
+    "power-of-n",
+    PowerOfNSettings.read,
+    PowerOfN,
+    aliases=("power-of-two", "powerOf2", "powerOfN", "powerof2", "powerofn"),
+    position=0,
+)

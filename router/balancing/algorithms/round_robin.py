@@ -1,14 +1,19 @@
 """`round-robin`: one counter per target, modulo the candidates that are eligible at the moment."""
 
 from collections.abc import Collection, Sequence
+from random import Random
 
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice
+from router.balancing.registration import NoSettings, registration
 from router.balancing.request import RoutingRequest
 
 
 class RoundRobin:
     """Makes a counter for each target."""
+
+    def __init__(self, settings: NoSettings, random: Random) -> None:
+        """Needs neither."""
 
     def balancer(self, routing_key: str | None, model: str) -> "RoundRobinBalancer":  # noqa: ARG002
         """A counter at 0."""
@@ -40,3 +45,6 @@ class RoundRobinBalancer:
         index = self._count % len(candidates)
         self._count += 1
         return Choice(candidates[index])
+
+
+ALGORITHM = registration("round-robin", NoSettings.read, RoundRobin, position=2)

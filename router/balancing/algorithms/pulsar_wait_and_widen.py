@@ -1,0 +1,143 @@
+"""`pulsar-wait-and-widen`: the pulsar ranking, taken in bands of doubling size, with wait-and-widen inside each band."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from router.balancing.affinity import VIRTUAL_NODES
+from router.balancing.algorithm import Explanation
+from router.balancing.candidate import Candidate
+from router.balancing.config_error import ConfigError
+from router.balancing.estimates import comparators, queue_delay_ms
+from router.balancing.feasibility import Feasibility, feasibility, ranking_rule
+from router.balancing.fields import Fields
+from router.balancing.hashing import prefix
+from router.balancing.outcome import Choice
+from router.balancing.ranking import RendezvousRanking, ranking_columns
+from router.balancing.registration import registration
+from router.balancing.request import RoutingRequest
+from router.balancing.widening import WideningSettings, widen, widening_rule
+
+
+def bands(count: int) -> Iterator[tuple[int, int]]:
+    """Half-open index ranges of sizes 1, 2, 4, ... over `count` ranks, the last one cut."""
+    start, size = 0, 1
+    while start < count:
+        yield start, min(start + size, count)
+        start += size
+        size *= 2
+
+
+def less_loaded(one: Candidate, other: Candidate, request: RoutingRequest) -> bool:
+    """Shorter queue; if equal, fewer running requests, relative to concurrency where both report it."""
+    first, second = queue_delay_ms(one, request.priority), queue_delay_ms(other, request.priority)
+    if first != second:
+        return first < second
+    if one.max_engine_concurrency and other.max_engine_concurrency:
+        return (
+            one.num_running_queries / one.max_engine_concurrency
+            < other.num_running_queries / other.max_engine_concurrency
+        )
+    return one.num_running_queries < other.num_running_queries
+
+
+@dataclass(frozen=True)
+class PulsarWaitAndWidenSettings:
+    """Settings; `widening` holds those of the family. Some are accepted for configurations that were written for wait-and-widen."""
+
+    widening: WideningSettings
+    seed: str | None
+    consider_kv_free_tokens: bool
+    comparator: str | None
+    """Must not be set."""
+    cache_affinity_virtual_nodes: int | None
+    """No effect."""
+    cache_affinity_backend_selection_count: int | None
+    """No effect."""
+
+    @classmethod
+    def read(cls, fields: Fields) -> "PulsarWaitAndWidenSettings":
+        """From a configuration."""
+        return cls(
+            widening=WideningSettings.read(fields),
+            seed=fields.text("seed"),
+            consider_kv_free_tokens=fields.boolean("consider_kv_free_tokens"),
+            comparator=fields.choice("comparator", comparators(), None),
+            cache_affinity_virtual_nodes=fields.unsigned("cache_affinity_virtual_nodes", None, limit=VIRTUAL_NODES),
+            cache_affinity_backend_selection_count=fields.unsigned("cache_affinity_backend_selection_count", None),
+        )
+
+
+class PulsarWaitAndWiden:
+    """One definition of the algorithm."""
+
+    def __init__(self, settings: PulsarWaitAndWidenSettings, random: Random) -> None:
+        if settings.comparator is not None:
+            raise ConfigError("comparator is not supported for pulsar-wait-and-widen", "build")
+        self.settings = settings
+        self.widening = settings.widening
+        self.random = random
+        self.consider_kv = settings.consider_kv_free_tokens
+
+    def balancer(self, routing_key: str | None, model: str) -> "PulsarWaitAndWidenBalancer":
+        """A balancer with a ranking of its own."""
+        ranking = RendezvousRanking(prefix(self.settings.seed, routing_key, model))
+        return PulsarWaitAndWidenBalancer(self, ranking)
+
+    def may_take(self, request: RoutingRequest, candidate: Candidate) -> bool:
+        """Whether it stands in the ranking and has KV cache enough."""
+        return ranking_rule(candidate, request.input_tokens, consider_kv=self.consider_kv) is None
+
+    def explanation(self, request: RoutingRequest, candidates: Sequence[Candidate], elapsed_ms: float) -> Explanation:
+        """The ranking, and who cannot be taken by its rules or by those of the bands."""
+        rules = {}
+        for candidate in candidates:
+            rule = ranking_rule(candidate, request.input_tokens, consider_kv=self.consider_kv) or widening_rule(
+                self.widening, request, candidate, elapsed_ms
+            )
+            if rule is not None:
+                rules[candidate.cluster_id] = rule
+        start = prefix(self.settings.seed, request.routing_key, request.model)
+        return Explanation(rules, ranking_columns(start, request.affinity_key, candidates))
+
+
+class PulsarWaitAndWidenBalancer:
+    """Decides for one target."""
+
+    def __init__(self, algorithm: PulsarWaitAndWiden, ranking: RendezvousRanking) -> None:
+        self._algorithm = algorithm
+        self._ranking = ranking
+
+    def choose(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float
+    ) -> Choice | None:
+        """The first-ranked one if nothing speaks against it, else band by band."""
+        algorithm = self._algorithm
+        ranking = self._ranking.ranked(request.affinity_key, candidates)
+        ranked: list[Candidate] = []
+        verdicts: list[Feasibility] = []
+        for _, candidate in ranking:
+            verdict = feasibility(candidate, request.input_tokens, excluded, consider_kv=algorithm.consider_kv)
+            if not ranked and verdict is Feasibility.ELIGIBLE and not algorithm.widening.limits_queue:
+                return Choice(candidate)
+            ranked.append(candidate)
+            verdicts.append(verdict)
+        for start, stop in bands(len(ranked)):
+            band = [ranked[i] for i in range(start, stop) if verdicts[i] is Feasibility.ELIGIBLE]
+            if not band:
+                continue
+            found = widen(algorithm.widening, request, band, (), elapsed_ms, less_loaded, algorithm.random)
+            if found is not None:
+                position = ranked.index(found)
+                skipped = any(verdict.is_kv_skip for verdict in verdicts[:position])
+                return Choice(found, position + 1, skipped)
+        return None
+
+
+ALGORITHM = registration(
+    "pulsar-wait-and-widen",
+    PulsarWaitAndWidenSettings.read,
+    PulsarWaitAndWiden,
+    aliases=("pulsar-multiregion",),
+    position=5,
+)

@@ -1,0 +1,121 @@
+"""Typed access to the settings of one definition, for the algorithm they belong to."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from router.balancing.config_error import ConfigError
+from router.balancing.json_document import JsonObject
+from tunnel_protocol.limit import Limit
+from tunnel_protocol.unsigned import MAX_U64
+
+DefaultT = TypeVar("DefaultT")
+
+
+class Fields:
+    """The settings, read by name and type. An absent field, and a null where null is allowed, is its default.
+
+    A field of the wrong type reads as its default and is remembered; `check` raises. So the error that is told is that of the
+    field that stands first in the document, in whatever order an algorithm reads them.
+    """
+
+    def __init__(self, values: Mapping[str, object], stage: str = "parse") -> None:
+        self._values = values
+        self._stage = stage
+        self._wrong: dict[str, str] = {}
+        self._refused: list[str] = []
+        self.names: set[str] = set()
+        """The fields that have been read."""
+
+    def unsigned(
+        self, name: str, default: DefaultT, *, nullable: bool = True, limit: Limit | None = None
+    ) -> int | DefaultT:
+        """A whole number from 0 to 2**64 - 1, and of at most as many pieces as `limit` allows."""
+        if not self._is_given(name, nullable=nullable):
+            return default
+        value = self._values[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_U64:
+            self._wrong_type(name, "an unsigned integer")
+            return default
+        if limit is not None and value > (limit.pieces or 0):
+            self._wrong[name] = f"{name} must be at most {limit.pieces}, got {value}"
+            return default
+        return value
+
+    def number(self, name: str, default: DefaultT) -> float | DefaultT:
+        """A number that fits into a double."""
+        if not self._is_given(name):
+            return default
+        value = self._values[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._wrong_type(name, "a number")
+            return default
+        try:
+            return float(value)
+        except OverflowError:
+            self._wrong[name] = f"number out of range for `{name}`"
+            return default
+
+    def boolean(self, name: str) -> bool:
+        """A flag, off by default."""
+        if not self._is_given(name):
+            return False
+        value = self._values[name]
+        if isinstance(value, bool):
+            return value
+        self._wrong_type(name, "a boolean")
+        return False
+
+    def text(self, name: str, *, nullable: bool = True) -> str | None:
+        """A string; None without one."""
+        if not self._is_given(name, nullable=nullable):
+            return None
+        value = self._values[name]
+        if isinstance(value, str):
+            return value
+        self._wrong_type(name, "a string")
+        return None
+
+    def choice(self, name: str, among: Iterable[str], default: DefaultT) -> str | DefaultT:
+        """One of several strings; null is none of them."""
+        value = self.text(name, nullable=False)
+        if value is None:
+            return default
+        if value not in among:
+            expected = ", ".join(f"`{one}`" for one in among)
+            self._wrong[name] = f"unknown variant `{value}`, expected one of {expected}"
+            return default
+        return value
+
+    def refuse(self, message: str) -> None:
+        """Values of the right types that are no good all the same: told if no type is wrong."""
+        self._refused.append(message)
+
+    def check(self) -> None:
+        """Raise `ConfigError` if any of what was read is wrong."""
+        for name in self._values:
+            if name in self._wrong:
+                raise ConfigError(self._wrong[name], self._stage)
+        for message in self._refused:
+            raise ConfigError(message, self._stage)
+
+    def _is_given(self, name: str, *, nullable: bool = True) -> bool:
+        self.names.add(name)
+        return name in self._values and not (nullable and self._values[name] is None)
+
+    def _wrong_type(self, name: str, expected: str) -> None:
+        self._wrong[name] = f"invalid type: {type_name(self._values[name])}, expected {expected} for `{name}`"
+
+
+def type_name(value: object) -> str:
+    """A JSON type as an error message names it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"boolean `{str(value).lower()}`"
+    if isinstance(value, int):
+        return f"integer `{value}`"
+    if isinstance(value, float):
+        return f"floating point `{value}`"
+    if isinstance(value, str):
+        return f'string "{value}"'
+    return "map" if isinstance(value, JsonObject) else "sequence"

@@ -1,0 +1,137 @@
+"""The settings of each package, made from the options; what no option changes has its value here.
+
+Pure: nothing is opened. The fields are explained where they are declared, in `router/<package>/settings.py`.
+"""
+
+import math
+from pathlib import Path
+
+from router.config.option_values import SocketAddress
+from router.config.settings import Settings
+from router.config.startup_checks import retry_budget_header
+from router.control_plane.settings import ControlPlaneSettings, GatewayAuthSettings
+from router.http1.settings import ConnectionTimeouts, HttpSettings
+from router.proxy.settings import ProxySettings
+from router.tunnels.settings import PENDING, TunnelSettings
+from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
+from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.quic.settings import QuicSettings
+
+
+def quic(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
+    """Limits and timers of every QUIC connection; what has no option keeps the value of `tunnel_protocol`."""
+    return QuicSettings(
+        idle_timeout_ms=settings.quic_idle_timeout_ms,
+        keepalive_ms=settings.quic_keepalive_ms,
+        max_streams_bidi=settings.quic_max_streams,
+        stream_window_bytes=settings.quic_stream_window_bytes,
+        max_consecutive_ptos=settings.quic_max_probe_timeouts,
+        qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
+        key_log=key_log,
+    )
+
+
+def tunnels(settings: Settings) -> TunnelSettings:
+    """Times and limits of tunnels."""
+    return TunnelSettings(
+        connect_timeout_ms=settings.quic_connect_timeout_ms,
+        request_timeout_ms=settings.quic_request_timeout_ms,
+        reverse_connect_timeout_ms=settings.reverse_tunnel_connect_timeout_ms,
+        direct_connections=settings.direct_quic_connections,
+        handshake_timeout_ms=10_000,
+        max_handshake_bytes=MAX_HANDSHAKE_BYTES,
+        max_pending_handshakes=PENDING.pieces or 0,
+        health_interval_ms=1_000,
+        silence_ms=1_800,
+        direct_grace_ms=2_000,
+    )
+
+
+def proxy(settings: Settings) -> ProxySettings:
+    """Limits and switches of the request path. Raises `StartupError` for an illegal header name."""
+    header = retry_budget_header(settings)
+    return ProxySettings(
+        request_timeout_ms=settings.quic_request_timeout_ms,
+        max_connect_retries=settings.proxy_max_connect_retries,
+        max_request_retries=settings.proxy_max_request_retries,
+        max_replay_body_bytes=settings.proxy_max_replay_body_bytes,
+        max_replay_total_bytes=settings.proxy_max_replay_total_bytes,
+        require_retry_signal=settings.proxy_require_pylon_retry_signal,
+        retry_budget_header=None if header is None else header.decode(),
+        no_repeat_accepted=settings.proxy_no_repeat_accepted,
+        response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        access_log=settings.access_log,
+    )
+
+
+def http(settings: Settings) -> HttpSettings:
+    """How many clients the HTTP listener has, and how long it waits for them."""
+    return HttpSettings(
+        max_connections=settings.http_max_connections,
+        timeouts=ConnectionTimeouts(
+            discard=1.0,
+            half_sent=2.0,
+            watch=1.0,
+            stalled=30.0,
+            head=settings.http_head_timeout_ms / 1000 or math.inf,
+            body=settings.http_body_timeout_ms / 1000 or math.inf,
+        ),
+    )
+
+
+def control_plane(
+    settings: Settings, advertise: SocketAddress, reverse_address: SocketAddress | None
+) -> ControlPlaneSettings:
+    """What the gRPC service tells workers and how long it waits for them; addresses are the ones really bound."""
+    return ControlPlaneSettings(
+        stargate_id=settings.stargate_id,
+        advertise_addr=str(advertise),
+        dns_name=settings.stargate_discovery_dns_name,
+        reverse_tunnel_target="" if reverse_address is None else f"{settings.advertised_host}:{reverse_address.port}",
+        reverse_tunnel_dial_addr=settings.reverse_tunnel_pylon_dial_addr or "",
+        idle_timeout_ms=settings.registration_update_idle_timeout_ms,
+        max_idle_timeout_ms=settings.registration_update_max_idle_timeout_ms,
+        duplicate_delay_ms=200,
+        min_silence_ms=3_000,
+        unknown_heartbeat_ms=5_000,
+        teardown_ms=2_000,
+    )
+
+
+def gateway_auth(settings: Settings) -> GatewayAuthSettings | None:
+    """How workers' tokens are checked; None if nobody is asked."""
+    if settings.worker_auth_endpoint is None:
+        return None
+    return GatewayAuthSettings(
+        endpoint=settings.worker_auth_endpoint,
+        ca_pem=None,
+        deadline_s=settings.worker_auth_timeout_ms / 1000,
+        cache_s=settings.worker_auth_cache_ms / 1000,
+        cache_entries=10_000,
+        keepalive=None,
+    )
+
+
+def advertised(settings: Settings, configured_grpc: SocketAddress, bound_grpc_port: int) -> SocketAddress:
+    """The published address: follows the port really bound if it named the configured one."""
+    if settings.advertise_addr.port == configured_grpc.port:
+        return settings.advertise_addr._replace(port=bound_grpc_port)
+    return settings.advertise_addr
+
+
+def debug_config(
+    settings: Settings, bound: dict[str, SocketAddress | None], advertise: SocketAddress
+) -> dict[str, object]:
+    """The `config` part of `/debug/state`, in its documented order; nothing secret."""
+    return {
+        "stargate_id": settings.stargate_id,
+        "grpc_listen_addr": str(bound["grpc"]),
+        "model_discovery_listen_addr": str(bound["model_discovery"]),
+        "http_listen_addr": str(bound["http"]),
+        "metrics_listen_addr": str(bound["metrics"]),
+        "advertise_addr": str(advertise),
+        "stargate_discovery_dns_name": settings.stargate_discovery_dns_name,
+        "tunnel_protocol": settings.tunnel_protocol,
+        "backend_connectivity": settings.backend_connectivity,
+        "direct_quic_connections": settings.direct_quic_connections,
+    }

@@ -1,0 +1,188 @@
+"""Opens what is needed before anything is served: UDP port, TCP ports, sockets for dialling, the channel to the gateway.
+
+Each function is one step of the start: it pushes the closing of what it opened onto `Base.opened`; a failure raises
+`StartupError`.
+"""
+
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from certs import Identity as TlsIdentity
+from router.config import package_settings
+from router.config.option_values import SocketAddress
+from router.config.settings import Settings
+from router.config.startup_checks import StartupError, causes_of, listen_address
+from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
+from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator, WorkerAuthConnectError
+from router.ports.registration_tunnels import WorkerTunnels
+from router.process.critical_tasks import CriticalTasks
+from router.process.reloads import Reloads
+from router.process.served_identity import ServedIdentity
+from router.process.sockets import bind_tcp, bind_tcp_everywhere, bound_address
+from router.registry import Identity, Registry
+from router.telemetry.metrics import Metrics
+from router.tunnels.dialer import SERVER_NAME, DirectDialer
+from router.tunnels.direct_tunnels import DirectTunnels
+from router.tunnels.listener import ReverseListener
+from router.tunnels.reverse_tunnels import ReverseTunnels
+from router.tunnels.settings import TunnelSettings
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.tls import ClientTls, ServerTls
+from tunnel_protocol.raw_quic import RAW_QUIC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What every step uses."""
+
+    settings: Settings
+    metrics: Metrics
+    registry: Registry
+    reloads: Reloads
+    tasks: CriticalTasks
+    opened: AsyncExitStack
+    """Closes everything that has been opened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The TCP ports, bound and not served yet."""
+
+    grpc: GrpcServer
+    model_discovery: GrpcServer
+    grpc_identity: ServedIdentity | None
+    http: socket.socket
+    metrics: socket.socket
+    addresses: dict[str, SocketAddress | None]
+    """The bound addresses of all ports, by name."""
+    advertise: SocketAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelParts:
+    """The reverse listener and the dialer."""
+
+    settings: TunnelSettings
+    metrics: Metrics
+    listener: ReverseListener | None
+    identity: ServedIdentity | None
+    dialer: DirectDialer
+
+    def make(self, identity: Identity) -> WorkerTunnels:
+        """The tunnels of one registration."""
+        if identity.reverse:
+            return ReverseTunnels(identity, self.settings, self.metrics)
+        return DirectTunnels(identity, self.settings, self.metrics, self.dialer.dial)
+
+
+async def bind_reverse(
+    base: Base,
+    identity: ServedIdentity | None,
+    authenticator: OpenAuthenticator | GatewayAuthenticator,
+    quic: QuicSettings,
+    tunnel_limits: TunnelSettings,
+) -> tuple[ReverseListener | None, SocketAddress | None]:
+    """Bind the UDP port that workers dial; returns the listener and its address, both None in direct mode."""
+    settings = base.settings
+    if identity is None or settings.reverse_tunnel_listen_addr is None:
+        return None, None
+    address = listen_address(settings.reverse_tunnel_listen_addr)
+    listener = ReverseListener(base.registry, authenticator, RAW_QUIC, tunnel_limits, base.metrics)
+    tls = server_tls(identity.identity)
+    try:
+        host, port = await listener.listen(address.host, address.port, tls, quic)
+    except OSError as error:
+        raise StartupError("failed to bind reverse tunnel listener", *causes_of(error)) from None
+    base.opened.push_async_callback(listener.close)
+    identity.log_coverage(settings, port)
+    return listener, SocketAddress(host, port)
+
+
+def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
+    """Bind control plane, model discovery, HTTP and metrics, in this order; all addresses are parsed first."""
+    settings, opened = base.settings, base.opened
+    grpc_address, models_address, http_address = (
+        listen_address(text)
+        for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
+    )
+    grpc_identity = ServedIdentity.load_grpc(settings, base.metrics)
+    tls = None if grpc_identity is None else grpc_tls(grpc_identity.identity)
+    grpc, bound_grpc = _bind_grpc(grpc_address, "gRPC", tls, opened)
+    models, bound_models = _bind_grpc(models_address, "model-discovery", tls, opened)
+    http = opened.enter_context(bind_tcp(http_address, "HTTP"))
+    metrics = opened.enter_context(bind_tcp_everywhere(settings.metrics_port, "metrics"))
+    return Bound(
+        grpc=grpc,
+        model_discovery=models,
+        grpc_identity=grpc_identity,
+        http=http,
+        metrics=metrics,
+        addresses={
+            "reverse_tunnel": reverse_address,
+            "grpc": bound_grpc,
+            "model_discovery": bound_models,
+            "http": bound_address(http),
+            "metrics": bound_address(metrics),
+        },
+        advertise=package_settings.advertised(settings, grpc_address, bound_grpc.port),
+    )
+
+
+def _bind_grpc(
+    address: SocketAddress, listener: str, tls: GrpcTls | None, opened: AsyncExitStack
+) -> tuple[GrpcServer, SocketAddress]:
+    server = GrpcServer(tls=tls)
+    try:
+        port = server.bind(str(address))
+    except GrpcBindError as error:
+        raise StartupError(f"failed to bind {listener} listener", *causes_of(error)) from None
+    opened.push_async_callback(server.close)
+    return server, SocketAddress(address.host, port)
+
+
+def port_of(address: SocketAddress | None) -> int:
+    """The port of `address`; 0 for None."""
+    return 0 if address is None else address.port
+
+
+async def connect_worker_auth(settings: Settings, authenticator: OpenAuthenticator | GatewayAuthenticator) -> None:
+    """Wait until the gateway that authenticates workers is reachable."""
+    if not isinstance(authenticator, GatewayAuthenticator):
+        return
+    try:
+        await authenticator.connect(settings.worker_auth_connect_timeout_ms / 1000)
+    except WorkerAuthConnectError as error:
+        raise StartupError(str(error), f"no answer from {settings.worker_auth_endpoint}") from None
+
+
+async def open_dialer(
+    base: Base,
+    trust: bytes | None,
+    quic: QuicSettings,
+    tunnel_limits: TunnelSettings,
+    reverse_address: SocketAddress | None,
+) -> DirectDialer:
+    """Open the sockets for dialling; `trust` as returned by `startup_checks.outbound_trust`."""
+    # In reverse mode too: a worker may register as a direct one in both modes.
+    settings = base.settings
+    tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
+    try:
+        dialer = await DirectDialer.open(tls, RAW_QUIC, quic, tunnel_limits, base.metrics)
+    except OSError as error:
+        raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+    base.opened.push_async_callback(dialer.close)
+    if reverse_address is None:
+        dialer.log_buffers()  # else the listener's socket has logged the same
+    dialer.own_ports.add(port_of(reverse_address))
+    return dialer
+
+
+def server_tls(identity: TlsIdentity) -> ServerTls:
+    """`identity` in the form that the UDP port needs."""
+    return ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)
+
+
+def grpc_tls(identity: TlsIdentity) -> GrpcTls:
+    """`identity` in the form that the gRPC ports need."""
+    return GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)

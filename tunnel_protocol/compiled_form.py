@@ -1,0 +1,126 @@
+"""What is compiled, and where the compiled form of a checkout lies.
+
+Importing this does nothing: setup.py runs it by its path, without the package. A checkout has its compiled modules in
+`build/compiled/<tag>-<digest>`, laid out like the packages. The digest is that of everything the result depends on, so
+what was compiled of other sources is not found, and what was compiled of these is found again after `git switch`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+PACKAGES = ("tunnel_protocol", "router")
+"""The packages that have compiled modules; each is one group of mypyc, which has a shared library of its own."""
+
+COMPILED_PACKAGES = (
+    "tunnel_protocol",
+    "tunnel_protocol/quic",
+    "router/balancing",
+    "router/balancing/algorithms",
+    "router/http1",
+    "router/ports",
+    "router/proxy",
+    "router/registry",
+    "router/tunnels",
+)
+"""Packages whose modules mypyc compiles, without those of packages in them."""
+
+COMPILED_MODULES = ("router/telemetry/families.py",)
+"""Modules of other packages that mypyc compiles."""
+
+AS_WRITTEN = (
+    # Decide whether compiled modules are used.
+    "tunnel_protocol/compilation.py",
+    "tunnel_protocol/compiled_form.py",
+    # Python twins of the .pyx files: compiled, callers would be bound to them and not to the faster ones.
+    "tunnel_protocol/capnp_layouts.py",
+    "tunnel_protocol/quic/datagrams.py",
+    "tunnel_protocol/quic/packets.py",
+    "router/balancing/json_document.py",  # derives from int and str, which mypyc cannot
+    "tunnel_protocol/small_file.py",  # waits for file systems: nothing to gain
+)
+"""Modules of `COMPILED_PACKAGES` that are not compiled."""
+
+FORMS = "build/compiled"
+"""Directory of a checkout that has its compiled forms."""
+
+SUFFIX = EXTENSION_SUFFIXES[0]
+"""End of the name of a compiled module; names the interpreter and the platform it is for."""
+
+MANIFEST = "SOURCES"
+"""File of a compiled form: what it was compiled of (see `manifest`)."""
+
+# Types and constants of these directories and everything below them are compiled into the modules that import them.
+# tests/unit/test_packaging.py follows the imports.
+_SOURCES = ("tunnel_protocol", "router/telemetry", *(name for name in COMPILED_PACKAGES if name.startswith("router/")))
+_SOURCE_SUFFIXES = (".py", ".pyi", ".pyx")
+_BUILD_FILES = ("setup.py", "pyproject.toml", "requirements/build.txt", "requirements/run.txt", "router/__init__.py")
+_TAG = SUFFIX.split(".")[1]
+
+
+def is_checkout(root: Path) -> bool:
+    """Whether the packages in `root` are sources to build from, and not an installation."""
+    return (root / "setup.py").is_file()
+
+
+def manifest(root: Path) -> str:
+    """A line `sha256 path` for each file that the compiled form of the checkout `root` depends on, ordered by path.
+
+    Raises OSError if a source cannot be read.
+    """
+    lines = []
+    for name in sorted(_inputs(root)):
+        with open(os.path.join(root, name), "rb", buffering=0) as file:  # noqa: PTH118, PTH123 - at every start: half the time
+            lines.append(f"{hashlib.sha256(file.read()).hexdigest()} {name}\n")
+    return "".join(lines)
+
+
+def form_of(root: Path, sources: str) -> Path:
+    """Directory of the form that is compiled of `sources`, a manifest, for this interpreter; it need not exist."""
+    return root / FORMS / f"{_TAG}-{hashlib.sha256(sources.encode()).hexdigest()[:20]}"
+
+
+def forms(root: Path) -> list[Path]:
+    """The compiled forms of the checkout `root` for this interpreter, of whatever sources, newest first."""
+    found = [path for path in (root / FORMS).glob(f"{_TAG}-*") if path.is_dir()]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def attempted(root: Path) -> Path:
+    """File that exists if compiling the checkout `root` for this interpreter was tried, successfully or not."""
+    return root / FORMS / f"attempted-{_TAG}"
+
+
+def modules_of(form: Path) -> dict[str, str]:
+    """Names of the modules of a compiled form, with their files."""
+    found = {}
+    for folder, _, files in os.walk(form):
+        package = Path(folder).relative_to(form).parts
+        for file in files:
+            if file.endswith(SUFFIX):
+                found[".".join([*package, file.removesuffix(SUFFIX)])] = os.path.join(folder, file)  # noqa: PTH118
+    return found
+
+
+def beside_sources(root: Path) -> list[Path]:
+    """Compiled modules in the packages themselves: those of an installation, or what earlier versions left in a checkout."""
+    return [path for package in PACKAGES for path in (root / package).rglob(f"*{SUFFIX}")]
+
+
+def changed(sources: str, others: str) -> list[str]:
+    """Names of the files that differ between two manifests, or that only one of them has."""
+    return sorted({line.partition(" ")[2] for line in set(sources.splitlines()) ^ set(others.splitlines())})
+
+
+def _inputs(root: Path) -> Iterator[str]:
+    yield from (name for name in _BUILD_FILES if (root / name).is_file())
+    below = set()
+    for source in _SOURCES:
+        for folder, folders, files in os.walk(root / source):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            package = os.path.relpath(folder, root).replace(os.sep, "/")
+            # An editor may have files of its own here, whose names start with a point.
+            below |= {f"{package}/{name}" for name in files if name.endswith(_SOURCE_SUFFIXES) and name[0] != "."}
+    yield from below

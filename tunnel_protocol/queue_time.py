@@ -1,0 +1,24 @@
+"""How long queued prompt tokens take: one formula for reservations, estimates and the header that tells the worker.
+
+Source: docs/balancing.md, "Estimates". The results reach workers, so they are exact to the millisecond.
+"""
+
+import math
+
+from tunnel_protocol.unsigned import MAX_U64
+
+_TWO_64 = 18446744073709551616.0
+_INF = math.inf
+
+
+def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:
+    """Whole milliseconds, rounded up, that `input_tokens` take at `input_tps` tokens per second.
+
+    None if the rate is not usable (zero, negative, not finite) or the time is beyond 64 bits.
+    """
+    if input_tokens == 0:
+        return 0
+    if not 0.0 < input_tps < _INF:
+        return None
+    delta_ms = input_tokens / input_tps * 1000.0
+    return min(math.ceil(delta_ms), MAX_U64) if delta_ms <= _TWO_64 else None
