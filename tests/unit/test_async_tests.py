@@ -1,6 +1,8 @@
 """How async tests run: each on a loop of its own, with a deadline, and nothing left behind."""
 
+import ast
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +191,14 @@ def test_a_socket_is_refused_in_this_directory() -> None:
             sock.bind(("127.0.0.1", 0))
         with pytest.raises(AssertionError, match=r"socket\.connect"):
             sock.connect(("127.0.0.1", 9))
+
+
+def test_no_test_runs_a_loop_of_its_own() -> None:
+    ways = {"asyncio.run", "asyncio.Runner", "asyncio.new_event_loop", "uvloop.run", "uvloop.new_event_loop"}
+    found = [
+        f"{path.parent.name}/{path.name}:{node.lineno}"
+        for path in Path(__file__).parents[1].glob("*/test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ways
+    ]
+    assert found == []
