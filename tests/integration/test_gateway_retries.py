@@ -114,10 +114,11 @@ async def test_no_connect_retries_means_no_dial_at_all():
 
 async def test_a_queue_mismatch_goes_on_at_a_sibling_and_gives_its_reservation_back():
     async with gateway_in_memory() as harness:
-        harness.worker("a", cluster="c", on_request=rejecting("queue_estimate_mismatch"))
+        rejected = harness.worker("a", cluster="c", on_request=rejecting("queue_estimate_mismatch"))
         harness.worker("b", cluster="c", on_request=ok)
         got = await harness.ask(post(body=BODY))
         assert got.header("x-inference-server-id") == "b"
+        assert rejected.exchanges[0].cancelled
         assert harness.queue_size("c") == 1
         assert harness.count("routing_selections_total") == 1
         assert harness.count("proxy_retries_total", 'reason="queue_estimate_mismatch"') == 1
