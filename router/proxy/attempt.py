@@ -180,8 +180,11 @@ class Attempt:
 
     def on_body(self, data: bytes) -> None:
         """Write one chunk to the client."""
+        if self.state is _OVER:
+            return
         response = self._response
-        if response is None or self.state is _OVER:
+        if response is None:
+            self._without_head()
             return
         if self._idle_s:
             self._last_byte_at = self._loop.time()
@@ -193,8 +196,10 @@ class Attempt:
 
     def on_end(self) -> None:
         """The response is complete; an upload that still runs gets the rest of the deadline."""
-        response = self._response
-        if self.state is _OVER or response is None:
+        if self.state is _OVER:
+            return
+        if self._response is None:
+            self._without_head()
             return
         if self._upload is None or self._upload.done:
             self._finish()
@@ -320,6 +325,12 @@ class Attempt:
         self._idle_timer = None
         self.discard()
         self._break_off("no byte of the response for too long")
+
+    def _without_head(self) -> None:
+        """A part of the response came before its head was passed on. Framings rule that out; the client is answered anyway."""
+        _log.error("response without a head", state=self.state.name)
+        self.discard()
+        self._owner.attempt_failed(TunnelError("response without a head"))
 
     def _finish(self) -> None:
         response = self._response

@@ -404,7 +404,7 @@ class ProxiedRequest:
         attempt.relay(self._response)
 
     def _defect(self) -> None:
-        """An unexpected exception in a task of this request: answer the client all the same."""
+        """An exception or a state that this program rules out: log it, and answer the client all the same."""
         if self._state is _PENDING:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
