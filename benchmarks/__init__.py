@@ -1,1 +1,1 @@
-"""Benchmarks of the parts: `python -m benchmarks` lists them."""
+"""Benchmarks of parts of the program: `python -m benchmarks` lists them."""

@@ -8,7 +8,7 @@ import benchmarks
 
 
 def main(arguments: list[str]) -> int:
-    """Run one benchmark module's `run(args)`, or list them; exit status 2 if there is none of that name."""
+    """Call `run(args)` of a benchmark module, or list the modules; returns exit status 2 for an unknown name."""
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m benchmarks NAME [options]; NAME --help tells the options of one")

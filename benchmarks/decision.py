@@ -1,8 +1,8 @@
-"""Cost of one routing decision, per algorithm and situation: the choice alone, on candidates built beforehand.
+"""CPU cost of one routing decision per algorithm and scenario, without building the candidates.
 
-The 23 scenarios, the made-up candidates and the requests are those of the public comparison benchmark, so that rows of two
-implementations can be laid side by side; `pulsar` and `round-robin` rows are deterministic, their checksums show whether two
-programs decide alike. Figures: docs/performance.md, "Decisions".
+The 23 scenarios, the synthetic candidates and the requests are those of the public comparison benchmark, so that the rows of
+two implementations can be compared. The rows of `pulsar` and `round-robin` are deterministic: equal checksums show that two
+programs make the same choices. Figures: docs/performance.md, "Decisions".
 """
 
 import argparse
@@ -28,7 +28,7 @@ FULL_POOL = -1
 
 
 class Scenario(NamedTuple):
-    """One row: an algorithm with its settings, and how many clusters are excluded."""
+    """One row: an algorithm with its settings, and the number of excluded clusters."""
 
     name: str
     algorithm: str
@@ -37,7 +37,7 @@ class Scenario(NamedTuple):
 
 
 def scenarios() -> list[Scenario]:
-    """All rows, in their order."""
+    """All scenarios, in the order of the table."""
     rows = [
         Scenario("power-of-n", "power-of-n", {"sample_count": 2}),
         Scenario("power-of-n-sample1", "power-of-n", {"sample_count": 1}),
@@ -64,7 +64,7 @@ def scenarios() -> list[Scenario]:
 
 
 class BenchCandidate:
-    """A cluster's snapshot with made-up but fixed figures."""
+    """The snapshot of a cluster with fixed synthetic figures."""
 
     __slots__ = (
         "active_backend_count",
@@ -103,7 +103,7 @@ class BenchCandidate:
 
 
 def measure(scenario: Scenario, options: argparse.Namespace) -> dict[str, object]:
-    """One CSV row."""
+    """Measure one scenario; returns its CSV row."""
     candidates = [BenchCandidate(i) for i in range(options.candidates)]
     settings = dict(scenario.settings)
     if settings.get("sample_count") == FULL_POOL:
@@ -160,7 +160,7 @@ def measure(scenario: Scenario, options: argparse.Namespace) -> dict[str, object
 
 
 def checksum(chosen: list[str]) -> int:
-    """A fold over the bytes of every chosen id, in order."""
+    """A checksum over the bytes of all chosen ids, in order."""
     value = 0
     for name in chosen:
         for byte in name.encode():
@@ -169,7 +169,7 @@ def checksum(chosen: list[str]) -> int:
 
 
 def run(args: list[str]) -> None:
-    """Print CSV, or with --table the cost per decision by number of candidates."""
+    """Print CSV, or with --table the microseconds per decision by number of candidates."""
     parser = argparse.ArgumentParser(prog="benchmarks decision", description=__doc__)
     parser.add_argument("--iterations", type=int, default=100_000)
     parser.add_argument("--warmup", type=int, default=10_000)

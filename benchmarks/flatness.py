@@ -1,7 +1,7 @@
-"""Router side of one tunnel: CPU a request and a streamed chunk, and whether other open streams cost anything.
+"""Router's side of one tunnel: CPU per request and per streamed chunk, and whether idle open streams increase it.
 
-The worker's side runs in a process of its own. Flat means: a request costs the same with 0 and with 4,000 other streams
-open; up to 1.3 times as much counts as the same. Figures: docs/performance.md, "QUIC".
+The worker's side runs in another process. The cost is flat if a request costs at most 1.3 times as much with 4,000 other open
+streams as with none. Figures: docs/performance.md, "QUIC".
 """
 
 import argparse
@@ -29,7 +29,7 @@ _CHUNK_PERIOD_S = 0.010
 
 
 class _Worker:
-    """Answers each request at once; streams chunks on request; leaves idle streams alone."""
+    """Answers each request at once, or with chunks if it asks for them; does not answer idle streams."""
 
     def on_stream(self, stream: Stream) -> "_WorkerStream":
         return _WorkerStream(stream)
@@ -91,7 +91,7 @@ class _Router:
         self._idle: list[Stream] = []
 
     async def open_idle(self, count: int) -> None:
-        """Open streams on which nothing happens."""
+        """Open `count` idle streams."""
         while len(self._idle) < count:
             stream = await self._connection.open_stream(_Caller(lambda: None))
             stream.write(_IDLE)
@@ -99,7 +99,7 @@ class _Router:
         await asyncio.sleep(0.5)
 
     async def requests(self, count: int, in_flight: int) -> float:
-        """CPU seconds a request."""
+        """CPU seconds per request."""
         finished = asyncio.get_running_loop().create_future()
         left = {"open": count, "done": count}
 
@@ -124,7 +124,7 @@ class _Router:
         return (time.process_time() - began) / count
 
     async def chunks(self, streams: int, chunks: int) -> tuple[float, float]:
-        """CPU seconds a chunk, and chunks delivered per piece (several that arrive together are one piece)."""
+        """CPU seconds per chunk, and chunks per `on_data` call (chunks that arrive together are delivered as one piece)."""
         finished = asyncio.get_running_loop().create_future()
         left = {"streams": streams}
 

@@ -1,7 +1,7 @@
-"""CPU the HTTP front adds to a request and to a relayed chunk, with and without each of its features.
+"""CPU that the HTTP front adds to a request and to a relayed chunk, with and without each of its features.
 
-Everything is real but the two ends: client transports that swallow bytes, and tunnels that answer from memory. No system call
-is in the figures. What cannot be switched off (asking whether the chosen worker has a free stream) is timed by itself.
+Only the two ends are mocks: client transports that discard bytes, and tunnels that answer from memory. The figures contain no
+system calls. The check whether the chosen worker has a free stream cannot be switched off and is timed separately.
 `python -m benchmarks gateway`; results: docs/performance.md, "HTTP front".
 """
 
@@ -48,7 +48,7 @@ _CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":
 
 
 class _Transport:
-    """A client that takes everything at once."""
+    """A transport of a client that reads everything at once."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -66,11 +66,11 @@ class _Transport:
     def close(self) -> None: ...
 
     def get_extra_info(self, name: str) -> None:
-        """There is no socket."""
+        """None: there is no socket."""
 
 
 class _Exchange:
-    """One request at a worker that is played by the measurement."""
+    """An exchange whose response the benchmark sends."""
 
     __slots__ = ("sink",)
 
@@ -95,7 +95,7 @@ class _Exchange:
 
 
 class _Tunnels:
-    """Collects the exchanges that are opened."""
+    """Collects the opened exchanges."""
 
     direct = False
 
@@ -115,7 +115,7 @@ class _Tunnels:
 
 
 class _Nothing:
-    """A family of metrics that counts nothing."""
+    """A metrics family that records nothing."""
 
     def inc(self, labels: tuple[str, ...] = (), amount: float = 1) -> None: ...
 
@@ -154,7 +154,7 @@ class _Front:
             connection.connection_made(cast("Any", transport))
 
     def look_for_a_free_stream_us(self, times: int = 100_000) -> float:
-        """What it costs a request to ask whether the worker that was chosen for it has a free stream."""
+        """Microseconds to check whether the chosen worker has a free stream."""
         request = RoutingRequest(routing_key=None, model="m", input_tokens=12, received_at=time.monotonic())
         chosen = self._selector.select(
             self._selector.resolve("m", None),
@@ -173,7 +173,7 @@ class _Front:
         return (time.process_time() - began) * 1e6 / times
 
     async def ask(self) -> list[_Exchange]:
-        """One request on every connection."""
+        """Send one request on every connection."""
         self.tunnels.opened.clear()
         for connection in self.connections:
             connection.data_received(_REQUEST)
@@ -181,7 +181,7 @@ class _Front:
         return list(self.tunnels.opened)
 
     async def round(self, chunks: int, per_turn: int) -> None:
-        """One request on every connection, answered with `chunks` chunks, so many of them in one turn of the loop."""
+        """Send one request on every connection and answer it with `chunks` chunks, `per_turn` per event loop iteration."""
         exchanges = await self.ask()
         for exchange in exchanges:
             exchange.sink.on_head(_HEAD)
@@ -197,7 +197,7 @@ class _Front:
 
 
 async def _cpu_us(front: _Front, rounds: int, chunks: int, per_turn: int) -> float:
-    """CPU microseconds a request with `chunks` chunks."""
+    """CPU microseconds per request with `chunks` chunks."""
     await front.round(chunks, per_turn)
     gc.collect()
     began = time.process_time()
@@ -234,7 +234,7 @@ async def _costs(options: argparse.Namespace, variant: dict[str, Any]) -> dict[s
 
 
 def _in_a_process(options: argparse.Namespace, name: str) -> dict[str, float]:
-    """Loggers keep the level they were first used with, so each measurement has a process of its own."""
+    """Run a measurement in a new process, because loggers keep the level they were first used with."""
     variant = _VARIANTS[name]
     with Path(os.devnull).open("w") as nowhere:
         router_logging.set_up("text", {"RUST_LOG": variant.get("level", "warn")}, nowhere)
@@ -242,7 +242,7 @@ def _in_a_process(options: argparse.Namespace, name: str) -> dict[str, float]:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    # Compiled modules take nothing for metrics but real ones.
+    # Compiled modules only accept real metrics objects.
     compiled = not (proxy_module.__file__ or "").endswith(".py")
     names = [name for name, variant in _VARIANTS.items() if not compiled or variant.get("metrics", True)]
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}

@@ -1,9 +1,9 @@
-"""Run another benchmark under a sampling profiler: a flame graph, the command line and the facts of the machine.
+"""Runs another benchmark under a sampling profiler: writes a flame graph, the command line and facts about the machine.
 
   benchmarks profile transport --requests 100000     99 samples a second, into .bench-out/profile-<time>
   benchmarks profile --rate 500 flatness
 
-The profiler is py-spy. To look at a router that runs: `py-spy record --function --pid PID --output flame.svg`.
+The profiler is py-spy. To profile a running router: `py-spy record --function --pid PID --output flame.svg`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _LONGEST_S = 3_600
 
 
 def run(args: list[str]) -> None:
-    """Write the folder and tell its name. Exit status 1 if there is no flame graph; what the benchmark says is printed."""
+    """Write the folder and print its name and the benchmark's output. Exit status 1 if there is no flame graph."""
     parser = argparse.ArgumentParser(
         prog="benchmarks profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
-"""Cost of the registry by number of workers: memory a registration, CPU a heartbeat, a snapshot, a reservation.
+"""Cost of the registry by number of workers: memory per registration; CPU per heartbeat, snapshot and reservation.
 
-Flat means: the figures per worker are the same with 10 workers and with 10,000. Figures: docs/performance.md, "Registry".
+The figures per worker should be the same with 10 and with 10,000 workers. Figures: docs/performance.md, "Registry".
 """
 
 import argparse
@@ -15,7 +15,7 @@ from router.registry import Identity, ModelStats, ModelUpdate, Registration, Reg
 
 
 class _World:
-    """Workers spread evenly over targets, each in a cluster of its own or all of a target in one."""
+    """Workers distributed evenly over targets, each in its own cluster or all workers of a target in one."""
 
     def __init__(self, workers: int, targets: int, *, shared_clusters: bool, tunnels: TunnelSet | None) -> None:
         self.registry = Registry()
@@ -54,7 +54,7 @@ class _World:
             target.candidates()
 
     def request(self, number: int) -> None:
-        """What a request does here: snapshot, backend, reservation."""
+        """The registry calls of one request: snapshot, backend, reservation."""
         target = self.registry.target(TargetKey(None, self.models[number]))
         if target is None:
             return

@@ -1,8 +1,8 @@
-"""Compare routing policies without a cluster: requests replayed through the real registry and selector against modelled engines.
+"""Compares routing policies without a cluster: replays requests through the real registry and selector to simulated engines.
 
-Time is virtual, so thousands of requests take a second. An engine has a number of slots, a prefill rate, a decode rate and a
-prefix cache by affinity key; it reports its load once per heartbeat, as workers do, so policies see what they would see: old
-news plus their own reservations. What is not modelled: networks, failures, batching effects inside an engine.
+Time is simulated, so thousands of requests take one second. An engine has slots, a prefill rate, a decode rate and a prefix
+cache by affinity key. It reports its load once per heartbeat, as workers do, so policies see the last report plus their own
+reservations. Not simulated: networks, failures, batching effects inside an engine.
 
     python -m benchmarks simulator --policy power-of-n --policy pulsar --requests 20000 --plot compare.svg
     python -m benchmarks simulator --manifest requests.jsonl --config lb.json
@@ -44,20 +44,20 @@ class Request(msgspec.Struct):
 
 
 class Result(NamedTuple):
-    """What became of one request."""
+    """The result of one request."""
 
     ttft_ms: float | None
-    """None: refused."""
+    """None if the request was refused."""
     total_ms: float | None
     cluster: str
     cache_hit: bool
 
 
 class Engine:
-    """A modelled engine: FIFO slots, prefill, decode, an LRU of warm prefixes."""
+    """A simulated engine: FIFO slots, prefill, decode, an LRU cache of prefixes."""
 
     def __init__(self, number: int, options: argparse.Namespace) -> None:
-        # Every third engine is of an older, slower kind: equal engines hide what policies differ in.
+        # Every third engine is slower, because with equal engines policies differ less.
         slow = 0.5 if number % 3 == 2 else 1.0
         self.name = f"engine-{number}"
         self.slots: int = options.slots
@@ -70,7 +70,7 @@ class Engine:
         self._cache_left: int = options.cache_tokens
 
     def warm_tokens(self, request: Request) -> int:
-        """Prompt tokens that need no prefill; the prompt is warm afterwards."""
+        """Prompt tokens that need no prefill; the prompt is in the cache afterwards."""
         if request.affinity_key is None:
             return 0
         warm = min(self._cache.pop(request.affinity_key, 0), request.input_tokens)
@@ -83,7 +83,7 @@ class Engine:
         return warm
 
     def stats(self) -> ModelStats:
-        """What its worker would report now."""
+        """The statistics that its worker would report now."""
         queued = sum(request.input_tokens for request, _ in self.waiting)
         return ModelStats(
             last_mean_input_tps=self.prefill_tps,
@@ -99,7 +99,7 @@ class Engine:
 
 
 class Simulation:
-    """One policy against one set of engines; `run` returns a result per request."""
+    """One policy with one set of engines; `run` returns a result per request."""
 
     def __init__(self, selector: Selector, method: str | None, options: argparse.Namespace) -> None:
         self._selector = selector
@@ -120,7 +120,7 @@ class Simulation:
             self._report(engine.name)
 
     def run(self, requests: list[Request]) -> list[Result]:
-        """Replay; virtual seconds pass as fast as they can be computed."""
+        """Replay the requests in simulated time."""
         for request in requests:
             self._at(request.at_s, lambda request=request: self._route(request, request.at_s))  # type: ignore[misc]
         while len(self._results) < len(requests):
@@ -192,7 +192,7 @@ class Simulation:
 
 
 def made_up(options: argparse.Namespace) -> list[Request]:
-    """A seeded manifest: Poisson arrivals, long-tailed prompts, sessions that come back."""
+    """Synthetic requests from a seed: Poisson arrivals, long-tailed prompt lengths, repeated sessions."""
     source = random.Random(options.seed)
     at = 0.0
     requests = []
@@ -205,7 +205,7 @@ def made_up(options: argparse.Namespace) -> list[Request]:
 
 
 def read_manifest(path: Path) -> list[Request]:
-    """The requests of a file, in time order. Raises `SystemExit` with a message for a line that is none."""
+    """The requests of a file, in time order. Raises `SystemExit` with a message for an invalid line."""
     requests = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.strip():
@@ -217,7 +217,7 @@ def read_manifest(path: Path) -> list[Request]:
 
 
 def summary(results: list[Result]) -> dict[str, Any]:
-    """Percentiles, refusals, cache hits, and how unevenly the engines were used."""
+    """Percentiles, refusals, cache hits, and the imbalance between engines."""
     served = [result for result in results if result.ttft_ms is not None]
     ttft = sorted(result.ttft_ms or 0.0 for result in served)
     total = sorted(result.total_ms or 0.0 for result in served)
@@ -240,7 +240,7 @@ def summary(results: list[Result]) -> dict[str, Any]:
 
 
 def policies(options: argparse.Namespace) -> Iterator[tuple[str, Selector, str | None]]:
-    """Name, selector and method of every policy that is compared."""
+    """Name, selector and method of each compared policy."""
     source = random.Random(options.seed)
     if options.config is not None:
         yield str(options.config.name), Selector(load_config(options.config.read_bytes()), source), None
@@ -249,7 +249,7 @@ def policies(options: argparse.Namespace) -> Iterator[tuple[str, Selector, str |
 
 
 def run(args: list[str]) -> None:
-    """Print a table, and write JSON and a plot where asked."""
+    """Print a table, and write JSON and a plot if the options name files."""
     parser = argparse.ArgumentParser(
         prog="benchmarks simulator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -294,7 +294,7 @@ def run(args: list[str]) -> None:
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """Share of requests by time to first token, one line per policy."""
+    """Plot the share of requests by time to first token, one line per policy."""
     import matplotlib as mpl
 
     mpl.use("Agg")

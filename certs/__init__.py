@@ -1,4 +1,4 @@
-"""TLS identities of QUIC listeners: make, load, check and watch them. Of ours only limits and the reader of small files."""
+"""TLS identities of QUIC listeners: make, load, check and watch. Uses only `limit` and `small_file` of this program."""
 
 from certs.identity import (
     FileTooLargeError,

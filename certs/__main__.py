@@ -1,4 +1,4 @@
-"""`python -m certs`: make, show and check TLS identities from the command line."""
+"""`python -m certs`: make, show and check TLS identities on the command line."""
 
 import argparse
 import datetime as dt
@@ -20,7 +20,7 @@ a router that dials a worker always asks for `stargate`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (1: the pair is not usable, or a file cannot be written)."""
+    """Run one command; returns the exit code (1: certificate or key is unusable, or a file cannot be written)."""
     parser = argparse.ArgumentParser(
         prog="python -m certs",
         description="TLS identities for QUIC listeners.",
@@ -67,7 +67,7 @@ def _make(options: argparse.Namespace) -> None:
     names = options.dns or ([] if options.ip else ["localhost", "stargate"])
     identity = make_self_signed(names, options.ip, days=options.days)
     options.key.touch(mode=0o600)
-    options.key.chmod(0o600)  # an existing file keeps its mode otherwise
+    options.key.chmod(0o600)  # an existing file would keep its mode
     options.key.write_bytes(identity.key_pem)
     options.cert.write_bytes(identity.cert_pem)
     print(f"wrote {options.cert} and {options.key}")

@@ -1,7 +1,7 @@
 """Load and check a certificate chain with its key, and trust bundles.
 
-The checks are those that protect a running listener from a bad or half-written pair: sizes, PEM, key match, chain, validity
-window. Served bytes and checked bytes are the same bytes: files are read once. See docs/operations.md, "TLS".
+The checks protect a running listener from an unusable or partly written pair: sizes, PEM, key match, chain, validity period.
+Files are read once, so the checked bytes are the served bytes. See docs/operations.md, "TLS".
 """
 
 import datetime as dt
@@ -19,14 +19,14 @@ from tunnel_protocol.small_file import FileTooLargeError as SmallFileTooLargeErr
 from tunnel_protocol.small_file import SmallFileError, read_small_file
 
 PEM = Limit("files.pem", bytes=1_048_576)
-"""A certificate chain, key or trust bundle."""
+"""Size of a file with a certificate chain, key or trust bundle."""
 _RSA_BITS = (2048, 8192)
-"""What the TLS libraries of workers accept."""
+"""Key types that the TLS libraries of workers accept."""
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 
 
 class IdentityError(Exception):
-    """A pair or bundle cannot be used. `reason` says what is wrong, `detail` the cause below it (may be empty)."""
+    """A certificate and key, or a trust bundle, cannot be used. `reason` is the error, `detail` its cause (may be empty)."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -35,11 +35,11 @@ class IdentityError(Exception):
 
 
 class FileTooLargeError(IdentityError):
-    """A PEM file is larger than 1 MiB."""
+    """A PEM file is larger than the limit `files.pem`."""
 
 
 class Identity(NamedTuple):
-    """A served chain (leaf first) and its private key, both PEM."""
+    """A certificate chain (leaf first) and its private key, both PEM."""
 
     cert_pem: bytes
     key_pem: bytes
@@ -53,12 +53,12 @@ def load_identity(cert_path: str, key_path: str, now: dt.datetime) -> Identity:
 
 
 def read_identity(cert_path: str, key_path: str) -> Identity:
-    """Read both files once, without a look at what they hold. Raises `IdentityError`."""
+    """Read both files once, without checking their content. Raises `IdentityError`."""
     return Identity(read_pem(cert_path, "TLS certificate"), read_pem(key_path, "TLS private key"))
 
 
 def parse_trust_bundle(pem: bytes) -> list[x509.Certificate]:
-    """Every certificate of a bundle; each one is an anchor. Raises `IdentityError`."""
+    """All certificates of a trust bundle; each one is a trust anchor. Raises `IdentityError`."""
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         raise IdentityError("TLS trust bundle contains no certificates")
     try:
@@ -68,7 +68,7 @@ def parse_trust_bundle(pem: bytes) -> list[x509.Certificate]:
 
 
 def validate(identity: Identity, now: dt.datetime) -> None:
-    """Check a pair as a listener needs it at time `now` (aware, UTC). Raises `IdentityError`."""
+    """Check whether a listener can use the identity at time `now` (aware, UTC). Raises `IdentityError`."""
     chain = _chain(identity.cert_pem)
     _check_key(identity.key_pem, chain[0])
     if len(chain) > 1:
@@ -77,7 +77,7 @@ def validate(identity: Identity, now: dt.datetime) -> None:
 
 
 def check_dates(identity: Identity, now: dt.datetime) -> None:
-    """Check that a pair that was validated before is (still) valid at `now`. Raises `IdentityError`."""
+    """Check only the validity period at `now` of an identity that was validated before. Raises `IdentityError`."""
     _check_dates(_chain(identity.cert_pem), now)
 
 
@@ -91,23 +91,23 @@ def _check_dates(chain: list[x509.Certificate], now: dt.datetime) -> None:
 
 
 def not_after(identity: Identity) -> dt.datetime:
-    """The earliest end of validity in the chain, aware, UTC. Raises `IdentityError`."""
+    """The earliest `notAfter` date in the chain (aware, UTC). Raises `IdentityError`."""
     return _end(_chain(identity.cert_pem))
 
 
 def covers(identity: Identity, name: str) -> bool:
-    """Whether the leaf carries the DNS name `name`, itself or by a wildcard for its first label (RFC 6125 section 6.4)."""
+    """Whether the leaf has the DNS name `name`, exactly or by a wildcard for its first label (RFC 6125 section 6.4)."""
     try:
         extension = _chain(identity.cert_pem)[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
-        return False  # names that cannot be read are names no dialler finds
+        return False  # a client cannot match names that cannot be parsed either
     wanted = name.lower()
     wildcard = f"*.{wanted.partition('.')[2]}"
     return any(dns_name.lower() in (wanted, wildcard) for dns_name in extension.value.get_values_for_type(x509.DNSName))
 
 
 def read_pem(path: str, what: str) -> bytes:
-    """The bytes of a PEM file; `what` names it in errors. Raises `IdentityError`. Blocks as the file system does."""
+    """The bytes of a PEM file; `what` names it in errors. Blocks for as long as the file system. Raises `IdentityError`."""
     try:
         return read_small_file(path, PEM)
     except SmallFileTooLargeError as error:
@@ -153,8 +153,8 @@ def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
 
 
 def _check_chain(chain: list[x509.Certificate], now: dt.datetime) -> None:
-    # The last certificate of the file is the anchor. Which names a leaf must carry is the dialler's business, so names are not
-    # checked; the client verifier is the one that asks for none, and the purpose is checked here instead.
+    # The last certificate of the file is the trust anchor. Names are not checked, because the client decides which name it
+    # expects. Only the client verifier checks no names, so it is used here, and the extended key usage is checked separately.
     authority = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
     leaf = (
         ExtensionPolicy.permit_all()

@@ -1,4 +1,4 @@
-"""Make a self-signed identity: ECDSA P-256, not a CA (a leaf may be its own anchor only if it is none), SANs as given."""
+"""Make a self-signed identity: ECDSA P-256, given SANs, not a CA (else the leaf could not be its own trust anchor)."""
 
 import datetime as dt
 import ipaddress
@@ -23,10 +23,10 @@ def make_self_signed(
     days: int | None = None,
     now: dt.datetime | None = None,
 ) -> Identity:
-    """A fresh key and its certificate for these names.
+    """A new key and its certificate for these names.
 
-    `days` counts from `now` (default: the current time); without it the certificate is valid for ever, as far as anyone
-    cares. Raises `ValueError` for a name or address that is none, or when none is given.
+    It is valid for `days` days from `now` (default: the current time), without `days` practically without end. Raises
+    `ValueError` for an invalid name or address, or if none is given.
     """
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in dns_names]
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ip_addresses]

@@ -1,7 +1,7 @@
-"""Notice that a mounted pair was replaced: by content, through the configured paths, with the last good pair kept.
+"""Detects that certificate and key files were replaced, by their content; keeps the last valid pair.
 
-No timer and no task in here: the owner calls `poll` as often as it likes (the router: every 30 s). Opening by path each time
-follows the atomic symlink swaps of mounted secrets.
+This module has no timer and no task: the owner calls `poll` (the router every 30 s). The files are opened by path each time,
+which follows the atomic symlink swaps of secrets mounted by Kubernetes.
 """
 
 import datetime as dt
@@ -12,50 +12,50 @@ from certs.identity import Identity, IdentityError, check_dates, read_identity, 
 
 
 class Unchanged(NamedTuple):
-    """Nothing to do: same bytes as the active pair, or the same rejection as before."""
+    """Nothing to do: the files equal the active pair, or are rejected for the same reason as before."""
 
 
 class Reloaded(NamedTuple):
-    """A valid, different pair: use it for new handshakes."""
+    """The files hold another valid pair: use it for new handshakes."""
 
     identity: Identity
 
 
 class Rejected(NamedTuple):
-    """What is on disk now is not usable; reported once per error text."""
+    """The files are not usable; reported once per error text."""
 
     error: IdentityError
 
 
 class Watcher:
-    """Follows one certificate and key file; starts from the pair that is already served."""
+    """Watches one certificate file and one key file; starts with the pair that is already in use."""
 
     def __init__(
         self, cert_path: str, key_path: str, active: Identity, check: Callable[[Identity], None] | None = None
     ) -> None:
-        """`check` is asked about a new pair before it is taken, and raises `IdentityError` if it cannot be used."""
+        """`check` is called with a new pair before it becomes active, and raises `IdentityError` if it cannot be used."""
         self._check = check
         self.cert_path = cert_path
-        """As configured."""
+        """Path of the certificate file as configured."""
         self._key_path = key_path
         self._active = active
         self._rejected: str | None = None
         self._refused: Identity | None = None
-        """The pair that the last check refused: a check is dear, and its answer stays the same."""
+        """The pair that `check` refused last; it is not checked again, because a check is slow and gives the same result."""
 
     @property
     def rejecting(self) -> bool:
-        """Whether what the last poll found was not usable."""
+        """Whether the files were not usable at the last poll."""
         return self._rejected is not None
 
     def poll(self, now: dt.datetime) -> Unchanged | Reloaded | Rejected:
-        """Read both files and compare. Never raises for what the files hold."""
+        """Read both files and compare them with the active pair; `now` is aware, UTC. Never raises for their content."""
         try:
             found = read_identity(self.cert_path, self._key_path)
             if found == self._refused:
                 return Unchanged()
             if found == self._active:
-                # Parsing a large RSA key takes a tenth of a second; nothing but time has passed.
+                # Only the time has changed, so check only the dates: parsing a large RSA key takes 0.1 s.
                 check_dates(found, now)
             else:
                 validate(found, now)
@@ -71,7 +71,7 @@ class Watcher:
         return Reloaded(found)
 
     def reject(self, error: IdentityError) -> Unchanged | Rejected:
-        """Take note that what is on disk cannot be used; also for an owner whose `poll` could not end."""
+        """Record that the files cannot be used; an owner also calls this if its `poll` did not end in time."""
         if str(error) == self._rejected:
             return Unchanged()
         self._rejected = str(error)

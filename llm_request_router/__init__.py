@@ -1,5 +1,5 @@
-"""What an installation offers to others: the console scripts, the pytest plug-in, and a system of real processes for tests.
+"""What an installation provides to other projects: console scripts, a pytest plug-in, and test systems of real processes.
 
-Nothing here imports the program into the process of its user: the program runs in processes of its own, so a project that has
-a module called `router` of its own is never in the way.
+The program is not imported into the user's process: it runs in its own processes, so a project may have its own module called
+`router`.
 """

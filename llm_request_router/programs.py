@@ -1,4 +1,4 @@
-"""How the programs of this installation are started: `python -P -m MODULE`, with the modules of this very installation."""
+"""Starts the programs of this installation: `python -P -m MODULE`, with the modules of this installation."""
 
 import os
 import site
@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(module: str) -> list[str]:
-    """The words that run `module`. `-P` keeps the working directory off the import path (Python documentation, "Command line")."""
+    """The command that runs `module`; `-P` keeps the working directory off `sys.path` (Python manual, "Command line")."""
     return [sys.executable, "-P", "-m", module]
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """What has to be added to the environment `inherited` for `command` to find this installation before any other module.
+    """The variables to add to the environment `inherited` so that `command` imports the modules of this installation.
 
-    Nothing for an ordinary installation; `PYTHONPATH` for a checkout, or if `PYTHONPATH` could put another module first.
+    Empty for an ordinary installation; `PYTHONPATH` for a checkout, or if the inherited `PYTHONPATH` could shadow a module.
     """
     path = inherited.get("PYTHONPATH", "")
     if not path and str(ROOT) in (*site.getsitepackages(), site.getusersitepackages()):
@@ -27,12 +27,12 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def router() -> None:
-    """Console script `stargate`: this process becomes the router. Process id, signals and exit code are the router's."""
+    """Console script `stargate`: replaces this process by the router, so process id, signals and exit code are the router's."""
     _become("router")
 
 
 def worker() -> None:
-    """Console script `stargate-client`: this process becomes the worker."""
+    """Console script `stargate-client`: replaces this process by the worker."""
     _become("stargate_client")
 
 

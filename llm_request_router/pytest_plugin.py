@@ -11,7 +11,7 @@ _SYSTEM = pytest.StashKey[System]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
+    """Register the marker `llm_router_options`."""
     config.addinivalue_line(
         "markers", "llm_router_options(*options, reverse=True): further command line options for the llm_router fixture"
     )
@@ -33,7 +33,7 @@ def llm_router(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Syst
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put the logs into the report of a failed test."""
+    """Add the logs of the processes to the report of a failed test."""
     report = yield
     system = item.stash.get(_SYSTEM, None)
     if report.failed and system is not None:

@@ -1,6 +1,6 @@
 """`python -m stargate_client`: the worker process.
 
-The imports of everything else stand inside `main`: descriptors are made safe before a library opens any.
+All other modules are imported inside `main`, because the standard descriptors must be made safe before a library opens files.
 """
 
 import faulthandler

@@ -1,4 +1,4 @@
-"""Answers the worker gives itself, and the retry metadata it puts on those of its engine."""
+"""Local replies of the worker, and the retry metadata that it adds to its engine's responses."""
 
 import email.utils
 import re
@@ -21,8 +21,8 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
 _TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
 
 
-class Problem(Exception):  # noqa: N818 - it is the answer, not a fault of ours
-    """A request that ends with a problem document (RFC 9457) instead of the engine's answer."""
+class Problem(Exception):  # noqa: N818 - it is the response, not an internal error
+    """Ends a request with a problem document (RFC 9457) instead of the engine's response."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Problem(Exception):  # noqa: N818 - it is the answer, not a fault of ours
         self.members = members or {}
 
     def head(self) -> ResponseHead:
-        """The response head."""
+        """The head of the response."""
         headers: HeaderList = [(b"content-type", b"application/problem+json")]
         if self.retryable is not None and self.reason is not None:
             headers.append((RETRYABLE, b"true" if self.retryable else b"false"))
@@ -53,7 +53,7 @@ class Problem(Exception):  # noqa: N818 - it is the answer, not a fault of ours
         return ResponseHead(self.status, headers)
 
     def body(self) -> bytes:
-        """The problem document."""
+        """The problem document as JSON."""
         document = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -65,7 +65,7 @@ class Problem(Exception):  # noqa: N818 - it is the answer, not a fault of ours
 
 
 def engine_head(status: int, headers: HeaderList, policy: RetryPolicy) -> ResponseHead:
-    """An engine's head as it enters the tunnel: filtered, with retry metadata where the policy says so."""
+    """An engine's response head as it enters the tunnel: filtered, with retry metadata where `policy` requires it."""
     kept = response_headers_to_router(headers, policy.header)
     if status in policy.statuses and (not policy.require_header or _signalled(headers, policy.header)):
         kept.append((RETRYABLE, b"true"))
@@ -77,7 +77,7 @@ def engine_head(status: int, headers: HeaderList, policy: RetryPolicy) -> Respon
 
 
 def carried(headers: HeaderList) -> HeaderList:
-    """Those headers that every framing carries: names that are tokens, values of printable ASCII and tabs."""
+    """The headers that every framing can encode: names that are tokens, values of printable ASCII and tabs."""
     return [entry for entry in headers if _NAME(entry[0]) and not entry[1].translate(None, _TEXTUAL)]
 
 

@@ -1,7 +1,7 @@
-"""`make demo`: a router, two workers and a mock engine as separate processes on this machine, and real requests through them.
+"""`make demo`: starts a router, two workers and a mock engine as processes on this machine and sends requests through them.
 
-Shows the whole way (HTTP, router, QUIC tunnel, worker, engine) with the tokens as they arrive, then what a client sees when
-nobody can answer. Everything listens on the loopback, on free ports, and ends with this program.
+Shows the whole path (HTTP, router, QUIC tunnel, worker, engine) with the tokens as they arrive, then the errors a client gets
+if no worker can serve a request. All processes listen on free ports of the loopback and end with this program.
 """
 
 import argparse
@@ -29,29 +29,29 @@ _QUESTIONS = ("What does a router do all day?", "Tell me about tunnels.", "And w
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why and what to do."""
+    """The demo cannot continue; the message says why and what to do."""
 
 
 class Status:
-    """One line that tells what is being done; plain lines where the output is no terminal."""
+    """A status line that is rewritten on a terminal; elsewhere plain lines."""
 
     def __init__(self) -> None:
         self._live = sys.stdout.isatty()
         self._started = time.monotonic()
 
     def doing(self, text: str) -> None:
-        """Show what is being waited for."""
+        """Show the current step."""
         seconds = time.monotonic() - self._started
         if self._live:
             print(f"\r\033[K  … {text} ({seconds:.1f} s)", end="", flush=True)
 
     def done(self, text: str) -> None:
-        """Say that something is finished."""
+        """Show that a step is complete."""
         print(f"\r\033[K  ✓ {text}" if self._live else f"  - {text}", flush=True)
 
 
 class Processes:
-    """The children of the demo, their logs, and their certain end."""
+    """The child processes of the demo and their logs; `stop` ends them all."""
 
     def __init__(self, folder: Path, status: Status) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class Processes:
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start `python -m WORDS...` with its output in a file."""
+        """Start `python -m WORDS...` with its output in a log file."""
         with (self.folder / f"{name}.log").open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", *words],
@@ -72,7 +72,7 @@ class Processes:
         return child
 
     def until(self, what: str, ready: Callable[[], T | None]) -> T:
-        """Wait until `ready` gives something. Raises `DemoError` if a process dies or it takes too long."""
+        """Wait until `ready` returns a value other than None. Raises `DemoError` if a process ends or the deadline passes."""
         deadline = time.monotonic() + _DEADLINE_S
         while True:
             found = ready()
@@ -91,7 +91,7 @@ class Processes:
             time.sleep(0.05)
 
     def stop_one(self, name: str) -> None:
-        """End one process and forget it."""
+        """End and remove one process."""
         for entry in list(self._running):
             if entry[0] == name:
                 entry[1].send_signal(signal.SIGTERM)
@@ -110,13 +110,13 @@ class Processes:
                 child.wait()
 
     def log(self, name: str) -> str:
-        """The last lines a process wrote."""
+        """The last lines of a process's log."""
         text = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-12:]
         return "\n".join([f"    last lines of {name}:", *(f"      {line}" for line in text)])
 
 
 def read_ports(path: Path) -> dict[str, str] | None:
-    """A ports file, once it is there."""
+    """The content of a ports file; None if it does not exist yet."""
     if not path.exists():
         return None
     found: dict[str, str] = json.loads(path.read_text())
@@ -124,7 +124,7 @@ def read_ports(path: Path) -> dict[str, str] | None:
 
 
 def start_router(processes: Processes, folder: Path, http_port: int) -> dict[str, str]:
-    """The router with a certificate made for it; returns its addresses."""
+    """Start the router with a new certificate; returns its addresses."""
     identity = certs.make_self_signed(["localhost", "stargate"])
     cert, key, ports = folder / "router.crt", folder / "router.key", folder / "router.json"
     cert.write_bytes(identity.cert_pem)
@@ -153,7 +153,7 @@ def start_router(processes: Processes, folder: Path, http_port: int) -> dict[str
 
 
 def start_engine(processes: Processes, folder: Path) -> str:
-    """The mock engine; returns its URL."""
+    """Start the mock engine; returns its URL."""
     ports = folder / "engine.json"
     processes.start(
         "engine", "stargate_client.mock_engine", "--port=0", f"--ports-file={ports}", f"--model={MODEL}",
@@ -163,7 +163,7 @@ def start_engine(processes: Processes, folder: Path) -> str:
 
 
 def start_worker(processes: Processes, folder: Path, number: int, engine_url: str, router: dict[str, str]) -> None:
-    """One worker."""
+    """Start one worker."""
     processes.start(
         f"worker-{number}",
         "stargate_client",
@@ -179,7 +179,7 @@ def start_worker(processes: Processes, folder: Path, number: int, engine_url: st
 
 
 def ask(address: str, model: str, question: str, tokens: int = 12) -> http.client.HTTPResponse:
-    """Send one streamed chat completion."""
+    """Send one streaming chat completion request."""
     connection = http.client.HTTPConnection(address, timeout=10)
     body = {"model": model, "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": question}]}
     headers = {
@@ -193,7 +193,7 @@ def ask(address: str, model: str, question: str, tokens: int = 12) -> http.clien
 
 
 def tokens_of(response: http.client.HTTPResponse) -> Iterator[str]:
-    """The tokens of a streamed answer, as they arrive."""
+    """The tokens of a streamed response, as they arrive."""
     while line := response.readline():
         data = line.removeprefix(b"data: ").strip()
         if data and data != b"[DONE]":
@@ -203,7 +203,7 @@ def tokens_of(response: http.client.HTTPResponse) -> Iterator[str]:
 
 
 def routed_to(address: str) -> str | None:
-    """The worker that answers a short question now, or None."""
+    """The worker that answers a short request now, or None."""
     try:
         response = ask(address, MODEL, "ready?", tokens=1)
         response.read()
@@ -213,7 +213,7 @@ def routed_to(address: str) -> str | None:
 
 
 def wait_for_workers(processes: Processes, address: str) -> None:
-    """Until both workers have answered."""
+    """Wait until both workers have answered a request."""
     seen: set[str] = set()
 
     def both() -> bool | None:
@@ -226,7 +226,7 @@ def wait_for_workers(processes: Processes, address: str) -> None:
 
 
 def chat(address: str) -> None:
-    """Ask, and show the answer while it is being made."""
+    """Send a request and show the response while it streams."""
     for question in _QUESTIONS:
         started = time.monotonic()
         response = ask(address, MODEL, question)
@@ -241,7 +241,7 @@ def chat(address: str) -> None:
 
 
 def refusals(processes: Processes, address: str) -> None:
-    """An unknown model, and a known one whose workers cannot serve."""
+    """Show the responses for an unknown model, and for a known model without available workers."""
     print("\n  Nobody serves `no-such-model`:")
     response = ask(address, "no-such-model", "hello?")
     body = response.read().decode()
@@ -263,7 +263,7 @@ def refusals(processes: Processes, address: str) -> None:
 
 
 def stay(address: str) -> None:
-    """Keep everything running and say what to try."""
+    """Keep all processes running and show example commands."""
     headers = f"-H 'x-model: {MODEL}' -H 'x-request-id: mine' -H 'x-input-tokens: 3'"
     body = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hello"}]})
     print(

@@ -1,4 +1,4 @@
-"""Which routers to register with: every `WatchStargates` stream that can be reached from the seed address."""
+"""Discovers the routers to register with: follows `WatchStargates` streams, starting at the seed address."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,11 +15,11 @@ _log = structlog.get_logger()
 
 RETRY_S = 1.0
 KEEP_LOST_S = 10.0
-"""How long routers stay known after the stream that named them broke."""
+"""Seconds that routers stay known after the stream that named them broke."""
 
 
 class RouterDiscovery:
-    """Follows the watch streams; `on_routers` gets every new union."""
+    """Follows the watch streams; calls `on_routers` with the union of their routers when it changes."""
 
     def __init__(self, seed: str, on_routers: Callable[[frozenset[RouterAddress]], None]) -> None:
         self._seed = _address(seed)
@@ -30,13 +30,13 @@ class RouterDiscovery:
         self._told: frozenset[RouterAddress] | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled. Raises what a failed watch raised."""
         try:
             self._follow()
             while True:
                 done, _ = await asyncio.wait(self._watches.values(), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()  # a watch ends only by being cancelled; anything else is a fault of ours
+                    task.result()  # a watch only ends when cancelled; another end is an internal error, which is raised here
                     self._watches = {url: one for url, one in self._watches.items() if one is not task}
         finally:
             for timer in self._forgetting.values():

@@ -1,4 +1,4 @@
-"""The HTTP client towards the engine: health, model list, and streamed requests."""
+"""The HTTP client for the engine: health, model list, and streamed requests."""
 
 import asyncio
 import io
@@ -16,12 +16,12 @@ from tunnel_protocol.head import HeaderList
 from tunnel_protocol.limit import Limit
 
 ANSWER_HEAD_LINE = Limit("worker.engine_answer_header", bytes=512 * 1024, pieces=1024)
-"""Bytes of one header line of an engine's answer, and lines of it. Beyond it the answer is a 502, and final."""
+"""Bytes of one header line, and header lines, of an engine's response. Above it the worker answers a final 502."""
 
 _LARGE_BYTES = 512 * 1024
 
 RACE_S = 5.0
-"""A kept connection that ends this soon after a request went out on it was being closed by the engine already."""
+"""Seconds. If a kept-alive connection ends this soon after a request was sent on it, the engine was already closing it."""
 
 
 class EngineConnectError(Exception):
@@ -29,7 +29,7 @@ class EngineConnectError(Exception):
 
 
 class EngineAnswerError(Exception):
-    """The engine has answered with something that is no HTTP response head; `reason` is for the log."""
+    """The engine's answer is not a valid HTTP response head; `reason` is for the log."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +37,7 @@ class EngineAnswerError(Exception):
 
 
 class _Sent:
-    """One request on its way: whether it went out on a connection that had served another one before."""
+    """Whether and when a request was sent on a connection that had served another request before."""
 
     __slots__ = ("reused",)
 
@@ -54,23 +54,23 @@ class _Models(msgspec.Struct):
 
 
 class Engine:
-    """One engine behind one worker."""
+    """The engine of a worker."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._base = settings.engine_url
         self._health_path: str | None = None
         self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=30))
-        # For the second try of a request whose kept connection the engine was closing: never one of the pool.
+        # For repeating a request whose kept-alive connection was being closed by the engine: always a new connection.
         self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True))
 
     @property
     def health_path(self) -> str:
-        """The path that answered last, or the first candidate."""
+        """The health path that answered last, or the first candidate."""
         return self._health_path or self._settings.health_paths[0]
 
     async def healthy(self) -> bool:
-        """Whether any health path answers with success."""
+        """Whether any health path answers with a 2xx status."""
         candidates = dict.fromkeys([self.health_path, *self._settings.health_paths])
         for path in candidates:
             try:
@@ -86,7 +86,7 @@ class Engine:
         return False
 
     async def models(self) -> tuple[str, ...] | None:
-        """The engine's model list, or None if it cannot be had right now."""
+        """The engine's model list, or None if the engine does not return one now."""
         try:
             async with (
                 asyncio.timeout(self._settings.discovery_timeout_ms / 1000),
@@ -104,17 +104,17 @@ class Engine:
     async def request(
         self, method: str, path: str, headers: HeaderList, body: bytes
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; the response's body is read by the caller.
+        """Send a request; the caller reads the response body.
 
         Raises `EngineConnectError`, `EngineAnswerError`, `aiohttp.ClientError`.
         """
         sent: CIMultiDict[str] = CIMultiDict((name.decode(), value.decode("latin-1")) for name, value in headers)
-        sent.popall("content-length", None)  # the body is whole by now; its length is known
+        sent.popall("content-length", None)  # the body is complete: the HTTP client sets its length
         response = await self._ask(method, URL(self._base + path, encoded=True), sent, body or None)
         try:
             yield response
         finally:
-            # Closes the connection unless the body was read to its end: the engine notices that nobody listens.
+            # Close the connection unless the body was read to its end, so that the engine stops generating.
             if not response.content.at_eof():
                 response.close()
             response.release()
@@ -122,7 +122,7 @@ class Engine:
     async def _ask(
         self, method: str, url: URL, headers: CIMultiDict[str], body: bytes | None
     ) -> aiohttp.ClientResponse:
-        """The engine's answer, its body not yet read."""
+        """The engine's response, its body not yet read. Raises like `request`."""
         on_its_way = _Sent()
         began = asyncio.get_running_loop().time()
         try:
@@ -137,7 +137,7 @@ class Engine:
             in_time = asyncio.get_running_loop().time() - began < RACE_S
             if not (on_its_way.reused and in_time) or _answer_begun(error):
                 raise
-        # RFC 9112 section 9.3.1: the engine closed an idle connection as it was used, so the request was not processed.
+        # RFC 9112 section 9.3.1: the engine closed an idle connection while it was reused, so the request was not processed.
         try:
             return await self._fresh.request(method, url, headers=headers, data=_payload(body), allow_redirects=True)
         except aiohttp.ClientConnectorError as error:
@@ -146,13 +146,13 @@ class Engine:
             raise EngineAnswerError(error.message or str(error)) from error
 
     async def close(self) -> None:
-        """Drop all connections."""
+        """Close all connections."""
         await self._session.close()
         await self._fresh.close()
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
-    """What the HTTP client takes: a large body in pieces, so that writing it does not hold up the other requests."""
+    """The body for the HTTP client: a large one as a file, which is sent in pieces and does not block other requests."""
     return body if body is None or len(body) < _LARGE_BYTES else io.BytesIO(body)
 
 
@@ -182,5 +182,5 @@ async def _reused(
 
 
 def _answer_begun(error: aiohttp.ClientConnectionError) -> bool:
-    """Whether bytes of an answer had arrived when the connection ended."""
+    """Whether bytes of a response had arrived when the connection ended."""
     return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)

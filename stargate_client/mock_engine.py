@@ -1,8 +1,8 @@
-"""A stand-in for an inference engine: streams made-up tokens with settable delays. `python -m stargate_client.mock_engine`.
+"""A mock inference engine: streams fixed tokens with configurable delays. `python -m stargate_client.mock_engine`.
 
-Deterministic, so that tests and benchmarks can say what they expect. A request can override the defaults with the headers
-`x-output-tokens` and `x-mock-status`, or `max_tokens` in its body. With `x-mock-echo: NAME` a chat completion is answered by
-a stream of receipts for the request instead (see `receipt`), each `x-mock-pad` bytes longer, to find mixed-up or lost bytes.
+Its responses are deterministic, for tests and benchmarks. A request can override the defaults with the headers
+`x-output-tokens` and `x-mock-status`, or `max_tokens` in its body. With `x-mock-echo: NAME` the response to a chat completion
+is a stream of receipts for the request (see `receipt`), each `x-mock-pad` bytes longer, to detect mixed-up or lost bytes.
 """
 
 import argparse
@@ -24,13 +24,13 @@ _SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 
 
 def receipt(name: str, body_bytes: int, digest: str, index: int, pad_bytes: int = 0) -> bytes:
-    """Event number `index` of the answer to the request `name` whose body has that size and SHA-256 digest (hex)."""
+    """Event number `index` of the response to request `name`, whose body has this size and SHA-256 digest (hex)."""
     document = {"echo": name, "bytes": body_bytes, "sha256": digest, "index": index, "pad": "x" * pad_bytes}
     return _event(document)
 
 
 class MockEngine:
-    """The endpoints of an OpenAI-compatible engine."""
+    """Handlers of the endpoints of an OpenAI-compatible engine."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -38,7 +38,7 @@ class MockEngine:
         self.served = 0
 
     def application(self) -> web.Application:
-        """Routes of the engine."""
+        """The web application with the engine's routes."""
         app = web.Application(client_max_size=128 * 1024 * 1024)
         app.add_routes(
             [
@@ -53,7 +53,7 @@ class MockEngine:
         return app
 
     async def health(self, request: web.Request) -> web.Response:  # noqa: ARG002
-        """Always well, perhaps slowly."""
+        """Always answers 200, with the configured delay."""
         await asyncio.sleep(self._options.health_delay_ms / 1000)
         return web.Response(text="ok")
 
@@ -63,12 +63,12 @@ class MockEngine:
         return web.json_response({"object": "list", "data": data})
 
     async def kv_cache(self, request: web.Request) -> web.Response:  # noqa: ARG002
-        """A cache that is never used."""
+        """Statistics of an empty KV cache."""
         capacity = self._options.kv_cache_capacity_tokens
         return web.json_response({"capacity_tokens": capacity, "used_tokens": 0, "free_tokens": capacity})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        """A chat completion, streamed or whole."""
+        """A chat completion, streamed or not."""
         if "x-mock-echo" in request.headers:
             return await self._echo(request)
         document = await self._document(request)
@@ -104,7 +104,7 @@ class MockEngine:
         return response
 
     async def _echo(self, request: web.Request) -> web.StreamResponse:
-        """Receipts for the request, one event each, then the usual end."""
+        """Receipts for the request, one event each, then the usual last event."""
         body = await request.read()
         digest = (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
         pad = request.headers.get("x-mock-pad", "")
@@ -138,7 +138,7 @@ class MockEngine:
         return response
 
     async def embeddings(self, request: web.Request) -> web.Response:
-        """Made-up vectors."""
+        """Embeddings with fixed values."""
         document = await self._document(request)
         given = document.get("input")
         items = given if isinstance(given, list) else [given]
@@ -241,7 +241,7 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal; returns the exit code."""
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
     return uvloop.run(_run(_options(arguments)))
 
 

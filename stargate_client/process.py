@@ -1,4 +1,4 @@
-"""From settings to exit code: the worker's log, its signals, its start and its end."""
+"""The worker process: logging, signals, start and shutdown."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from tunnel_protocol.observers.standard_streams import say
 _log = structlog.get_logger()
 
 _LAST_LINES_S = 1.0
-"""How long the end waits for a reader of the log."""
+"""Seconds that shutdown waits for the reader of the log."""
 
 
 def run_process(settings: WorkerSettings, environment: Mapping[str, str], out: TextIO) -> int:
@@ -37,7 +37,7 @@ def run_process(settings: WorkerSettings, environment: Mapping[str, str], out: T
 
 
 def _log_to(descriptor: int, environment: Mapping[str, str]) -> LineWriter:
-    """Configure structlog and the standard library's logging: a thread writes, and nobody waits for it."""
+    """Configure structlog and the standard library's logging to write in a thread, without blocking the event loop."""
     render = structlog.dev.ConsoleRenderer(colors=False)
     sampler = Sampler()
 
@@ -55,7 +55,7 @@ def _log_to(descriptor: int, environment: Mapping[str, str]) -> LineWriter:
         text = str(event.get("event", ""))
         try:
             return render(logger, method, event)
-        except Exception as error:  # noqa: BLE001 - whatever a value's own methods raise
+        except Exception as error:  # noqa: BLE001 - methods of a value can raise anything
             return own_line(method, {"event": text, "not_shown_because": type(error).__name__})
 
     writer = LineWriter(descriptor, lost_lines_reported, name="log", reminders=reminders)

@@ -1,4 +1,4 @@
-"""One registration with one router: a gRPC stream of heartbeats, and the tunnel its acks point to."""
+"""One registration with one router: a gRPC stream of heartbeats, and the tunnel to the address in its acks."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -20,17 +20,18 @@ _log = structlog.get_logger()
 
 RETRY_S = 1.0
 ACK_TIMEOUT_S = 30.0
-"""How long after a report no answer at all has come when its registration ends, and the worker registers anew.
+"""Seconds without any answer to a report after which the registration ends, and the worker registers again.
 
-Pings do not tell: they may be answered by a proxy whose other side is gone. A router that waits for our tunnel answers after 10 s
-(`--reverse-tunnel-connect-timeout-ms`; the reference's is fixed), so the deadline holds whether the tunnel is up or not. It must: a router
-that is gone has taken the tunnel along. One that waits longer is told again each time and dialled at once, which is all that it waits for.
+gRPC pings do not suffice, because a proxy answers them even if the router behind it is gone. A router that waits for the tunnel
+answers after 10 s (`--reverse-tunnel-connect-timeout-ms`; fixed in the reference), so the deadline applies whether or not the
+tunnel is connected: the tunnel of a router that is gone is lost too. A router with a longer wait gets a new registration each time,
+and the worker dials it at once, which is what it waits for.
 """
 _LAST_UPDATE_S = 0.5
 
 
 class UnansweredError(Exception):
-    """A router has left reports without an answer for `timeout_s` seconds."""
+    """A router has not answered reports for `timeout_s` seconds."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"no answer within {timeout_s:g} s")
@@ -38,7 +39,7 @@ class UnansweredError(Exception):
 
 
 class RouterAddress(NamedTuple):
-    """A router to register with: what it is called, and where to connect."""
+    """A router to register with: its name and the gRPC address to connect to."""
 
     authority: str
     dial: str
@@ -65,20 +66,20 @@ class Registration:
         self._models = models
         self._wake = asyncio.Event()
         self._stopping = False
-        # Acks answer messages one by one. The farewell is the number of the first message sent while leaving.
+        # Each ack answers one message. `_last_update` is the number of the message that reports all models as inactive.
         self._sent = 0
         self._acknowledged = 0
         self._last_update: int | None = None
         self._left = asyncio.Event()
-        # Of the stream that is open, if any; armed while a report waits for an answer.
+        # The ack timeout of the open stream, if any; armed while a report is unanswered.
         self._unanswered: asyncio.Timeout | None = None
 
     def poke(self) -> None:
-        """Send an update now."""
+        """Send a report now."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Register, again and again."""
+        """Register, and register again when the registration ends, until cancelled."""
         while True:
             try:
                 await self._register()
@@ -109,7 +110,7 @@ class Registration:
             try:
                 async with unanswered:
                     async for ack in call:
-                        # Any ack will do: of several reports a router may drop the older ones, each of which is complete.
+                        # Any ack counts: a router may drop older reports, because each report is complete.
                         unanswered.reschedule(None)
                         tunnel.point_to(_endpoint_of(ack))
                         self._acknowledged += 1
@@ -131,7 +132,7 @@ class Registration:
     async def _updates(
         self, tunnel: ReverseTunnel, unanswered: asyncio.Timeout
     ) -> AsyncIterator[stargate_pb2.InferenceServerRegistration]:
-        # gRPC goes on asking for reports of a call that has ended: one of those must not count for the next call.
+        # gRPC may request reports for a call that has ended; such a report must not count for the next call.
         while self._unanswered is unanswered:
             self._wake.clear()
             self._sent += 1
@@ -156,10 +157,10 @@ class Registration:
         )
 
     async def leave(self) -> None:
-        """Advertise everything as inactive from now on. Returns when the router has taken note, or after half a second.
+        """Report all models as inactive from now on. Returns when the router has acknowledged this, or after 0.5 s.
 
-        The tunnel may go only then: a router that reads a report of a worker whose tunnel is gone first waits for the tunnel
-        (10 s in the reference), and meanwhile goes on choosing that worker.
+        The tunnel must be closed only after that: a router that reads a report of a worker without a tunnel first waits for the tunnel
+        (10 s in the reference) and meanwhile still chooses that worker.
         """
         self._stopping = True
         if not self._sent:

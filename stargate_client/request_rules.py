@@ -1,4 +1,4 @@
-"""The checks a tunnelled request must pass before the engine sees it, in their order. Pure."""
+"""The checks of a tunnelled request before it is sent to the engine, in their order. No I/O."""
 
 import math
 from typing import NamedTuple
@@ -18,7 +18,7 @@ _TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
 
 
 class RequestFacts(NamedTuple):
-    """What the headers of a valid request say."""
+    """The values in the headers of a valid request."""
 
     request_id: str
     model: str
@@ -27,7 +27,7 @@ class RequestFacts(NamedTuple):
 
 
 def facts(head: RequestHead) -> RequestFacts:
-    """Check the required headers. Raises `Problem` (400)."""
+    """Check and parse the required headers. Raises `Problem` (400)."""
     first: dict[bytes, bytes] = {}
     for name, value in head.headers:
         first.setdefault(name, value)
@@ -51,7 +51,7 @@ def facts(head: RequestHead) -> RequestFacts:
 
 
 def check_body(method: bytes, path: bytes, body: bytes) -> None:
-    """Every body must be JSON; chat and responses must be streamed. Raises `Problem` (400)."""
+    """Check that the body is JSON, and that chat and responses requests are streaming. Raises `Problem` (400)."""
     try:
         if method == b"POST" and path in _STREAMED:
             document = msgspec.json.decode(body)
@@ -64,7 +64,7 @@ def check_body(method: bytes, path: bytes, body: bytes) -> None:
 
 
 def check_queue(head: RequestHead, known: RequestFacts, load: ModelLoad, admission: QueueAdmission) -> None:
-    """Refuse if our own estimate is well above the router's. Raises `Problem` (429)."""
+    """Compare the worker's queue time estimate with the router's. Raises `Problem` (429) if it is too high (`admission`)."""
     if not admission.enabled:
         return
     expected = None
@@ -95,8 +95,8 @@ def check_queue(head: RequestHead, known: RequestFacts, load: ModelLoad, admissi
 
 
 def engine_headers(head: RequestHead, known: RequestFacts | None, settings: WorkerSettings) -> HeaderList:
-    """The headers for the engine; `known` is None for a health request, which carries no priority."""
-    # The body is whole by now, so there is nothing to wait for; an engine that sends no interim answer would be waited for.
+    """The headers for the engine; `known` is None for a health request, which has no priority."""
+    # `Expect` is removed: the body is complete, and the client would wait for an engine that sends no 100 (Continue).
     headers = [
         entry for entry in request_headers_to_engine(head.headers, settings.retry.header) if entry[0] != b"expect"
     ]

@@ -1,7 +1,7 @@
-"""Serves one request that a router opened on a tunnel: collect, check, ask the engine, relay.
+"""Serves one request on a tunnel: receives and checks it, sends it to the engine, relays the response.
 
-The order of the steps decides which error wins (docs/worker.md, "A request"). Failures before the head are answered where
-the protocol says so and are a reset otherwise; failures after the head are always a reset, never a clean end.
+The first step that fails decides the error (docs/worker.md, "A request"). A failure before the response head is answered if the
+protocol defines an answer, otherwise the stream is reset; a failure after the head always resets the stream.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from tunnel_protocol.quic.stream_interface import Stream
 _log = structlog.get_logger()
 
 BODY = Limit("worker.request_body", bytes=64 * 1024 * 1024)
-"""A tunnelled request body; it is collected whole."""
+"""Size of a tunnelled request body, which is received completely before the engine is called."""
 
 MAX_BODY_BYTES = BODY.bytes or 0
 EVENT_GAP_S = 30.0
@@ -45,18 +45,18 @@ _HEALTH = b"/health"
 
 
 class BrokenAnswerError(Exception):
-    """The engine's answer cannot be completed; the router must not take it for complete."""
+    """The engine's response cannot be completed; the stream is reset, so that the router does not treat it as complete."""
 
 
 class Models(Protocol):
-    """The models that are admitted, with their load."""
+    """The models that this worker serves, with their load."""
 
     def load(self, model: str) -> ModelLoad | None:
-        """The load of an admitted model."""
+        """The load of a model; None if the worker does not serve it."""
 
 
 class Service:
-    """What all requests of a worker share."""
+    """The objects that all requests of a worker share."""
 
     def __init__(self, settings: WorkerSettings, engine: Engine, models: Models, framing: Framing) -> None:
         self.settings = settings
@@ -66,12 +66,12 @@ class Service:
         self.tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, stream: Stream) -> "TunnelRequest":
-        """The handler of a stream that a router opened."""
+        """Create the handler of a stream that a router opened."""
         return TunnelRequest(self, stream)
 
 
 class TunnelRequest:
-    """Implements the handler of a stream and the sink of a request."""
+    """One request; implements `StreamHandler` and `RequestSink`."""
 
     def __init__(self, service: Service, stream: Stream) -> None:
         self._service = service
@@ -91,7 +91,7 @@ class TunnelRequest:
     # --- StreamHandler ---------------------------------------------------------------------------------------------
 
     def on_data(self, data: bytes, fin: bool) -> None:
-        """Bytes of the request."""
+        """Process bytes of the request."""
         if self._answered:
             return
         try:
@@ -101,25 +101,25 @@ class TunnelRequest:
             self._tear_down()
 
     def on_reset(self, error_code: int) -> None:  # noqa: ARG002
-        """The router gave the request up while sending it."""
+        """The router abandoned the request before it was complete."""
         self._tear_down()
 
     def on_stop(self, error_code: int) -> None:  # noqa: ARG002
-        """The router does not want the answer: the engine need not go on."""
+        """The router does not want the response: cancel the request to the engine."""
         self._cancel()
 
     def on_writable(self) -> None:
-        """The router takes more."""
+        """Continue writing the response."""
         self._writable.set()
 
     def on_connection_lost(self, error: ConnectionClosedError) -> None:  # noqa: ARG002
-        """Nobody is there any more."""
+        """The tunnel is lost: cancel the request."""
         self._cancel()
 
     # --- RequestSink -----------------------------------------------------------------------------------------------
 
     def on_head(self, head: RequestHead) -> None:
-        """Check what can be checked without the body."""
+        """Check the head."""
         self._head = head
         if self._path() == _HEALTH:
             return
@@ -137,7 +137,7 @@ class TunnelRequest:
         self._load.begin(self._known.request_id, self._live, _wall_ms())
 
     def on_body(self, data: bytes) -> None:
-        """Collect the body, up to its limit."""
+        """Append to the body; a body above the limit resets the stream."""
         if self._answered:
             return
         self._body_bytes += len(data)
@@ -148,7 +148,7 @@ class TunnelRequest:
             self._body += data
 
     def on_end(self) -> None:
-        """The request is complete."""
+        """The request is complete: serve it."""
         if self._answered or self._head is None:
             return
         self._task = asyncio.get_running_loop().create_task(self._serve(self._head))
@@ -174,7 +174,7 @@ class TunnelRequest:
                 Problem(503, "local upstream connection failed", retryable=retryable, reason="local_connect_failure")
             )
         except EngineAnswerError as error:
-            # The engine has done its work; a reset would have the router ask for it again elsewhere.
+            # The engine has processed the request; after a reset the router would send it to another worker.
             _log.warning("engine's answer is no HTTP response", error=error.reason)
             self._answer(Problem(502, "the engine's answer is not a valid HTTP response"))
         except (aiohttp.ClientError, BrokenAnswerError, TimeoutError, StreamClosedError, OSError) as error:
@@ -199,7 +199,7 @@ class TunnelRequest:
             self._advance(State.INPUT)
             content_type = response.headers.get("content-type", "")
             observed = head.method == b"POST" and self._path() in (CHAT, RESPONSES)
-            # Events of a compressed stream cannot be seen; the caller asked for it, so it is passed on as it is.
+            # Events of a compressed stream cannot be parsed; the client asked for compression, so it is relayed unchanged.
             plain = response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
             if observed and plain and content_type.startswith("text/event-stream"):
                 await self._relay_events(response)
@@ -242,7 +242,7 @@ class TunnelRequest:
             await self._writable.wait()
 
     def _send_head(self, head: ResponseHead) -> None:
-        """Write the head; what the tunnel cannot carry of it is left out, for the engine has done its work by now."""
+        """Write the response head, without headers that cannot be encoded. Raises `Problem` (502) if it still cannot be."""
         try:
             data = self._exchange.encode_head(head)
         except ProtocolError as error:
@@ -261,7 +261,7 @@ class TunnelRequest:
         self._answered = True
         exchange = self._exchange
         self._stream.write(exchange.encode_head(problem.head()) + exchange.encode_body(problem.body()), fin=True)
-        # The answer is complete before the rest of the request is refused: the router must be able to read it.
+        # Send STOP_SENDING for the rest of the request only after the response was sent, so that the router can read it.
         self._stream.when_sent(self._stream.stop)
 
     def _tear_down(self) -> None:

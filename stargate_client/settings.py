@@ -1,6 +1,6 @@
-"""The worker's command line, compatible with the reference worker's, as one frozen object.
+"""The worker's command line options, compatible with the reference worker's, as one frozen object.
 
-Flags of the reference that this worker has no use for parse and are warned about, so that existing start scripts work.
+Options of the reference that this worker does not use are accepted with a warning, so that existing start scripts work.
 """
 
 import argparse
@@ -56,7 +56,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Which engine answers are marked as retryable for the router."""
+    """Which engine responses are marked as retryable for the router."""
 
     statuses: frozenset[int] = frozenset((429, 503))
     require_header: bool = True
@@ -67,7 +67,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class QueueAdmission:
-    """When a request is refused because the router's picture of our queue is too rosy."""
+    """When to refuse a request because the router's estimate of the queue time is too low."""
 
     enabled: bool = True
     min_delta_ms: int = 25
@@ -77,7 +77,7 @@ class QueueAdmission:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Everything the worker was told. Times in milliseconds."""
+    """The worker's settings. Times in milliseconds."""
 
     engine_url: str
     stargate_address: str
@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> WorkerSettings:
-    """Settings from a command line; exits with code 2 and a message for what cannot be used."""
+    """Settings from command line arguments; exits with code 2 and a message for invalid ones."""
     environment = os.environ if environment is None else environment
     words = list(arguments)
     given = {word.split("=", 1)[0] for word in words}
@@ -285,7 +285,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
 
 
 def read_token(settings: WorkerSettings) -> str | None:
-    """The token as of now. Raises `OSError` if its file cannot be read."""
+    """The current token, read again from its file if one is configured. Raises `OSError` if it cannot be read."""
     if settings.auth_token is not None:
         return settings.auth_token
     if settings.auth_token_file is not None:

@@ -1,6 +1,6 @@
-"""Cuts a Server-Sent Events stream into events, byte for byte, and tells which of them carry output. Sans-I/O.
+"""Splits a Server-Sent Events stream into events, without changing bytes, and classifies them. Sans-I/O.
 
-An event ends with an empty line (LF LF or CR LF CR LF) and is handed on with it.
+An event ends with an empty line (LF LF or CR LF CR LF), which is part of it.
 """
 
 import re
@@ -11,18 +11,18 @@ import msgspec
 from tunnel_protocol.limit import Limit
 
 EVENT = Limit("worker.event", bytes=1024 * 1024)
-"""One event of an engine's stream."""
+"""Size of one event of an engine's stream."""
 
 MAX_EVENT_BYTES = EVENT.bytes or 0
 _END = re.compile(rb"\n\n|\r\n\r\n").search
 
 
 class EventTooLargeError(Exception):
-    """An event does not end within 1 MiB."""
+    """An event is longer than 1 MiB."""
 
 
 class EventKind(Enum):
-    """What an event means for the life of a request."""
+    """What an event means for the state of a request."""
 
     OUTPUT = "output"
     DONE = "done"
@@ -40,9 +40,9 @@ class EventCutter:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Events completed by `data`. Raises `EventTooLargeError`; events before the large one are lost then, too."""
+        """Events completed by `data`. Raises `EventTooLargeError`; earlier events in `data` are lost as well."""
         rest = self._rest
-        searched = max(0, len(rest) - 3)  # an end may have begun there
+        searched = max(0, len(rest) - 3)  # the empty line may begin in the last 3 bytes
         rest += data
         events = []
         start = 0
@@ -60,7 +60,7 @@ class EventCutter:
         return events
 
     def rest(self) -> bytes:
-        """What was received after the last complete event."""
+        """Bytes received after the last complete event."""
         return bytes(self._rest)
 
 

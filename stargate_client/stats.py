@@ -1,6 +1,6 @@
-"""What the worker reports of its load: live requests by state, throughput, queue estimates. Pure, with times given.
+"""The worker's load statistics: requests by state, throughput, queue estimates. No I/O and no clock.
 
-Routers decide on these numbers; formulas and examples stand in docs/worker.md, "Statistics".
+Routers use these figures for their decisions; see docs/worker.md, "Statistics".
 """
 
 import math
@@ -16,7 +16,7 @@ OUTPUT_WINDOW = 8
 
 
 class State(IntEnum):
-    """How far a request is; never goes backwards."""
+    """The state of a request; never goes back."""
 
     WAITING = 0
     INPUT = 1
@@ -24,7 +24,7 @@ class State(IntEnum):
 
 
 class LiveRequest:
-    """One request between its validated head and its end."""
+    """One running request, from its validated head to its end."""
 
     def __init__(self, input_tokens: int, priority: int, started_at: float) -> None:
         self.input_tokens = input_tokens
@@ -35,7 +35,7 @@ class LiveRequest:
         self.output_tokens = 0
 
     def advance(self, state: State, now: float) -> None:
-        """Note a state; earlier ones than the present are ignored."""
+        """Set the state; a state before the current one is ignored."""
         if state <= self.state:
             return
         self.state = state
@@ -43,7 +43,7 @@ class LiveRequest:
             self.first_output_at = now
 
     def work(self) -> tuple[int, int] | None:
-        """(priority, tokens) still ahead of others in the queue; None once there is output."""
+        """(priority, prompt tokens) of this request in the queue; None after its first output."""
         if self.state is State.OUTPUT or not self.input_tokens:
             return None
         return (0 if self.state is State.INPUT else self.priority), self.input_tokens
@@ -62,22 +62,22 @@ class ModelLoad:
         self._observed_at_ms = 0
         self._capabilities: dict[str, str] = {}
         self.kv = (0, 0, 0)
-        """KV cache tokens: capacity, used, free."""
+        """KV cache tokens: capacity, used, free; None if unknown."""
 
     @property
     def input_tps(self) -> float:
-        """Mean prompt throughput, 0 while unknown."""
+        """Mean prompt throughput in tokens per second; 0 while unknown."""
         if self._pinned is not None:
             return self._pinned
         return self._input_sum / self._input_samples if self._input_samples >= READY_SAMPLES else 0.0
 
     def begin(self, request_id: str, request: LiveRequest, wall_ms: int) -> None:
-        """A request was accepted; one of the same id is replaced."""
+        """Add an accepted request; replaces one of the same id."""
         self._live[request_id] = request
         self._observed_at_ms = wall_ms
 
     def end(self, request_id: str, request: LiveRequest, now: float, wall_ms: int, *, complete: bool) -> None:
-        """A request is over; a complete one yields throughput samples."""
+        """Remove a request that has ended; a complete one gives throughput samples."""
         if self._live.get(request_id) is request:
             del self._live[request_id]
         self._observed_at_ms = wall_ms
@@ -94,11 +94,11 @@ class ModelLoad:
             self._max_output_tps = max(self._max_output_tps, rate)
 
     def capability(self, name: str, source: str) -> None:
-        """Remember that this kind of figure exists, and where it comes from."""
+        """Record that the statistic `name` is reported, and its source."""
         self._capabilities[name] = source
 
     def queue_ahead_ms(self, request_id: str, priority: int) -> int | None:
-        """Estimated wait of a request of this priority behind all others; None while throughput is unknown."""
+        """Milliseconds of queued work of the same or a more urgent priority; None while throughput is unknown."""
         tps = self.input_tps
         if tps <= 0:
             return None
@@ -110,7 +110,7 @@ class ModelLoad:
         return _milliseconds(ahead, tps)
 
     def snapshot(self, now: float) -> ModelStats:
-        """The message for routers."""
+        """The statistics message for routers."""
         live = list(self._live.values())
         queued = [r for r in live if r.state is not State.OUTPUT]
         current = [r.output_tokens / (now - r.first_output_at) for r in live

@@ -1,4 +1,4 @@
-"""The tunnel to one router: dial where its acks say, shake hands, serve, and dial again whenever it is lost."""
+"""The tunnel to one router: dials the address in its acks, does the handshake, serves, and dials again after a loss."""
 
 import asyncio
 import socket
@@ -26,10 +26,10 @@ STABLE_S = 60.0
 
 
 class TunnelEndpoint(NamedTuple):
-    """Where a router wants to be dialled."""
+    """The address at which to dial a router."""
 
     target: str
-    """Routing identity, `host:port`; decides the server name when it differs from the address."""
+    """Routing identity, `host:port`; determines the server name (SNI) if it differs from the address."""
     dial_address: str
 
 
@@ -42,7 +42,7 @@ class TunnelRefusedError(Exception):
 
 
 class _Handshake:
-    """Handler of the first stream."""
+    """Handler of the handshake stream."""
 
     def __init__(self) -> None:
         self.machine = WorkerHandshake()
@@ -61,10 +61,10 @@ class _Handshake:
         self._fail(f"handshake stream reset (code {error_code})")
 
     def on_stop(self, error_code: int) -> None:
-        """The router read what it needs."""
+        """Nothing to do: the router does not need the rest of the stream."""
 
     def on_writable(self) -> None:
-        """The message is far below the mark."""
+        """Not called: the message is below the high-water mark."""
 
     def on_connection_lost(self, error: ConnectionClosedError) -> None:
         self._fail(str(error))
@@ -75,7 +75,7 @@ class _Handshake:
 
 
 class _TunnelConnection:
-    """Handler of the connection. Streams that arrive before the handshake is answered are served like all others."""
+    """Handler of the connection. Streams that the router opens before it answers the handshake are served as well."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -90,7 +90,7 @@ class _TunnelConnection:
 
 
 class ReverseTunnel:
-    """Keeps one router's tunnel up. `on_change` is called whenever `connected` changes."""
+    """Keeps the tunnel to one router connected. Calls `on_change` when `connected` changes."""
 
     def __init__(
         self, settings: WorkerSettings, service: Service, quic: QuicSettings, on_change: Callable[[], None]
@@ -104,7 +104,7 @@ class ReverseTunnel:
         self.connected = False
 
     def point_to(self, endpoint: TunnelEndpoint | None) -> None:
-        """Where to dial from now on; the same as before changes nothing, None closes the tunnel."""
+        """Set the address to dial. The same address as before has no effect; None closes the tunnel."""
         if endpoint != self._endpoint:
             self._endpoint = endpoint
             self._changed.set()
@@ -130,7 +130,7 @@ class ReverseTunnel:
                     backoff = min(backoff * 2, MAX_BACKOFF_S)
 
     async def _once(self, endpoint: TunnelEndpoint) -> float:
-        """One tunnel from dial to loss; returns how many seconds it was up."""
+        """Dial, serve until the tunnel is lost, and return for how many seconds it was connected."""
         loop = asyncio.get_running_loop()
         sockets: list[Endpoint] = []
         try:

@@ -1,10 +1,10 @@
-"""How many tokens an engine's stream event says, or seems, to have produced."""
+"""Counts the output tokens of an engine's stream by its events."""
 
 import msgspec
 
 
 def output_tokens(event: bytes, before: int) -> int:
-    """The cumulative output tokens after this event: an explicit count if there is one, else words are counted."""
+    """Output tokens so far, after this event: the event's usage count if it has one, else `before` plus its words."""
     data = b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
     try:
         document = msgspec.json.decode(data)

@@ -1,4 +1,4 @@
-"""The worker as a whole: engine health, models, discovery, one registration per router, and an orderly end."""
+"""The worker: engine health, models, router discovery, one registration per router, graceful shutdown."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,8 @@ _log = structlog.get_logger()
 
 STOP_S = 5.0
 _QUIC = QuicSettings(keepalive_ms=3_000, max_streams_bidi=256)
-"""Routers probe each second, so the PINGs are for when none arrive: a NAT may have forgotten us, and only our word helps."""
+"""Settings of tunnels. Routers probe each second, so a PING is only sent if probes do not arrive for 3 s: a NAT may have
+dropped its entry, which only a packet from the worker restores."""
 
 
 class StartError(Exception):
@@ -31,7 +32,7 @@ class StartError(Exception):
 
 
 class Worker:
-    """Implements the model source of the service."""
+    """A worker process's components; implements `serve.Models`."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
@@ -45,11 +46,11 @@ class Worker:
         self._page: web.AppRunner | None = None
 
     def load(self, model: str) -> ModelLoad | None:
-        """The load of an admitted model."""
+        """The load of a model; None if the worker does not serve it."""
         return self._loads.get(model)
 
     async def start(self) -> None:
-        """Wait for the engine and its models, then look for routers. Raises `StartError`."""
+        """Wait for the engine and its models, then start router discovery. Raises `StartError`."""
         await self._serve_metrics()
         if not self.settings.disable_bringup:
             await self._wait_for_engine()
@@ -71,7 +72,7 @@ class Worker:
             self._tasks.append(asyncio.create_task(self._watch_kv_cache(self.settings.kv_cache_stats_path)))
 
     async def run(self, stopped: asyncio.Event) -> None:
-        """Until `stopped`, or until one of the tasks fails (its exception is raised)."""
+        """Run until `stopped` is set, or until one of the tasks fails; then its exception is raised."""
         waiting = asyncio.create_task(stopped.wait())
         done, _ = await asyncio.wait({waiting, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
         for task in done - {waiting}:
@@ -79,7 +80,7 @@ class Worker:
         waiting.cancel()
 
     async def stop(self) -> None:
-        """Advertise inactivity, let running requests finish for a moment, then close everything."""
+        """Report all models as inactive, wait a few seconds for running requests, then close everything."""
         await asyncio.gather(*(registration.leave() for registration, _ in self._registrations.values()))
         running = set(self._service.tasks)
         if running:

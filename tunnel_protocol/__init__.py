@@ -1,3 +1,3 @@
-"""The wire between router and worker, both roles: codec, framings, handshake, control-plane messages, QUIC."""
+"""The protocol between router and worker, both roles: messages, framings, handshake, control-plane stubs, QUIC."""
 
 from tunnel_protocol import compilation as compilation  # before any other module, see there

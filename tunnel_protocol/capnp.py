@@ -1,9 +1,8 @@
 """The five messages of a tunnel as bytes: headers, body and trailers of request streams, handshake and its ack.
 
-Encoders write the canonical single-segment layouts, byte for byte what the reference writes. Decoders have a short path for
-exactly these layouts and leave everything else to `capnp_reader`. All decoders raise only `ProtocolError`. The layouts of
-headers, body and trailers are those of `capnp_layouts`, compiled (`capnp_speedups`) or as written. See docs/protocol.md,
-"Messages".
+Encoders write the canonical single-segment layouts, byte for byte as the reference does. Decoders have a fast path for
+these layouts and use `capnp_reader` for all others. Decoders raise only `ProtocolError`. The layouts of headers, body and
+trailers are in `capnp_layouts`; the compiled version is `capnp_speedups`. See docs/protocol.md, "Messages".
 """
 
 from struct import pack
@@ -29,7 +28,7 @@ try:
         encode_body,
         encode_map,
     )
-except ImportError:  # not compiled, or the program runs as written
+except ImportError:  # the module is not compiled, or compiled modules are not used
     from tunnel_protocol.capnp_layouts import (
         canonical_body_size,
         canonical_entries,
@@ -78,31 +77,31 @@ class Trailers(NamedTuple):
 
 
 class Handshake(NamedTuple):
-    """What a worker says first on a reverse tunnel; `auth_token` None means that none was sent."""
+    """The worker's first message on a reverse tunnel; `auth_token` is None if none was sent."""
 
     inference_server_id: str
     auth_token: str | None
 
 
 class HandshakeAck(NamedTuple):
-    """The router's answer; `reason` is empty when accepted."""
+    """The router's answer to a handshake; `reason` is empty if accepted."""
 
     accepted: bool
     reason: str
 
 
 def encode_headers(entries: HeaderList) -> bytes:
-    """A headers message. Raises `ProtocolError` for entries the wire cannot carry (count, size, non-ASCII values)."""
+    """Encode a headers message. Raises `ProtocolError` for entries that cannot be encoded (count, size, non-ASCII values)."""
     return encode_map(_DISCRIMINANT_HEADERS, entries)
 
 
 def encode_trailers(entries: HeaderList) -> bytes:
-    """A trailers message. Raises `ProtocolError` like `encode_headers`."""
+    """Encode a trailers message. Raises `ProtocolError` like `encode_headers`."""
     return encode_map(_DISCRIMINANT_TRAILERS, entries)
 
 
 def encode_handshake(inference_server_id: str, auth_token: str | None) -> bytes:
-    """A handshake message, in one segment however long the token is."""
+    """Encode a handshake message, in one segment for any length of the token."""
     identity = inference_server_id.encode()
     token = None if auth_token is None else auth_token.encode()
     id_words = (len(identity) >> 3) + 1
@@ -116,7 +115,7 @@ def encode_handshake(inference_server_id: str, auth_token: str | None) -> bytes:
 
 
 def encode_handshake_ack(accepted: bool, reason: str = "") -> bytes:
-    """A handshake ack message."""
+    """Encode a handshake ack message."""
     text = reason.encode()
     words = 3 + (len(text) >> 3) + 1
     head = pack("<II8sQII", 0, words, ROOT, int(accepted), 1, (len(text) + 1) << 3 | 2)
@@ -124,7 +123,7 @@ def encode_handshake_ack(accepted: bool, reason: str = "") -> bytes:
 
 
 def decode_message(data: bytes) -> Headers | Body | Trailers:
-    """The message of a request stream that fills `data`. Raises `ProtocolError`."""
+    """Decode a message of a request stream, which must fill `data`. Raises `ProtocolError`."""
     entries = canonical_entries(data)
     if entries is not None:
         return Headers(entries)
@@ -136,7 +135,7 @@ def decode_message(data: bytes) -> Headers | Body | Trailers:
 
 
 def decode_handshake(data: bytes) -> Handshake:
-    """The handshake that fills `data`; the id is examined before the token. Raises `ProtocolError`."""
+    """Decode a handshake, which must fill `data`; the id is checked before the token. Raises `ProtocolError`."""
     message = Message(data)
     root = message.root()
     identity = _utf8(message.text(root, 0) or b"", "inference_server_id")
@@ -145,7 +144,7 @@ def decode_handshake(data: bytes) -> Handshake:
 
 
 def decode_handshake_ack(data: bytes) -> HandshakeAck:
-    """The ack that fills `data`. Raises `ProtocolError`."""
+    """Decode a handshake ack, which must fill `data`. Raises `ProtocolError`."""
     message = Message(data)
     root = message.root()
     return HandshakeAck(bool(message.uint16(root) & 1), _utf8(message.text(root, 0) or b"", "reason"))

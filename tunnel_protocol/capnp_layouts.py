@@ -1,8 +1,7 @@
-"""The canonical layouts of headers, body and trailers messages, byte by byte: writing, reading, and cutting bodies off a stream.
+"""The canonical layouts of headers, body and trailers messages: encoding, decoding, and extracting bodies from a stream.
 
-The Python twin of `capnp_speedups.pyx`, which is used in its place where it has been compiled: `capnp.py` chooses. Both do the
-same with the same arguments; for whatever is unusual the compiled functions call those of this module. See
-docs/protocol.md, "Layout".
+The Python version of `capnp_speedups.pyx`, which is used instead if it was compiled: `capnp.py` chooses. Both behave the
+same; for rare cases the compiled functions call those of this module. See docs/protocol.md, "Layout".
 """
 
 import re
@@ -22,16 +21,16 @@ BODY_PREFIX_BYTES = 40
 ROOT = bytes.fromhex("0000000001000100")
 """Root pointer of a struct with one data word and one pointer."""
 TEXT_PADDING = tuple(bytes(8 - (n & 7)) for n in range(8))
-"""What fills a text up to a word, its NUL included, by its length modulo 8."""
+"""The final NUL and padding of a text to a full word, by its length modulo 8."""
 
 _PAYLOAD = bytes.fromhex("0000000000000100")
-# Root pointer, discriminant and payload pointer, as they stand behind the segment table.
+# Root pointer, discriminant and payload pointer: the words after the segment table.
 _HEADERS_WORDS = ROOT + bytes(8) + _PAYLOAD
 _BODY_WORDS = ROOT + b"\1" + bytes(7) + _PAYLOAD
 # Segment count less one, words, the three words above, and the two halves of the list pointer.
 _BODY_PREFIX = Struct("<II24sII")
 _body_prefix = _BODY_PREFIX.unpack_from
-_headers_prefix = Struct("<II24sIIII").unpack_from  # and of the tag
+_headers_prefix = Struct("<II24sIIII").unpack_from  # the same, and the two halves of the tag
 _ENTRIES_AT = 48  # byte position of the first entry's pointers
 _DATA_PADDING = tuple(bytes(-n & 7) for n in range(8))
 
@@ -41,14 +40,14 @@ _IN_VALUES = bytes(range(0x20, 0x7F)) + b"\t"
 
 
 class BodyReceiver(Protocol):
-    """Whoever is told of bodies."""
+    """Receives the bodies that `cut_bodies` finds."""
 
     on_body: Callable[[bytes], None] | None
-    """Called with the content of each body; None if bodies are not, or no longer, of interest."""
+    """Called with the content of each body; None if bodies are not wanted, or no longer."""
 
 
 def encode_map(discriminant: int, entries: HeaderList, /) -> bytes:
-    """A headers or trailers message. Raises `ProtocolError` for entries the wire cannot carry (count, size, values)."""
+    """Encode a headers or trailers message. Raises `ProtocolError` for entries that cannot be encoded (count, size, values)."""
     count = len(entries)
     if count > MAX_ENTRIES:
         raise ProtocolError(f"too many raw QUIC tunnel headers: {count}")
@@ -57,8 +56,8 @@ def encode_map(discriminant: int, entries: HeaderList, /) -> bytes:
         check_values(entries)
     pointers: list[int] = []
     parts = [b""]
-    # A pointer's offset counts from the word behind it: one less with each pointer, and more by each text's words, which are
-    # one more than `size >> 3`.
+    # A pointer's offset counts from the word after it: it decreases by one with each pointer and increases by the words of
+    # each text, which are `(size >> 3) + 1`.
     offset = 2 * count - 1
     for text in texts:
         size = len(text)
@@ -83,7 +82,7 @@ def encode_map(discriminant: int, entries: HeaderList, /) -> bytes:
 
 
 def _check_sizes(texts: list[bytes]) -> None:
-    """Raises `ProtocolError` if a text, or where it would lie, does not fit the bits of a pointer."""
+    """Raises `ProtocolError` if the size or the offset of a text does not fit into a pointer."""
     offset = len(texts) - 1
     for text in texts:
         if len(text) > MAX_FIELD_BYTES:
@@ -94,16 +93,16 @@ def _check_sizes(texts: list[bytes]) -> None:
 
 
 def canonical_entries(data: bytes, /) -> HeaderList | None:
-    """Entries of the canonical headers message that fills `data`; None if its layout is unusual (the general reader decides).
+    """Entries of the canonical headers message that fills `data`; None for another layout (for the general reader).
 
-    Raises `ProtocolError` for names and values that are none.
+    Raises `ProtocolError` for invalid names and values.
     """
     size = len(data)
     if size < _ENTRIES_AT:
         return None
     segments, words, middle, low, high, tag_low, tag_high = _headers_prefix(data, 0)
     count = tag_low >> 2
-    position = _ENTRIES_AT + 16 * count  # of the next text: they follow each other without gaps
+    position = _ENTRIES_AT + 16 * count  # position of the next text: texts follow each other without gaps
     if middle != _HEADERS_WORDS or segments or size != 8 + 8 * words or position > size or count > MAX_ENTRIES:
         return None
     if low != 1 or high != (count << 4 | 7) or tag_low & 3 or tag_high != 2 << 16:
@@ -126,7 +125,7 @@ def canonical_entries(data: bytes, /) -> HeaderList | None:
 
 
 def _checked_entries(names: list[bytes], values: list[bytes]) -> HeaderList:
-    """Names, in lower case, with their values. Raises `ProtocolError` like `checked_name` and `check_values`."""
+    """Entries with names in lower case. Raises `ProtocolError` like `checked_name` and `check_values`."""
     joined = b"".join(names)
     if joined.translate(None, _IN_LOWER_CASE_NAMES) or len(joined) > MAX_NAME_BYTES or b"" in names:
         names = [checked_name(name) for name in names]
@@ -144,7 +143,7 @@ def checked_name(name: bytes) -> bytes:
 
 
 def check_values(entries: HeaderList) -> None:
-    """Raises `ProtocolError` for the first value that holds anything but printable ASCII and tabs."""
+    """Raises `ProtocolError` for the first value with a byte other than printable ASCII and tab."""
     for name, value in entries:
         if value.translate(None, _IN_VALUES):
             raise ProtocolError(f"non-ASCII header value for '{_printable(name)}'")
@@ -155,7 +154,7 @@ def _printable(name: bytes) -> str:
 
 
 def encode_body(content: bytes, /) -> bytes:
-    """A body message: 40 bytes of prefix, the content, zeros up to the next word. Raises `ProtocolError` above 512 MiB."""
+    """Encode a body message: prefix of 40 bytes, content, zero padding to a word. Raises `ProtocolError` above 512 MiB."""
     size = len(content)
     if size > MAX_BODY_BYTES:
         raise ProtocolError(f"raw QUIC tunnel body too large: {size} bytes")
@@ -164,7 +163,7 @@ def encode_body(content: bytes, /) -> bytes:
 
 
 def canonical_body_size(buffer: bytes, offset: int, /) -> int:
-    """Content length if a canonical body message starts at `offset` (40 bytes must be there), else -1."""
+    """Content length in bytes if a canonical body message starts at `offset`, else -1. Needs 40 bytes there."""
     segments, words, middle, low, high = _body_prefix(buffer, offset)
     size: int = high >> 3
     if middle != _BODY_WORDS or segments or low != 1 or high & 7 != 2 or words != 4 + ((size + 7) >> 3):
@@ -173,10 +172,10 @@ def canonical_body_size(buffer: bytes, offset: int, /) -> int:
 
 
 def cut_bodies(reader: BodyReceiver, data: bytes, offset: int, /) -> int:
-    """Tell `reader` of the complete, canonical, non-empty bodies that follow each other from `offset` on.
+    """Call `reader.on_body` for the complete, canonical, non-empty body messages from `offset` on.
 
-    Returns the offset behind the last one: of another message, of an incomplete one, or of the first that `reader` does not
-    want, for `on_body` is looked up anew each time. What it raises ends everything.
+    Returns the offset after the last of them: of another message, of an incomplete one, or of the first for which `on_body` is
+    None (it is read again for each body). An exception of `on_body` is passed on.
     """
     size = len(data)
     while size - offset > BODY_PREFIX_BYTES and (on_body := reader.on_body) is not None:

@@ -1,11 +1,11 @@
 """General reader of one Cap'n Proto message in the unpacked stream framing: segments, pointers, structs, lists, texts.
 
-Accepts every valid encoding of the five message shapes of a tunnel, not only the layouts we and the reference write (those
-have a faster path in `capnp.py`): several segments, far pointers, larger and smaller structs, backward offsets. Source:
-the Cap'n Proto encoding specification; limits in docs/protocol.md, "Messages".
+Accepts every valid encoding of the five messages of a tunnel, not only the layouts that this program and the reference
+write (`capnp.py` has a fast path for those): several segments, far pointers, larger and smaller structs, backward offsets.
+Source: the Cap'n Proto encoding specification; limits in docs/protocol.md, "Messages".
 
-A reader never copies more than the message holds: traversal is charged against a budget, so that pointers of a hostile
-message cannot multiply its size.
+The words reached through pointers are counted against a limit per message, so that a small message whose pointers refer to
+the same words many times cannot become a large one.
 """
 
 from struct import Struct
@@ -16,7 +16,7 @@ from tunnel_protocol.errors import ProtocolError
 WORD_BYTES = 8
 MAX_SEGMENTS = 511
 TRAVERSAL_LIMIT_WORDS = 1 << 20
-"""Words that may be reached through pointers per message (8 MiB); honest messages that are read this way are at most 1 MiB."""
+"""Words that pointers may reach per message (8 MiB); messages read by this module are at most 1 MiB."""
 
 _u32 = Struct("<I").unpack_from
 _u64 = Struct("<Q").unpack_from
@@ -24,11 +24,11 @@ _u64 = Struct("<Q").unpack_from
 _STRUCT, _LIST, _FAR = 0, 1, 2
 _BYTE_LIST, _POINTER_LIST, _COMPOSITE_LIST, _BIT_LIST = 2, 6, 7, 1
 _DATA_WORDS_OF_SIZE = {0: 0, 2: 1, 3: 2, 4: 4, 5: 8}
-"""Bytes of one element of the plain list kinds."""
+"""Bytes of one element, by element size code of a non-composite list."""
 
 
 def table_bytes(buffer: bytes | bytearray | memoryview, offset: int = 0) -> int:
-    """Size of the segment table at `offset`; needs 4 bytes there. Raises `ProtocolError` for a count out of range."""
+    """Size in bytes of the segment table at `offset`; needs 4 bytes there. Raises `ProtocolError` for an invalid count."""
     count: int = _u32(buffer, offset)[0] + 1
     if count > 0xFFFFFFFF:
         raise ProtocolError("Too few segments: 0")
@@ -44,7 +44,7 @@ def body_words(buffer: bytes | bytearray | memoryview, offset: int = 0) -> int:
 
 
 class StructView(NamedTuple):
-    """Where a struct's sections lie; sizes in words, `data` and `pointers` are word indexes in segment `segment`."""
+    """Position of a struct's sections: `data` and `pointers` are word indexes in segment `segment`, sizes are in words."""
 
     segment: int
     data: int
@@ -54,7 +54,7 @@ class StructView(NamedTuple):
 
 
 class ListView(NamedTuple):
-    """Where a list lies: element size code, length in elements (words for composite lists, tag excluded), first word index."""
+    """Position of a list: element size code, length in elements (composite: in words, without tag), first word index."""
 
     segment: int
     start: int
@@ -63,7 +63,7 @@ class ListView(NamedTuple):
 
 
 class Message:
-    """One complete message, ready to be read from its root. Every method raises `ProtocolError` on an invalid encoding."""
+    """One complete message, read from its root. Every method raises `ProtocolError` on an invalid encoding."""
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         if len(data) < WORD_BYTES or len(data) < (table := table_bytes(data)):

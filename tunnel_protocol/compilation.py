@@ -1,9 +1,9 @@
-"""Which form of the program runs: compiled, or as it is written. Imported first by every package that has both forms.
+"""Selects which form of the program runs: compiled modules or Python sources. Imported first by packages that have both.
 
-Compiled modules count all together or not at all, because they rely on each other. A checkout runs what was compiled of
-exactly its sources, from `build/compiled`, and as written if there is no such thing; whatever lies compiled beside its
-sources is not used. An installation has its compiled modules beside the sources. A process with `LLM_ROUTER_PURE_PYTHON=1`
-in its environment runs as written. See `compiled_form` and docs/architecture.md, "Compiled form".
+Either all compiled modules are used or none, because they depend on each other. A checkout uses the modules in
+`build/compiled` that were compiled from exactly its sources, or else the Python sources; compiled modules beside its sources
+are not used. An installation has its compiled modules beside the sources. With `LLM_ROUTER_PURE_PYTHON=1` in the environment
+the Python sources are used. See `compiled_form` and docs/architecture.md, "Compiled form".
 """
 
 import os
@@ -27,20 +27,20 @@ from tunnel_protocol.compiled_form import (
 )
 
 PURE_PYTHON = "LLM_ROUTER_PURE_PYTHON"
-"""Environment variable that asks for the program as it is written; `0` and nothing do not."""
+"""Environment variable that selects the Python sources; unset, empty and `0` do not."""
 
 
 class OneForm:
-    """Finds the modules of our packages: those that are in a compiled form there and nowhere else, others by their source.
+    """Finds the modules of this program: compiled ones only in the compiled form, the others as Python sources.
 
-    An entry of `sys.meta_path`; the abstract class for those is not used, to import it takes longer than all of this.
+    An entry of `sys.meta_path`. The abstract base class for these is not used, because importing it takes longer than this class.
 
-    Compiled modules beside the sources are hidden. What belongs to the form is settled here once: what is compiled, changed
-    or removed while the process runs does not make it mix two forms.
+    Compiled modules beside the sources are ignored. The set of compiled modules is fixed at creation, so files that are
+    compiled, changed or removed while the process runs cannot make it mix two forms.
     """
 
     def __init__(self, root: Path, compiled: Mapping[str, str]) -> None:
-        """`compiled` has the names of compiled modules with their files; it is empty for the program as it is written."""
+        """`compiled` maps names of compiled modules to their files; it is empty if the Python sources are used."""
         self._root = root
         self._compiled = compiled
         self._by_source: dict[str, FileFinder] = {}
@@ -48,9 +48,9 @@ class OneForm:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module of ours with that name; None for anybody else's. Raises ModuleNotFoundError if it is not used."""
+        """The spec of a module of this program; None for other modules. Raises ModuleNotFoundError if the module is not used."""
         parents, _, name = fullname.rpartition(".")
-        if path is None:  # of the top level only the libraries that compiled modules share
+        if path is None:  # top-level modules: only the shared libraries of compiled modules
             return self._extension(fullname) if fullname in self._compiled else None
         if parents.partition(".")[0] not in PACKAGES or not self._are_ours(parents, path):
             return None
@@ -64,7 +64,7 @@ class OneForm:
         raise ModuleNotFoundError(f"{fullname} is not used: {why}", name=fullname)
 
     def _are_ours(self, package: str, path: Sequence[str]) -> bool:
-        """Whether `path` leads to our package and not to one of the same name in somebody else's project."""
+        """Whether `path` is that of this program's package and not of another project's package with the same name."""
         ours = os.path.join(self._root, *package.split("."))  # noqa: PTH118 - for every import
         return any(entry == ours or os.path.realpath(entry) == ours for entry in path)
 
@@ -79,12 +79,12 @@ class OneForm:
 
 
 def asked_for(environment: Mapping[str, str]) -> bool:
-    """Whether an environment asks for the program as it is written."""
+    """Whether an environment selects the Python sources."""
     return environment.get(PURE_PYTHON, "0") not in ("", "0")
 
 
 def decide(root: Path, environment: Mapping[str, str]) -> tuple[OneForm | None, str | None]:
-    """What finds our modules in `root` (None: the interpreter itself), and why they run as written (None: they do not).
+    """The finder for the modules in `root` (None: the interpreter's), and why the Python sources are used (None: they are not).
 
     Raises OSError if the sources of a checkout cannot be read.
     """
@@ -99,32 +99,32 @@ def decide(root: Path, environment: Mapping[str, str]) -> tuple[OneForm | None, 
 
 
 def _why_none_of(root: Path, sources: str) -> str:
-    """Why there is no compiled form of `sources`: what differs from those that were compiled, and what to do."""
+    """Why there is no compiled form of `sources`: which files differ from the last compiled ones, and what to do."""
     difference = ""
     try:
         for newest in forms(root)[:1]:
             names = changed(sources, (newest / MANIFEST).read_text())
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             difference = f", {', '.join(names[:3])}{more} changed after compilation"
-    except OSError:  # removed meanwhile
+    except OSError:  # the file was removed meanwhile
         pass
     return f"no compiled form of these sources{difference}; make compile makes one"
 
 
 def reported() -> dict[str, object]:
-    """Fields for the first log line of a process: which form runs, and why as written."""
+    """Fields for the first log line of a process: which form runs, and why it is not the compiled one."""
     if AS_WRITTEN_BECAUSE is None:
         return {"compiled": True}
     return {"compiled": False, "as_written_because": AS_WRITTEN_BECAUSE}
 
 
 def description() -> str:
-    """The same for a reader: `compiled`, or `as written (why)`."""
+    """The form that runs as text: `compiled`, or `as written (reason)`."""
     return "compiled" if AS_WRITTEN_BECAUSE is None else f"as written ({AS_WRITTEN_BECAUSE})"
 
 
 AS_WRITTEN_BECAUSE: str | None
-"""Why this process runs the program as it is written; None if it runs compiled modules."""
+"""Why this process uses the Python sources; None if it uses compiled modules."""
 
 _FINDER, AS_WRITTEN_BECAUSE = decide(Path(__file__).resolve().parents[1], os.environ)
 if _FINDER is not None:

@@ -1,8 +1,8 @@
-"""What is compiled, and where the compiled form of a checkout lies.
+"""Which modules are compiled, and where the compiled form of a checkout is stored.
 
-Importing this does nothing: setup.py runs it by its path, without the package. A checkout has its compiled modules in
-`build/compiled/<tag>-<digest>`, laid out like the packages. The digest is that of everything the result depends on, so
-what was compiled of other sources is not found, and what was compiled of these is found again after `git switch`.
+Importing this module has no side effect: setup.py runs it by its path, without the package. A checkout has its compiled
+modules in `build/compiled/<tag>-<digest>`, in the directory structure of the packages. The digest covers all files that the
+result depends on, so modules compiled from other sources are not found, and earlier ones are found again after `git switch`.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 PACKAGES = ("tunnel_protocol", "router")
-"""The packages that have compiled modules; each is one group of mypyc, which has a shared library of its own."""
+"""Packages with compiled modules; each is one mypyc group with its own shared library."""
 
 COMPILED_PACKAGES = (
     "tunnel_protocol",
@@ -25,35 +25,35 @@ COMPILED_PACKAGES = (
     "router/registry",
     "router/tunnels",
 )
-"""Packages whose modules mypyc compiles, without those of packages in them."""
+"""Packages whose modules mypyc compiles; subpackages are not included."""
 
 COMPILED_MODULES = ("router/telemetry/families.py",)
 """Modules of other packages that mypyc compiles."""
 
 AS_WRITTEN = (
-    # Decide whether compiled modules are used.
+    # These modules decide whether compiled modules are used.
     "tunnel_protocol/compilation.py",
     "tunnel_protocol/compiled_form.py",
-    # Python twins of the .pyx files: compiled, callers would be bound to them and not to the faster ones.
+    # Python versions of the .pyx files: if compiled, callers would be bound to them and not to the faster .pyx ones.
     "tunnel_protocol/capnp_layouts.py",
     "tunnel_protocol/quic/datagrams.py",
     "tunnel_protocol/quic/packets.py",
     "router/balancing/json_document.py",  # derives from int and str, which mypyc cannot
-    "tunnel_protocol/small_file.py",  # waits for file systems: nothing to gain
+    "tunnel_protocol/small_file.py",  # only waits for file systems: compiling gains nothing
 )
 """Modules of `COMPILED_PACKAGES` that are not compiled."""
 
 FORMS = "build/compiled"
-"""Directory of a checkout that has its compiled forms."""
+"""Directory of a checkout that holds its compiled forms."""
 
 SUFFIX = EXTENSION_SUFFIXES[0]
-"""End of the name of a compiled module; names the interpreter and the platform it is for."""
+"""File name suffix of a compiled module; contains interpreter and platform."""
 
 MANIFEST = "SOURCES"
-"""File of a compiled form: what it was compiled of (see `manifest`)."""
+"""File in a compiled form that lists the sources it was compiled from (see `manifest`)."""
 
-# Types and constants of these directories and everything below them are compiled into the modules that import them.
-# tests/unit/test_packaging.py follows the imports.
+# Types and constants of modules below these directories are compiled into the modules that import them.
+# tests/unit/test_packaging.py checks this by the imports.
 _SOURCES = ("tunnel_protocol", "router/telemetry", *(name for name in COMPILED_PACKAGES if name.startswith("router/")))
 _SOURCE_SUFFIXES = (".py", ".pyi", ".pyx")
 _BUILD_FILES = ("setup.py", "pyproject.toml", "requirements/build.txt", "requirements/run.txt", "router/__init__.py")
@@ -61,7 +61,7 @@ _TAG = SUFFIX.split(".")[1]
 
 
 def is_checkout(root: Path) -> bool:
-    """Whether the packages in `root` are sources to build from, and not an installation."""
+    """Whether `root` is a checkout and not an installation."""
     return (root / "setup.py").is_file()
 
 
@@ -78,12 +78,12 @@ def manifest(root: Path) -> str:
 
 
 def form_of(root: Path, sources: str) -> Path:
-    """Directory of the form that is compiled of `sources`, a manifest, for this interpreter; it need not exist."""
+    """Directory of the form compiled from `sources`, a manifest, for this interpreter; it need not exist."""
     return root / FORMS / f"{_TAG}-{hashlib.sha256(sources.encode()).hexdigest()[:20]}"
 
 
 def forms(root: Path) -> list[Path]:
-    """The compiled forms of the checkout `root` for this interpreter, of whatever sources, newest first."""
+    """All compiled forms of the checkout `root` for this interpreter, newest first."""
     found = [path for path in (root / FORMS).glob(f"{_TAG}-*") if path.is_dir()]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
@@ -94,7 +94,7 @@ def attempted(root: Path) -> Path:
 
 
 def modules_of(form: Path) -> dict[str, str]:
-    """Names of the modules of a compiled form, with their files."""
+    """The modules of a compiled form, names to files."""
     found = {}
     for folder, _, files in os.walk(form):
         package = Path(folder).relative_to(form).parts
@@ -105,12 +105,12 @@ def modules_of(form: Path) -> dict[str, str]:
 
 
 def beside_sources(root: Path) -> list[Path]:
-    """Compiled modules in the packages themselves: those of an installation, or what earlier versions left in a checkout."""
+    """Compiled modules beside the sources: those of an installation, or left in a checkout by an earlier version."""
     return [path for package in PACKAGES for path in (root / package).rglob(f"*{SUFFIX}")]
 
 
 def changed(sources: str, others: str) -> list[str]:
-    """Names of the files that differ between two manifests, or that only one of them has."""
+    """Paths of the files that differ between two manifests, or that only one of them contains."""
     return sorted({line.partition(" ")[2] for line in set(sources.splitlines()) ^ set(others.splitlines())})
 
 
@@ -121,6 +121,6 @@ def _inputs(root: Path) -> Iterator[str]:
         for folder, folders, files in os.walk(root / source):
             folders[:] = [name for name in folders if name != "__pycache__"]
             package = os.path.relpath(folder, root).replace(os.sep, "/")
-            # An editor may have files of its own here, whose names start with a point.
+            # Skip hidden files, which editors create.
             below |= {f"{package}/{name}" for name in files if name.endswith(_SOURCE_SUFFIXES) and name[0] != "."}
     yield from below

@@ -1,13 +1,13 @@
-"""What can go wrong on a tunnel, as exceptions with fields.
+"""Exceptions of tunnels.
 
-`ProtocolError` is the only exception a decoder of this package raises for bytes a peer sent, whatever they are.
+`ProtocolError` is the only exception that a decoder of this package raises for bytes from a peer.
 """
 
 
 class ProtocolError(Exception):
-    """A peer broke the wire protocol; costs that peer its stream (or, during a handshake, its connection).
+    """A peer violated the tunnel protocol; ends the stream, or the connection during a handshake.
 
-    `reason` is a short text without any payload of the peer in it beyond names and numbers; it may be logged.
+    `reason` is a short text that contains no data of the peer except names and numbers; it may be logged.
     """
 
     def __init__(self, reason: str) -> None:
@@ -16,13 +16,13 @@ class ProtocolError(Exception):
 
 
 class StreamClosedError(Exception):
-    """A call on a stream, exchange or connection that has already ended on that side."""
+    """A call on a stream, exchange or connection that has already ended in that direction."""
 
 
 class StreamCreditError(Exception):
-    """Too many openers already wait for stream credit on this connection.
+    """Too many callers already wait for stream credit on this connection.
 
-    `waiting` is how many there are; the queue is bounded so that a stalled peer cannot collect requests without limit.
+    `waiting` is their number; the queue is bounded because a peer that grants no credit would make it grow without limit.
     """
 
     def __init__(self, waiting: int) -> None:
@@ -33,8 +33,8 @@ class StreamCreditError(Exception):
 class ConnectionClosedError(Exception):
     """The QUIC connection under a stream has ended.
 
-    `error_code` and `reason` are those of CONNECTION_CLOSE, `by_peer` tells who closed; an idle timeout or a dead path has
-    `error_code` None.
+    `error_code` and `reason` are those of CONNECTION_CLOSE; `error_code` is None if the connection ended without it, for example
+    by idle timeout. `by_peer` is true if the peer closed the connection.
     """
 
     def __init__(self, error_code: int | None, reason: str, *, by_peer: bool) -> None:

@@ -1,11 +1,11 @@
-"""The Framing interface: how one request and its response are written on one QUIC stream. Sans-I/O.
+"""The interface `Framing`: how one request and its response are encoded on one QUIC stream. Sans-I/O.
 
-A framing turns calls into bytes to write and received bytes into calls on a sink; it knows no socket, no clock and no
-task. There is one object per stream and role: the router holds a `RouterExchange` (sends a request, receives a response),
-the worker a `WorkerExchange` (the mirror image). See docs/protocol.md, "Request streams".
+A framing turns calls into bytes to send and received bytes into calls on a sink; it uses no socket, clock or task. There is
+one object per stream and role: the router has a `RouterExchange` (sends a request, receives a response), the worker a
+`WorkerExchange` (receives a request, sends a response). See docs/protocol.md, "Request streams".
 
-Sinks are called synchronously from `receive`, in wire order. After `on_end`, or after `receive` raised `ProtocolError`, a
-sink is never called again.
+Sinks are called synchronously from `receive`, in the order of the received bytes. After `on_end`, or after `receive` raised
+`ProtocolError`, a sink is not called again.
 """
 
 from typing import Protocol
@@ -20,7 +20,7 @@ class ResponseSink(Protocol):
         """The response head; called exactly once, before anything else."""
 
     def on_body(self, data: bytes) -> None:
-        """One non-empty piece of the body, cut as the worker cut it."""
+        """One non-empty piece of the body, as the worker sent it in one message."""
 
     def on_end(self) -> None:
         """The response is complete."""
@@ -40,7 +40,7 @@ class RequestSink(Protocol):
 
 
 class RouterExchange(Protocol):
-    """The router's half of one request stream."""
+    """The router's side of one request stream."""
 
     def encode_head(self, head: RequestHead) -> bytes:
         """The bytes that start the stream. Raises `ProtocolError` if the head cannot be expressed in this framing."""
@@ -49,14 +49,14 @@ class RouterExchange(Protocol):
         """The bytes for one piece of request body (any size; empty gives empty)."""
 
     def encode_end(self) -> bytes:
-        """The bytes before FIN; often none."""
+        """The bytes to send before FIN; often none."""
 
     def receive(self, data: bytes, fin: bool) -> None:
-        """Feed received stream bytes. Raises `ProtocolError`; what was complete before the fault has reached the sink."""
+        """Process received bytes. Raises `ProtocolError`; complete messages before the error have reached the sink."""
 
 
 class WorkerExchange(Protocol):
-    """The worker's half of one request stream."""
+    """The worker's side of one request stream."""
 
     def encode_head(self, head: ResponseHead) -> bytes:
         """The bytes that start the response. Raises `ProtocolError` if the head cannot be expressed in this framing."""
@@ -65,14 +65,14 @@ class WorkerExchange(Protocol):
         """The bytes for one piece of response body (any size; empty gives empty)."""
 
     def encode_end(self) -> bytes:
-        """The bytes before FIN; often none."""
+        """The bytes to send before FIN; often none."""
 
     def receive(self, data: bytes, fin: bool) -> None:
-        """Feed received stream bytes. Raises `ProtocolError`; what was complete before the fault has reached the sink."""
+        """Process received bytes. Raises `ProtocolError`; complete messages before the error have reached the sink."""
 
 
 class Framing(Protocol):
-    """One way to write exchanges on streams; stateless, shared by all streams of a process."""
+    """One encoding of exchanges on streams; stateless, shared by all streams of a process."""
 
     name: str
     """Canonical mode name: `raw-quic`, `http3` or `webtransport`."""

@@ -1,7 +1,7 @@
-"""The handshake of a reverse tunnel, both halves, as state machines over bytes. Sans-I/O.
+"""The handshake of a reverse tunnel, router's and worker's side, as state machines over bytes. Sans-I/O.
 
-The worker says who it is in one message on its first stream; the router answers with one message on the same stream. See
-docs/protocol.md, "Reverse handshake".
+The worker sends its id and token in one message on its first stream; the router answers with one message on the same
+stream. See docs/protocol.md, "Reverse handshake".
 """
 
 from typing import NamedTuple
@@ -19,18 +19,18 @@ from tunnel_protocol.limit import Limit
 
 HANDSHAKE_MESSAGE = Limit("tunnels.handshake_message", bytes=64 * 1024)
 MAX_HANDSHAKE_BYTES = HANDSHAKE_MESSAGE.bytes or 0
-"""A token of tens of kilobytes still fits."""
+"""Largest handshake message in bytes; a token of tens of kilobytes fits."""
 
 
 class WorkerHello(NamedTuple):
-    """What a worker said: its id, and its token (None = none sent, which is not the same as an empty one)."""
+    """The content of a worker's handshake: its id and its token (None: no token, which differs from an empty one)."""
 
     inference_server_id: str
     token: str | None
 
 
 class _OneMessage:
-    """Collects the single message of one direction, at most `max_bytes` of it."""
+    """Collects the single message of one direction, of at most `max_bytes` bytes."""
 
     def __init__(self, what: str, max_bytes: int) -> None:
         self._what = what
@@ -39,7 +39,7 @@ class _OneMessage:
         self.complete = False
 
     def receive(self, data: bytes, fin: bool) -> bytes | None:
-        """The message once it is complete; None before, and for everything after it."""
+        """The message when it is complete; None before, and for all bytes after it. Raises `ProtocolError`."""
         if self.complete:
             return None
         self._buffer += data
@@ -65,36 +65,36 @@ class _OneMessage:
 
 
 class RouterHandshake:
-    """The router's half: reads the hello, encodes the answer."""
+    """The router's side: decodes the hello, encodes the answer."""
 
     def __init__(self, max_bytes: int = MAX_HANDSHAKE_BYTES) -> None:
         self._message = _OneMessage("handshake", max_bytes)
 
     def receive(self, data: bytes, fin: bool) -> WorkerHello | None:
-        """The hello, once, as soon as its message is complete (FIN is not waited for). Raises `ProtocolError`."""
+        """The hello as soon as its message is complete, without waiting for FIN; else None. Raises `ProtocolError`."""
         message = self._message.receive(data, fin)
         return None if message is None else WorkerHello(*decode_handshake(message))
 
     def accept(self) -> bytes:
-        """The answer that the tunnel is installed; FIN follows it."""
+        """The bytes of the answer that accepts the tunnel; FIN follows."""
         return encode_handshake_ack(True)
 
     def refuse(self, reason: str) -> bytes:
-        """The answer that the tunnel is refused; FIN follows it."""
+        """The bytes of the answer that refuses the tunnel; FIN follows."""
         return encode_handshake_ack(False, reason)
 
 
 class WorkerHandshake:
-    """The worker's half: encodes the hello, reads the answer."""
+    """The worker's side: encodes the hello, decodes the answer."""
 
     def __init__(self, max_bytes: int = MAX_HANDSHAKE_BYTES) -> None:
         self._message = _OneMessage("handshake ack", max_bytes)
 
     def hello(self, inference_server_id: str, token: str | None) -> bytes:
-        """The bytes of the worker's only message; FIN follows it."""
+        """The bytes of the worker's only message; FIN follows."""
         return encode_handshake(inference_server_id, token)
 
     def receive(self, data: bytes, fin: bool) -> HandshakeAck | None:
-        """The answer, once. Raises `ProtocolError`."""
+        """The router's answer when it is complete, else None. Raises `ProtocolError`."""
         message = self._message.receive(data, fin)
         return None if message is None else decode_handshake_ack(message)

@@ -1,7 +1,7 @@
 """Request and response heads as they cross a tunnel, and the header names that each hop removes.
 
-Heads hold bytes end to end: the HTTP front receives bytes, the wire carries bytes, nothing on the path decodes text it does
-not need. Header names are lower case; order and multiplicity are kept. See docs/protocol.md, "Heads".
+Heads hold bytes, as HTTP listeners and tunnels receive them; only what is needed is decoded to text. Header names are lower
+case; order and repetition are kept. See docs/protocol.md, "Heads".
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class ResponseHead(NamedTuple):
 HOP_BY_HOP = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade")
 )
-"""Names that describe one connection and never cross a hop (RFC 9110 section 7.6.1); a `Connection` list is not consulted."""
+"""Hop-by-hop header names (RFC 9110 section 7.6.1). Names listed in a `Connection` header are not considered."""
 
 EXPECTED_QUEUE_MS = b"x-stargate-expected-queue-ms"
 RETRYABLE = b"x-stargate-retryable"
@@ -44,10 +44,10 @@ _ROUTER_INTERNAL = frozenset(
     (b"host", b"x-routing-method", RETRYABLE, RETRY_REASON, RETRY_AFTER_MS, EXPECTED_QUEUE_MS, ERROR_CODE)
 )
 NOT_TO_WORKER = HOP_BY_HOP | _ROUTER_INTERNAL
-"""What the router removes from a caller's request before it enters a tunnel."""
+"""Names that the router removes from a client's request before it enters a tunnel."""
 
 NOT_TO_CALLER = HOP_BY_HOP | _ROUTER_INTERNAL | {METHOD, PATH, STATUS}
-"""What the router removes from a worker's response, so that a caller can trust who wrote what is left."""
+"""Names that the router removes from a worker's response, because only the router may set them for the client."""
 
 NOT_TO_ENGINE = HOP_BY_HOP | {
     b"host",
@@ -61,7 +61,7 @@ NOT_TO_ENGINE = HOP_BY_HOP | {
     b"x-dynamo-request-priority",
     b"x-dynamo-request-strict-priority",
 }
-"""What a worker removes from a tunnelled request before it calls its engine (beside its configured retry header)."""
+"""Names that a worker removes from a tunnelled request before it calls its engine, besides its configured retry header."""
 
 NOT_TO_ROUTER = HOP_BY_HOP | {
     b"content-length",
@@ -73,11 +73,11 @@ NOT_TO_ROUTER = HOP_BY_HOP | {
     PATH,
     STATUS,
 }
-"""What a worker removes from its engine's response: an engine cannot speak for the tunnel."""
+"""Names that a worker removes from its engine's response, because only the worker may set them."""
 
 
 def request_headers_to_worker(headers: HeaderList) -> HeaderList:
-    """A caller's headers as they enter a tunnel: originals in order, without `NOT_TO_WORKER`."""
+    """A client's headers as they enter a tunnel: in order, without `NOT_TO_WORKER`."""
     drop = NOT_TO_WORKER
     return [entry for entry in headers if entry[0] not in drop]
 

@@ -1,6 +1,6 @@
-"""Bounds that are declared: how much of one thing a stranger or a peer can make this program hold.
+"""Declared limits: how many bytes or items a peer can make this program hold.
 
-Every buffer, queue, cache and label set that somebody else fills has one. `docs/limits.md` lists all of them, and
+Every buffer, queue, cache and label set that is filled from outside has one. `docs/limits.md` lists all of them;
 `tests/unit/test_limits_page.py` compares that page with the declarations in both directions.
 """
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bound in bytes and in pieces, declared as a constant of the module that enforces it.
+    """A limit in bytes and in pieces, declared as a constant of the module that enforces it.
 
-    At least one of `bytes` and `pieces` is given; None means that the other one bounds it already.
+    At least one of `bytes` and `pieces` is set; None means that the other one is sufficient.
     """
 
     name: str
-    """Package and thing, for instance `quic.crypto_buffer`: the first column of docs/limits.md."""
+    """Package and item, for example `quic.crypto_buffer`: the first column of docs/limits.md."""
 
     bytes: int | None = None
-    """Most bytes held."""
+    """Maximum number of bytes held."""
 
     pieces: int | None = None
-    """Most pieces held (frames, gaps, header lines, names, tasks)."""
+    """Maximum number of pieces held (frames, gaps, header lines, names, tasks)."""
 
     option: str | None = None
-    """The command line option that changes it; then the values above are its defaults."""
+    """The command line option that changes the limit; the values above are then its defaults."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a bound that bounds nothing."""
+        """Raise ValueError if neither `bytes` nor `pieces` is set."""
         if self.bytes is None and self.pieces is None:
             raise ValueError(f"limit {self.name} has neither bytes nor pieces")

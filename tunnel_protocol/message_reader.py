@@ -1,8 +1,8 @@
-"""Cuts a stream of concatenated messages into messages, whatever pieces the bytes arrive in. Sans-I/O.
+"""Splits a stream of concatenated messages into messages; the bytes may arrive in pieces of any size. Sans-I/O.
 
-What is held back is bounded: a message that is not complete yet is kept only up to `max_message_bytes`, and nothing is set
-aside for bytes that were merely announced; the content of a larger canonical body message is handed on in pieces as it
-arrives. See docs/protocol.md, "Messages".
+The buffer is bounded: an incomplete message is kept up to `max_message_bytes`, and no memory is reserved for announced
+bytes. The content of a larger canonical body message is passed on in pieces as it arrives. See docs/protocol.md,
+"Messages".
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +17,9 @@ from tunnel_protocol.errors import ProtocolError
 
 MAX_WORDS = 134_217_728
 WHOLE_BODY_BYTES = 64 * 1024
-"""Body messages up to this size are delivered whole, so that their boundaries survive."""
+"""Body messages up to this size in bytes are delivered whole, so that their boundaries are kept."""
 MAX_MESSAGE_BYTES = 1024 * 1024
-"""The largest message that is kept until it is complete: heads, and bodies in an unusual encoding."""
+"""Largest message in bytes that is kept until it is complete: heads, and bodies in a non-canonical encoding."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -36,26 +36,26 @@ class MessageReader(ABC):
         self._padding_left = 0
         self._closed = False
         self.on_body: Callable[[bytes], None] | None = None
-        """A short cut for the content of body messages that is not empty; without it everything goes to `on_message`.
-        None once the reader is closed."""
+        """Fast path for non-empty content of body messages; if it is None, all messages are passed to `on_message`.
+        None after `close`."""
 
     @abstractmethod
     def on_message(self, message: Headers | Body | Trailers) -> None:
         """One message, or one piece of a large body message. May call `close`, may raise `ProtocolError`."""
 
     def held_bytes(self) -> int:
-        """Bytes of an incomplete message that are held back."""
+        """Buffered bytes of an incomplete message."""
         return len(self._held)
 
     def close(self) -> None:
-        """Nothing more is of interest: ignore whatever follows."""
+        """Ignore all further messages."""
         self._closed = True
         self._held.clear()
         self._large_left = self._padding_left = 0
         self.on_body = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises `ProtocolError`; messages before the fault have been reported."""
+        """Process the next bytes. Raises `ProtocolError`; the messages before the error have been reported."""
         if self._large_left or self._padding_left:
             data = self._continue_large_body(data)
         if self._held:
@@ -67,17 +67,17 @@ class MessageReader(ABC):
         size = len(data)
         offset = 0
         while offset < size and not self._closed:
-            offset = cut_bodies(self, data, offset)  # the path of a chunk
+            offset = cut_bodies(self, data, offset)  # the fast path for response chunks
             if offset < size and not self._closed:
                 offset = self._next(data, offset, size)
 
     def finish(self) -> None:
-        """The stream ended. Raises `ProtocolError` unless it ended between two messages."""
+        """The stream has ended. Raises `ProtocolError` unless it ended between two messages."""
         if self._held or self._large_left or self._padding_left:
             raise ProtocolError("end of stream inside a message")
 
     def _next(self, data: bytes, offset: int, size: int) -> int:
-        """Report or hold back what starts at `offset`; returns the offset behind it."""
+        """Report or buffer the message that starts at `offset`; returns the offset after it."""
         have = size - offset
         length = self._length(data, offset, have)
         if length <= have:
@@ -95,7 +95,7 @@ class MessageReader(ABC):
         return size
 
     def _length(self, data: bytes, offset: int, have: int) -> int:
-        """Bytes of the message at `offset`, or, if `have` do not tell yet, the bytes that tell more."""
+        """Length of the message at `offset`; if `have` bytes are not enough to know, the length needed to know more."""
         if have < WORD_BYTES:
             return WORD_BYTES
         table = table_bytes(data, offset)
@@ -113,7 +113,7 @@ class MessageReader(ABC):
         return length
 
     def _continue_large_body(self, data: bytes) -> bytes:
-        """Take from `data` what belongs to a large body; returns the rest."""
+        """Report the bytes of `data` that belong to a large body; returns the rest."""
         piece = data[: self._large_left]
         self._large_left -= len(piece)
         rest = data[len(piece) :]

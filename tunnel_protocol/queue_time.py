@@ -1,6 +1,6 @@
-"""How long queued prompt tokens take: one formula for reservations, estimates and the header that tells the worker.
+"""The time to process queued prompt tokens: one formula for reservations, estimates and `x-stargate-expected-queue-ms`.
 
-Source: docs/balancing.md, "Estimates". The results reach workers, so they are exact to the millisecond.
+Source: docs/balancing.md, "Estimates". The results are sent to workers, so they must be exact to the millisecond.
 """
 
 import math
@@ -12,9 +12,9 @@ _INF = math.inf
 
 
 def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:
-    """Whole milliseconds, rounded up, that `input_tokens` take at `input_tps` tokens per second.
+    """Milliseconds, rounded up, to process `input_tokens` at `input_tps` tokens per second.
 
-    None if the rate is not usable (zero, negative, not finite) or the time is beyond 64 bits.
+    None if the rate is unusable (zero, negative, not finite) or the result does not fit into 64 bits.
     """
     if input_tokens == 0:
         return 0

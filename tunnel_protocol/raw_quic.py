@@ -20,7 +20,7 @@ _PATH = re.compile(rb"[!-~]+\Z").match
 
 
 class _Half(MessageReader):
-    """What both roles share: message order, and the end of the body by FIN or trailers."""
+    """The part that both roles share: message order, and the end of the body by FIN or trailers."""
 
     __slots__ = ("_sink", "_started")
 
@@ -30,7 +30,7 @@ class _Half(MessageReader):
         self._started = False
 
     def receive(self, data: bytes, fin: bool) -> None:
-        """Feed received stream bytes. Raises `ProtocolError`; what was complete before the fault has reached the sink."""
+        """Process received bytes. Raises `ProtocolError`; complete messages before the error have reached the sink."""
         if self._closed:
             return
         try:
@@ -42,15 +42,15 @@ class _Half(MessageReader):
             raise
 
     def encode_body(self, data: bytes) -> bytes:
-        """One body message; nothing for an empty piece."""
+        """Encode one body message; empty for an empty piece."""
         return encode_body(data) if data else b""
 
     def encode_end(self) -> bytes:
-        """FIN alone ends a body."""
+        """Nothing: FIN ends a body."""
         return b""
 
     def on_message(self, message: Headers | Body | Trailers) -> None:
-        """One message of the peer, in its place or out of it."""
+        """Process one message of the peer. Raises `ProtocolError` if it is out of order."""
         if type(message) is Headers:
             if self._started:
                 raise ProtocolError("expected body message, got header")
@@ -63,7 +63,7 @@ class _Half(MessageReader):
             if message.content:
                 self._sink.on_body(message.content)
         else:
-            self._end()  # whatever follows trailers is nobody's business
+            self._end()  # bytes after trailers are ignored
 
     def _end_of_stream(self) -> None:
         if self._closed:
@@ -79,11 +79,11 @@ class _Half(MessageReader):
 
     @abstractmethod
     def _on_entries(self, entries: HeaderList) -> None:
-        """The entries of the head. Raises `ProtocolError` if they do not make one."""
+        """Process the entries of the head. Raises `ProtocolError` if they are not a valid head."""
 
 
 class RawQuicRouterExchange(_Half):
-    """The router's half of one request stream."""
+    """The router's side of one request stream."""
 
     __slots__ = ("_on_head",)
 
@@ -92,7 +92,7 @@ class RawQuicRouterExchange(_Half):
         self._on_head = sink.on_head
 
     def encode_head(self, head: RequestHead) -> bytes:
-        """Method and path first, so that a caller's entries of these names come second and lose."""
+        """Encode the head, method and path first: workers use the first entry of a name, so a client cannot override them."""
         return encode_headers([(names.METHOD, head.method), (names.PATH, head.path), *head.headers])
 
     def _on_entries(self, entries: HeaderList) -> None:
@@ -105,7 +105,7 @@ class RawQuicRouterExchange(_Half):
 
 
 class RawQuicWorkerExchange(_Half):
-    """The worker's half of one request stream."""
+    """The worker's side of one request stream."""
 
     __slots__ = ("_on_head",)
 
@@ -114,7 +114,7 @@ class RawQuicWorkerExchange(_Half):
         self._on_head = sink.on_head
 
     def encode_head(self, head: ResponseHead) -> bytes:
-        """The headers with exactly one `x-status`, last."""
+        """Encode the headers, then exactly one `x-status`."""
         entries = [entry for entry in head.headers if entry[0] != names.STATUS]
         entries.append((names.STATUS, b"%d" % head.status))
         return encode_headers(entries)
@@ -140,11 +140,11 @@ class RawQuicFraming:
     name = "raw-quic"
 
     def router_exchange(self, sink: ResponseSink) -> RouterExchange:
-        """A fresh router half that reports to `sink`."""
+        """A new `RouterExchange` that reports to `sink`."""
         return RawQuicRouterExchange(sink)
 
     def worker_exchange(self, sink: RequestSink) -> WorkerExchange:
-        """A fresh worker half that reports to `sink`."""
+        """A new `WorkerExchange` that reports to `sink`."""
         return RawQuicWorkerExchange(sink)
 
 
@@ -152,7 +152,7 @@ RAW_QUIC: Framing = RawQuicFraming()
 
 
 def _status(value: bytes) -> int:
-    """The status of a response head; 502 for what is no status. Raises `ProtocolError` for an interim one."""
+    """The status of a response head; 502 if it is invalid. Raises `ProtocolError` for an interim status (1xx)."""
     digits = value[1:] if value[:1] == b"+" else value
     if not digits.isdigit() or len(digits.lstrip(b"0")) > 3:
         return _BAD_GATEWAY

@@ -1,8 +1,8 @@
-"""Configuration, certificates, keys and secrets from disk: bounded in size and in time, whatever the path leads to.
+"""Reads configuration, certificates, keys and secrets from disk, bounded in size and in time.
 
-A path may lead to a FIFO, to an endless device or to a file system that has stopped answering. Only regular files are read, at
-most as much as the caller allows; and because a read of a dead network file system cannot be interrupted, it happens in a thread
-of its own that is given up after a deadline. Such threads are daemons: the process can end while they hang.
+A path may refer to a FIFO, to an endless device or to a file system that does not answer. Only regular files are read, up to
+the size the caller allows. A read of a network file system that does not answer cannot be interrupted, so each read has its
+own thread, which is abandoned after a deadline. These threads are daemons: the process can exit while they hang.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from tunnel_protocol.limit import Limit
 T = TypeVar("T")
 
 READ_DEADLINE_S = 5.0
-"""How long one read may take; seconds."""
+"""Longest time of one read in seconds."""
 
 HANGING_READS = Limit("files.hanging_reads", pieces=4)
-"""Threads of one reader that wait for a file system; further reads fail at once."""
+"""Threads of one `FileReader` that wait for a file system; above it further reads fail at once."""
 
 _BLOCK_BYTES = 1 << 18
 
 
 class SmallFileError(Exception):
-    """A file cannot be used. `path` is its path as configured, `reason` what is wrong, without the path.
+    """A file cannot be used. `path` is its path as configured, `reason` the cause without the path.
 
-    `error_number` is the errno of the operating system, None if it was not the operating system that refused.
+    `error_number` is the operating system's errno, None if the error has another cause.
     """
 
     def __init__(self, path: str, reason: str, error_number: int | None = None) -> None:
@@ -41,7 +41,7 @@ class SmallFileError(Exception):
 
 
 class FileTooLargeError(SmallFileError):
-    """The file has more bytes than the limit allows. `limit_bytes` tells how many that are."""
+    """The file is larger than `limit_bytes` bytes."""
 
     def __init__(self, path: str, limit_bytes: int) -> None:
         super().__init__(path, f"larger than {limit_bytes} bytes")
@@ -49,13 +49,13 @@ class FileTooLargeError(SmallFileError):
 
 
 class HangingReadError(SmallFileError):
-    """The read did not end within its deadline, or too many earlier ones have not ended yet."""
+    """The read did not end within its deadline, or too many earlier reads have not ended yet."""
 
 
 def read_small_file(path: str | Path, limit: Limit) -> bytes:
     """The content of a regular file (links are followed) of at most `limit.bytes` bytes. Raises `SmallFileError`.
 
-    Blocks as long as the file system does; call it through a `FileReader`.
+    May block without limit of time; call it through a `FileReader`.
     """
     most = limit.bytes or 0
     name = str(path)
@@ -85,7 +85,7 @@ def read_small_file(path: str | Path, limit: Limit) -> bytes:
 
 
 class FileReader:
-    """Runs work that waits for a file system, each time in a daemon thread, and gives up after `deadline_s`."""
+    """Runs functions that wait for a file system, each in a daemon thread, and abandons them after `deadline_s` seconds."""
 
     def __init__(self, deadline_s: float = READ_DEADLINE_S) -> None:
         self._deadline_s = deadline_s
@@ -94,11 +94,11 @@ class FileReader:
 
     @property
     def running(self) -> int:
-        """Threads that have not ended, given up ones included."""
+        """Number of threads that have not ended, including abandoned ones."""
         return self._running
 
     def run(self, path: str, work: Callable[[], T]) -> T:
-        """The result of `work`, which concerns `path`; blocks the caller. Raises what it raises, and `HangingReadError`."""
+        """The result of `work`, which reads `path`; blocks the caller. Raises what `work` raises, and `HangingReadError`."""
         future = self._start(path, work)
         try:
             return future.result(self._deadline_s)
@@ -108,7 +108,7 @@ class FileReader:
             raise self._late(path) from None
 
     async def result(self, path: str, work: Callable[[], T]) -> T:
-        """As `run`, without blocking the event loop."""
+        """Like `run`, without blocking the event loop."""
         future = self._start(path, work)
         wrapped = asyncio.wrap_future(future)
         try:
@@ -117,7 +117,7 @@ class FileReader:
                 raise self._late(path)
             return wrapped.result()
         finally:
-            # Nobody asks for a result that comes too late.
+            # A result after the deadline is discarded.
             wrapped.cancel()
 
     def _start(self, path: str, work: Callable[[], T]) -> "Future[T]":
@@ -140,7 +140,7 @@ class FileReader:
         result: T
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
             self._ended()
             future.set_exception(error)
         else:

@@ -1,4 +1,4 @@
-"""Throughput and cost of the tunnel encodings; `python -m benchmarks transport --help` tells the rest."""
+"""Throughput and CPU cost of the tunnel encodings; see `python -m benchmarks transport --help`."""
 
 from benchmarks.transport.command import run
 

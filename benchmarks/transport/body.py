@@ -1,4 +1,4 @@
-"""Sends a body of one repeated letter in chunks, as fast as the stream takes it and no faster."""
+"""Sends a body of one repeated letter in chunks, as fast as the stream's back-pressure allows."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ class _Encoder(Protocol):
 
 
 class BodySender:
-    """One body on one stream, ended with FIN; `go_on` is for the stream's `on_writable`."""
+    """One body on one stream, ended with FIN; the stream's `on_writable` calls `go_on`."""
 
     __slots__ = ("_chunk_bytes", "_encoder", "_left", "_letter", "_stream")
 
@@ -24,7 +24,7 @@ class BodySender:
         self._chunk_bytes = chunk_bytes
 
     def start(self, head: bytes) -> None:
-        """Send the head and as much of the body as the stream accepts."""
+        """Send the head, and the body until the stream's send buffer is full."""
         if self._left:
             self._stream.write(head)
             self.go_on()
@@ -32,7 +32,7 @@ class BodySender:
             self._stream.write(head + self._encoder.encode_end(), fin=True)
 
     def go_on(self) -> None:
-        """The stream accepts data again."""
+        """Continue sending: the stream is writable again."""
         piece = self._letter * min(self._chunk_bytes, self._left)
         while self._left > len(piece):
             self._left -= len(piece)

@@ -1,4 +1,4 @@
-"""The client of a run: all connections from one socket, and so many requests at a time over them."""
+"""The client of a run: connections from one socket, with a fixed number of concurrent requests."""
 
 import asyncio
 import socket
@@ -19,12 +19,12 @@ from tunnel_protocol.raw_quic import RAW_QUIC
 
 _CONNECT_S = 10.0
 _LOOK_S = 0.25
-"""How often requests are looked through for those that take too long."""
+"""Seconds between checks for requests that have timed out."""
 _OK = 200
 
 
 class RunTimeoutError(Exception):
-    """A run took longer than it may; `finished` of `wanted` requests were over."""
+    """A run exceeded its time limit; `finished` of `wanted` requests had ended."""
 
     def __init__(self, finished: int, wanted: int) -> None:
         super().__init__(f"the run was given up with {finished} of {wanted} requests finished")
@@ -33,7 +33,7 @@ class RunTimeoutError(Exception):
 
 
 class _Request:
-    """One request; `over` is called once, whatever becomes of it."""
+    """One request; `over` is called once when it ends, successfully or not."""
 
     __slots__ = (
         "_body", "_ended", "_error", "_exchange", "_first_body_ns", "_head_ns", "_over", "_received", "_settings",
@@ -57,8 +57,8 @@ class _Request:
         self._ended = False
 
     def send(self, stream: Stream) -> None:
-        """The stream is there."""
-        if self._ended:  # given up while it waited for one
+        """Send the request on its stream."""
+        if self._ended:  # timed out while it waited for a stream
             stream.reset()
             stream.stop()
             return
@@ -74,7 +74,7 @@ class _Request:
         self._body.start(self._exchange.encode_head(RequestHead(b"POST", b"/v1/chat/completions", headers)))
 
     def give_up(self, error: str) -> None:
-        """Whatever it waits for does not come."""
+        """End the request with this error."""
         if self._stream is not None and not self._ended:
             self._stream.reset()
             self._stream.stop()
@@ -123,7 +123,7 @@ class _Request:
             self._over(self)
 
     def sample(self) -> Sample:
-        """What became of it, up to now."""
+        """The request's result so far."""
         now, began = time.perf_counter_ns(), self.started_ns
         return Sample(
             request_index=self.index,
@@ -140,7 +140,7 @@ class _Request:
 
 
 class _Idle:
-    """A stream on which nothing happens, and what the client says to streams of the server: there are none."""
+    """Handler of an idle stream and of the connections; refuses streams that the server opens."""
 
     def on_stream(self, stream: Stream) -> StreamHandler | None: ...
 
@@ -158,7 +158,7 @@ class _Idle:
 
 
 class _Batch:
-    """So many requests, as many as may be under way at once; one is started whenever one is over."""
+    """Sends a number of requests with fixed concurrency: starts a request whenever one ends."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class _Batch:
         self.samples: list[Sample] = []
 
     async def run(self) -> None:
-        """Return when every request is over. Raises `RunTimeoutError`."""
+        """Send all requests; returns when all have ended. Raises `RunTimeoutError`."""
         try:
             async with asyncio.timeout(self._settings.run_timeout_ms / 1_000):
                 self._start()
@@ -198,7 +198,7 @@ class _Batch:
             await asyncio.gather(*self._openers, return_exceptions=True)
 
     def _start(self) -> None:
-        """Fill the free places. Requests that fail at once free theirs in this loop, not deeper in the stack."""
+        """Start requests up to the concurrency. Requests that fail at once are replaced in this loop, not by recursion."""
         if self._starting:
             return
         self._starting = True
@@ -223,7 +223,7 @@ class _Batch:
             self._done.set()
 
     async def _open(self, connection: Connection, request: _Request) -> None:
-        """Wait for the server to grant a stream."""
+        """Wait for stream credit of the server, then send the request."""
         try:
             request.send(await connection.open_stream(request))
         except ConnectionClosedError as error:
@@ -238,7 +238,7 @@ class _Batch:
 
     def _give_up_late_ones(self) -> None:
         limit = time.perf_counter_ns() - self._settings.request_timeout_ms * 1_000_000
-        # In the order they were started: the first that is in time ends the search.
+        # Requests are in starting order: stop at the first that has not timed out.
         late = []
         for request in self._flying.values():
             if request.started_ns > limit:
@@ -249,14 +249,14 @@ class _Batch:
 
 
 class Client:
-    """Open connections to one server."""
+    """A client with open connections to one server."""
 
     def __init__(self, connections: list[Connection], settings: TransportSettings) -> None:
         self._connections = connections
         self._settings = settings
 
     async def send(self, requests: int, progress: Callable[[int, int], None]) -> list[Sample]:
-        """Send so many requests; a sample for each, in the order they ended. Raises `RunTimeoutError`."""
+        """Send `requests` requests; returns a sample for each, in the order of their ends. Raises `RunTimeoutError`."""
         if not requests:
             return []
         batch = _Batch(self._connections, self._settings, requests, progress)
@@ -266,7 +266,7 @@ class Client:
 
 @asynccontextmanager
 async def connected_client(server: Server, settings: TransportSettings) -> AsyncIterator[Client]:
-    """A client with all its connections, and the idle streams if there are to be some.
+    """A client with all its connections, and with the idle streams of the settings.
 
     Raises TimeoutError or `ConnectionClosedError` if a connection cannot be made.
     """

@@ -1,8 +1,8 @@
-"""Requests through tunnels on the loopback, without router or worker: how much a tunnel encoding carries, and at what cost.
+"""Sends requests through tunnels on the loopback, without router or worker: throughput and CPU cost of a tunnel encoding.
 
-A client opens all its QUIC connections from one socket to a fresh server and keeps so many requests under way. Figures are
-printed; metadata, summary, report and samples go to a folder. The exit status is 1 if a request failed or the machine is
-not fit in strict mode.
+A client opens all its QUIC connections from one socket to a new server and keeps a fixed number of requests running. Figures
+are printed; metadata, summary, report and samples are written to a folder. The exit status is 1 if a request failed, or if
+the machine is not suitable in strict mode.
 
   benchmarks transport                              20,000 requests of 1 KiB, 256 at a time
   benchmarks transport --server-process --trials 5  CPU of both ends, and how noisy the machine is
@@ -96,7 +96,7 @@ def _settings(options: argparse.Namespace) -> TransportSettings:
 
 
 def run(args: list[str]) -> None:
-    """Measure, print and write. Exit status 2 for wrong options, 1 if the figures cannot be had or are of failures."""
+    """Measure, print and write. Exit status 2 for invalid options, 1 if the measurement or a request failed."""
     parser = _parser()
     options = parser.parse_args(args)
     try:
@@ -125,7 +125,7 @@ def run(args: list[str]) -> None:
 
 
 def _measure(options: argparse.Namespace, settings: TransportSettings, folder: Path) -> bool:
-    """Whether a request failed."""
+    """Measure, print and write; returns whether a request failed."""
     progress = ProgressLine()
     if options.sweep:
         series = uvloop.run(sweep(settings, options.repeat, progress))

@@ -1,4 +1,4 @@
-"""Statistics of a benchmark's figures: percentiles, spread, a bootstrap interval of the mean, and how noisy they are."""
+"""Statistics of figures: percentiles, spread, a bootstrap confidence interval of the mean, and a noise class."""
 
 import math
 import statistics
@@ -17,19 +17,19 @@ _UPPER = math.ceil((_RESAMPLES - 1) * 0.975)
 
 
 def percentile(ordered: Sequence[_Ordered], share: float) -> _Ordered:
-    """The element at ceil((n - 1) * share) of ascending values: always one that was measured."""
+    """The element at index ceil((n - 1) * share) of ascending values: always a measured value."""
     return ordered[math.ceil((len(ordered) - 1) * share)]
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """Both ends belong to it."""
+    """A closed interval."""
 
     lower: float
     upper: float
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """One figure over the trials. The median of an even count is the upper middle."""
+    """The distribution of one figure over the trials. The median of an even count is the upper of the middle values."""
 
     count: int
     min: float
@@ -37,9 +37,9 @@ class Distribution(msgspec.Struct, frozen=True):
     mean: float
     median: float
     mad: float
-    """Median of the absolute deviations from the median."""
+    """Median absolute deviation from the median."""
     coefficient_of_variation: float | None
-    """Sample standard deviation by |mean|; none of one value, or of a mean of 0."""
+    """Coefficient of variation: sample standard deviation divided by |mean|; None for one value or a mean of 0."""
     p90: float
     p95: float
     p99: float
@@ -47,7 +47,7 @@ class Distribution(msgspec.Struct, frozen=True):
 
 
 def describe(values: Sequence[float], seed: int) -> Distribution:
-    """The statistics of at least one value; `seed` draws the resamples of the interval."""
+    """The statistics of at least one value; `seed` is for the bootstrap resamples."""
     ordered = sorted(values)
     count = len(ordered)
     mean = sum(ordered) / count
@@ -69,7 +69,7 @@ def describe(values: Sequence[float], seed: int) -> Distribution:
 
 
 def classify(figures: Distribution, threshold: float) -> str:
-    """`reliable`, `noisy`, or `inconclusive` where there is no coefficient of variation to go by."""
+    """`reliable` or `noisy` by the coefficient of variation, `inconclusive` without one."""
     spread = figures.coefficient_of_variation
     if figures.count < 2 or spread is None:
         return "inconclusive"

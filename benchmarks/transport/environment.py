@@ -1,4 +1,4 @@
-"""Facts of the machine and of the checkout that go with every figure. What cannot be read is None, never an error."""
+"""Facts about the machine and the checkout, written with all figures. A fact that cannot be read is None, not an error."""
 
 import math
 import os
@@ -17,7 +17,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Where and of what a figure was measured."""
+    """The machine, interpreter and checkout of a measurement."""
 
     command_line: list[str]
     started_at_unix_seconds: int
@@ -28,13 +28,13 @@ class Environment(msgspec.Struct, frozen=True):
     source_dirty: bool | None
     runtime_version: str
     runtime_profile: str
-    """`release`, or `debug` for an interpreter that checks itself; and whether assertions are on."""
+    """`release` or `debug` (of the interpreter), and whether assertions are on."""
     host_name: str
     kernel: str
     cpu_model: str | None
     logical_cpus: int | None
     usable_cpus: int
-    """The smaller of what the scheduler and what the control group gives."""
+    """Usable CPUs: the smaller of the scheduler's and the control group's number."""
     cpu_governor: str | None
     cpu_turbo: bool | None
     address_space_randomisation: int | None
@@ -46,7 +46,7 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 def read_environment() -> Environment:
-    """The facts as they are now."""
+    """Read the current facts."""
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     quota = _text(Path("/sys/fs/cgroup/cpu.max"))
     status = _git("status", "--porcelain")
@@ -77,7 +77,7 @@ def read_environment() -> Environment:
 
 
 def is_debug_build() -> bool:
-    """Whether this interpreter was built to check itself."""
+    """Whether this interpreter is a debug build."""
     return bool(sysconfig.get_config_var("Py_DEBUG")) or hasattr(sys, "gettotalrefcount")
 
 

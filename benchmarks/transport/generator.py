@@ -1,7 +1,7 @@
-"""The generator every sampled value of a benchmark comes from: ChaCha with 12 rounds, seeded by 64 bits.
+"""The random number generator of the benchmarks: ChaCha with 12 rounds and a seed of 64 bits.
 
-Same seed, same values, on every machine and in other implementations of the harness, so that orders and intervals can be
-compared. Not for secrets.
+The same seed gives the same values on every machine and in other implementations of the benchmark, so that run orders and
+intervals can be compared. Not for cryptography.
 """
 
 _M32, _M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
@@ -14,7 +14,7 @@ _QUARTERS = (
 
 
 class Generator:
-    """A stream of 32-bit words and the draws made of them."""
+    """A stream of 32-bit words, and numbers drawn from it."""
 
     def __init__(self, seed: int) -> None:
         self._key = _key_words(seed & _M64)
@@ -23,7 +23,7 @@ class Generator:
         self._next = 0
 
     def u32(self) -> int:
-        """The next word."""
+        """The next 32-bit word."""
         if self._next == len(self._words):
             self._words = _chacha_block(self._key, self._block)
             self._block += 1
@@ -33,12 +33,12 @@ class Generator:
         return word
 
     def u64(self) -> int:
-        """Two words, the low half first."""
+        """A 64-bit number from two words, the low half first."""
         low = self.u32()
         return self.u32() << 32 | low
 
     def below(self, bound: int) -> int:
-        """An index in [0, `bound`), `bound` < 2**32; unbiased but for 2**-64."""
+        """A number in [0, `bound`), `bound` < 2**32, with a bias below 2**-64."""
         product = self.u32() * bound
         result, rest = product >> 32, product & _M32
         if rest > 2**32 - bound:

@@ -1,4 +1,4 @@
-"""Runs of a transport: one (fresh server, warm-up, measured requests), and all the trials of a benchmark."""
+"""Measures one run of a transport (new server, warm-up, measured requests), and all trials of a benchmark."""
 
 import asyncio
 import time
@@ -21,18 +21,18 @@ from benchmarks.transport.server import running_server
 from benchmarks.transport.settings import TransportSettings
 
 Progress = Callable[[str, int, int], None]
-"""Told what runs, and how many of how many of its requests are over."""
+"""Called with the name of the run, its number of ended requests and its number of requests."""
 
 
 class Run(msgspec.Struct, frozen=True):
-    """The figures of a run and the samples they were made of."""
+    """The figures of a run, and its samples."""
 
     summary: RunSummary
     samples: list[Sample]
 
 
 class Results(msgspec.Struct, frozen=True):
-    """All of a benchmark."""
+    """The results of a benchmark."""
 
     runs: list[Run]
     warmup_runs: list[Run]
@@ -41,7 +41,7 @@ class Results(msgspec.Struct, frozen=True):
 
 
 async def measure_run(transport: str, trial: int, settings: TransportSettings, progress: Progress) -> Run:
-    """One run. Raises `RunTimeoutError`, or what keeps client and server from meeting."""
+    """Measure one run. Raises `RunTimeoutError`, TimeoutError, ConnectionError or `ConnectionClosedError`."""
     name = f"{transport}, trial {trial + 1}"
     async with running_server(settings) as server, connected_client(server, settings) as client:
         await client.send(settings.warmup_requests, lambda done, all_: progress(f"{name}, warm-up", done, all_))
@@ -56,7 +56,7 @@ async def measure_run(transport: str, trial: int, settings: TransportSettings, p
 
 
 async def measure(settings: TransportSettings, progress: Progress) -> Results:
-    """All warm-up trials, then all measured ones, with the cool-down after every run. Raises as `measure_run`."""
+    """Run all warm-up trials, then all measured trials, with a cool-down after each run. Raises like `measure_run`."""
 
     async def trials(count: int, *, warmup: bool) -> list[Run]:
         runs = []

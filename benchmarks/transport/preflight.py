@@ -1,4 +1,4 @@
-"""Is this machine fit to measure on? Each check is ok, a warning (in strict mode: a failure) or unknown."""
+"""Checks whether this machine is suitable for measurements; a check is ok, a warning (strict mode: a failure) or unknown."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ _BUSY = 0.75
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One check; `status` is `ok`, `warning`, `failure` or `unknown`."""
+    """The result of one check; `status` is `ok`, `warning`, `failure` or `unknown`."""
 
     name: str
     status: str
@@ -16,7 +16,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def preflight(facts: Environment, mode: str) -> list[Check]:
-    """All checks. Only `mode` `strict` knows failures, and what cannot be read is never one."""
+    """Results of all checks. There are failures only in `mode` `strict`; a fact that cannot be read is `unknown`."""
     limit = _BUSY * facts.usable_cpus
     load = None if facts.load_average is None else facts.load_average[0]
     governor, randomisation, watchdog = facts.cpu_governor, facts.address_space_randomisation, facts.nmi_watchdog

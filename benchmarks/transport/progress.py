@@ -1,4 +1,4 @@
-"""A line on standard error that says how far a run is: rewritten on a terminal, one every few seconds elsewhere."""
+"""Shows the progress of a run on standard error: one line, rewritten on a terminal, repeated every few seconds elsewhere."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ _EVERY_S = 5.0
 
 
 class ProgressLine:
-    """Call it with what runs, how many are over and how many are wanted; `end` when nothing runs any more."""
+    """A `Progress` callback; call `end` after the last run."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -16,7 +16,7 @@ class ProgressLine:
         self._told = time.monotonic()
 
     def __call__(self, name: str, done: int, wanted: int) -> None:
-        """Say it if it is time to."""
+        """Show the progress, unless it was shown a short time ago."""
         now = time.monotonic()
         if self._live:
             self._stream.write(f"\r\x1b[K{name}: {done} of {wanted}")
@@ -27,7 +27,7 @@ class ProgressLine:
             self._stream.flush()
 
     def end(self) -> None:
-        """Leave an empty line for what comes next."""
+        """Clear the line on a terminal; nothing elsewhere."""
         if self._live:
             self._stream.write("\r\x1b[K")
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: metadata before, then figures, samples and a report to read."""
+"""Writes the files of a benchmark: metadata before the runs, then figures, samples and a report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _SCHEMA_VERSION = 3
 
 
 def write_metadata(folder: Path, facts: Environment, checks: Sequence[Check], settings: TransportSettings) -> None:
-    """run-metadata.json, before anything is measured."""
+    """Write run-metadata.json, before the measurement."""
     document = {
         "schema_version": _SCHEMA_VERSION,
         "benchmark_tier": "transport",
@@ -30,7 +30,7 @@ def write_metadata(folder: Path, facts: Environment, checks: Sequence[Check], se
 
 
 def limitations(settings: TransportSettings) -> list[str]:
-    """What a reader has to know before comparing the figures with those of another implementation."""
+    """Restrictions for comparing the figures with those of another implementation."""
     told = [
         "client and server share the loopback of one machine",
         "the receive window of a connection has no bound of its own (the reference's benchmark: 64 MiB)",
@@ -43,8 +43,8 @@ def limitations(settings: TransportSettings) -> list[str]:
 
 
 def write_results(folder: Path, results: Results, settings: TransportSettings) -> str:
-    """transport-summary.json, the samples and transport-report.md; returns the report."""
-    for stale in folder.glob("samples-*.jsonl"):  # of a run with other trials
+    """Write transport-summary.json, the samples and transport-report.md; returns the report."""
+    for stale in folder.glob("samples-*.jsonl"):  # of an earlier benchmark with other trials
         stale.unlink()
     summary = {
         "config": msgspec.to_builtins(settings),
@@ -72,7 +72,7 @@ def _write_json(path: Path, document: Any) -> None:
 
 
 def report(results: Results, settings: TransportSettings) -> str:
-    """Everything a reader asks first, in Markdown."""
+    """The report in Markdown."""
     parts = [
         "# Transport benchmark\n\n",
         _shape(settings) + "\n",
@@ -92,7 +92,7 @@ def report(results: Results, settings: TransportSettings) -> str:
 
 
 def matrix_report(rows: Mapping[str, Results]) -> str:
-    """One line per row of the matrix and transport."""
+    """A Markdown table with one line per matrix row and transport."""
     lines = [
         "# Transport benchmark, matrix\n\n"
         "| row | transport | requests | failed | requests/s | MiB/s | p50 ms | p95 ms | p99 ms "

@@ -1,4 +1,4 @@
-"""What one run of a transport yields: a sample for every request, and the figures of all of them."""
+"""The results of runs: a sample for each request, figures of a run, aggregates over trials, comparisons of transports."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ _SEEDS = {"raw-quic": 11, "http3": 17, "webtransport": 23}
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One request. Times are counted from the moment it had its place among the concurrent ones."""
+    """The result of one request. Times are counted from its start, when it became one of the concurrent requests."""
 
     request_index: int
     connection_index: int
     ok: bool
-    """Status 200, the whole body, no error."""
+    """Whether it got status 200 and the whole body without an error."""
     response_status: int | None
     request_bytes: int
     response_bytes: int
@@ -28,7 +28,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True):
-    """Of the successful requests, in microseconds."""
+    """Quantiles over the successful requests, in microseconds."""
 
     min: float
     p50: float
@@ -39,7 +39,7 @@ class Quantiles(msgspec.Struct, frozen=True):
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """CPU seconds the measured requests took, user and system. With both ends in one process only `total` is known."""
+    """CPU seconds (user and system) of the measured requests. With both ends in one process only `total` is known."""
 
     client_s: float | None
     server_s: float | None
@@ -47,7 +47,7 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True):
-    """One run of one transport."""
+    """The figures of one run of one transport."""
 
     transport: str
     trial: int
@@ -57,7 +57,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     measured_duration_ms: float
     throughput_rps: float
     goodput_mib_s: float
-    """Request and response bodies of the successful requests."""
+    """Bytes of the request and response bodies of successful requests."""
     latency_us: Quantiles | None
     response_headers_us: Quantiles | None
     first_body_us: Quantiles | None
@@ -65,7 +65,7 @@ class RunSummary(msgspec.Struct, frozen=True):
 
 
 class Aggregate(msgspec.Struct, frozen=True):
-    """One transport over all trials. A quantity that some trial lacks is absent."""
+    """The figures of one transport over all trials. A figure that is missing in a trial is None."""
 
     transport: str
     classification: str
@@ -77,7 +77,7 @@ class Aggregate(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """A transport beside raw QUIC."""
+    """A transport compared with raw QUIC."""
 
     transport: str
     baseline: str
@@ -87,7 +87,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def summarise(transport: str, trial: int, samples: Sequence[Sample], duration_s: float, cpu: Cpu) -> RunSummary:
-    """The figures of one run that took `duration_s` of wall time."""
+    """The figures of one run, which took `duration_s` seconds of wall time."""
     good = [sample for sample in samples if sample.ok]
     moved = sum(sample.request_bytes + sample.response_bytes for sample in good)
     return RunSummary(
@@ -107,7 +107,7 @@ def summarise(transport: str, trial: int, samples: Sequence[Sample], duration_s:
 
 
 def aggregate(summaries: Sequence[RunSummary], settings: TransportSettings) -> list[Aggregate]:
-    """Every transport that ran, in the usual order, over its trials."""
+    """The aggregate of each transport that ran, in the order of `TRANSPORTS`."""
     found = []
     for transport in TRANSPORTS:
         runs = [summary for summary in summaries if summary.transport == transport]
@@ -136,7 +136,7 @@ def _aggregate(transport: str, runs: Sequence[RunSummary], settings: TransportSe
 
 
 def compare(aggregates: Sequence[Aggregate], settings: TransportSettings) -> list[Comparison]:
-    """Every other transport beside raw QUIC; nothing if raw QUIC did not run."""
+    """Each other transport compared with raw QUIC; empty if raw QUIC did not run."""
     baseline = TRANSPORTS[0]
     base = next((one for one in aggregates if one.transport == baseline), None)
     if base is None:
@@ -148,7 +148,7 @@ def _compare(one: Aggregate, base: Aggregate, settings: TransportSettings) -> Co
     mean = base.throughput_rps.mean
     delta = (one.throughput_rps.mean - mean) / mean * 100 if mean else None
     mine, other = one.throughput_rps.mean_ci_95, base.throughput_rps.mean_ci_95
-    # Only two trials or more have intervals.
+    # There are intervals only for two or more trials.
     overlap = None if mine is None or other is None else mine.lower <= other.upper and other.lower <= mine.upper
     reliable = one.classification == base.classification == "reliable"
     effect = delta is not None and abs(delta) >= settings.min_effect_size_percent

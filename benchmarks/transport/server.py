@@ -29,12 +29,12 @@ _HEAD = ResponseHead(200, [(b"content-type", b"application/octet-stream")])
 
 
 def quic_settings() -> QuicSettings:
-    """Streams and stream windows of a run. This program's windows per connection have no bound of their own."""
+    """The number of streams and the stream windows of a run. This program has no limiting connection-level window."""
     return QuicSettings(max_streams_bidi=MAX_STREAMS, stream_window_bytes=16 * 2**20)
 
 
 class _Answer:
-    """One request at the server."""
+    """One request on the server's side."""
 
     __slots__ = ("_body", "_exchange", "_stream")
 
@@ -81,21 +81,21 @@ class _Handler:
 
 @dataclass(frozen=True)
 class Server:
-    """Where the server of a run is, and what to trust."""
+    """The address of a run's server, and the certificate to trust."""
 
     port: int
     trust_pem: bytes
     process: BaseProcess | None
-    """The process it has to itself, if it has one."""
+    """The server's process; None if it runs in this process."""
     _pipe: multiprocessing.connection.Connection | None
 
     async def cpu_s(self) -> float | None:
-        """CPU seconds its process has used; None if the process is ours, or does not answer any more."""
+        """CPU seconds used by the server's process; None if it runs in this process, or does not answer."""
         return None if self._pipe is None else await asyncio.to_thread(self._ask, self._pipe)
 
     @contextmanager
     def watched(self, gone: Callable[[], None]) -> Iterator[None]:
-        """Inside, `gone` is called if the server's process ends."""
+        """A context in which `gone` is called if the server's process ends."""
         if self.process is None:
             yield
             return
@@ -130,9 +130,9 @@ async def _listen(settings: TransportSettings, identity: certs.Identity) -> Endp
 
 @asynccontextmanager
 async def running_server(settings: TransportSettings) -> AsyncIterator[Server]:
-    """A fresh server with a new certificate on a free port of the loopback, in this process or in its own.
+    """A new server with a new certificate on a free port of the loopback, in this process or in its own.
 
-    Raises TimeoutError or ConnectionError if a server process does not come up.
+    Raises TimeoutError or ConnectionError if a server process does not start.
     """
     identity = certs.make_self_signed(["localhost", "stargate"])
     if not settings.server_process:
@@ -157,7 +157,7 @@ async def running_server(settings: TransportSettings) -> AsyncIterator[Server]:
             raise ConnectionError("the server process ended before it was ready") from None
         yield Server(port, identity.cert_pem, process, here)
     finally:
-        here.close()  # it ends when its pipe does
+        here.close()  # the process ends when its pipe is closed
         await asyncio.to_thread(process.join, _STOP_S)
         if process.is_alive():
             process.kill()

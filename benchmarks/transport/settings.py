@@ -1,4 +1,4 @@
-"""What a transport benchmark is asked to do, and the rows of the suggested matrix."""
+"""The settings of a transport benchmark, and the rows of the suggested matrix."""
 
 import math
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from benchmarks.transport.generator import Generator
 
 TRANSPORTS = ("raw-quic", "http3", "webtransport")
-"""Tunnel encodings in the order in which they are run; the first is what the others are compared with."""
+"""Tunnel encodings in running order; the others are compared with the first."""
 
 BUILT = ("raw-quic",)
-"""Those this program can run today."""
+"""The tunnel encodings that this program implements."""
 
 MAX_STREAMS = 16_384
-"""Streams the server of a run grants on each connection."""
+"""Concurrent streams that the server grants on each connection."""
 
 _ORDER_SEED = 5_611_218_002_229
 _WARMUP_SALT = 659_918
@@ -28,7 +28,7 @@ _MODES = ("smoke", "controlled", "strict")
 
 
 class SettingsError(ValueError):
-    """A parameter that makes no benchmark; `parameter` names it."""
+    """An invalid parameter; `parameter` is its name."""
 
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(f"{parameter}: {message}")
@@ -37,13 +37,13 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """One value for every run of a benchmark. Raises `SettingsError` for values that make no benchmark."""
+    """The settings of all runs of a benchmark. Raises `SettingsError` for invalid values."""
 
     requests: int = 20_000
     concurrency: int = 256
     quic_connections: int = 1
     warmup_requests: int = 1_000
-    """Per run; not measured."""
+    """Requests per run before the measured ones."""
     request_body_bytes: int = 1_024
     response_body_bytes: int = 1_024
     request_chunk_bytes: int = 16_384
@@ -53,25 +53,25 @@ class TransportSettings:
     trials: int = 1
     warmup_trials: int = 0
     cooldown_ms: int = 0
-    """Pause after every run."""
+    """Pause after each run."""
     randomize_order: bool = False
     noise_threshold_cv: float = 0.02
-    """Highest coefficient of variation of a throughput that counts as reliable."""
+    """Highest coefficient of variation of the throughput that counts as reliable."""
     min_effect_size_percent: float = 1.0
-    """Smallest difference of mean throughputs worth a word."""
+    """Smallest relative difference of mean throughputs that the report mentions."""
     reliability_mode: str = "smoke"
     transports: tuple[str, ...] = BUILT
     server_process: bool = False
-    """Run the server in a process of its own, so that the CPU of both ends is told apart."""
+    """Run the server in its own process, so that the CPU time of each end is known."""
     idle_streams: int = 0
-    """Streams that are open on the first connection during the run and carry nothing."""
+    """Idle open streams on the first connection during the run."""
     request_timeout_ms: int = 30_000
-    """A request that takes longer fails."""
+    """Time limit of a request; it fails after that."""
     run_timeout_ms: int = 600_000
-    """A run that takes longer is given up."""
+    """Time limit of a run; it is ended after that."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Check all values."""
         self._check_numbers()
         if self.reliability_mode not in _MODES:
             raise SettingsError("reliability_mode", "must be one of " + ", ".join(_MODES))
@@ -95,14 +95,14 @@ class TransportSettings:
         for name in ("noise_threshold_cv", "min_effect_size_percent"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SettingsError(name, "must be a finite number that is not negative")
-        # Half of what the server grants, so that idle streams and those that just end leave streams for the next.
+        # Half of the granted streams, so that idle streams and streams that are just ending leave enough for new requests.
         if self.concurrency > MAX_STREAMS // 2 * self.quic_connections:
             raise SettingsError("concurrency", f"must be at most {MAX_STREAMS // 2} for each connection")
         if self.idle_streams > MAX_STREAMS // 2:
             raise SettingsError("idle_streams", f"must be at most {MAX_STREAMS // 2}")
 
     def order(self, trial: int, *, warmup: bool) -> list[str]:
-        """The transports of a trial (counted from 0) in the order to run them."""
+        """The transports of a trial (counted from 0) in running order."""
         names = list(TRANSPORTS)
         if self.randomize_order:
             draw = Generator(_ORDER_SEED ^ trial ^ (_WARMUP_SALT if warmup else 0))
@@ -133,7 +133,7 @@ _ROWS: dict[str, dict[str, int]] = {
 
 
 def matrix(base: TransportSettings, scale: float) -> Mapping[str, TransportSettings]:
-    """The suggested rows by name, with `scale` times their requests; everything a row does not say is from `base`."""
+    """The suggested rows by name, with `scale` times their requests; settings that a row does not set are those of `base`."""
     usual = TransportSettings()
     rows = {}
     for name, row in _ROWS.items():

@@ -1,7 +1,7 @@
-"""Cost over open streams, tunnels and chunk size: three series of runs, as JSON and as one plot.
+"""CPU cost by number of open streams, number of tunnels and chunk size: three series of runs, as JSON and as one plot.
 
-Client and server have a process each, so that a line stands for the CPU of one end. Points are interleaved and repeated,
-and each is the median of its repetitions.
+Client and server run in separate processes, so that each line shows the CPU time of one end. The runs are interleaved and
+repeated; each point is the median of its repetitions.
 """
 
 import statistics
@@ -20,11 +20,11 @@ _TUNNELS = (1, 2, 4, 8, 16)
 _CHUNKS = (64, 256, 1_024, 4_096, 16_384, 65_536)
 _STREAMED_BYTES = 65_536
 _STREAMED_SHARE = 20
-"""A streamed response costs so much more than a short one that a series of them has this part of the requests."""
+"""Divisor of the number of requests for streamed responses, because a streamed response costs more than a short one."""
 
 
 class Point(msgspec.Struct, frozen=True):
-    """CPU microseconds of both ends, per request or per chunk (`per`), and what the clock says."""
+    """CPU microseconds of each end per request or per chunk (`per`), and wall time figures."""
 
     x: int
     per: str
@@ -35,14 +35,14 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Series(msgspec.Struct, frozen=True):
-    """One thing varied."""
+    """A series of points with one varied parameter."""
 
     name: str
     points: list[Point]
 
 
 def _plan(base: TransportSettings) -> list[tuple[str, int, int, TransportSettings]]:
-    """Series, its x, chunks per request to divide by, and the run."""
+    """For each point: name of the series, x value, chunks per request to divide by, settings of the run."""
     base = replace(base, server_process=True, trials=1)
     streamed = max(1, base.requests // _STREAMED_SHARE)
     rows = [("open streams", x, 1, replace(base, idle_streams=x)) for x in _IDLE_STREAMS]
@@ -67,7 +67,7 @@ def _plan(base: TransportSettings) -> list[tuple[str, int, int, TransportSetting
 
 
 async def sweep(base: TransportSettings, repeat: int, progress: Progress) -> list[Series]:
-    """Run everything `repeat` times. Raises as `measure_run`, and RuntimeError if a request fails."""
+    """Run all points `repeat` times. Raises like `measure_run`, and RuntimeError if a request fails."""
     plan = _plan(base)
     found: dict[tuple[str, int], list[RunSummary]] = {}
     for turn in range(repeat):
@@ -105,7 +105,7 @@ def _point(x: int, chunks: int, runs: list[RunSummary]) -> Point:
 
 
 def table(series: list[Series]) -> str:
-    """The points, in Markdown."""
+    """A Markdown table of the points."""
     lines = []
     for one in series:
         lines.append(f"\n| {one.name} | client us | server us | per | requests/s | MiB/s |\n|" + " ---: |" * 6 + "\n")
@@ -118,11 +118,11 @@ def table(series: list[Series]) -> str:
 
 
 def draw(series: list[Series], path: Path) -> None:
-    """One panel per series."""
+    """Draw a plot with one panel per series."""
     import matplotlib as mpl
 
     mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "transport"  # the same figures make the same file
+    mpl.rcParams["svg.hashsalt"] = "transport"  # equal figures give equal files
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, len(series), figsize=(4.2 * len(series), 3.4))

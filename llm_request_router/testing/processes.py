@@ -1,4 +1,4 @@
-"""One child process of a test: started with its output in a file, waited for with a deadline, ended for certain."""
+"""A child process of a test: its output goes to a file, waiting for it has a deadline, and it is always ended."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ _POLL_S = 0.01
 
 
 class ProcessEndedError(RuntimeError):
-    """A process ended, or did not do in time what was waited for. The message holds the end of its log."""
+    """A process ended or missed a deadline. The message contains the end of its log."""
 
     def __init__(self, message: str, log: str) -> None:
         super().__init__(f"{message}\n{log[-3_000:]}")
@@ -22,10 +22,10 @@ class ProcessEndedError(RuntimeError):
 
 
 class Process:
-    """A running command; its standard output and error go to one file."""
+    """A running command; standard output and standard error go to one file."""
 
     def __init__(self, name: str, command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
-        """Starts `command` at once, in a session of its own, so that it and its children can be ended together."""
+        """Start `command` in its own session, so that it and its children can be ended together."""
         self.name = name
         self.command = tuple(command)
         self.log_path = directory / f"{name}.log"
@@ -46,27 +46,27 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative for a signal."""
+        """The exit code: None while it runs, negative if a signal ended it."""
         return self._child.poll()
 
     def log(self) -> str:
-        """Everything it has written so far."""
+        """The output of the process so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if the process still runs."""
         if self.exit_code is None:
             self._child.send_signal(number)
 
     def wait(self, timeout_s: float = 10) -> int:
-        """The exit code. Raises `ProcessEndedError` if it still runs after `timeout_s`."""
+        """Wait for the end; returns the exit code. Raises `ProcessEndedError` if it still runs after `timeout_s` seconds."""
         try:
             return self._child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise ProcessEndedError(f"{self.name} still runs after {timeout_s} s", self.log()) from None
 
     def until(self, condition: Callable[[], T | None], what: str, timeout_s: float = 15) -> T:
-        """Wait until `condition()` is true and return it. Raises `ProcessEndedError` if the process ends before, or late."""
+        """Wait for a true `condition()` and return it. Raises `ProcessEndedError` at the process's end or after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while True:
             found = condition()
@@ -79,7 +79,7 @@ class Process:
             time.sleep(_POLL_S)
 
     def until_logged(self, text: str, timeout_s: float = 15) -> str:
-        """Wait until `text` is in the log; returns its line."""
+        """Wait until `text` is in the log; returns its line. Raises `ProcessEndedError` like `until`."""
 
         def line() -> str | None:
             return next((one for one in self.log().splitlines() if text in one), None)
@@ -87,7 +87,7 @@ class Process:
         return self.until(line, f"the line {text!r}", timeout_s)
 
     def stop(self, timeout_s: float = 5) -> int:
-        """SIGTERM, and SIGKILL if that is not enough in time. Returns the exit code."""
+        """Send SIGTERM, and SIGKILL after `timeout_s` seconds; returns the exit code."""
         self.send(signal.SIGTERM)
         try:
             return self._child.wait(timeout_s)
@@ -95,7 +95,7 @@ class Process:
             return self.kill()
 
     def kill(self) -> int:
-        """SIGKILL, to it and to whatever it started."""
+        """Send SIGKILL to the process and its children; returns the exit code."""
         if self.exit_code is None:
             os.killpg(self._child.pid, signal.SIGKILL)
         return self._child.wait(5)

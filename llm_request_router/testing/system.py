@@ -1,4 +1,4 @@
-"""A system under test: one router, any number of workers, each with a mock engine, all on free ports of the loopback."""
+"""A system under test: one router and any number of workers, each with a mock engine, on free ports of the loopback."""
 
 import http.client
 import json
@@ -14,11 +14,11 @@ from llm_request_router import programs
 from llm_request_router.testing.processes import Process
 
 DNS_NAME = "routers.test"
-"""Under this name routers with discovery look for each other."""
+"""The DNS name by which routers with discovery find each other."""
 
 
 class Ports(NamedTuple):
-    """Where a router listens, as its `--ports-file` tells; each `ip:port`."""
+    """The addresses a router listens on, from its `--ports-file`; each `ip:port`."""
 
     http: str
     grpc: str
@@ -28,7 +28,7 @@ class Ports(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "Ports | None":
-        """The content of a ports file; None as long as there is none."""
+        """Read a ports file; None if it does not exist yet."""
         if not path.exists():
             return None
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ class Reply(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """One worker and the engine behind it."""
+    """A worker and its engine."""
 
     name: str
     process: Process
@@ -73,10 +73,10 @@ class System:
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> "System":
-        """Start a router with further command line `options`; returns when it is ready.
+        """Start a router with these additional command line `options`; returns when it is ready.
 
-        Without `discovery` it asks no DNS; with it `options` should name a `--dns-nameserver`.
-        Logs go to `directory`, or to a temporary one that `close` removes.
+        Without `discovery` the router sends no DNS queries; with it, `options` should contain `--dns-nameserver`.
+        Logs go to `directory`, or to a temporary directory that `close` removes.
         """
         system = cls(
             Path(tempfile.mkdtemp(prefix="llm-router-")) if directory is None else directory, remove=directory is None
@@ -90,21 +90,21 @@ class System:
 
     @property
     def router(self) -> Process:
-        """The router's process."""
+        """The router's process. Raises RuntimeError if none was started."""
         if self._router is None:
             raise RuntimeError("no router was started")
         return self._router
 
     @property
     def ports(self) -> Ports:
-        """Where the router listens."""
+        """The addresses the router listens on. Raises RuntimeError before it is ready."""
         if self._ports is None:
             raise RuntimeError("the router is not ready")
         return self._ports
 
     @property
     def url(self) -> str:
-        """Base URL for requests, without a slash at the end."""
+        """Base URL for requests, without trailing slash."""
         return f"http://{self.ports.http}"
 
     @property
@@ -113,9 +113,9 @@ class System:
         return self.ports.reverse_tunnel is not None
 
     def add_worker(self, *models: str, options: Sequence[str] = (), engine_options: Sequence[str] = ()) -> Worker:
-        """Start a mock engine and a worker that serves `models` from it; returns when requests can be routed to it.
+        """Start a mock engine and a worker that serves `models`; returns when requests can be routed to the worker.
 
-        The worker dials the router; one that listens for a router in direct mode can be had with `spawn`.
+        The worker dials the router (reverse mode); start a worker in direct mode with `spawn`.
         """
         name = f"worker-{len(self.workers)}"
         engine, engine_url = self.add_engine(*models, name=f"{name}-engine", options=engine_options)
@@ -140,7 +140,7 @@ class System:
         return worker
 
     def add_engine(self, *models: str, name: str, options: Sequence[str] = ()) -> tuple[Process, str]:
-        """Start a mock engine; returns it with its base URL."""
+        """Start a mock engine; returns its process and base URL."""
         ports_file = self.directory / f"{name}.json"
         command = [
             *programs.command("stargate_client.mock_engine"),
@@ -158,7 +158,7 @@ class System:
         return engine, str(json.loads(ports_file.read_text(encoding="utf-8"))["url"])
 
     def spawn(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
-        """Start any further process that should end, and be reported, with this system."""
+        """Start another process, which `close` ends and whose log is reported with this system's."""
         process = Process(name, command, self.directory, environment or {})
         self._processes.append(process)
         return process
@@ -178,7 +178,7 @@ class System:
         address: str | None = None,
         timeout_s: float = 10,
     ) -> Reply:
-        """One request on a connection of its own, to the HTTP port unless `address` names another one."""
+        """Send one request on a new connection, to the HTTP port or to `address`."""
         connection = http.client.HTTPConnection(address or self.ports.http, timeout=timeout_s)
         try:
             connection.request(method, path, body=body, headers=dict(headers or {}))
@@ -189,24 +189,24 @@ class System:
             connection.close()
 
     def chat(self, model: str, text: str = "hello", **fields: object) -> Reply:
-        """One streamed chat completion through the router, read to its end; `fields` go into the JSON body."""
+        """Send one streaming chat completion through the router and read it to its end; `fields` are added to the JSON body."""
         document = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}], **fields}
         headers = {**self.headers(model), "content-type": "application/json"}
         return self.request("POST", "/v1/chat/completions", headers=headers, body=json.dumps(document).encode())
 
     def metrics(self, *, additional: bool = True) -> dict[str, float]:
-        """All samples of the metrics page by their full name with labels."""
+        """All samples of the metrics page, by name with labels."""
         page = self.request("GET", "/metrics/all" if additional else "/metrics", address=self.metrics_address)
         lines = (line for line in page.body.decode().splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     @property
     def metrics_address(self) -> str:
-        """The metrics port on the loopback."""
+        """Address of the metrics port on the loopback."""
         return f"127.0.0.1:{self.ports.metrics.rpartition(':')[2]}"
 
     def logs(self) -> list[tuple[str, str]]:
-        """Name and log of every process started so far."""
+        """Name and log of each process started so far."""
         return [(process.name, process.log()) for process in self._processes]
 
     def close(self) -> None:
@@ -248,7 +248,7 @@ class System:
         self._ports = self._router.until(lambda: Ports.read(ports_file), "it told its ports", timeout_s=30)
 
     def _served(self, models: Sequence[str]) -> bool:
-        """Whether every worker started for these models is routable: the router counts them per model."""
+        """Whether all workers started for these models are routable, by the router's count per model."""
         prefix = "stargate_active_inference_servers"
         gauges = {name: count for name, count in self.metrics(additional=False).items() if name.startswith(prefix)}
         for model in models:

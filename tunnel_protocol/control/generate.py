@@ -1,4 +1,4 @@
-"""Generate the protobuf modules of this folder: `python -m tunnel_protocol.control.generate [--check]`.
+"""Generate the protobuf modules of this package: `python -m tunnel_protocol.control.generate [--check]`.
 
 The generated files are committed, so that an installation needs no compiler; `--check` generates into a temporary folder
 and exits 1 when a committed file differs. Needs the development requirements (grpcio-tools, mypy-protobuf).
@@ -14,8 +14,8 @@ PROTO_NAMES = ("stargate.proto", "llm_gateway.proto")
 
 
 def generate(target: pathlib.Path) -> None:
-    """Write `tunnel_protocol/control/*_pb2*.py[i]` below `target`. Raises `RuntimeError` when the compiler refuses."""
-    from grpc_tools import protoc  # a development tool: imported here so that running routers never need it
+    """Write `tunnel_protocol/control/*_pb2*.py[i]` below `target`. Raises `RuntimeError` if the compiler fails."""
+    from grpc_tools import protoc  # a development tool: imported here so that routers do not need it
 
     root = pathlib.Path(__file__).resolve().parents[2]
     scripts = pathlib.Path(sys.executable).parent
@@ -36,7 +36,7 @@ def generate(target: pathlib.Path) -> None:
 
 
 def stale_files() -> list[str]:
-    """Names of committed generated files that differ from what the compiler makes now."""
+    """Names of the committed generated files that differ from the compiler's output."""
     here = pathlib.Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder)

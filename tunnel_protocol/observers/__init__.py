@@ -1,1 +1,1 @@
-"""What watches router and worker and cannot fail them: lines written by threads of their own, counted where they are lost."""
+"""Logs of router and worker: threads write the lines, so that a slow or failed reader only loses lines, which are counted."""

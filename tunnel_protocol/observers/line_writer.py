@@ -1,7 +1,7 @@
-"""Lines for an observer (log, key log), written by a thread of their own: the caller never waits and never sees an error.
+"""Writes the lines of a log or key log in a thread, so that the caller never waits and gets no error.
 
-A reader that is gone, a full disk, a pipe that lags or is blocked cost lines and nothing else. What does not fit into the
-queue, or cannot be written, is counted; one line says how many as soon as writing works again.
+If the reader is gone, the disk is full, or a pipe is slow or blocked, lines are lost, without other effects. Lines that do
+not fit into the queue or cannot be written are counted; one line reports their number when writing works again.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 from tunnel_protocol.limit import Limit
 
 LINES = Limit("observer.lines", bytes=4 << 20, pieces=20_000)
-"""What one writer holds: lines that wait and lines that are being written."""
+"""Lines held by one writer: queued or being written."""
 
 _BATCH_S = 0.02
-"""Least time between two writes: under load one write, and one change of threads, takes many lines."""
+"""Minimum seconds between two writes, so that under load one write and one thread switch serve many lines."""
 _RETRY_S = 0.25
-"""Least time between two writes when the last one failed."""
+"""Minimum seconds until the next write after a failed one."""
 _REMIND_S = 1.0
-"""How often a writer without lines looks whether it can tell what it lost."""
+"""Seconds between attempts of a writer without queued lines to report lost lines."""
 _POLL_MS = 1_000
 
 
@@ -41,10 +41,10 @@ class LineWriter:
         failed: Callable[[OSError], None] | None = None,
         reminders: Callable[[], tuple[list[str], bool]] = _nothing,
     ) -> None:
-        """A descriptor stays its owner's; a file is opened here (raises OSError), and again by `reopen`.
+        """`target` is a descriptor, which is not closed here, or a file, which is opened (raises OSError), again by `reopen`.
 
-        `lost_line` makes the line that says how many were lost; `failed` hears, in the writer's thread, of the first error of
-        a series; after `remind`, `reminders` is asked about once a second for further lines, until it says False.
+        `lost_line` makes the line that reports the number of lost lines. `failed` is called in the writer's thread with the first
+        error of a series. After `remind`, `reminders` is called about once a second for further lines, until it returns False.
         """
         self.name = name
         self._path: Path | None = None if isinstance(target, int) else target
@@ -54,7 +54,7 @@ class LineWriter:
         self._reminders = reminders
         self._max_bytes: int = limit.bytes or 0
         self._max_pieces: int = limit.pieces or 0
-        # Reentrant: a finalizer that the collector runs in the middle of `write` may log as well.
+        # Reentrant, because the garbage collector may run a finalizer that logs during `write`.
         self._lock = threading.RLock()
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -63,9 +63,9 @@ class LineWriter:
         self._settled = 0
         self._dropped = 0
         self._lost_before = 0
-        """Lost in failed writes, and not reported yet: they came before the lines in the queue."""
+        """Number of lines lost in failed writes and not reported yet; reported before the queued lines."""
         self._lost_after = 0
-        """Refused by the full queue, and not reported yet: they came after the lines in the queue."""
+        """Number of lines lost because the queue was full and not reported yet; reported after the queued lines."""
         self._midline = False
         self._failing = False
         self._reopen = False
@@ -80,16 +80,16 @@ class LineWriter:
 
     @property
     def dropped(self) -> int:
-        """How many lines were lost since the start."""
+        """Number of lines lost since the start."""
         return self._dropped
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes of lines that wait or are being written."""
+        """Bytes of lines that are queued or being written."""
         return self._bytes
 
     def write(self, line: str) -> None:
-        """Queue one line, without its newline; or count it as lost."""
+        """Queue one line, given without newline; if the queue is full, count it as lost."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         size = len(data)
         with self._lock:
@@ -107,7 +107,7 @@ class LineWriter:
                 self._start()
 
     def remind(self) -> None:
-        """There will be reminders to ask for."""
+        """Start to call `reminders`."""
         with self._lock:
             if not self._remind:
                 self._remind = True
@@ -116,7 +116,7 @@ class LineWriter:
                     self._start()
 
     def reopen(self) -> None:
-        """Open the file again before the next line (it was rotated away). The old one stays in use if that fails."""
+        """Open the file again before the next line, after log rotation. If that fails, the old file stays in use."""
         if self._path is None:
             return
         with self._lock:
@@ -126,7 +126,7 @@ class LineWriter:
                 self._start()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all lines queued by now are written or lost; False if that took longer."""
+        """Wait until all lines queued so far are written or lost; False if that takes longer than `timeout_s` seconds."""
         waiter = threading.Lock()
         waiter.acquire()
         with self._lock:
@@ -137,7 +137,7 @@ class LineWriter:
         return waiter.acquire(timeout=timeout_s)
 
     def close(self, timeout_s: float = 1.0) -> bool:
-        """Flush, and end the thread; later lines are lost. False if lines were left: their reader does not read."""
+        """Flush, and end the thread; later lines are lost. False if lines were not written within `timeout_s` seconds."""
         done = self.flush(timeout_s)
         with self._lock:
             already, self._closing = self._closing, True
@@ -152,16 +152,16 @@ class LineWriter:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        # A daemon: a reader that does not read must not hold the process back.
+        # A daemon, so that a reader that does not read cannot block the process's exit.
         self._thread = threading.Thread(target=self._run, name=f"{self.name} writer", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
-            # The system has no thread left. The next line tries again; the queue bounds what waits until then.
+            # The system has no more threads. The next line tries again; the queue is bounded until then.
             self._thread = None
 
     def _ring(self) -> None:
-        """Wake the thread; `_lock` is held."""
+        """Wake the thread; the caller holds `_lock`."""
         self._asleep = False
         if not self._rung:
             self._rung = True
@@ -193,7 +193,7 @@ class LineWriter:
             os.close(self._descriptor)
 
     def _turn(self) -> None:
-        """Write all that is there in one go."""
+        """Write all queued lines in one write."""
         with self._lock:
             lines, self._lines = self._lines, []
             before, after = self._lost_before, self._lost_after
@@ -233,7 +233,7 @@ class LineWriter:
         return f"{self._lost_line(lost)}\n".encode("utf-8", "backslashreplace") if lost else b""
 
     def _write_out(self, data: bytes) -> tuple[int, OSError | None]:
-        """Bytes written, and what kept the rest from it."""
+        """Write `data`; returns the number of written bytes, and the error if not all were written."""
         written = 0
         if self._midline and data:
             data = b"\n" + data
@@ -253,7 +253,7 @@ class LineWriter:
         return written - extra, None
 
     def _wait_for_reader(self) -> None:
-        """The descriptor does not block; wait here until it takes more (or its reader is gone: the write tells)."""
+        """Wait until the non-blocking descriptor is writable or its reader is gone; then the next write fails."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         poll.poll(_POLL_MS)
@@ -282,5 +282,5 @@ class LineWriter:
 
 
 def _open(path: Path) -> int:
-    # Not blocking: a pipe without a reader is an error here, and does not hang the start. 0600: key logs hold secrets.
+    # O_NONBLOCK: opening a pipe without a reader fails instead of blocking. 0600: key logs hold secrets.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)

@@ -1,6 +1,6 @@
-"""Lines that somebody outside can cause: the first of each kind and source, then one line that says how many there were.
+"""Limits log lines that peers can cause: the first of each kind and source are written, one line counts the others.
 
-A packet, a request or a registration that is refused is worth a line. A million of them are worth one more.
+A refused packet, request or registration is logged; a million of them must not fill the log.
 """
 
 import threading
@@ -13,35 +13,35 @@ import structlog
 from tunnel_protocol.limit import Limit
 
 INTERVAL_S = 10.0
-"""Lines are counted anew after this long."""
+"""Seconds after which the counts start again."""
 
 LINES_OF_SOURCE = Limit("observer.sampled_lines_of_source", pieces=20)
 """Warnings and errors of one kind and source in an interval."""
 LINES_OF_KIND = Limit("observer.sampled_lines_of_kind", pieces=200)
-"""Lines of one kind in an interval, from however many sources."""
+"""Lines of one kind in an interval, of all sources."""
 KINDS = Limit("observer.sampled_kinds", pieces=500)
-"""Kinds told apart; more share one."""
+"""Kinds counted separately; further kinds share one count."""
 SOURCES = Limit("observer.sampled_sources", pieces=2_000)
-"""Sources of one kind told apart; more share one."""
+"""Sources of one kind counted separately; further sources share one count."""
 
 KIND = "sample_kind"
-"""An event's field for its kind, if that is not its text; never shown."""
+"""Field of an event with its kind, if the kind is not the event's text; it is not written to the log."""
 
 _SOURCES = ("peer", "address", "addr", "inference_server_id", "dial_address", "url", "model_id")
 _OTHERS = "(others)"
 
 
 class Summary(NamedTuple):
-    """What was left out of one kind in an interval."""
+    """Number of lines of one kind that were left out in an interval."""
 
     kind: str
     lines: int
     sources: int
-    """How many sources had lines left out; the others share one beyond `SOURCES`."""
+    """Number of sources whose lines were left out; sources above `SOURCES` count as one."""
 
 
 class _Kind:
-    """One kind in its current interval."""
+    """Counts of one kind in the current interval."""
 
     __slots__ = ("began", "left_out", "seen", "shown", "silenced")
 
@@ -54,17 +54,17 @@ class _Kind:
 
 
 class Sampler:
-    """Counts lines; may be called from any thread."""
+    """Counts lines by kind and source; may be called from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` tells seconds."""
+        """`clock` returns seconds."""
         self._clock = clock
         self._lock = threading.RLock()
         self._kinds: dict[str, _Kind] = {}
         self._due: list[Summary] = []
 
     def admits(self, kind: str, source: str, *, of_source: int | None = LINES_OF_SOURCE.pieces) -> bool:
-        """Whether to write one more line; None for `of_source` leaves the bound of the kind alone."""
+        """Whether to write another line. `of_source` is the limit per source, None for no limit per source."""
         now = self._clock()
         with self._lock:
             known = self._kinds.get(kind)
@@ -81,7 +81,7 @@ class Sampler:
             return False
 
     def summaries(self) -> tuple[list[Summary], bool]:
-        """What was left out in intervals that are over; and whether there will be more."""
+        """Summaries of intervals that have ended, and whether there will be more."""
         now = self._clock()
         with self._lock:
             for kind, known in list(self._kinds.items()):
@@ -110,22 +110,22 @@ class Sampler:
 
     def _end(self, kind: str, known: _Kind) -> None:
         del self._kinds[kind]
-        # Bounded as the kinds are, and emptied once a second.
+        # Bounded by the same limit as the kinds, and emptied once a second.
         if known.left_out and len(self._due) < (KINDS.pieces or 0):
             self._due.append(Summary(kind, known.left_out, len(known.silenced)))
 
 
 class SampleLines:
-    """A structlog processor: leaves out what `sampler` does not admit, and then calls `left_out`."""
+    """A structlog processor: drops lines that `sampler` does not admit, and calls `left_out` for each."""
 
     def __init__(self, sampler: Sampler, left_out: Callable[[], None]) -> None:
         self._sampler = sampler
         self._left_out = left_out
 
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Raises `structlog.DropEvent` for a line that is one too many."""
+        """Pass the event on. Raises `structlog.DropEvent` for a line above a limit."""
         kind = event.pop(KIND, None) or str(event.get("event", ""))
-        # Only strangers' lines come in crowds from one source; what is told of workers that are let in does not.
+        # Info and debug lines about one registered worker may be frequent, so only warnings and errors have a limit per source.
         often = method in ("info", "debug")
         admitted = self._sampler.admits(str(kind), _source(event), of_source=None if often else LINES_OF_SOURCE.pieces)
         if not admitted:
@@ -135,7 +135,7 @@ class SampleLines:
 
 
 def _source(event: MutableMapping[str, Any]) -> str:
-    """Who caused a line, as far as it says: an address without its port, which changes with each connection, or a name."""
+    """The source named in a line: an address without its port, which changes with each connection, or a name; "" if none."""
     for name in _SOURCES:
         value = event.get(name)
         if isinstance(value, str) and value:
@@ -145,7 +145,7 @@ def _source(event: MutableMapping[str, Any]) -> str:
 
 
 def summary_event(summary: Summary) -> dict[str, Any]:
-    """The fields of the line that tells of a summary."""
+    """The fields of the log line for a summary."""
     return {
         "event": f"{summary.lines} similar log lines were left out",
         "like": summary.kind,

@@ -1,7 +1,7 @@
-"""Descriptors 0, 1 and 2 are there before anything else is opened.
+"""Makes sure that file descriptors 0, 1 and 2 are open before any other file is opened.
 
-A process that was started with one of them closed would get a socket or a file under that number: libraries print into it,
-and libuv aborts when it is asked to close it.
+If a process is started with one of them closed, a socket or file gets its number: libraries would print into it, and libuv
+aborts when it is asked to close it.
 """
 
 import os
@@ -10,9 +10,9 @@ import threading
 
 
 def make_safe() -> None:
-    """Put the null device where a standard descriptor is closed, and keep libraries from printing for strangers.
+    """Open the null device for each closed standard descriptor, and switch off gRPC's own log.
 
-    To be called first of all; raises OSError without a null device.
+    Call this before anything else. Raises OSError if the null device cannot be opened.
     """
     for number in range(3):
         try:
@@ -23,10 +23,10 @@ def make_safe() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
             os.set_inheritable(number, True)
-    # gRPC's C core prints a line per failed TLS handshake on standard error, and waits there for its reader: strangers
-    # could fill the disk, or stop the process with a pipe that nobody reads. The variable counts before gRPC is loaded.
+    # gRPC's C core writes a line per failed TLS handshake to standard error and blocks while the pipe is full, so any client
+    # could fill the disk or stop the process. The variable must be set before gRPC is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Python leaves None for a descriptor that it found closed.
+    # Python sets these to None if the descriptor was closed at start.
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
     if sys.stdout is None:
@@ -36,7 +36,7 @@ def make_safe() -> None:
 
 
 def say(text: str, timeout_s: float = 1.0) -> None:
-    """A last word on standard error. Neither raises nor takes longer than this, whatever has become of it."""
+    """Write a line to standard error. Never raises, and takes at most `timeout_s` seconds."""
     thread = threading.Thread(target=_write, args=(text,), name="stderr", daemon=True)
     thread.start()
     thread.join(timeout_s)
@@ -47,5 +47,5 @@ def _write(text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
     except (OSError, ValueError):
-        # There is nobody left to be told.
+        # Standard error is not usable: there is no other place to report to.
         return

@@ -1,1 +1,1 @@
-"""QUIC made fit for thousands of streams on one connection: engine, endpoint, streams."""
+"""QUIC for thousands of streams on one connection: UDP endpoint, protocol engine, streams."""

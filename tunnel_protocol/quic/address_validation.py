@@ -1,6 +1,6 @@
 """Address validation with Retry, without any state per client (RFC 9000 section 8.1.2), and stateless resets (section 10.3).
 
-Everything here is a few microseconds of symmetric cryptography: it is what a stranger's datagram may cost.
+Each function costs a few microseconds of symmetric cryptography, because any sender of a datagram can cause it to be called.
 """
 
 import hmac
@@ -15,27 +15,27 @@ from tunnel_protocol.quic.packets import pull_varint
 from tunnel_protocol.quic.tls import ServerTls
 
 TOKEN_LIFE_S = 15.0
-"""How long after a Retry its token is good: the time in which a client repeats its Initial a few times."""
+"""Seconds that the token of a Retry is valid: long enough for a client to repeat its Initial packet a few times."""
 
 _MAGIC = b"\x52"
-"""First byte of our tokens."""
+"""First byte of the tokens made here."""
 _MAX_CID_BYTES = 20
 _TAG_BYTES = 16
 TOKEN_BYTES = 1 + 8 + 1 + _MAX_CID_BYTES + _TAG_BYTES
-"""Length of every token; magic, time of issue, length of the original id, the id with padding, tag."""
+"""Length of every token in bytes: magic, time of issue, length of the original connection id, padded id, tag."""
 
 _RETRY_KEY = bytes.fromhex("be0c690b9f66575a1d766b54e368c84e")
 _RETRY_NONCE = bytes.fromhex("461599d35d632bf2239825bb")
-"""Public constants of RFC 9001 section 5.8."""
+"""Key and nonce of the Retry integrity tag, public constants of RFC 9001 section 5.8."""
 
 RESET_TOKEN_BYTES = 16
 _SMALLEST_RESET_BYTES = 5 + RESET_TOKEN_BYTES
 _LARGEST_RESET_BYTES = 42
-"""A reset looks like a small ordinary packet (RFC 9000 section 10.3)."""
+"""Sizes of a stateless reset in bytes; it looks like a small 1-RTT packet (RFC 9000 section 10.3)."""
 
 
 class InitialHeader(NamedTuple):
-    """The readable part of a client's Initial packet (RFC 9000 section 17.2.2)."""
+    """The unprotected header fields of a client's Initial packet (RFC 9000 section 17.2.2)."""
 
     destination_cid: bytes
     source_cid: bytes
@@ -43,7 +43,7 @@ class InitialHeader(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "InitialHeader | None":
-        """The header of an Initial packet of QUIC version 1; None if it is none or is cut short."""
+        """Parse the header of an Initial packet of QUIC version 1; None if `data` is no such packet or is truncated."""
         if len(data) < 7 or data[0] & 0xF0 != 0xC0 or data[1:5] != b"\x00\x00\x00\x01":
             return None
         source_at = 6 + data[5]
@@ -61,7 +61,7 @@ class InitialHeader(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """An answer to a client's first packet."""
+    """A Retry packet: the answer to a client's first Initial packet."""
 
     packet: bytes
     cid: bytes
@@ -71,7 +71,7 @@ class Retry(NamedTuple):
 class AddressValidation:
     """Makes Retry packets and checks the tokens that come back: a MAC over time, address and connection ids.
 
-    The key is the object's own: another endpoint's tokens, those of a restarted process among them, do not pass.
+    Each object has its own random key, so tokens of other endpoints, and of this process before a restart, are not accepted.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class AddressValidation:
         return head + self._tag(head, address, retry_cid)
 
     def original_cid(self, header: InitialHeader, address: Address, now: float) -> bytes | None:
-        """The destination id of the client's very first packet; None if the token is not from here or too old."""
+        """The destination id of the client's first packet; None if the token is not from this object or has expired."""
         token = header.token
         head = token[:-_TAG_BYTES]
         if not is_retry_token(token):
@@ -120,29 +120,29 @@ class AddressValidation:
         return head[10 : 10 + head[9]]
 
     def _tag(self, head: bytes, address: Address, retry_cid: bytes) -> bytes:
-        # The port too: another client behind the same translator is another client.
+        # The port is included: clients behind one NAT differ only in their port.
         where = f"{address[0]}|{address[1]}|".encode()
         return hmac.digest(self._key, b"".join((head, where, retry_cid)), "sha256")[:_TAG_BYTES]
 
 
 def is_retry_token(token: bytes) -> bool:
-    """Whether a token looks like one of a Retry of ours, valid or not; any other proves nothing and harms nothing."""
+    """Whether a token has the format of a Retry token of this program, valid or not. Other tokens are ignored."""
     return len(token) == TOKEN_BYTES and token[:1] == _MAGIC
 
 
 def reset_key(tls: ServerTls | None) -> bytes:
     """The key of an endpoint's stateless reset tokens.
 
-    The same after a restart with the same private key on the same host, so that peers notice at once that their connections
-    are gone; not the same on other hosts that share the private key, which would tell an observer the tokens of this one
-    (RFC 9000 section 21.11). Endpoints that only dial have a key of their own each time.
+    After a restart with the same private key on the same host the reset key is the same, so peers are notified at once that their
+    connections are lost. It differs between hosts that share the private key, because a packet sent to the wrong host would
+    otherwise reveal a valid token (RFC 9000 section 21.11). An endpoint that only dials (`tls` is None) gets a random key.
     """
     secret = os.urandom(32) if tls is None else tls.key_pem
     return hmac.digest(secret, b"stateless reset|" + platform.node().encode(), "sha256")
 
 
 class StatelessResets:
-    """Tokens of our connection ids, and the packets that bear them; who has `key` can end these connections."""
+    """Stateless reset tokens of our connection ids, and packets with them. Knowledge of `key` suffices to reset connections."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -152,10 +152,10 @@ class StatelessResets:
         return hmac.digest(self._key, connection_id, "sha256")[:RESET_TOKEN_BYTES]
 
     def packet(self, data: bytes) -> bytes | None:
-        """A stateless reset for a datagram nobody here knows; None if there is nothing to be said.
+        """A stateless reset for a datagram of an unknown connection; None if the datagram must not be answered.
 
-        Only packets with a short header are answered, and always with less than they had: two endpoints that do not
-        know each other stop after a few datagrams (RFC 9000 section 10.3.3).
+        Only packets with a short header are answered, and the answer is shorter than the packet, so two endpoints that answer
+        each other's resets stop after a few datagrams (RFC 9000 section 10.3.3).
         """
         if len(data) <= _SMALLEST_RESET_BYTES or data[0] & 0xC0 != 0x40:
             return None

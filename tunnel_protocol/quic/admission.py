@@ -1,13 +1,14 @@
-"""What becomes of a datagram that belongs to no connection: an answer of a few bytes, a new connection, or nothing.
+"""Decides about a datagram that belongs to no connection: send a short answer, start a connection, or drop it.
 
-No I/O and no state per stranger beyond the half-open handshakes themselves:
+No I/O, and no state per client except for the half-open handshakes:
 
-- As long as few handshakes are half open, a client's first packet is taken as it is, which saves a round trip.
-- Under pressure, from one address or from many, the client must first prove its address (Retry, RFC 9000 section 8.1.2).
-- When all half-open handshakes that may be held are held, one of them makes way for a newcomer that has proved its address:
-  one without proof if there is one, else the oldest of the most frequent address.
+- While few handshakes are half open, a client's first packet is accepted without address validation, which saves a round trip.
+- Above the limits below (in total, per prefix, per address, per second) a client must first prove its address (Retry,
+  RFC 9000 section 8.1.2).
+- When the maximum number of handshakes is half open, one is evicted for a new client that has proved its address: one of a
+  client without proof if there is one, else the oldest of the address with the most half-open handshakes.
 
-Nothing that is sent from here is longer than three times what it answers (RFC 9000 section 8.1).
+An answer is never longer than three times the datagram it answers (RFC 9000 section 8.1).
 """
 
 from typing import Generic, NamedTuple, TypeVar
@@ -26,22 +27,22 @@ UNPROVED = Limit("quic.half_open_unproved", pieces=64)
 """Half-open handshakes of clients that have not proved their address."""
 
 UNPROVED_PER_PREFIX = Limit("quic.half_open_unproved_per_prefix", pieces=32)
-"""... of one IPv4 /24 or IPv6 /48."""
+"""Half-open handshakes of clients that have not proved their address, per IPv4 /24 or IPv6 /48."""
 
 UNPROVED_PER_ADDRESS = Limit("quic.half_open_unproved_per_address", pieces=8)
-"""... of one IPv4 address or IPv6 /64."""
+"""Half-open handshakes of clients that have not proved their address, per IPv4 address or IPv6 /64."""
 
 UNPROVED_PER_SECOND = Limit("quic.handshakes_unproved_per_second", pieces=100)
-"""Handshakes begun without proof, those among them that fail with the first packet."""
+"""Handshakes started per second without proof of address, including those that fail at the first packet."""
 
 REFUSALS = Limit("quic.refusals_per_second", pieces=200)
-"""CONNECTION_REFUSED and INVALID_TOKEN, which cost the keys of an Initial packet each."""
+"""CONNECTION_REFUSED and INVALID_TOKEN answers per second; each costs the derivation of Initial keys."""
 
 ANSWERS = Limit("quic.stateless_answers_per_second", pieces=2_000)
-"""Version negotiations and stateless resets."""
+"""Version Negotiation packets and stateless resets per second."""
 
 SETTLED_S = 2.0
-"""A half-open handshake younger than this does not make way: what its client answered may lie in the socket still."""
+"""Seconds. A half-open handshake younger than this is not evicted: the client's answer may still be in the socket buffer."""
 
 CONNECTION_REFUSED = 0x02
 INVALID_TOKEN = 0x0B
@@ -51,7 +52,7 @@ _AMPLIFICATION = 3
 
 
 class Budget:
-    """So many in a second, and so many at once after a second of rest (a token bucket)."""
+    """A token bucket: `per_second` events per second, and as many at once after one second without any."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = float(per_second)
@@ -59,7 +60,7 @@ class Budget:
         self._at = 0.0
 
     def spend(self, now: float) -> bool:
-        """Take one; False if there is none."""
+        """Take one token at time `now` (seconds); False if the bucket is empty."""
         self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
         self._at = now
         if self._left < 1.0:
@@ -78,21 +79,21 @@ class HalfOpen(Generic[T]):
         self._limit = limit
         self._unproved_limit = min(UNPROVED.pieces or 0, max(1, limit // 2))
         self.unproved: SourceQueue[T] = SourceQueue()
-        """Those of clients that have not proved their address."""
+        """Handshakes of clients that have not proved their address."""
         self.proved: SourceQueue[T] = SourceQueue()
-        """Those of clients that have."""
+        """Handshakes of clients that have proved their address."""
         self._since: dict[T, float] = {}
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of half-open handshakes."""
         return len(self._since)
 
     def __contains__(self, member: object) -> bool:
-        """Whether this one is half open."""
+        """Whether the handshake `member` is half open."""
         return member in self._since
 
     def must_prove(self, source: Source) -> bool:
-        """Whether one more without proof, from this source, would be too many."""
+        """Whether one more handshake from `source` without proof of its address would exceed a limit."""
         queue = self.unproved
         return (
             len(queue) >= self._unproved_limit
@@ -102,12 +103,12 @@ class HalfOpen(Generic[T]):
         )
 
     def add(self, member: T, source: Source, *, proved: bool, now: float) -> None:
-        """A handshake has begun."""
+        """Add a handshake that started at `now` (seconds)."""
         (self.proved if proved else self.unproved).add(member, source)
         self._since[member] = now
 
     def discard(self, member: T) -> bool:
-        """It is complete, or gone; False if it was not half open."""
+        """Remove a handshake that is complete or has failed; False if it was not half open."""
         if self._since.pop(member, None) is None:
             return False
         if not self.unproved.discard(member):
@@ -116,13 +117,13 @@ class HalfOpen(Generic[T]):
 
     @property
     def full(self) -> bool:
-        """Whether one has to go before another may begin."""
+        """Whether a handshake must be evicted before another one may start."""
         return len(self) >= self._limit
 
     def makes_way(self, source: Source, now: float) -> T | None:
-        """Which one has to go for a newcomer that has proved its address; None if all are too young to be judged.
+        """The handshake to evict for a client at `source` that has proved its address; None if all are too recent to evict.
 
-        Age counts only among addresses that have about as many: one that has most of the places gives one up at once.
+        The minimum age `SETTLED_S` does not protect an address with more than twice as many half-open handshakes as `source`.
         """
         unproved = self.unproved.most_expendable()
         if unproved is not None:
@@ -141,7 +142,7 @@ class Admitted(NamedTuple):
 
     source: Source
     original_cid: bytes | None
-    """The destination id of the client's packet before the Retry it followed; None if its address is not proved."""
+    """Destination id of the client's first packet, before the Retry; None if the client has not proved its address."""
 
 
 class Admission(Generic[T]):
@@ -150,7 +151,7 @@ class Admission(Generic[T]):
     def __init__(self, factory: EngineFactory, max_half_open: int) -> None:
         self.half_open: HalfOpen[T] = HalfOpen(max_half_open)
         self.retries = 0
-        """Retry packets made so far."""
+        """Number of Retry packets made."""
         self._factory = factory
         self._validation = AddressValidation()
         self._resets = StatelessResets(factory.reset_key)
@@ -159,7 +160,7 @@ class Admission(Generic[T]):
         self._answers = Budget(ANSWERS.pieces or 0)
 
     def decide(self, data: bytes, address: Address, now: float, *, accepting: bool) -> Admitted | bytes | None:
-        """A connection to be made, a datagram to be sent to `address`, or None: to be ignored."""
+        """`Admitted`: start a connection. Bytes: send this datagram to `address`. None: drop the datagram. `now` in seconds."""
         if not data[0] & 0x80:
             return self._reset(data, now)
         if not self._factory.starts_connection(data):
@@ -176,7 +177,7 @@ class Admission(Generic[T]):
             if original_cid is not None:
                 return Admitted(source, original_cid)
             if is_retry_token(header.token):
-                # Its client follows no second Retry: tell it to start anew (RFC 9000 section 8.1.2).
+                # A client does not accept a second Retry: close, so that it dials again (RFC 9000 section 8.1.2).
                 return self._refuse(data, INVALID_TOKEN, now)
         if self.half_open.must_prove(source) or not self._unproved.spend(now):
             self.retries += 1

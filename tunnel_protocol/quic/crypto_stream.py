@@ -1,26 +1,26 @@
-"""The CRYPTO frames of one packet number space: TLS handshake messages put together, within bounds (RFC 9000 section 7.5).
+"""Reassembles TLS handshake messages from the CRYPTO frames of one packet number space, within bounds (RFC 9000 section 7.5).
 
-TLS gets whole messages only. What a peer sends before it has proved anything is bounded in bytes, in frames and in the length
-that a message announces, so nobody can make the router buffer, copy or parse more.
+TLS gets complete messages only. What a peer sends before it is authenticated is bounded in bytes, in frames and in the length
+that a message announces, which bounds what the router buffers, copies and parses.
 """
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.reassembly import Reassembly
 
 CRYPTO_BUFFER = Limit("quic.crypto_buffer", bytes=65_536, pieces=64)
-"""Handshake bytes held until what is before them arrives; RFC 9000 section 7.5 asks for 4,096 at least."""
+"""Handshake bytes held until the gap before them is filled; RFC 9000 section 7.5 requires at least 4,096."""
 
 CRYPTO_FRAMES = Limit("quic.crypto_frames", pieces=512)
-"""CRYPTO frames from the end of one TLS message to the end of the next, repetitions included."""
+"""CRYPTO frames received per TLS message, retransmissions included."""
 
 CLIENT_MESSAGE = Limit("quic.tls_message_of_client", bytes=16_384)
-"""The longest TLS message a client may announce: a ClientHello with post-quantum key shares has about 2 KiB."""
+"""Longest TLS message a client may announce, in bytes; a ClientHello with post-quantum key shares has about 2 KiB."""
 
 SERVER_MESSAGE = Limit("quic.tls_message_of_server", bytes=65_536)
-"""The longest TLS message a server may announce: its certificate chain."""
+"""Longest TLS message a server may announce, in bytes; its certificate chain is the longest."""
 
 _HEADER_BYTES = 4
-"""Type and length of a TLS handshake message (RFC 8446 section 4)."""
+"""Bytes of the type and length that start a TLS handshake message (RFC 8446 section 4)."""
 
 _MAX_BYTES = CRYPTO_BUFFER.bytes or 0
 _MAX_PIECES = CRYPTO_BUFFER.pieces or 0
@@ -30,7 +30,7 @@ _MAX_SERVER_MESSAGE = SERVER_MESSAGE.bytes or 0
 
 
 class CryptoBufferError(Exception):
-    """A bound of this module was reached: ends the connection with CRYPTO_BUFFER_EXCEEDED (RFC 9000 section 20.1)."""
+    """A bound of this module was exceeded; the connection ends with CRYPTO_BUFFER_EXCEEDED (RFC 9000 section 20.1)."""
 
 
 class CryptoStream:
@@ -44,12 +44,12 @@ class CryptoStream:
         self._message = bytearray()
         self._pieces: Reassembly | None = None
         self.received = 0
-        """Everything below this offset has arrived."""
+        """All bytes below this offset have been received."""
         self.handed_over = 0
-        """Everything below this offset was returned."""
+        """All bytes below this offset have been returned to TLS."""
 
     def receive(self, offset: int, data: bytes) -> bytes:
-        """Take a frame; returns the whole messages that it completes, often none. Raises `CryptoBufferError`."""
+        """Process a CRYPTO frame; returns the TLS messages that it completes, often none. Raises `CryptoBufferError`."""
         self._frames += 1
         if self._frames > _MAX_FRAMES:
             raise CryptoBufferError("too many CRYPTO frames")
@@ -66,7 +66,7 @@ class CryptoStream:
         return self._whole_messages()
 
     def held_bytes(self) -> int:
-        """Bytes held, in order or not."""
+        """Received bytes that have not been returned, in order or not."""
         return len(self._message) + (0 if self._pieces is None else self._pieces.size)
 
     def _take_out_of_order(self, offset: int, data: bytes) -> None:

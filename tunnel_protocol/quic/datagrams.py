@@ -1,7 +1,7 @@
-"""Datagrams in and out of a non-blocking UDP socket, one system call each.
+"""Reads and writes datagrams of a non-blocking UDP socket, one system call each.
 
-The Python twin of `datagram_speedups.pyx`, which takes many datagrams with one call and lets the kernel join them where it
-can (Linux, `recvmmsg` and `UDP_GRO`). It is used instead where it was compiled.
+The Python version of `datagram_speedups.pyx`, which is used instead if it was compiled: that one reads many datagrams per system
+call and lets the kernel coalesce them (Linux, `recvmmsg` and `UDP_GRO`).
 """
 
 import errno
@@ -19,14 +19,14 @@ _SOURCE_IS_GONE = (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
 
 
 class Datagrams:
-    """Reads and writes; what went wrong is told as an error number, because a lost datagram is an ordinary event."""
+    """Reads and writes datagrams. Errors are returned as errno, not raised, because losing a datagram is an ordinary event."""
 
     def __init__(self, sock: socket.socket, receive_bytes: int, *, answers_as_asked: bool = False) -> None:
-        """`receive_bytes` is the largest datagram that is expected; what is longer is cut off.
+        """`receive_bytes` is the size of the largest expected datagram; longer ones are truncated.
 
-        With `answers_as_asked` every address that `receive` tells ends with the address of this host at which the datagram
-        arrived (`IP_PKTINFO`), and what is sent to it leaves from there: what a socket needs that is bound to all
-        addresses. Raises OSError if the kernel does not tell.
+        With `answers_as_asked` every address that `receive` returns ends with the local address at which the datagram
+        arrived (`IP_PKTINFO`), and `send` uses it as the source address. A socket that is bound to all addresses needs this.
+        Raises OSError if the kernel does not support it.
         """
         self._socket = sock
         self._receive_bytes = receive_bytes
@@ -38,9 +38,9 @@ class Datagrams:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
 
     def receive(self, limit: int) -> tuple[list[Datagram], int]:
-        """What is there now, and the error that ended it, 0 if there was none.
+        """The datagrams that can be read without waiting, and the errno that ended reading (0: none).
 
-        Nothing more is asked for once there are `limit`; compiled, what the last call brings (at most 1 MiB) comes on top.
+        Reading stops after `limit` datagrams; the compiled version returns all of its last system call (at most 1 MiB more).
         """
         datagrams: list[Datagram] = []
         receive, size = self._receive_as_asked if self._answers_as_asked else self._socket.recvfrom, self._receive_bytes
@@ -63,13 +63,13 @@ class Datagrams:
         return data, address
 
     def send(self, data: bytes, segment: int, address: Address) -> int:
-        """Send one datagram, or datagrams of `segment` bytes each (0: `data` is one); 0 or an error number."""
+        """Send `data` as datagrams of `segment` bytes each (0: as one datagram). Returns 0 or an errno."""
         source = address[-1]
         if not isinstance(source, bytes):
             return self._send(data, segment, address, None)
         error = self._send(data, segment, address[:-1], source)
         if error in _SOURCE_IS_GONE:
-            # The host has lost that address, perhaps, or it is one that only receives: the kernel chooses.
+            # The host may no longer have this source address, or it cannot send from it: let the kernel choose.
             error = self._send(data, segment, address[:-1], None)
         return error
 

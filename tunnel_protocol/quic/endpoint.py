@@ -1,8 +1,8 @@
-"""UDP socket and connections on an asyncio event loop; the only asyncio of the package.
+"""A UDP socket and its QUIC connections on an asyncio event loop; the only module of the package that uses asyncio.
 
-One tick: take the datagrams that are there, hand each to its connection's engine, let the engines call their handlers,
-then let every connection that has something to say send once. What handlers and others write between ticks is sent in one
-go at the end of the loop's turn.
+One tick: read the datagrams that have arrived, pass each to the engine of its connection, let the engines call their
+handlers, then let every connection that has data send once. What is written between ticks is sent together at the end of
+the event loop's iteration.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ _log = structlog.get_logger()
 
 _TIMER_GRAIN_S = 0.001
 _READ_AGAIN_S = 0.05
-"""Pause after the socket could not be read many times in a row, for want of memory perhaps."""
+"""Seconds to pause after reading the socket has failed many times in a row, for example for lack of memory."""
 _FAREWELL_S = 0.2
-"""How long `Endpoint.close` waits for a full socket to take the last packets."""
+"""Seconds that `Endpoint.close` waits for a full socket buffer to accept the last packets."""
 
 
 class ConnectionHandler(Protocol):
-    """What the owner of a connection is told. Called synchronously from the endpoint's tick."""
+    """Callbacks for the owner of a connection, called synchronously from the endpoint's tick."""
 
     def on_stream(self, stream: Stream) -> StreamHandler | None:
-        """The peer opened a bidirectional stream; None refuses it (stop and reset with code 0)."""
+        """The peer opened a bidirectional stream. Return its handler; None refuses the stream (stop and reset, code 0)."""
 
     def on_closed(self, error: ConnectionClosedError) -> None:
-        """The connection has ended and its streams have been told; the last call."""
+        """The connection has ended and the handlers of its streams were notified. This is the last call."""
 
 
 class TickObserver(Protocol):
-    """Somebody who wants to know when handlers are called, to go on with all that they left at once."""
+    """Notified before and after the handlers of a tick are called, so that it can process together what they left."""
 
     def tick_begins(self) -> None:
-        """Handlers are about to be called."""
+        """The endpoint starts to call handlers."""
 
     def tick_ends(self) -> None:
-        """All were called; nothing has been sent yet."""
+        """All handlers of the tick were called; no datagram has been sent yet."""
 
 
 class Connection:
@@ -59,12 +59,12 @@ class Connection:
     def __init__(self, endpoint: "Endpoint", handler: ConnectionHandler | None) -> None:
         self._endpoint = endpoint
         self.handler = handler
-        """Who is told; the endpoint asks for it when an incoming handshake completes."""
+        """Receives the callbacks; for an incoming connection the endpoint sets it when the handshake completes."""
         self.engine: Engine
         self.error: ConnectionClosedError | None = None
-        """Why the connection has ended."""
+        """Why the connection has ended; None while it has not."""
         self.connect_future: asyncio.Future[None] | None = None
-        """Until `Endpoint.connect` has returned."""
+        """Resolved when the handshake of a dialled connection ends; None after `Endpoint.connect` has returned."""
         self._ended: asyncio.Event | None = None
         self._waiting: deque[tuple[asyncio.Future[Stream], StreamHandler]] = deque()
         self.cids: set[bytes] = set()
@@ -73,7 +73,7 @@ class Connection:
         self._deadline: float | None = None
         self.handshake_timer: asyncio.TimerHandle | None = None
         self.dialled: Address | None = None
-        """Where it was dialled."""
+        """The address that was dialled; None for an incoming connection."""
         self.last_received_at = endpoint.loop.time()
         """Loop time of the last datagram from the peer."""
 
@@ -85,12 +85,12 @@ class Connection:
 
     @property
     def server_name(self) -> str | None:
-        """The server name the client asked for, if it did."""
+        """The server name (SNI) that the client sent, or None."""
         return self.engine.server_name
 
     @property
     def closed(self) -> bool:
-        """The connection has ended or is being closed; no stream can be opened."""
+        """Whether the connection has ended or is being closed; then no stream can be opened."""
         return self.error is not None or self.engine.closed
 
     @property
@@ -105,11 +105,11 @@ class Connection:
 
     @property
     def smoothed_rtt_ms(self) -> float:
-        """The path's round-trip time; 0 before the first measurement."""
+        """Smoothed round-trip time of the path in milliseconds (RFC 9002 section 5.3); 0 before the first sample."""
         return self.engine.smoothed_rtt_ms
 
     def try_open_stream(self, handler: StreamHandler) -> Stream | None:
-        """Open a bidirectional stream if there is credit and nobody waits for it; else None.
+        """Open a bidirectional stream if there is stream credit and no earlier caller waits for it; else return None.
 
         Raises `ConnectionClosedError`.
         """
@@ -120,8 +120,8 @@ class Connection:
     async def open_stream(self, handler: StreamHandler) -> Stream:
         """Open a bidirectional stream, waiting for stream credit in order of arrival.
 
-        Raises `ConnectionClosedError`, and `StreamCreditError` if too many wait already. A cancelled opener loses nothing:
-        its place goes to the next, a stream that was opened for it in the same instant is given back.
+        Raises `ConnectionClosedError`, and `StreamCreditError` if too many callers already wait. When a waiting caller is
+        cancelled, its place goes to the next one; a stream that was already opened for it is reset and stopped.
         """
         stream = self.try_open_stream(handler)
         if stream is not None:
@@ -143,16 +143,16 @@ class Connection:
             raise
 
     def close(self, error_code: int = 0, reason: str = "") -> None:
-        """Close with an application code; handlers are told soon after. No effect on a connection that has ended."""
+        """Close with an application error code; handlers are notified in a later tick. No effect on an ended connection."""
         self.engine.shutdown(error_code, reason or self._endpoint.farewell)
 
     def ping(self) -> None:
-        """Make the peer acknowledge something; `last_received_at` tells whether it did."""
+        """Send a PING, which the peer must acknowledge; `last_received_at` then shows whether it answered."""
         if not self.closed:
             self.engine.ping()
 
     async def wait_closed(self) -> ConnectionClosedError:
-        """Wait until the connection has ended and everybody was told; tells why."""
+        """Wait until the connection has ended and its handlers were notified; returns the reason."""
         while self.error is None:
             if self._ended is None:
                 self._ended = asyncio.Event()
@@ -162,7 +162,7 @@ class Connection:
     # --- EngineCallbacks -------------------------------------------------------------------------------------------------
 
     def on_work(self) -> None:
-        """The engine has something to deliver or to send."""
+        """The engine has callbacks to make or data to send."""
         self._endpoint.schedule(self)
 
     def on_established(self) -> None:
@@ -176,7 +176,7 @@ class Connection:
         return None if self.handler is None else self.handler.on_stream(stream)
 
     def on_stream_credit(self) -> None:
-        """There is stream credit for those who wait."""
+        """Open streams for waiting callers of `open_stream` while the peer's stream limit allows it."""
         waiting = self._waiting
         while waiting:
             future, handler = waiting[0]
@@ -188,12 +188,12 @@ class Connection:
             waiting.popleft()
 
     def on_connection_id(self, connection_id: bytes) -> None:
-        """Datagrams with this id are ours."""
+        """Route datagrams with this destination id to this connection."""
         self.cids.add(connection_id)
         self._endpoint.route(connection_id, self)
 
     def on_connection_id_retired(self, connection_id: bytes) -> None:
-        """No datagram will bear this id any more."""
+        """Remove the route of this destination id: the peer no longer uses it."""
         self.cids.discard(connection_id)
         self._endpoint.unroute(connection_id)
 
@@ -219,7 +219,7 @@ class Connection:
         return self.error or ConnectionClosedError(None, "connection is closing", by_peer=False)
 
     def arm(self, now: float) -> None:
-        """Have `handle_timer` called when the engine wants it; a timer that fires early is cheaper than one re-armed."""
+        """Arm the timer for the engine's deadline. An earlier timer is kept: firing early costs less than re-arming."""
         self._deadline = at = self.engine.deadline()
         if at is None:
             return
@@ -241,7 +241,7 @@ class Connection:
         self._endpoint.timer_fired(self, max(now, self._deadline))
 
     def disarm(self) -> None:
-        """The connection is forgotten."""
+        """Cancel all timers of a connection that is being removed."""
         for timer in (self._timer, self.handshake_timer):
             if timer is not None:
                 timer.cancel()
@@ -250,16 +250,16 @@ class Connection:
 
 
 class TickState(Enum):
-    """Where the endpoint stands between two ticks."""
+    """The endpoint's state between two ticks."""
 
     IDLE = auto()
-    """Nothing is to be delivered or sent."""
+    """No callback and no send is pending."""
 
     PLANNED = auto()
-    """`_flush` is called in the next turn of the event loop."""
+    """`_flush` is scheduled for the next iteration of the event loop."""
 
     RUNNING = auto()
-    """Datagrams are being received, handlers called or datagrams sent: what is asked for meanwhile is part of this tick."""
+    """Datagrams are being received or sent, or handlers called; work scheduled meanwhile is done in this tick."""
 
 
 # Bound once: looking a member up in its enum takes as long as ten comparisons (Python 3.11), and these run in every tick.
@@ -281,7 +281,7 @@ class Endpoint:
     ) -> None:
         self.settings = settings
         self.farewell = ""
-        """The reason of connections that are closed without one: set when everything ends."""
+        """Reason phrase for connections that are closed without one; set at shutdown."""
         self.loop = asyncio.get_running_loop()
         self._udp = udp
         self._factory = factory
@@ -294,11 +294,11 @@ class Endpoint:
         self._half_open = self._admission.half_open
         self._first_packets = FirstPacketQueue()
         self._ended: dict[Connection, None] = {}
-        """Those that have ended and are not forgotten yet: their peers decide for how long (RFC 9000 section 10.2)."""
+        """Connections that have ended and are kept for the closing or draining period (RFC 9000 section 10.2)."""
         self._accepts_left = 0
         self._accepts_planned = False
         self._dialled: dict[Address, dict[Connection, None]] = {}
-        """Whom a stateless reset may come from."""
+        """Dialled connections by peer address; a stateless reset can only come from one of these addresses."""
         self._touched: dict[Connection, None] = {}
         self._tick = _IDLE
         self._watching_writable = False
@@ -316,9 +316,9 @@ class Endpoint:
         on_connection: Callable[[Connection], ConnectionHandler],
         on_failed: Callable[[Connection, ConnectionClosedError], None] | None = None,
     ) -> "Endpoint":
-        """Bind and accept; `on_connection` is called for every completed QUIC handshake, `on_failed` for every other one.
+        """Bind and accept. `on_connection` is called for every completed QUIC handshake, `on_failed` for every failed one.
 
-        Raises OSError if the address cannot be had, ValueError if the identity cannot be used.
+        Raises OSError if the address cannot be bound, ValueError if the TLS identity cannot be used.
         """
         factory = AioquicFactory(settings, tls)
         udp = UdpSocket.bind(host, port, settings.max_datagram_bytes)
@@ -334,10 +334,10 @@ class Endpoint:
     async def connect(
         self, host_ip: str, port: int, tls: ClientTls, handler: ConnectionHandler, timeout_s: float
     ) -> Connection:
-        """Dial and complete the handshake.
+        """Dial and complete the handshake within `timeout_s` seconds.
 
         Raises TimeoutError, `ConnectionClosedError` (the peer or TLS refused), ValueError (`tls` cannot be used) or
-        OSError (not an address of this endpoint's family). `handler` hears nothing of a connection that was never made.
+        OSError (not an address of this endpoint's family). `handler` is not called for a handshake that failed.
         """
         if self._closed:
             raise ConnectionClosedError(None, "endpoint is closed", by_peer=False)
@@ -362,7 +362,7 @@ class Endpoint:
 
     @property
     def closed(self) -> bool:
-        """Whether the socket was released."""
+        """Whether the socket is closed."""
         return self._closed
 
     @property
@@ -372,7 +372,7 @@ class Endpoint:
 
     @property
     def half_open(self) -> tuple[int, int]:
-        """Incoming handshakes that are not complete, of clients that have not proved their address and of those that have."""
+        """Numbers of incomplete incoming handshakes: of clients without and with a proved address."""
         return len(self._half_open.unproved), len(self._half_open.proved)
 
     @property
@@ -385,15 +385,15 @@ class Endpoint:
         self._udp.log_buffers()
 
     def observe_ticks(self, observer: TickObserver) -> None:
-        """Tell `observer` of each tick."""
+        """Notify `observer` of each tick; replaces an earlier observer."""
         self._observer = observer
 
     def replace_tls(self, tls: ServerTls) -> None:
-        """Serve another identity from the next handshake on. Raises ValueError, and keeps the old one, if it is unfit."""
+        """Use another TLS identity from the next handshake on. Raises ValueError and keeps the old one if it is unusable."""
         self._factory.replace_tls(tls)
 
     def stop_accepting(self) -> None:
-        """Refuse new connections; existing ones live on."""
+        """Refuse new connections; existing ones are kept."""
         self._accepting = False
 
     async def close(self, error_code: int = 0, reason: str = "") -> None:
@@ -420,14 +420,14 @@ class Endpoint:
     # --- for connections ---------------------------------------------------------------------------------------------
 
     def schedule(self, connection: Connection) -> None:
-        """A connection has something to deliver or to send, in this tick or at the end of the loop's turn."""
+        """Deliver and send for `connection` in the current tick, or at the end of the event loop's iteration."""
         self._touched[connection] = None
         if self._tick is _IDLE:
             self._tick = _PLANNED
             self.loop.call_soon(self._flush)
 
     def established(self, connection: Connection) -> None:
-        """A handshake is complete; if it was incoming, somebody wants to know."""
+        """A handshake is complete; for an incoming one, call `on_connection` to get the handler."""
         self._half_open.discard(connection)
         if connection.handshake_timer is not None:
             connection.handshake_timer.cancel()
@@ -436,22 +436,22 @@ class Endpoint:
             connection.handler = self._on_connection(connection)
 
     def ended(self, connection: Connection, error: ConnectionClosedError) -> None:
-        """The connection has ended; its last packets may still be on their way."""
-        # It stays among the half-open ones until it is forgotten: a closing connection is not free.
+        """The connection has ended; its last packets may not have been sent yet."""
+        # A half-open connection still counts as half open until it is removed, because a closing connection uses memory.
         self._ended[connection] = None
         if connection.handler is None and self._on_failed is not None:
             self._on_failed(connection, error)
 
     def route(self, connection_id: bytes, connection: Connection) -> None:
-        """Datagrams with this destination id belong to this connection."""
+        """Route datagrams with this destination id to `connection`."""
         self._routes[connection_id] = connection
 
     def unroute(self, connection_id: bytes) -> None:
-        """They no longer do."""
+        """Remove the route of this destination id."""
         self._routes.pop(connection_id, None)
 
     def timer_fired(self, connection: Connection, now: float) -> None:
-        """The deadline of this connection has passed."""
+        """The engine's deadline of `connection` has passed; `now` in seconds."""
         connection.engine.handle_timer(now)
         self._touched[connection] = None
         self._flush()
@@ -462,7 +462,7 @@ class Endpoint:
         now = self.loop.time()
         routes, touched = self._routes, self._touched
         self._accepts_left = ACCEPTS_PER_TURN
-        # Whatever the engines ask for until `_flush` is part of this tick.
+        # What the engines schedule before `_flush` is part of this tick.
         before, self._tick = self._tick, _RUNNING
         for data, address in self._udp.receive(self.settings.receive_batch):
             connection = routes.get(data[1:9] if data and data[0] < 0x80 else destination_cid(data))
@@ -481,7 +481,7 @@ class Endpoint:
         if before is _PLANNED:
             self._tick = _PLANNED  # that flush is still to come
         if self._udp.unreadable and not self._closed:
-            # It would be called again at once, and again.
+            # The event loop would call this again at once in a busy loop.
             self.loop.remove_reader(self._udp.fileno())
             self.loop.call_later(_READ_AGAIN_S, self._read_again)
 
@@ -490,7 +490,7 @@ class Endpoint:
             self.loop.add_reader(self._udp.fileno(), self._readable)
 
     def _accept(self, data: bytes, address: Address, now: float) -> Connection | None:
-        """A datagram of no known connection: a client's first, perhaps."""
+        """Process a datagram of no known connection; returns a connection that it started or reset, else None."""
         if not data:
             return None
         if self._on_connection is None:
@@ -514,7 +514,7 @@ class Endpoint:
             self.loop.call_soon(self._accept_waiting)
 
     def _accept_waiting(self) -> None:
-        """A turn of the event loop for those whose first datagram waits."""
+        """Start handshakes of clients whose first datagram waits, as many as one event loop iteration allows."""
         self._accepts_planned = False
         if self._closed:
             return
@@ -543,9 +543,9 @@ class Endpoint:
             self._fault(connection)
 
     def _begin(self, data: bytes, address: Address, admitted: Admitted, now: float) -> Connection | None:
-        """Begin a handshake, if there is a place for it."""
+        """Start a handshake; None if a limit is reached or the datagram does not start one."""
         if self._half_open.full and not self._make_way(admitted.source, now):
-            # Silence: honest clients try again, and then there is a place.
+            # No answer: the client retransmits its Initial packet, and a place may be free then.
             return None
         self._accepts_left -= 1
         if len(self._connections) >= self.settings.max_connections and not self._forget_one_ended():
@@ -553,14 +553,14 @@ class Endpoint:
         connection = Connection(self, None)
         try:
             engine = self._factory.accept(data, address, connection, now, admitted.original_cid)
-        except Exception:  # noqa: BLE001 - a fault of ours costs this datagram
+        except Exception:  # noqa: BLE001 - an internal error drops this datagram only
             _log.exception("first datagram of a connection could not be taken")
             return None
         if engine is None:
             return None
         connection.engine = engine
         if engine.closed:
-            # Refused for its very first packet: it is told once, and nothing is kept of it.
+            # The first packet was refused: send CONNECTION_CLOSE once and keep no state.
             engine.deliver()
             self._udp.send(engine.poll(now))
             engine.abandon(ConnectionClosedError(None, "refused", by_peer=False))
@@ -574,7 +574,7 @@ class Endpoint:
         return connection
 
     def _forget_one_ended(self) -> bool:
-        """Give up the connection that ended first; False if none has ended."""
+        """Remove the connection that ended first; False if none has ended."""
         connection = next(iter(self._ended), None)
         if connection is None:
             return False
@@ -583,7 +583,7 @@ class Endpoint:
         return True
 
     def _make_way(self, source: Source, now: float) -> bool:
-        """Give up one half-open connection for another; False if none may go."""
+        """Evict a half-open connection for a new one; False if none may be evicted."""
         connection = self._half_open.makes_way(source, now)
         if connection is None:
             return False
@@ -593,7 +593,7 @@ class Endpoint:
         return True
 
     def _reset_by_peer(self, data: bytes, address: Address) -> Connection | None:
-        """The peer of a dialled connection has lost it, if this is a stateless reset (RFC 9000 section 10.3.1)."""
+        """The dialled connection that this datagram resets, if it is a stateless reset (RFC 9000 section 10.3.1); else None."""
         if data[0] & 0xC0 != 0x40:
             return None
         for connection in self._dialled.get(address, ()):
@@ -654,7 +654,7 @@ class Endpoint:
         if observer is not None:
             try:
                 observer.tick_ends()
-            except Exception:  # noqa: BLE001 - a fault of the observer must not cost the tunnels
+            except Exception:  # noqa: BLE001 - an error of the observer must not end tunnels
                 _log.exception("observer of ticks failed")
         return called
 
@@ -671,7 +671,7 @@ class Endpoint:
             self._flush()
 
     def _fault(self, connection: Connection) -> None:
-        """A fault of ours while serving one connection costs that connection."""
+        """End one connection after an internal error; the others are not affected."""
         _log.exception("connection failed")
         connection.engine.abandon(ConnectionClosedError(None, "internal error", by_peer=False))
         self._touched[connection] = None

@@ -1,8 +1,8 @@
-"""The port to a QUIC library: one object per connection, without I/O, clock or event loop of its own.
+"""The interface to a QUIC implementation: one engine object per connection, without I/O, clock or event loop.
 
-The endpoint feeds datagrams (`receive`), then lets the engine call back (`deliver`), then sends what `poll` returns and
-arms one timer for `deadline`. Streams are the engine's own objects (`quic/stream.py`) and call their handlers from
-`deliver` only, never from inside `receive`, `poll` or a method of a stream.
+The endpoint passes datagrams to `receive`, calls `deliver` to run the callbacks, sends what `poll` returns and arms one timer
+for `deadline`. Streams (`quic/stream.py`) call their handlers from `deliver` only, never from inside `receive`, `poll` or a
+method of a stream.
 """
 
 from typing import Protocol
@@ -12,24 +12,24 @@ from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 Address = tuple[str, int] | tuple[str, int, int, int] | tuple[str, int, bytes] | tuple[str, int, int, int, bytes]
-"""A peer's socket address as the operating system writes it (IPv6 has flow info and scope), on sockets bound to all
-addresses followed by the address of this host that the peer uses, as the kernel writes it (4 or 16 bytes).
+"""A peer's socket address as the operating system returns it (IPv6 includes flow info and scope id). On sockets bound to all
+addresses it is followed by the local address that the peer uses, in the kernel's format (4 or 16 bytes).
 
-Both together make a path (RFC 9000 section 9): engines take two that differ in either part for two paths.
+Both parts together identify a path (RFC 9000 section 9): addresses that differ in either part are different paths.
 """
 
 CID_BYTES = 8
-"""Length of the connection ids we choose."""
+"""Length in bytes of the connection ids this program chooses."""
 
 MIN_INITIAL_BYTES = 1_200
-"""A client's first datagram is at least this long (RFC 9000 section 14.1)."""
+"""Minimum size in bytes of a client's first datagram (RFC 9000 section 14.1)."""
 
 
 class EngineCallbacks(Protocol):
-    """What the engine of one connection tells. The first may be called from anywhere, the ids from `poll` too, the rest from `deliver` only."""
+    """Callbacks of an engine. Any method may call `on_work`, `poll` also `on_connection_id*`; `deliver` calls all."""
 
     def on_work(self) -> None:
-        """There is something to deliver or to send: call `deliver`, then `poll`, soon."""
+        """The engine has callbacks to make or data to send: call `deliver`, then `poll`, soon."""
 
     def on_established(self) -> None:
         """The handshake is complete; streams may be opened."""
@@ -41,13 +41,13 @@ class EngineCallbacks(Protocol):
         """The peer allows more streams than before."""
 
     def on_connection_id(self, connection_id: bytes) -> None:
-        """Datagrams with this destination id belong to this connection."""
+        """A new connection id: datagrams with this destination id belong to this connection."""
 
     def on_connection_id_retired(self, connection_id: bytes) -> None:
-        """No datagram will bear this id any more."""
+        """The peer no longer uses this connection id."""
 
     def on_closed(self, error: ConnectionClosedError) -> None:
-        """The connection has ended; its streams have been told. Called once."""
+        """The connection has ended and the handlers of its streams were notified. Called once."""
 
 
 class Engine(Protocol):
@@ -55,7 +55,7 @@ class Engine(Protocol):
 
     @property
     def peer_address(self) -> Address:
-        """Where packets are sent to; changes when the peer migrates."""
+        """The address that packets are sent to; changes when the peer migrates."""
 
     @property
     def server_name(self) -> str | None:
@@ -63,15 +63,15 @@ class Engine(Protocol):
 
     @property
     def established(self) -> bool:
-        """The handshake is complete."""
+        """Whether the handshake is complete."""
 
     @property
     def closed(self) -> bool:
-        """`shutdown` was called, or the connection ended otherwise."""
+        """Whether `shutdown` was called or the connection has ended otherwise."""
 
     @property
     def finished(self) -> bool:
-        """Closed, and nothing is left to send or to ignore: the owner may forget it."""
+        """Whether the closing or draining period is over (RFC 9000 section 10.2): the owner may discard the engine."""
 
     @property
     def free_streams(self) -> int:
@@ -83,43 +83,43 @@ class Engine(Protocol):
 
     @property
     def smoothed_rtt_ms(self) -> float:
-        """The path's round-trip time; 0 before the first measurement."""
+        """Smoothed round-trip time of the path in milliseconds (RFC 9002 section 5.3); 0 before the first sample."""
 
     def receive(self, data: bytes, address: Address, now: float) -> None:
-        """Take one datagram. Never raises for what a peer sent."""
+        """Process one datagram. Never raises for what a peer sent."""
 
     def deliver(self) -> None:
-        """Call back for everything that happened since the last time."""
+        """Make the callbacks for everything that happened since the last call."""
 
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
-        """What to send now; all to one address unless paths are being validated."""
+        """Datagrams to send now; all to one address unless paths are being validated."""
 
     def datagram_refused(self, size: int, now: float) -> None:
         """The operating system did not send a datagram of `size` bytes because the first hop does not carry it."""
 
     def deadline(self) -> float | None:
-        """When to call `handle_timer`; may move after every other call."""
+        """When to call `handle_timer`, None for never; may change with every other call."""
 
     def handle_timer(self, now: float) -> None:
-        """The deadline has passed; `deliver` and `poll` afterwards."""
+        """Process the deadline, which has passed; call `deliver` and `poll` afterwards."""
 
     def open_stream(self, handler: StreamHandler) -> Stream | None:
-        """Open a bidirectional stream; None without stream credit (the peer is told that we are blocked)."""
+        """Open a bidirectional stream; None without stream credit (STREAMS_BLOCKED is sent to the peer)."""
 
     def ping(self) -> None:
         """Send a PING with the next packet."""
 
     def shutdown(self, error_code: int, reason: str) -> None:
-        """Close with an application code; `on_closed` follows with the next `deliver`. No effect when closed."""
+        """Close with an application error code; the next `deliver` calls `on_closed`. No effect on a closed connection."""
 
     def is_reset(self, data: bytes) -> bool:
         """Whether a datagram of an unknown connection id is the peer's stateless reset of this connection."""
 
     def abandon(self, error: ConnectionClosedError) -> None:
-        """Forget the connection without a word to the peer."""
+        """End the connection without sending anything to the peer."""
 
     def discard(self) -> None:
-        """The connection is finished and its owner forgets it: cut all cycles of references, so that it is freed at once."""
+        """Break all reference cycles of a finished connection, so that its memory is freed at once; the last call."""
 
 
 class EngineFactory(Protocol):
@@ -127,37 +127,37 @@ class EngineFactory(Protocol):
 
     @property
     def reset_key(self) -> bytes:
-        """What the stateless reset tokens of our connection ids are made with (`StatelessResets`)."""
+        """The key from which stateless reset tokens are derived (`StatelessResets`)."""
 
     def connect(self, address: Address, tls: ClientTls, owner: EngineCallbacks, now: float) -> Engine:
         """Start a handshake as client. Raises ValueError if `tls` cannot be used."""
 
     def replace_tls(self, tls: ServerTls) -> None:
-        """Serve this identity from the next `accept` on. Raises ValueError if it cannot be used."""
+        """Use this TLS identity from the next `accept` on. Raises ValueError if it cannot be used."""
 
     def accept(
         self, data: bytes, address: Address, owner: EngineCallbacks, now: float, original_cid: bytes | None
     ) -> Engine | None:
-        """A connection for a client's first datagram, which is taken in; None if it does not start one.
+        """A connection that has processed a client's first datagram; None if the datagram does not start one.
 
-        With `original_cid` the client has followed a Retry: it sent its first packet to that id, and `address` is proved.
+        `original_cid` is the destination id of the client's first packet if it followed a Retry, which proves `address`; else None.
         """
 
     def starts_connection(self, data: bytes) -> bool:
-        """Whether this datagram of an unknown destination id looks like a client's first; cheap."""
+        """Whether this datagram with an unknown destination id has the header of a client's first datagram. No cryptography."""
 
     def answer_version(self, data: bytes) -> bytes | None:
-        """A version negotiation packet, if that is what this datagram needs."""
+        """A Version Negotiation packet if this datagram has an unsupported version (RFC 9000 section 6), else None."""
 
     def refuse(self, data: bytes, error_code: int) -> bytes | None:
-        """A packet that tells the sender of a first datagram this transport error code (RFC 9000 section 20.1)."""
+        """A CONNECTION_CLOSE packet with a transport error code (RFC 9000 section 20.1), the answer to a first datagram."""
 
     def close(self) -> None:
-        """Release what the factory holds (files); its engines must be finished."""
+        """Close the factory's files; its engines must be finished."""
 
 
 def destination_cid(data: bytes) -> bytes:
-    """The destination connection id of a datagram (RFC 8999); empty if there is none to be found."""
+    """The destination connection id of a datagram (RFC 8999); empty if the datagram is too short to have one."""
     if not data:
         return b""
     if data[0] & 0x80:

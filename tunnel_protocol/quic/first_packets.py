@@ -1,4 +1,4 @@
-"""First datagrams that wait for their turn: a handshake costs a millisecond or two of the event loop, and there may be a thousand."""
+"""A queue of clients' first datagrams: a handshake takes 1 to 2 ms of the event loop, and 1,000 clients may connect at once."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,17 @@ from tunnel_protocol.quic.engine import Address
 from tunnel_protocol.quic.sources import SourceQueue
 
 WAITING = Limit("quic.first_packets", pieces=512)
-"""Clients whose first datagram waits."""
+"""Clients whose first datagrams are queued."""
 
 PER_CLIENT = Limit("quic.first_packets_per_client", pieces=4)
-"""Datagrams of one client that wait: a long ClientHello takes two or three."""
+"""Queued datagrams of one client: a long ClientHello takes two or three."""
 
 ACCEPTS_PER_TURN = 8
-"""Handshakes that begin in one turn of the event loop; requests under way get theirs in between."""
+"""Handshakes started in one iteration of the event loop; running requests are served in between."""
 
 
 class FirstPackets(NamedTuple):
-    """What one client has sent so far."""
+    """The datagrams that one client has sent before its handshake was started."""
 
     datagrams: list[bytes]
     address: Address
@@ -26,20 +26,20 @@ class FirstPackets(NamedTuple):
 
 
 class FirstPacketQueue:
-    """In order of arrival; when it is full, the oldest of the address that has most of them is dropped."""
+    """Clients in order of arrival; a full queue drops the oldest client of the address with the most clients."""
 
     def __init__(self) -> None:
         self._waiting: dict[bytes, FirstPackets] = {}
         self._sources: SourceQueue[bytes] = SourceQueue()
         self.dropped = 0
-        """Clients whose datagrams were dropped; they send them again."""
+        """Number of clients whose datagrams were dropped; they retransmit."""
 
     def __len__(self) -> int:
-        """How many clients wait."""
+        """Number of queued clients."""
         return len(self._waiting)
 
     def add(self, connection_id: bytes, data: bytes, address: Address, admitted: Admitted) -> None:
-        """One more datagram for this destination id."""
+        """Queue a datagram for this destination id; dropped above the limit per client, or if the client's address differs."""
         first = self._waiting.get(connection_id)
         if first is not None:
             if first.address == address and len(first.datagrams) < (PER_CLIENT.pieces or 0):
@@ -53,7 +53,7 @@ class FirstPacketQueue:
         self._sources.add(connection_id, admitted.source)
 
     def take(self) -> FirstPackets | None:
-        """The one that has waited longest; None if nobody waits."""
+        """Remove and return the client that has waited longest; None if the queue is empty."""
         connection_id = next(iter(self._waiting), None)
         return None if connection_id is None else self._remove(connection_id)
 

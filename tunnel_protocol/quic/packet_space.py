@@ -1,7 +1,8 @@
-"""The application packet number space: what has arrived, what of it is to be acknowledged and when (RFC 9000 section 13.2).
+"""The application data packet number space: packets received, packets in flight, acknowledgements due (RFC 9000 section 13.2).
 
-It stands in for the space a QUIC library has made and has all of that one's attributes, so that the library's own code works
-on it; `on_packet_received`, `ack_frame` and `acknowledged` are the short ways for ordinary packets. Times are seconds of the caller's monotonic clock.
+It replaces the packet space object of a QUIC library and has all of its attributes, so that the library's code works with it.
+`on_packet_received`, `ack_frame` and `acknowledged` are the fast paths for ordinary packets. Times are seconds of the caller's
+monotonic clock.
 """
 
 from bisect import bisect_left, bisect_right
@@ -12,21 +13,21 @@ from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
 
 MAX_RANGES = 64
-"""Ranges kept for acknowledgements; older ones are forgotten."""
+"""Ranges of received packet numbers kept for ACK frames; the oldest are dropped."""
 
 WINDOW_PACKETS = 2 * MAX_RANGES
-"""Packets this far below the largest number count as received: a range that was forgotten held only such."""
+"""Packet numbers this far below the largest count as received (duplicates); dropped ranges only hold such numbers."""
 
 _BYTES_PER_RANGE = 32
-"""Generous estimate of a range in an ACK frame."""
+"""Upper estimate of the size of one range in an ACK frame."""
 
 
 Handlers = list[tuple[Any, tuple[Any, ...]]]
-"""Whom to tell, and with which further arguments, when a packet was acknowledged or lost."""
+"""Functions to call when a packet was acknowledged or lost, each with its additional arguments."""
 
 
 class SentPacket:
-    """What loss recovery keeps of a packet: the fields of the library's own record, without its cost."""
+    """A sent packet as loss recovery (RFC 9002) keeps it: the attributes of the library's record, cheaper to create."""
 
     __slots__ = (
         "delivery_handlers",
@@ -63,18 +64,18 @@ class SentPacket:
 
 
 class Acknowledged(NamedTuple):
-    """What an ACK frame has brought."""
+    """The result of processing an ACK frame."""
 
     packets: list[Any]
-    """Those it was the first to acknowledge, in the order they were sent in within each range."""
+    """The newly acknowledged packets, in sending order within each range."""
     flight_bytes: int
-    """What they had in flight."""
+    """Bytes that these packets had in flight."""
     largest_sent_at: float | None
-    """When the largest number it names was sent, if that is among them and asked for an acknowledgement."""
+    """Sending time of the largest acknowledged packet if it is newly acknowledged and ack-eliciting (RFC 9002 section 5.1)."""
 
 
 class ReceivedPacketNumbers:
-    """Packet numbers received lately, to tell duplicates; those below the window count as seen."""
+    """Recently received packet numbers, to detect duplicates; numbers below the window count as received."""
 
     __slots__ = ("_lower", "_seen")
 
@@ -86,7 +87,7 @@ class ReceivedPacketNumbers:
         return number < self._lower or number in self._seen
 
     def add(self, number: int) -> None:
-        """Note a number; the window moves up with the largest."""
+        """Record a number; the window ends at the largest recorded number."""
         if number < self._lower:
             return
         self._seen.add(number)
@@ -125,11 +126,11 @@ class AckRanges:
         self.ranges.add(start, stop)
 
     def shift(self) -> range:
-        """Forget the oldest range."""
+        """Remove and return the oldest range."""
         return range(self.ranges.starts.pop(0), self.ranges.stops.pop(0))
 
     def subtract(self, start: int, stop: int) -> None:
-        """Forget `[start, stop)`, where nothing below `start` is kept: the peer knows that we have these."""
+        """Remove `[start, stop)`, which the peer has seen acknowledged; there must be nothing below `start`."""
         starts, stops = self.ranges.starts, self.ranges.stops
         while starts and stops[0] <= stop:
             self.shift()
@@ -138,7 +139,7 @@ class AckRanges:
 
 
 class PacketSpace:
-    """The application space of one connection."""
+    """The application data packet number space of one connection."""
 
     __slots__ = (
         "_ack_after",
@@ -164,9 +165,9 @@ class PacketSpace:
         self._least_counted = least_counted_bytes
         self._ack_delay_s = ack_delay_s
         self.unacknowledged = 0
-        """Bytes of ack-eliciting packets received since we last sent an ACK; small packets count for some more."""
+        """Bytes of ack-eliciting packets received since the last ACK was sent; small packets count with a minimum size."""
         self.ack_at: float | None = None
-        """When an acknowledgement has to leave."""
+        """Latest time to send an ACK; None if none is due."""
         self.ack_queue = AckRanges()
         self.discarded = False
         self.is_application_data = True
@@ -178,17 +179,17 @@ class PacketSpace:
         self.largest_acked_packet = 0
         self.loss_time: float | None = None
         self.sent_packets: dict[int, Any] = {}
-        """What is in flight, in the order it was sent."""
+        """Sent packets that are neither acknowledged nor lost, by packet number, in sending order."""
 
     def is_new(self, number: int) -> bool:
-        """Whether this packet was not received before."""
+        """Whether packet `number` has not been received before."""
         return number not in self.received_packets
 
     def on_packet_received(self, number: int, now: float, size: int) -> bool:
-        """Record a packet, and decide when it is acknowledged; True if that is earlier than it was.
+        """Record a received packet and schedule its acknowledgement; True if `ack_at` became earlier.
 
-        `size` is 0 for packets that ask for no acknowledgement. Counting bytes serves the sender: its congestion window is in
-        bytes, and a stream of small chunks does not need an acknowledgement every few packets.
+        `size` is in bytes, 0 for packets that are not ack-eliciting. Bytes are counted instead of packets because the sender's
+        congestion window is in bytes: many small chunks do not need an ACK every few packets.
         """
         expected = self.largest_received_packet + 1
         if number >= expected:
@@ -212,11 +213,11 @@ class PacketSpace:
         return False
 
     def ack_due(self, now: float) -> bool:
-        """Whether an acknowledgement has to leave now."""
+        """Whether an ACK must be sent at `now`."""
         return self.ack_at is not None and self.ack_at <= now
 
     def ack_frame(self, now: float, max_bytes: int, delay_exponent: int) -> bytes:
-        """An ACK of everything received, newest ranges first, as many as fit in `max_bytes` bytes (RFC 9000 section 19.3)."""
+        """An ACK frame with the newest ranges, as many as fit in `max_bytes` bytes (RFC 9000 section 19.3)."""
         starts, stops = self.ack_queue.ranges.starts, self.ack_queue.ranges.stops
         at = len(starts) - 1
         received_at = self.largest_received_time
@@ -231,7 +232,7 @@ class PacketSpace:
         return b"".join(parts)
 
     def acknowledged(self, largest: int, ranges: list[tuple[int, int]]) -> Acknowledged:
-        """Take what the peer has received out of flight (RFC 9000 section 13.1). `ranges` are those of its ACK frame."""
+        """Remove the packets that the peer's ACK frame acknowledges from `sent_packets` (RFC 9000 section 13.1)."""
         sent = self.sent_packets
         if largest > self.largest_acked_packet:
             self.largest_acked_packet = largest
@@ -262,6 +263,6 @@ class PacketSpace:
         return Acknowledged(packets, flight_bytes, largest_sent_at)
 
     def ack_sent(self) -> None:
-        """An acknowledgement of everything has left."""
+        """Record that an ACK of all received packets was sent."""
         self.ack_at = None
         self.unacknowledged = 0

@@ -1,7 +1,7 @@
-"""Ordinary 1-RTT packets as bytes: protection on and off, STREAM and ACK frames in and out (RFC 9000, RFC 9001).
+"""Encodes and decodes ordinary 1-RTT packets: packet protection, STREAM and ACK frames (RFC 9000, RFC 9001).
 
-No state and no I/O. This is the Python twin of `packet_speedups.pyx`, which is used instead where it was compiled; tests run
-against both. Whatever is not ordinary is left to the caller, who has aioquic's own way for it.
+No state and no I/O. This is the Python version of `packet_speedups.pyx`, which is used instead if it was compiled; tests run
+against both. Packets that are not ordinary are left to the caller, which passes them to aioquic.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,30 +10,30 @@ from typing import NamedTuple, Protocol
 from tunnel_protocol.quic.engine import CID_BYTES
 
 HEADER_BYTES = 1 + CID_BYTES
-"""What precedes the packet number of a packet sent to us."""
+"""Bytes before the packet number of a packet sent to us: first byte and destination connection id."""
 
 SAMPLE_AT, SAMPLE_BYTES = HEADER_BYTES + 4, 16
-"""The part of a packet that header protection is made from (RFC 9001 section 5.4.2)."""
+"""Position of the ciphertext sample for header protection (RFC 9001 section 5.4.2)."""
 
 SMALLEST_PACKET_BYTES = SAMPLE_AT + SAMPLE_BYTES
 _NONCE_BYTES = 12
 
 
 class Keys(NamedTuple):
-    """One direction of packet protection (RFC 9001 section 5)."""
+    """Packet protection keys of one direction (RFC 9001 section 5)."""
 
     aead: Callable[[bytes, bytes, bytes], bytes]
-    """Opens or seals: nonce, data, associated data. Opening raises what the library raises for forged packets."""
+    """Decrypts or encrypts (nonce, data, associated data). Raises the library's error if decryption fails."""
     iv: int
     mask: Callable[[bytes], bytes]
-    """Sample to mask of header protection."""
+    """Computes the header protection mask of a sample."""
 
 
 class FrameTaker(Protocol):
-    """A stream that takes what a STREAM frame brings."""
+    """A stream as the receiver of STREAM frames."""
 
     def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> None:
-        """Bytes at an offset."""
+        """Process the content of a STREAM frame: `data` at byte `offset` of the stream."""
 
 
 class Ack(NamedTuple):
@@ -41,15 +41,15 @@ class Ack(NamedTuple):
 
     largest: int
     delay: int
-    """As sent: to be scaled by the peer's exponent."""
+    """ACK Delay as encoded: not yet multiplied by 2 ** ack_delay_exponent of the peer."""
     ranges: list[tuple[int, int]]
-    """Lowest and highest number of each range, newest first. The lowest may be negative: then the frame is invalid."""
+    """Lowest and highest packet number of each range, newest first. The frame is invalid if a lowest number is negative."""
     end: int
-    """Where the next frame begins."""
+    """Position of the next frame in the payload."""
 
 
 def varint(value: int) -> bytes:
-    """A variable-length integer (RFC 9000 section 16)."""
+    """Encode a variable-length integer (RFC 9000 section 16)."""
     if value < 0x40:
         return value.to_bytes(1, "big")
     if value < 0x4000:
@@ -60,7 +60,7 @@ def varint(value: int) -> bytes:
 
 
 def pull_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The integer at `at` and where the next thing begins. Raises IndexError if it is cut short."""
+    """The variable-length integer at `at` and the position behind it. Raises IndexError if it is truncated."""
     first = data[at]
     size = 1 << (first >> 6)
     end = at + size
@@ -70,7 +70,7 @@ def pull_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def packet_number(truncated: int, size: int, expected: int) -> int:
-    """The whole number of which `size` bytes were sent (RFC 9000 appendix A.3)."""
+    """Decode a packet number of which the low `size` bytes were sent (RFC 9000 appendix A.3)."""
     window = 1 << (8 * size)
     candidate = (expected & -window) | truncated
     if candidate <= expected - window // 2 and candidate < (1 << 62) - window:
@@ -81,9 +81,9 @@ def packet_number(truncated: int, size: int, expected: int) -> int:
 
 
 def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple[int, bytes] | None:
-    """Number and payload of a packet of at least `SMALLEST_PACKET_BYTES`; None if it was sent under other keys or is odd.
+    """Number and payload of a packet of at least `SMALLEST_PACKET_BYTES`; None for another key phase or set reserved bits.
 
-    `expected` is the number after the largest received. Raises what `keys.aead` raises.
+    `expected` is the largest received packet number plus 1. Raises what `keys.aead` raises.
     """
     mask = keys.mask(data[SAMPLE_AT : SAMPLE_AT + SAMPLE_BYTES])
     first = data[0] ^ (mask[0] & 0x1F)
@@ -98,7 +98,7 @@ def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple
 
 
 def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: Keys) -> bytes:
-    """A protected packet with a packet number of two bytes. `first` is the first byte without protection."""
+    """A protected packet with a 2-byte packet number. `first` is the first byte before header protection."""
     truncated = (number & 0xFFFF).to_bytes(2, "big")
     header = first.to_bytes(1, "big") + peer_cid + truncated
     sealed = keys.aead((keys.iv ^ number).to_bytes(_NONCE_BYTES, "big"), payload, header)
@@ -114,9 +114,9 @@ def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: 
 
 
 def read_stream_frames(payload: bytes, at: int, streams: Mapping[int, FrameTaker]) -> int:
-    """Give the STREAM frames that begin at `at` to the streams they are for; returns where the first other frame begins.
+    """Pass the STREAM frames from position `at` on to their streams; returns the position of the first other frame.
 
-    Frames that are cut short, or for streams that are not there, count as others. Raises what a stream raises.
+    A frame that is truncated or for an unknown stream counts as another frame. Raises what a stream raises.
     """
     size = len(payload)
     while at < size:
@@ -143,7 +143,7 @@ def read_stream_frames(payload: bytes, at: int, streams: Mapping[int, FrameTaker
 
 
 def read_ack(payload: bytes, at: int) -> Ack:
-    """The ACK frame whose type ends before `at`. Raises IndexError if it is cut short."""
+    """Decode the ACK frame whose type field ends before `at`. Raises IndexError if it is truncated."""
     largest, at = pull_varint(payload, at)
     delay, at = pull_varint(payload, at)
     more, at = pull_varint(payload, at)
@@ -161,7 +161,7 @@ def read_ack(payload: bytes, at: int) -> Ack:
 
 
 def stream_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
-    """A STREAM frame with its length, which is below 16 KiB (RFC 9000 section 19.8)."""
+    """Encode a STREAM frame with length field; `data` must be shorter than 16 KiB (RFC 9000 section 19.8)."""
     length = (len(data) | 0x4000).to_bytes(2, "big")
     if offset:
         return b"".join((b"\x0f" if fin else b"\x0e", id_bytes, varint(offset), length, data))

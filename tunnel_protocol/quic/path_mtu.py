@@ -1,25 +1,26 @@
-"""Finds the largest datagram a path carries by sending padded PINGs (RFC 9000 section 14.3, RFC 8899), and notices when
-it no longer does. A state machine without clock and packets: the engine sends the probes and tells what became of them.
+"""Datagram PLPMTUD (RFC 9000 section 14.3, RFC 8899): finds the largest datagram that a path carries, and detects when
+the path no longer carries it. A state machine without clock and packets: the engine sends padded PING frames as probes
+and reports their outcome.
 """
 
 BASE_BYTES = 1_200
-"""What every QUIC path must carry."""
+"""Datagram size that every QUIC path must carry (RFC 9000 section 14)."""
 
 _ATTEMPTS = 3
-"""A probe size is given up after this many losses: one loss may be ordinary."""
+"""A probe size is abandoned after this many lost probes, because a single loss may have another cause."""
 
 _STEP_BYTES = 20
-"""The search ends when the answer is known this closely."""
+"""The search ends when the largest working size is known to this many bytes."""
 
 _BLACK_HOLE_LOSSES = 8
-"""So many large packets lost and none acknowledged in between: the path has shrunk."""
+"""After this many lost large packets in a row the path's MTU is assumed to have shrunk (black hole, RFC 8899 section 4.3)."""
 
 _REPROBE_S = 600.0
 _REPROBE_AFTER_BLACK_HOLE_S = 60.0
 
 
 class PathMtu:
-    """`current` is the datagram size to use; `probe_at` when to ask for `next_probe` again (None: not before an outcome)."""
+    """`current`: datagram size to use, bytes. `probe_at`: when to call `next_probe` (None: after a probe's outcome)."""
 
     def __init__(self, max_bytes: int) -> None:
         self.current = BASE_BYTES
@@ -32,7 +33,7 @@ class PathMtu:
         self._large_losses = 0
 
     def start(self, now: float, peer_max_bytes: int) -> None:
-        """Search from scratch, now that the peer told what it takes (`max_udp_payload_size`)."""
+        """Start the search; `peer_max_bytes` is the peer's transport parameter `max_udp_payload_size`."""
         self._max = max(BASE_BYTES, min(self._max, peer_max_bytes))
         self.current = self._low = BASE_BYTES
         self._high = self._size = self._max
@@ -40,12 +41,12 @@ class PathMtu:
         self.probe_at = now if self._max > BASE_BYTES else None
 
     def next_probe(self) -> int:
-        """The size to probe with; its outcome must be told."""
+        """The size of the next probe in bytes; its outcome must be reported with `probe_acked` or `probe_lost`."""
         self.probe_at = None
         return self._size
 
     def probe_acked(self, size: int, now: float) -> None:
-        """A probe of this size arrived."""
+        """A probe of `size` bytes was acknowledged."""
         if size <= self._low:
             return
         self._losses = self._large_losses = 0
@@ -53,7 +54,7 @@ class PathMtu:
         self._continue(now)
 
     def probe_lost(self, size: int, now: float) -> None:
-        """A probe of this size was lost."""
+        """A probe of `size` bytes was lost."""
         if size != self._size:
             return
         self._losses += 1
@@ -65,11 +66,11 @@ class PathMtu:
             self.probe_at = now
 
     def large_acked(self) -> None:
-        """A packet larger than `BASE_BYTES` arrived."""
+        """A packet larger than `BASE_BYTES` was acknowledged."""
         self._large_losses = 0
 
     def large_lost(self, now: float) -> bool:
-        """A packet larger than `BASE_BYTES` was lost; True if `current` fell because of it."""
+        """A packet larger than `BASE_BYTES` was lost; True if `current` was reduced because of it."""
         self._large_losses += 1
         if self._large_losses < _BLACK_HOLE_LOSSES or self.current == BASE_BYTES:
             return False
@@ -77,7 +78,7 @@ class PathMtu:
         return True
 
     def black_hole(self, now: float) -> None:
-        """Go back to what every path carries; search again later."""
+        """Reduce `current` to `BASE_BYTES`, and search again later."""
         self.current = self._low = BASE_BYTES
         self._high = self._size = self._max
         self._losses = self._large_losses = 0
@@ -85,7 +86,7 @@ class PathMtu:
 
     def _continue(self, now: float) -> None:
         if self._high - self._low <= _STEP_BYTES:
-            # Done; a better path may come up later.
+            # The search has ended; probe again later, because the path may change.
             self.probe_at = now + _REPROBE_S if self._low < self._max else None
             self._high = self._size = self._max
             return

@@ -1,4 +1,4 @@
-"""A sorted set of disjoint half-open byte ranges: what of a stream has arrived, was acknowledged or was lost."""
+"""A sorted set of disjoint half-open ranges: offsets of a stream that were acknowledged or lost, or packet numbers."""
 
 from bisect import bisect_left, bisect_right
 
@@ -27,7 +27,7 @@ class Ranges:
         stops[first:after] = [stop]
 
     def discard(self, number: int) -> bool:
-        """Remove one number; whether it was there."""
+        """Remove one number; False if it was not in the set."""
         starts, stops = self.starts, self.stops
         index = bisect_right(starts, number) - 1
         if index < 0 or stops[index] <= number:
@@ -39,7 +39,7 @@ class Ranges:
         return True
 
     def take(self, size: int) -> tuple[int, int]:
-        """Remove and return up to `size` from the front of the first range; there must be one."""
+        """Remove and return up to `size` numbers from the start of the first range; the set must not be empty."""
         start, stop = self.starts[0], self.stops[0]
         if stop - start > size:
             stop = self.starts[0] = start + size
@@ -48,7 +48,7 @@ class Ranges:
         return start, stop
 
     def reaches(self, offset: int) -> int:
-        """If a range begins at or before `offset`, remove it and return where it stops; else `offset`."""
+        """If the first range begins at or before `offset`, remove it and return where it stops; else return `offset`."""
         if self.starts and self.starts[0] <= offset:
             del self.starts[0]
             return max(offset, self.stops.pop(0))

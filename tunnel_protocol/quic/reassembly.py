@@ -1,14 +1,14 @@
-"""Bytes that arrived out of order, until what is before them has arrived (RFC 9000 sections 2.2 and 7.5).
+"""Holds bytes received out of order until the gap before them is filled (RFC 9000 sections 2.2 and 7.5).
 
-Memory is held for bytes that arrived, never for an offset. Each insertion costs a binary search and a copy of what is new; blocks
-that touch are joined small into large, so a byte is copied a logarithmic number of times whatever the order of arrival.
+Memory is used only for received bytes, never for gaps. An insertion costs a binary search and a copy of the new bytes. Adjacent
+blocks are merged, the smaller into the larger, so each byte is copied a logarithmic number of times for any order of arrival.
 """
 
 from bisect import bisect_right
 
 
 class Reassembly:
-    """Disjoint blocks of bytes above a point up to which everything has arrived. Data that arrived first is kept."""
+    """Disjoint blocks of bytes with gaps between them. Of bytes received twice the first copy is kept."""
 
     __slots__ = ("_blocks", "_starts", "size")
 
@@ -16,14 +16,14 @@ class Reassembly:
         self._starts: list[int] = []
         self._blocks: list[bytearray] = []
         self.size = 0
-        """Bytes held."""
+        """Number of bytes held."""
 
     def __len__(self) -> int:
-        """How many blocks are held: the number of pieces that a bound counts."""
+        """Number of blocks held: the pieces that `STREAM_GAPS` and similar limits count."""
         return len(self._starts)
 
     def add(self, offset: int, data: bytes) -> None:
-        """Keep of `data`, which begins at `offset`, what is not held yet."""
+        """Store the bytes of `data`, which begins at `offset`, that are not held yet."""
         starts, blocks = self._starts, self._blocks
         at, end = offset, offset + len(data)
         index = bisect_right(starts, offset) - 1
@@ -47,9 +47,9 @@ class Reassembly:
             at = stop
 
     def take(self, offset: int) -> bytearray | None:
-        """Remove and return the block that holds the byte at `offset`, from there on; None if it has not arrived.
+        """Remove the block that holds the byte at `offset` and return its bytes from there on; None if there is no such block.
 
-        What is held below `offset` is dropped: it has arrived twice.
+        Bytes held below `offset` are dropped: the caller has received them already.
         """
         starts, blocks = self._starts, self._blocks
         while starts and starts[0] <= offset:
@@ -62,9 +62,9 @@ class Reassembly:
         return None
 
     def _join(self, index: int) -> None:
-        """Join block `index`, which has grown, with blocks it touches above while those are not larger.
+        """Merge block `index`, which has grown, with adjacent blocks above it while those are not larger.
 
-        Of two blocks that touch the upper one is thus the larger, so growing never makes a block fit for the one below it.
+        So of two adjacent blocks the upper one is always larger, and a block that grows never has to be merged with the one below.
         """
         starts, blocks = self._starts, self._blocks
         while index + 1 < len(starts):

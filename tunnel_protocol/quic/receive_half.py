@@ -1,7 +1,7 @@
-"""The receiving half of a QUIC stream (RFC 9000 sections 2.2, 3.2 and 4.1). Sans-I/O, without a connection.
+"""The receiving part of a QUIC stream (RFC 9000 sections 2.2, 3.2 and 4.1). Sans-I/O, without a connection.
 
-Offsets are `taken` (by the handler) <= `received` (without gaps) <= `highest`. Credit is granted only for what was taken, so the
-window bounds the memory, gaps included.
+Offsets: `taken` (by the handler) <= `received` (without gaps) <= `highest`. Flow control credit is granted only for taken bytes,
+so the window bounds the memory, including bytes received out of order.
 """
 
 from enum import IntEnum
@@ -15,7 +15,7 @@ PROTOCOL_VIOLATION = 0xA
 
 
 class StreamError(Exception):
-    """A peer broke the rules of a stream; ends the connection with a transport error (RFC 9000 section 20.1)."""
+    """A peer violated the protocol on a stream; ends the connection with `error_code` (RFC 9000 section 20.1)."""
 
     def __init__(self, error_code: int, reason: str) -> None:
         super().__init__(reason)
@@ -24,28 +24,28 @@ class StreamError(Exception):
 
 
 class ReceiveState(IntEnum):
-    """The states of RFC 9000 section 3.2; a half only advances."""
+    """The receiving states of RFC 9000 section 3.2; a state never goes back."""
 
     RECV = 0
-    """Bytes arrive; their end is not known."""
+    """Receiving; the final size is not known."""
 
     SIZE_KNOWN = 1
-    """The FIN has arrived, bytes before it have not."""
+    """The FIN was received, but not all bytes before it."""
 
     DATA_RECVD = 2
-    """All bytes have arrived; the handler has not taken the end."""
+    """All bytes were received; the handler has not taken them all."""
 
     DATA_READ = 3
-    """The handler has taken the end, or wants nothing of it."""
+    """The handler has taken all bytes, or has stopped the stream."""
 
     RESET_RECVD = 4
-    """The peer has abandoned its half; the handler does not know yet."""
+    """RESET_STREAM was received; the handler was not notified yet."""
 
     RESET_READ = 5
-    """The handler knows, or wants nothing of it."""
+    """The handler was notified of the reset, or has stopped the stream."""
 
     LOST = 6
-    """The connection is gone (not a state of the RFC)."""
+    """The connection has ended (not a state of the RFC)."""
 
 
 # Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
@@ -59,7 +59,7 @@ _SIZE_KNOWN: Final = ReceiveState.SIZE_KNOWN
 
 
 class ReceiveHalf:
-    """What has arrived on one stream and was not taken yet."""
+    """Received bytes of one stream that the handler has not taken."""
 
     __slots__ = (
         "_inbox",
@@ -88,27 +88,27 @@ class ReceiveHalf:
         self.final_size: int | None = None
         self._window = window
         self.limit = window
-        """Our MAX_STREAM_DATA, bytes."""
+        """Our MAX_STREAM_DATA limit in bytes."""
         self.limit_pending = False
         self.paused = False
         self.reset_code = 0
         self.stop_code: int | None = None
-        """Error code of our STOP_SENDING: what arrives from then on is counted and dropped."""
+        """Error code of our STOP_SENDING; bytes received after it are counted and dropped."""
         self.stop_pending = False
 
     @property
     def over(self) -> bool:
-        """Whether nothing more can arrive and the handler has had all it wants."""
+        """Whether the receiving part has ended and the handler has taken the end or the reset, or has stopped the stream."""
         return self.state is _DATA_READ or self.state is _RESET_READ
 
     @property
     def wanted(self) -> bool:
-        """Whether the handler still waits for something."""
+        """Whether the handler still expects data, FIN or a reset."""
         return self.stop_code is None and not self.over and self.state is not _LOST
 
     @property
     def pieces_out_of_order(self) -> int:
-        """How many pieces wait for earlier ones."""
+        """Number of blocks received out of order."""
         return 0 if self._out_of_order is None else len(self._out_of_order)
 
     @property
@@ -119,7 +119,7 @@ class ReceiveHalf:
     # --- from the handler --------------------------------------------------------------------------------------------
 
     def stop(self, error_code: int) -> None:
-        """Drop what is here and what follows; STOP_SENDING is pending unless the peer has ended its half already."""
+        """Drop all received and later bytes; make STOP_SENDING pending unless the peer has ended its sending part."""
         self._inbox = b""
         self._out_of_order = None
         self.limit_pending = False
@@ -134,11 +134,11 @@ class ReceiveHalf:
                 self.state = _DATA_READ
 
     def has_news(self) -> bool:
-        """Whether `take` has something for a handler that is not paused."""
+        """Whether `take` or `take_reset` has something for a handler that is not paused."""
         return self.wanted and (len(self._inbox) > 0 or self.state is _DATA_RECVD)
 
     def take(self) -> tuple[bytes, bool] | None:
-        """Bytes for the handler and whether they are the last; None if there is nothing. Grants credit for them."""
+        """Bytes for the handler, and whether they are the last; None if there are none. Grants flow control credit for them."""
         inbox = self._inbox
         fin = self.state is _DATA_RECVD
         if not inbox and not fin:
@@ -153,7 +153,7 @@ class ReceiveHalf:
         return inbox if type(inbox) is bytes else bytes(inbox), fin
 
     def take_reset(self) -> int:
-        """The error code of the peer's reset, for the handler; what was not taken before is dropped."""
+        """The error code of the peer's RESET_STREAM; drops bytes that were not taken."""
         self._inbox = b""
         self.state = _RESET_READ
         return self.reset_code
@@ -161,29 +161,29 @@ class ReceiveHalf:
     # --- filling packets ---------------------------------------------------------------------------------------------
 
     def next_stop(self) -> int:
-        """Error code of the STOP_SENDING that is pending."""
+        """Error code of the pending STOP_SENDING, which is no longer pending afterwards."""
         self.stop_pending = False
         return self.stop_code or 0
 
     def next_limit(self) -> int:
-        """The MAX_STREAM_DATA that is pending."""
+        """Limit of the pending MAX_STREAM_DATA, which is no longer pending afterwards."""
         self.limit_pending = False
         return self.limit
 
     def on_stop_lost(self) -> bool:
-        """STOP_SENDING has to be sent again; False if it no longer matters."""
+        """STOP_SENDING was lost: make it pending again; False if it is no longer needed."""
         self.stop_pending = self.final_size is None
         return self.stop_pending
 
     def on_limit_lost(self) -> bool:
-        """MAX_STREAM_DATA has to be sent again; False if it no longer matters."""
+        """MAX_STREAM_DATA was lost: make it pending again; False if it is no longer needed."""
         self.limit_pending = self.wanted and self.final_size is None
         return self.limit_pending
 
     # --- what packets bring ------------------------------------------------------------------------------------------
 
     def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> bool:
-        """A STREAM frame; True if there is something new for the handler, paused or not. Raises `StreamError`."""
+        """Process a STREAM frame; True if there is something new for the handler, paused or not. Raises `StreamError`."""
         end = offset + len(data)
         if end > self.highest:
             self._raise_highest(end)
@@ -212,7 +212,7 @@ class ReceiveHalf:
         return True
 
     def on_reset_stream(self, error_code: int, final_size: int) -> bool:
-        """A RESET_STREAM frame; True if there is something new for the handler. Raises `StreamError`."""
+        """Process a RESET_STREAM frame; True if there is something new for the handler. Raises `StreamError`."""
         if final_size > self.limit:
             raise StreamError(FLOW_CONTROL_ERROR, "over stream data limit")
         self._set_final_size(final_size)
@@ -228,7 +228,7 @@ class ReceiveHalf:
         return True
 
     def connection_lost(self) -> None:
-        """Nothing more arrives, and nothing is taken any more."""
+        """The connection has ended: drop all bytes."""
         self.state = _LOST
         self._inbox = b""
         self._out_of_order = None
@@ -260,7 +260,7 @@ class ReceiveHalf:
         self._inbox += data
 
     def _take_out_of_order(self, offset: int, data: bytes, end: int) -> bool:
-        """Keep data that is not next in line (or partly known); True if the handler has something new."""
+        """Store data received out of order, or partly received before; True if the handler has something new."""
         if end <= self.received:
             return end == self.final_size == self.received
         if offset < self.received:

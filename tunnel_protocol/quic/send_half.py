@@ -1,6 +1,6 @@
-"""The sending half of a QUIC stream (RFC 9000 sections 2.2, 3.1 and 4.1). Sans-I/O, without a connection.
+"""The sending part of a QUIC stream (RFC 9000 sections 2.2, 3.1 and 4.1). Sans-I/O, without a connection.
 
-Offsets are `base` <= `sent` <= `written`: what lies below `base` is acknowledged, what lies above `sent` has never been sent.
+Offsets: `base` <= `sent` <= `written`. Bytes below `base` are acknowledged, bytes from `sent` on have never been sent.
 """
 
 from collections.abc import Callable
@@ -12,28 +12,28 @@ from tunnel_protocol.quic.ranges import Ranges
 
 
 class SendState(IntEnum):
-    """The states of RFC 9000 section 3.1; a half only advances."""
+    """The sending states of RFC 9000 section 3.1; a state never goes back."""
 
     READY = 0
     """Nothing has been written."""
 
     SEND = 1
-    """Bytes have been written and are sent, or sent again."""
+    """Bytes have been written; they are sent or retransmitted."""
 
     DATA_SENT = 2
-    """All bytes and the FIN have been sent once."""
+    """All bytes and the FIN have been sent at least once."""
 
     DATA_RECVD = 3
-    """The peer has acknowledged all of them."""
+    """The peer has acknowledged all bytes and the FIN."""
 
     RESET_SENT = 4
-    """Abandoned, by the writer or because the peer asked for it (STOP_SENDING)."""
+    """RESET_STREAM is pending or sent, because of the writer or a STOP_SENDING of the peer."""
 
     RESET_RECVD = 5
     """The peer has acknowledged RESET_STREAM."""
 
     LOST = 6
-    """The connection is gone (not a state of the RFC)."""
+    """The connection has ended (not a state of the RFC)."""
 
 
 # Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
@@ -47,7 +47,7 @@ _DATA_SENT: Final = SendState.DATA_SENT
 
 
 class SendHalf:
-    """What one stream has to send, and what became of what was sent."""
+    """The bytes of one stream that are not sent or not acknowledged."""
 
     __slots__ = (
         "_acked",
@@ -76,7 +76,7 @@ class SendHalf:
         self.sent = 0
         self.written = 0
         self.limit = limit
-        """The peer's MAX_STREAM_DATA, bytes."""
+        """The peer's MAX_STREAM_DATA limit in bytes."""
         self.final_size: int | None = None
         """Set with the FIN; nothing can be written after it."""
         self._lost: Ranges | None = None
@@ -86,20 +86,20 @@ class SendHalf:
         self.reset_pending = False
         self.reset_code = 0
         self.stopped_by_peer: int | None = None
-        """Error code of the STOP_SENDING that abandoned this half: its writer has not asked for that."""
+        """Error code of the peer's STOP_SENDING if that reset this sending part, else None."""
         self._high_water = high_water
         self.wants_writable = False
-        """The writer was told to pause and waits for `may_write_on`."""
+        """Whether a `write` returned False and the writer waits for `on_writable`."""
         self._on_sent: list[Callable[[], None]] | None = None
 
     @property
     def over(self) -> bool:
-        """Whether the peer has all of it, or knows that it is abandoned."""
+        """Whether the peer has acknowledged all bytes and the FIN, or the RESET_STREAM."""
         return self.state is _DATA_RECVD or self.state is _RESET_RECVD
 
     @property
     def abandoned(self) -> bool:
-        """Whether nothing is sent any more because of a reset or the loss of the connection."""
+        """Whether no more bytes are sent because of a reset or the end of the connection."""
         return self.state >= _RESET_SENT
 
     @property
@@ -110,7 +110,7 @@ class SendHalf:
     # --- from the writer ---------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray, fin: bool) -> bool:
-        """Queue bytes; False if they are dropped. Raises `StreamClosedError` after a FIN or a reset of the writer's own."""
+        """Queue bytes; False if they are dropped. Raises `StreamClosedError` after a FIN or reset by the writer."""
         if self.final_size is not None or self.state > _SEND:
             if self.stopped_by_peer is not None or self.state is _LOST:
                 return False
@@ -132,15 +132,15 @@ class SendHalf:
         return True
 
     def above_high_water(self) -> bool:
-        """Whether more is buffered than the writer should add to."""
+        """Whether the unsent bytes exceed the high-water mark, so that the writer should pause."""
         return self.unsent_bytes > self._high_water
 
     def may_write_on(self) -> bool:
-        """Whether a writer that waits may go on: half of the high-water mark is free."""
+        """Whether a waiting writer may continue: the unsent bytes are at most half of the high-water mark."""
         return self.wants_writable and self.written - self.sent <= self._high_water >> 1
 
     def abandon(self, error_code: int) -> bool:
-        """Drop what is not acknowledged and have RESET_STREAM sent; False if everything is over already."""
+        """Drop unacknowledged bytes and make RESET_STREAM pending; False if this part has ended or was reset."""
         if self.over or self.abandoned:
             return False
         self.state = _RESET_SENT
@@ -153,7 +153,7 @@ class SendHalf:
         return True
 
     def when_sent(self, callback: Callable[[], None]) -> bool:
-        """Keep `callback` until this half is over; True if it may be called at once."""
+        """Store `callback` for the end of this sending part; True if it has ended, then the caller calls `callback` itself."""
         if self.over or self.state is _RESET_SENT:
             return True
         if self.state is not _LOST:
@@ -164,11 +164,11 @@ class SendHalf:
 
     @property
     def awaited(self) -> bool:
-        """Whether anybody waits for the end of this half."""
+        """Whether callbacks of `when_sent` are stored."""
         return self._on_sent is not None
 
     def call_back(self) -> None:
-        """Call whoever waits for the end."""
+        """Call the callbacks of `when_sent`."""
         callbacks, self._on_sent = self._on_sent, None
         for callback in callbacks or ():
             callback()
@@ -176,9 +176,10 @@ class SendHalf:
     # --- filling packets ---------------------------------------------------------------------------------------------
 
     def next_data(self, max_bytes: int, connection_credit: int) -> tuple[int, bytes, bool] | None:
-        """The next piece to send: offset, at most `max_bytes` bytes, FIN; None if there is none for now.
+        """The next piece to send: offset, at most `max_bytes` bytes, FIN; None if nothing can be sent now.
 
-        Lost bytes go first. New bytes stay within the peer's limits. A FIN alone needs no credit.
+        Lost bytes are sent first. New bytes stay within the peer's stream limit and `connection_credit` bytes. A FIN without data
+        needs no credit.
         """
         buffer, base = self._buffer, self._base
         if self._lost is not None:
@@ -208,7 +209,7 @@ class SendHalf:
         self.state = _DATA_SENT
 
     def has_data(self) -> bool:
-        """Whether `next_data` has something, given credit."""
+        """Whether `next_data` would return something, given connection credit."""
         return (
             self._lost is not None
             or (self.sent < self.written and self.sent < self.limit)
@@ -216,21 +217,21 @@ class SendHalf:
         )
 
     def next_reset(self) -> tuple[int, int]:
-        """Error code and final size of the RESET_STREAM that is pending."""
+        """Error code and final size of the pending RESET_STREAM, which is no longer pending afterwards."""
         self.reset_pending = False
         return self.reset_code, self.sent
 
     # --- what packets bring ------------------------------------------------------------------------------------------
 
     def on_max_stream_data(self, limit: int) -> bool:
-        """A higher limit of the peer; True if there is something to send within it."""
+        """Process MAX_STREAM_DATA; True if there is something to send within the new limit."""
         if limit <= self.limit:
             return False
         self.limit = limit
         return self.sent < self.written and self.state <= _SEND
 
     def on_data_acked(self, start: int, stop: int, fin: bool) -> None:
-        """A piece of `next_data` has arrived."""
+        """A piece returned by `next_data` was acknowledged."""
         if self.state > _DATA_SENT:
             return
         if start == self._base:
@@ -249,7 +250,7 @@ class SendHalf:
             self.state = _DATA_RECVD
 
     def on_data_lost(self, start: int, stop: int, fin: bool) -> bool:
-        """A piece of `next_data` has to be sent again; False if it no longer matters."""
+        """A piece returned by `next_data` was lost: queue it again; False if it is no longer needed."""
         if self.state > _DATA_SENT:
             return False
         if stop > start:
@@ -261,12 +262,12 @@ class SendHalf:
         return True
 
     def on_reset_acked(self) -> None:
-        """RESET_STREAM has arrived."""
+        """RESET_STREAM was acknowledged."""
         if self.state is _RESET_SENT:
             self.state = _RESET_RECVD
 
     def connection_lost(self) -> None:
-        """Nothing more is sent, and nobody is called back. What was acknowledged stays so."""
+        """The connection has ended: nothing more is sent, no callback is made. An acknowledged end stays acknowledged."""
         if not self.over:
             self.state = _LOST
         self._on_sent = None
@@ -280,6 +281,6 @@ class SendHalf:
         elif type(self._buffer) is bytearray:
             del self._buffer[: stop - base]
         else:
-            # Once, not with every acknowledgement: the front of a bytearray is cheap to cut off, that of bytes is not.
+            # Convert once, not with every acknowledgement: removing the front of a bytearray is cheap, that of bytes copies.
             self._buffer = bytearray(self._buffer[stop - base :])
         self._base = stop

@@ -1,6 +1,6 @@
-"""Limits and timers of QUIC connections, with the values the reference peers use as defaults (RFC 9000 section 18.2).
+"""Limits and timers of QUIC connections. The defaults are those of the reference router and worker (RFC 9000 section 18.2).
 
-Router and worker share them, so the defaults stand here; the router's options take theirs from here.
+Router and worker share these defaults; the router's options take their defaults from here.
 """
 
 from dataclasses import dataclass
@@ -16,55 +16,55 @@ STREAM_OPENERS = Limit("quic.stream_openers", pieces=1_024)
 
 @dataclass(frozen=True, slots=True)
 class QuicSettings:
-    """One value for every connection of an endpoint. Sizes in bytes, times in milliseconds."""
+    """Settings of all connections of an endpoint. Sizes in bytes, times in milliseconds."""
 
     idle_timeout_ms: int = 30_000
-    """A connection on which nothing was received for this long is dead; the smaller value of both ends counts."""
+    """A connection that receives nothing for this long ends; the smaller value of both ends counts (RFC 9000 section 10.1)."""
 
     keepalive_ms: int = 0
-    """Send a PING after this long without receiving anything; 0 is off."""
+    """Send a PING after receiving nothing for this long; 0 sends none."""
 
     handshake_timeout_ms: int = 10_000
-    """An incoming connection whose handshake takes longer is dropped."""
+    """An incoming connection whose handshake takes longer is abandoned."""
 
     max_consecutive_ptos: int = 0
-    """Give a peer up after this many probe timeouts in a row (RFC 9002 section 6.2); 0 leaves it to the idle timeout."""
+    """End a connection after more than this many consecutive probe timeouts (RFC 9002 section 6.2); 0: never."""
 
     max_streams_bidi: int = 100
     """Bidirectional streams a peer may have open at once."""
 
     stream_window_bytes: int = 1_250_000
-    """How much a peer may send on a stream beyond what the stream's owner has taken: the bound of memory per stream."""
+    """Flow control window of a stream: bytes a peer may send that the handler has not taken; bounds memory per stream."""
 
     send_buffer_bytes: int = 256 * 1024
     """High-water mark of unsent bytes per stream; the low-water mark is half of it."""
 
     credit_queue_limit: int = STREAM_OPENERS.pieces or 0
-    """How many may wait for stream credit on one connection."""
+    """Callers that may wait for stream credit on one connection."""
 
     max_datagram_bytes: int = 1_452
-    """Largest UDP payload to try on a path; every connection starts at 1,200 and probes (RFC 9000 section 14.3)."""
+    """Largest UDP payload to probe for; every connection starts with 1,200 bytes (RFC 9000 section 14.3)."""
 
     ack_delay_ms: int = 15
-    """How long an acknowledgement may wait for company; peers are told 25 ms (RFC 9000 section 13.2.1)."""
+    """Longest delay of an ACK; peers are sent max_ack_delay 25 ms (RFC 9000 section 13.2.1)."""
 
     ack_every: int = 8
-    """Acknowledge at once after this many packets of 1,200 bytes, or eight times as many however small they are."""
+    """Acknowledge at once after this many packets of 1,200 bytes; smaller packets count less, but at least one eighth each."""
 
     max_connections: int = CONNECTIONS.pieces or 0
-    """Connections an endpoint holds; one more is refused, unless one that has ended can go."""
+    """Connections of an endpoint; above it a new one is refused, unless one that has ended can be removed."""
 
     max_half_open: int = HALF_OPEN.pieces or 0
-    """Incoming connections whose handshake has not completed. One more makes the most expendable of them go (`quic.admission`)."""
+    """Incoming connections with an incomplete handshake; above it one is evicted for a new one (`quic.admission`)."""
 
     receive_batch: int = 256
-    """Datagrams taken from the socket before other work of the event loop gets its turn."""
+    """Datagrams read from the socket before the event loop does other work."""
 
     qlog_dir: Path | None = None
-    """Where to write one qlog trace per connection; switches the fast paths off."""
+    """Directory for one qlog trace per connection; None writes none. Traces switch the fast paths off."""
 
     key_log: LineWriter | None = None
-    """Takes TLS secrets in NSS key log format, for decrypting captures; stays its maker's."""
+    """Receives TLS secrets in NSS key log format, for decrypting captures. Its creator closes it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for values QUIC cannot express or this program cannot work with."""

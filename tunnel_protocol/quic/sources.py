@@ -1,6 +1,6 @@
-"""Where strangers come from, and who has to go when there are too many of them.
+"""Sources of clients by address and prefix, and which client to evict when a limit is reached.
 
-An attacker has one address, or one network, more easily than many: bounds and evictions count by source (RFC 9000
+An attacker controls one address or one network more easily than many, so limits and evictions count by source (RFC 9000
 section 21.1 leaves the policy to the endpoint).
 """
 
@@ -8,23 +8,23 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Generic, NamedTuple, TypeVar
 
 _MAPPED = bytes(10) + b"\xff\xff"
-"""What precedes an IPv4 address that was mapped into IPv6 (RFC 4291 section 2.5.5.2)."""
+"""Prefix of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
 
 _UNREADABLE = b""
 
 
 class Source(NamedTuple):
-    """Who a datagram came from, as far as one party can be expected behind it."""
+    """The sender of a datagram, at the granularity of one host and of one site."""
 
     address: bytes
-    """An IPv4 address, or the /64 of an IPv6 address: what one host has."""
+    """An IPv4 address, or the /64 prefix of an IPv6 address: one host."""
 
     prefix: bytes
-    """The /24 of an IPv4 address, the /48 of an IPv6 address: what one site has."""
+    """The /24 prefix of an IPv4 address, or the /48 prefix of an IPv6 address: one site."""
 
 
 def source_of(host: str) -> Source:
-    """The source a numeric host address belongs to; IPv4-mapped IPv6 addresses count as IPv4."""
+    """The source of a numeric host address; IPv4-mapped IPv6 addresses count as IPv4."""
     try:
         if ":" not in host:
             packed = IPv4Address(host).packed
@@ -41,49 +41,49 @@ T = TypeVar("T")
 
 
 class SourceQueue(Generic[T]):
-    """Members in order of arrival, and how many there are of each address and prefix; holds nothing of who has left."""
+    """Members in order of arrival, with counts per address and prefix; keeps no state of removed members."""
 
     def __init__(self) -> None:
         self._members: dict[T, Source] = {}
         self._by_address: dict[bytes, dict[T, int]] = {}
-        """Members of an address, with their numbers in order of arrival."""
+        """Members of each address with their sequence numbers, in order of arrival."""
         self._arrivals = 0
         self._by_prefix: dict[bytes, int] = {}
 
     def __len__(self) -> int:
-        """How many members there are."""
+        """Number of members."""
         return len(self._members)
 
     def __contains__(self, member: object) -> bool:
-        """Whether `member` is here."""
+        """Whether `member` is in the queue."""
         return member in self._members
 
     @property
     def sources(self) -> int:
-        """How many different addresses members have."""
+        """Number of different addresses of members."""
         return len(self._by_address)
 
     def at_address(self, source: Source) -> int:
-        """How many members have this address."""
+        """Number of members with this address."""
         return len(self._by_address.get(source.address, ()))
 
     def at_prefix(self, source: Source) -> int:
-        """How many members have this prefix."""
+        """Number of members with this prefix."""
         return self._by_prefix.get(source.prefix, 0)
 
     def source(self, member: T) -> Source:
-        """Where this member comes from. Raises KeyError if it is not here."""
+        """The source of `member`. Raises KeyError if it is not in the queue."""
         return self._members[member]
 
     def add(self, member: T, source: Source) -> None:
-        """A new member, which must not be here yet."""
+        """Add `member`, which must not be in the queue."""
         self._members[member] = source
         self._by_address.setdefault(source.address, {})[member] = self._arrivals
         self._arrivals += 1
         self._by_prefix[source.prefix] = self._by_prefix.get(source.prefix, 0) + 1
 
     def discard(self, member: T) -> bool:
-        """The member leaves; False if it was not here."""
+        """Remove `member`; False if it was not in the queue."""
         source = self._members.pop(member, None)
         if source is None:
             return False
@@ -99,9 +99,9 @@ class SourceQueue(Generic[T]):
         return True
 
     def most_expendable(self) -> T | None:
-        """The oldest member of the address that has most of them; among equal addresses the oldest of all.
+        """The oldest member of the address with the most members; among equal addresses the oldest of all. None if empty.
 
-        One look at every address: meant for the moment at which a bound is reached.
+        Takes time in proportion to the number of addresses; call it only when a limit is reached.
         """
         found: T | None = None
         most, oldest = 0, 0

@@ -1,12 +1,12 @@
-"""One QUIC stream: its two halves, its handler, and its marks on the connection (RFC 9000 sections 2 and 3).
+"""One QUIC stream: sending part, receiving part, handler, and entries in the connection's work sets (RFC 9000 section 3).
 
-The engine calls the `on_*` methods for what packets bring and takes frames from the halves; the user of the stream calls the
-methods of `Stream`. Two things are bounded here: received bytes by the window (credit is granted only for what the handler has
-taken, gaps included), and unsent bytes by the high-water mark that the writer heeds.
+The engine calls the `on_*` methods for received frames and takes frames to send; the user of the stream calls the methods of
+`Stream`. Received bytes are bounded by the flow control window (credit is granted only for bytes the handler has taken), unsent
+bytes by the high-water mark, at which the writer must pause.
 
-Marks: a stream puts itself into `sending` (it has bytes or FIN to send and the peer's limit allows some), `control`
-(RESET_STREAM, STOP_SENDING or MAX_STREAM_DATA to send) and `ready` (something for the handler) of its connection, so that an
-engine visits only streams with something to do.
+A stream adds itself to the sets `sending` (bytes or FIN to send within the peer's limit), `control` (RESET_STREAM,
+STOP_SENDING or MAX_STREAM_DATA to send) and `ready` (something for the handler) of its connection, so that an engine visits
+only streams with something to do.
 """
 
 from collections.abc import Callable
@@ -24,34 +24,34 @@ _RESET_RECVD: Final = ReceiveState.RESET_RECVD
 
 
 STREAM_GAPS = Limit("quic.stream_gaps", pieces=1_024)
-"""Pieces received out of order on one stream, beyond which a peer is not unlucky but hostile (RFC 9000 section 21.7)."""
+"""Blocks received out of order on one stream; more than loss explains is treated as an attack (RFC 9000 section 21.7)."""
 
 CONNECTION_GAPS = Limit("quic.connection_gaps", pieces=2_048)
-"""The same over all streams of a connection."""
+"""Blocks received out of order on all streams of a connection."""
 
 _MAX_STREAM_GAPS = STREAM_GAPS.pieces or 0
 _MAX_CONNECTION_GAPS = CONNECTION_GAPS.pieces or 0
 
 
 class StreamCallbacks(Protocol):
-    """The connection as its streams see it. The three sets keep the order in which streams entered them."""
+    """What streams use of their connection. The three work sets keep insertion order."""
 
     sending: "dict[BidirectionalStream, None]"
     control: "dict[BidirectionalStream, None]"
     ready: "dict[BidirectionalStream, None]"
     poll_scheduled: bool
     pieces_out_of_order: int
-    """What all streams hold that was received out of order, in pieces."""
+    """Blocks received out of order on all streams."""
 
     def schedule_poll(self) -> None:
-        """Have the connection polled soon; called only while `poll_scheduled` is false."""
+        """Schedule a `poll` of the connection; called only while `poll_scheduled` is false."""
 
     def release(self, stream: "BidirectionalStream") -> None:
-        """Both halves have ended and the handler knows: forget the stream."""
+        """Both parts have ended and the handler was notified: remove the stream."""
 
 
 class _NullHandler:
-    """The handler of a stream whose owner has turned away."""
+    """The handler of a stream that has no owner yet, or no longer."""
 
     __slots__ = ()
 
@@ -70,7 +70,7 @@ NULL_HANDLER: StreamHandler = _NullHandler()
 
 
 class BidirectionalStream:
-    """Implements `Stream`; see there for what callers may expect."""
+    """Implements `Stream`; its methods are documented there."""
 
     __slots__ = ("_handler", "_owner", "_stop_to_report", "id_bytes", "receive_half", "send_half", "stream_id")
 
@@ -94,7 +94,7 @@ class BidirectionalStream:
         self._stop_to_report: int | None = None
 
     def attach(self, handler: StreamHandler) -> None:
-        """Hand the stream to its handler (streams the peer opened)."""
+        """Set the handler of a stream that the peer opened."""
         self._handler = handler
 
     # --- Stream ------------------------------------------------------------------------------------------------------
@@ -154,10 +154,10 @@ class BidirectionalStream:
             if half.has_news():
                 self._mark_ready()
 
-    # --- for the engine: packets bring -------------------------------------------------------------------------------
+    # --- for the engine: received frames -----------------------------------------------------------------------------
 
     def on_stream_frame(self, offset: int, data: bytes, fin: bool) -> None:
-        """A STREAM frame. Raises `StreamError`."""
+        """Process a STREAM frame. Raises `StreamError`."""
         half = self.receive_half
         before = half.pieces_out_of_order
         news = half.on_stream_frame(offset, data, fin)
@@ -171,7 +171,7 @@ class BidirectionalStream:
             self._mark_received()
 
     def on_reset_stream(self, error_code: int, final_size: int) -> None:
-        """A RESET_STREAM frame. Raises `StreamError`."""
+        """Process a RESET_STREAM frame. Raises `StreamError`."""
         half = self.receive_half
         before = half.pieces_out_of_order
         news = half.on_reset_stream(error_code, final_size)
@@ -188,13 +188,13 @@ class BidirectionalStream:
             self._owner.ready[self] = None
 
     def on_stop_sending(self, error_code: int) -> None:
-        """A STOP_SENDING frame: answered with RESET_STREAM of the same code (RFC 9000 section 3.5)."""
+        """Process a STOP_SENDING frame: answer with RESET_STREAM of the same code (RFC 9000 section 3.5)."""
         if self._abandon_sending(error_code):
             self.send_half.stopped_by_peer = self._stop_to_report = error_code
             self._owner.ready[self] = None
 
     def on_max_stream_data(self, limit: int) -> None:
-        """A MAX_STREAM_DATA frame."""
+        """Process a MAX_STREAM_DATA frame; `limit` in bytes."""
         if self.send_half.on_max_stream_data(limit):
             self._owner.sending[self] = None
 
@@ -208,27 +208,27 @@ class BidirectionalStream:
             self._owner.ready[self] = None
         return piece
 
-    # --- for the engine: fate of what was sent -----------------------------------------------------------------------
+    # --- for the engine: acknowledgement and loss --------------------------------------------------------------------
 
     def on_data_acked(self, start: int, stop: int, fin: bool) -> None:
-        """A piece of `next_data` has arrived."""
+        """A piece returned by `next_data` was acknowledged."""
         half = self.send_half
         half.on_data_acked(start, stop, fin)
         if half.state is _DATA_RECVD:
             self._mark_sent()
 
     def on_data_lost(self, start: int, stop: int, fin: bool) -> None:
-        """A piece of `next_data` has to be sent again."""
+        """A piece returned by `next_data` was lost: send it again."""
         if self.send_half.on_data_lost(start, stop, fin):
             self._owner.sending[self] = None
 
     def on_reset_acked(self) -> None:
-        """RESET_STREAM has arrived."""
+        """RESET_STREAM was acknowledged."""
         self.send_half.on_reset_acked()
         self._mark_sent()
 
     def on_control_lost(self, *, reset: bool = False, stop: bool = False, limit: bool = False) -> None:
-        """A control frame has to be sent again if it still matters."""
+        """RESET_STREAM, STOP_SENDING or MAX_STREAM_DATA (`limit`) was lost: send it again if it is still needed."""
         if reset and not self.send_half.over:
             self.send_half.reset_pending = True
         elif not ((stop and self.receive_half.on_stop_lost()) or (limit and self.receive_half.on_limit_lost())):
@@ -238,7 +238,7 @@ class BidirectionalStream:
     # --- for the engine: calling back --------------------------------------------------------------------------------
 
     def deliver(self) -> None:
-        """Call the handler for everything that happened; runs outside packet processing."""
+        """Call the handler for everything that happened since the last call; not called during packet processing."""
         sending, receiving = self.send_half, self.receive_half
         if receiving.wanted and not receiving.paused:
             taken = receiving.take()
@@ -263,7 +263,7 @@ class BidirectionalStream:
             self._owner.release(self)
 
     def connection_lost(self, error: ConnectionClosedError) -> None:
-        """Tell the handler, for the last time, and let everything go."""
+        """Notify the handler that the connection has ended, and drop all state."""
         handler, self._handler = self._handler, NULL_HANDLER
         self._owner.pieces_out_of_order -= self.receive_half.pieces_out_of_order
         self.send_half.connection_lost()
@@ -271,7 +271,7 @@ class BidirectionalStream:
         handler.on_connection_lost(error)
 
     def refuse(self) -> None:
-        """Nobody wants this stream of the peer."""
+        """Refuse a stream of the peer: RESET_STREAM and STOP_SENDING, no more callbacks."""
         self.stop()
         self.reset()
 

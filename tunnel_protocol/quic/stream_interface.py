@@ -1,8 +1,8 @@
-"""One QUIC stream as the rest of the program sees it: write, read callback, pause and resume, reset, stop.
+"""The interface of one QUIC stream for the rest of the program: write, receive callback, pause and resume, reset, stop.
 
-Back-pressure runs through both halves. Sending: `write` tells when enough is buffered and `on_writable` when to go on.
-Receiving: credit is granted to the peer only for bytes that were handed to the handler; while reading is paused the peer
-can send at most the rest of its window (RFC 9000 section 4.1), which bounds the memory of a stream.
+Back-pressure works in both directions. Sending: `write` returns False when the writer should pause, `on_writable` says when to
+continue. Receiving: credit is granted only for bytes that were passed to the handler; while reading is paused the peer can
+send at most the rest of its window (RFC 9000 section 4.1), which bounds the memory of a stream.
 """
 
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from tunnel_protocol.errors import ConnectionClosedError
 
 
 class StreamHandler(Protocol):
-    """What the owner of a stream is told. Called synchronously from the endpoint's tick; must not block or await."""
+    """Callbacks for the owner of a stream, called synchronously from the endpoint's tick; they must not block."""
 
     def on_data(self, data: bytes, fin: bool) -> None:
         """Received bytes, in order. `fin` is true exactly once, with the last (possibly empty) piece."""
 
     def on_reset(self, error_code: int) -> None:
-        """The peer abandoned its sending side; no more `on_data`."""
+        """The peer sent RESET_STREAM; no more `on_data`."""
 
     def on_stop(self, error_code: int) -> None:
-        """The peer asked to stop sending (the engine has answered with RESET_STREAM); writes are dropped from now on."""
+        """The peer sent STOP_SENDING (the engine has answered with RESET_STREAM); later writes are dropped."""
 
     def on_writable(self) -> None:
         """The send buffer fell below the low-water mark after `write` had returned False."""
 
     def on_connection_lost(self, error: ConnectionClosedError) -> None:
-        """The connection is gone; the last call a handler gets, and it gets it unless both sides had ended before."""
+        """The connection has ended. The last call; not made if both directions of the stream had ended before."""
 
 
 class Stream(Protocol):
@@ -36,28 +36,28 @@ class Stream(Protocol):
     stream_id: int
 
     def write(self, data: bytes | bytearray, fin: bool = False) -> bool:
-        """Queue bytes. False means the send buffer is above its high-water mark: pause until `on_writable`.
+        """Queue bytes, and FIN if `fin`. False: the send buffer is above its high-water mark, pause until `on_writable`.
 
-        Raises `StreamClosedError` after FIN or a reset of ours; silently drops after the peer's STOP_SENDING.
+        Raises `StreamClosedError` after `fin` or `reset`. After the peer's STOP_SENDING bytes are dropped without an error.
         """
 
     def reset(self, error_code: int = 0) -> None:
-        """Abandon the sending side (RESET_STREAM); drops what is buffered. No effect once everything was acknowledged."""
+        """Send RESET_STREAM and drop buffered bytes. No effect if all bytes and FIN are acknowledged."""
 
     def stop(self, error_code: int = 0) -> None:
-        """Abandon the receiving side (STOP_SENDING); no more `on_data`. No effect once FIN or a reset was received."""
+        """Send STOP_SENDING; no more `on_data`. Nothing is sent if all bytes or a RESET_STREAM were received."""
 
     def pause_reading(self) -> None:
-        """Deliver nothing and grant no credit until `resume_reading`."""
+        """Make no `on_data` call and grant no credit until `resume_reading`."""
 
     def resume_reading(self) -> None:
-        """Deliver what arrived meanwhile (within this call or soon after) and grant credit again."""
+        """Deliver the bytes received meanwhile (in a later `on_data` call) and grant credit again."""
 
     def acknowledged(self) -> bool:
-        """True once the peer has acknowledged every byte written including FIN; never after RESET_STREAM was sent."""
+        """Whether the peer has acknowledged all written bytes and FIN; always False after RESET_STREAM."""
 
     def when_sent(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the sending side is over: acknowledged in full, reset, or stopped by the peer.
+        """Call `callback` once when the sending part ends: all acknowledged, reset, or stopped by the peer.
 
-        At once if it is over already; not at all if the connection is lost before (`on_connection_lost` tells).
+        Called at once if it has ended already; not called if the connection ends first (then `on_connection_lost` is called).
         """

@@ -1,18 +1,18 @@
-"""TLS of tunnels: what a server shows, what a client trusts, and which server name is asked for.
+"""TLS settings of tunnels: identity of the server, trust anchors of the client, server name (SNI).
 
-raw-quic uses no ALPN at all; system roots are never trusted. See docs/protocol.md, "TLS".
+raw-quic uses no ALPN; the system's root certificates are never trusted. See docs/protocol.md, "TLS".
 """
 
 import ipaddress
 from dataclasses import dataclass, field
 
 DEFAULT_SERVER_NAME = "stargate"
-"""The name asked for where the address gives none that a certificate could carry."""
+"""The server name used when the address is an IP literal or `localhost`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """The identity an endpoint serves: a chain, leaf first, and its key, both in PEM."""
+    """The TLS identity of a listening endpoint: certificate chain, leaf first, and its private key, both PEM."""
 
     cert_pem: bytes
     key_pem: bytes = field(repr=False)
@@ -21,9 +21,9 @@ class ServerTls:
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """What a dialler checks: every certificate of `trust_pem` is an anchor, and nothing else is.
+    """How a dialling endpoint verifies the server: the certificates of `trust_pem` are the only trust anchors.
 
-    `insecure` accepts any certificate; without it `trust_pem` is required (ValueError).
+    `insecure` accepts any certificate; without it `trust_pem` is required. Raises ValueError.
     """
 
     trust_pem: bytes | None
@@ -32,7 +32,7 @@ class ClientTls:
     alpn: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError if there is nothing to trust."""
+        """Raise ValueError if there is no trust anchor."""
         if not self.insecure and self.trust_pem is None:
             raise ValueError("a trust bundle is required unless certificates are not checked")
         if self.trust_pem is not None and b"-----BEGIN CERTIFICATE-----" not in self.trust_pem:
@@ -47,9 +47,9 @@ def host_of(address: str) -> str:
 
 
 def server_name_for(dial: str, target: str) -> str:
-    """The server name for a dial address and the routing target it stands for (both `host:port`).
+    """The server name (SNI) for a dial address and the routing target it belongs to (both `host:port`).
 
-    The target decides when the two differ; IP literals and `localhost` become `stargate`.
+    It is the host of the target if the two differ, else the host of the dial address; IP literals and `localhost` become `stargate`.
     """
     host = host_of(target if target != dial else dial)
     if not host or host == "localhost":

@@ -1,8 +1,8 @@
-"""A non-blocking UDP socket that takes and gives datagrams in batches; several equal ones leave in one system call.
+"""A non-blocking UDP socket that receives and sends datagrams in batches; datagrams of equal size are sent in one system call.
 
-UDP segmentation offload (Linux, `UDP_SEGMENT`) is used where the kernel takes it. What the kernel does not take at once
-waits in a bounded backlog; what does not fit there is dropped, which QUIC treats as any other loss. So is every datagram
-that the kernel refuses, for whatever reason: no error of a datagram ends anything but that datagram.
+UDP segmentation offload (Linux, `UDP_SEGMENT`) is used if the kernel supports it. Datagrams that the kernel does not accept at
+once are kept in a bounded backlog; above its limit they are dropped, which QUIC handles as packet loss. A datagram for which the
+kernel returns any other error is dropped too: an error affects only its datagram.
 """
 
 import errno
@@ -31,21 +31,21 @@ _RECEIVE_BYTES = 2_048
 _MAX_SEGMENTS = 64
 _MAX_SEGMENTED_BYTES = 65_000
 BACKLOG = Limit("udp.send_backlog", bytes=16 << 20, pieces=1_024)
-"""Datagrams (or segmented batches) that wait until the socket takes them; beyond it they are dropped, which is loss to QUIC."""
+"""Datagrams (or segmented batches) waiting until the socket is writable; more are dropped (packet loss to QUIC)."""
 
 _BACKLOG = BACKLOG.pieces or 0
 _BACKLOG_BYTES = BACKLOG.bytes or 0
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
 _CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 _REPORT_AFTER_FAILURES = 16
-"""The kernel reports an error of receiving once and goes on; so many without a datagram in between are another matter."""
+"""Consecutive receive errors without a datagram in between that count as a persistent failure; a single one is ignored."""
 _UNSPECIFIED = ("0.0.0.0", "::")
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
-"""Linux: never fragment, and do not believe what the kernel remembers of the path; we probe it ourselves."""
+"""Linux: set Don't Fragment and ignore the kernel's cached path MTU, because QUIC probes the path itself (`path_mtu`)."""
 
 
 class UdpSocket:
-    """Owns the file descriptor; the caller waits for readiness."""
+    """A UDP socket; owns the file descriptor. The caller waits until it is readable or writable."""
 
     def __init__(
         self,
@@ -56,16 +56,16 @@ class UdpSocket:
         datagrams: type[Datagrams] = Datagrams,
         answers_as_asked: bool = False,
     ) -> None:
-        """With `answers_as_asked` (Linux) a peer is answered from that address of this host to which it wrote."""
+        """With `answers_as_asked` (Linux) a peer is answered from the local address to which it sent."""
         self._socket = sock
         self._segmentation = linux
         self._backlog: deque[tuple[bytes, int, Address]] = deque()
         self._backlog_bytes = 0
         self._failures = 0
         self.dropped = 0
-        """Datagrams (or segmented batches) the kernel refused or did not fit into the backlog."""
+        """Number of datagrams (or segmented batches) that the kernel refused or that did not fit into the backlog."""
         self.too_large = 0
-        """Size of the last datagram that was refused because the first hop does not carry it; its reader sets it to 0."""
+        """Bytes of the last datagram refused as too large for the interface (EMSGSIZE); its reader sets it to 0."""
         self._answers_as_asked = answers_as_asked and linux
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -79,7 +79,7 @@ class UdpSocket:
 
     @classmethod
     def bind(cls, host: str, port: int, receive_bytes: int = _RECEIVE_BYTES) -> "UdpSocket":
-        """A socket bound to this address alone, or to all of this host if it is unspecified. Raises OSError."""
+        """A socket bound to `host` and `port`, or to all addresses of this host if `host` is unspecified. Raises OSError."""
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
         )[0]
@@ -87,7 +87,7 @@ class UdpSocket:
 
     @classmethod
     def unbound(cls, family: int, receive_bytes: int = _RECEIVE_BYTES) -> "UdpSocket":
-        """A socket on any address and a free port. Raises OSError."""
+        """A socket of `family` on any address and a free port. Raises OSError."""
         address = ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)
         return cls._bound(family, socket.SOCK_DGRAM, 0, address, receive_bytes, answers_as_asked=False)
 
@@ -111,7 +111,7 @@ class UdpSocket:
             raise
 
     def log_buffers(self) -> None:
-        """Log once if the kernel gave smaller buffers than a busy router needs, and what to set."""
+        """Log if the kernel grants smaller socket buffers than a busy router needs, with the sysctl to set."""
         for option, setting in ((socket.SO_RCVBUF, "net.core.rmem_max"), (socket.SO_SNDBUF, "net.core.wmem_max")):
             given = self._socket.getsockopt(socket.SOL_SOCKET, option) // (2 if sys.platform == "linux" else 1)
             if given < _SOCKET_BUFFER_BYTES:
@@ -124,33 +124,33 @@ class UdpSocket:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the socket is bound."""
+        """Host and port the socket is bound to."""
         host, port = self._socket.getsockname()[:2]
         return host, port
 
     @property
     def blocked(self) -> bool:
-        """Something waits until the socket is writable."""
+        """Whether the backlog holds datagrams that wait until the socket is writable."""
         return bool(self._backlog)
 
     @property
     def unreadable(self) -> bool:
-        """Receiving fails again and again, and would for as long as it is tried without a pause."""
+        """Whether receiving has failed many times in a row, so that the caller must pause."""
         return self._failures >= _REPORT_AFTER_FAILURES
 
     def fileno(self) -> int:
-        """For the event loop."""
+        """The file descriptor, for the event loop."""
         return self._socket.fileno()
 
     def resolve(self, host_ip: str, port: int) -> Address:
-        """A numeric address as this socket will report it. Raises OSError if it does not suit the socket's family."""
+        """A numeric address in the form that `receive` returns. Raises OSError if it does not suit the socket's family."""
         family = self._socket.family
         found = socket.getaddrinfo(
             host_ip, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         )
         address: Address = found[0][4]  # type: ignore[assignment]  # typeshed allows addresses of other families here
         if self._answers_as_asked:
-            # Answers will tell at which address of ours they arrive: choose that one now, as the kernel would.
+            # `receive` appends the local address at which answers arrive: ask the kernel which one it will use.
             with socket.socket(family, socket.SOCK_DGRAM) as route:
                 route.connect(address)
                 local = socket.inet_pton(family, route.getsockname()[0].partition("%")[0])
@@ -158,10 +158,10 @@ class UdpSocket:
         return address
 
     def receive(self, limit: int) -> list[Datagram]:
-        """What is there now; once there are `limit` datagrams no more are asked for (see `Datagrams.receive`)."""
+        """The datagrams that can be read without waiting; reading stops after `limit` datagrams (see `Datagrams.receive`)."""
         datagrams, error = self._datagrams.receive(limit)
         if error:
-            # An ICMP error of an earlier datagram; the connection it concerns will notice by itself.
+            # An ICMP error for an earlier datagram; loss recovery of its connection handles the loss.
             self.dropped += 1
             self._failures = 0 if datagrams else self._failures + 1
             if self._failures == _REPORT_AFTER_FAILURES:
@@ -171,7 +171,7 @@ class UdpSocket:
         return datagrams
 
     def send(self, datagrams: Sequence[Datagram]) -> None:
-        """Send in order, now or when the socket is writable (see `blocked`, `send_backlog`)."""
+        """Send in order, now or when the socket becomes writable (see `blocked`, `send_backlog`)."""
         if self._backlog:
             for data, address in datagrams:
                 self._keep(data, 0, address)
@@ -181,7 +181,7 @@ class UdpSocket:
             self._send_segmented(datagrams)
 
     def send_backlog(self) -> None:
-        """The socket is writable again."""
+        """Send the backlog; call this when the socket is writable."""
         backlog = self._backlog
         while backlog:
             waiting = backlog.popleft()
@@ -192,13 +192,13 @@ class UdpSocket:
                 return
 
     def close(self) -> None:
-        """Release the descriptor; the backlog is dropped."""
+        """Close the socket; the backlog is dropped."""
         self._backlog.clear()
         self._backlog_bytes = 0
         self._socket.close()
 
     def _send_segmented(self, datagrams: Sequence[Datagram]) -> None:
-        """Runs of equal size to one address (the last may be shorter) leave as one."""
+        """Send runs of datagrams of equal size to one address (the last may be shorter) in one system call each."""
         start, count = 0, len(datagrams)
         while start < count:
             data, address = datagrams[start]
@@ -226,7 +226,7 @@ class UdpSocket:
             self._keep(data, segment, address)
 
     def _try(self, data: bytes, segment: int, address: Address) -> bool:
-        """False if the socket would block; errors count as loss."""
+        """Send; False if the socket would block. Other errors count as packet loss."""
         error = self._datagrams.send(data, segment, address)
         if not error:
             return True
@@ -240,10 +240,10 @@ class UdpSocket:
         return True
 
     def _send_one_by_one(self, data: bytes, segment: int, address: Address, error: int) -> bool:
-        """The kernel did not take a segmented batch; the first datagram alone shows why. False if the socket would block.
+        """Send the datagrams of a segmented batch that the kernel refused one by one. False if the socket would block.
 
-        If that one leaves, the kernel or the device cannot segment, and is never asked again. Else it is the datagrams or
-        their address (too large for the interface, port 0): a peer must not be able to switch segmentation off for all.
+        If the first datagram is sent, the kernel or the device cannot segment, and segmentation is switched off. Otherwise the
+        datagrams or their address are the cause (too large, port 0), and segmentation stays on: a peer must not switch it off.
         """
         refused = self._datagrams.send(data[:segment], 0, address)
         if refused in _WOULD_BLOCK:
@@ -266,7 +266,7 @@ class UdpSocket:
         return True
 
     def _keep_first(self, pieces: list[bytes], address: Address) -> None:
-        """What is left of a batch waits before all others: it is older."""
+        """Put the rest of a batch at the front of the backlog, because it is older than the backlog."""
         kept = pieces[: _BACKLOG - len(self._backlog)]
         self.dropped += len(pieces) - len(kept)
         self._backlog.extendleft([(piece, 0, address) for piece in reversed(kept)])

@@ -1,6 +1,6 @@
-"""The QUIC engine on aioquic. This package, and nothing else, touches private parts of aioquic.
+"""The QUIC engine based on aioquic. Only this package uses private attributes of aioquic.
 
-Which ones, and that they are still there, is checked by tests/unit/test_quic_aioquic_internals.py; aioquic is pinned.
+tests/unit/test_quic_aioquic_internals.py lists these attributes and checks that they exist; the version of aioquic is pinned.
 """
 
 from tunnel_protocol.quic.aioquic_engine.factory import AioquicFactory

@@ -1,5 +1,5 @@
-# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
-"""aioquic's connection with bounds on what strangers send in the handshake, and an end that leaves no cycle of references."""
+# ruff: noqa: SLF001 - this package uses private attributes of aioquic
+"""aioquic's connection with bounds on handshake data and frames per packet, and an end that leaves no reference cycles."""
 
 from typing import Any
 
@@ -19,27 +19,27 @@ from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
 from tunnel_protocol.quic.packets import varint
 
 HANDSHAKE_PACKET_FRAMES = Limit("quic.frames_in_a_handshake_packet", pieces=256)
-"""Frames other than PADDING in an Initial or Handshake packet: enough for a ClientHello that was cut up on purpose."""
+"""Frames in an Initial or Handshake packet, a run of PADDING counted as one; some clients split a ClientHello on purpose."""
 
 PACKET_FRAMES = Limit("quic.frames_in_a_packet", pieces=1_024)
-"""Frames about streams in a 1-RTT packet: a peer may renew the credit of very many streams, or cancel them, at once."""
+"""Stream-related frames in a 1-RTT packet: a peer may renew the credit of very many streams, or reset them, at once."""
 
 CONNECTION_FRAMES = Limit("quic.connection_frames_in_a_packet", pieces=64)
-"""Frames about the connection in a 1-RTT packet (PING, paths, connection ids, limits, CRYPTO): an honest peer has some ten to send."""
+"""Connection-related frames in a 1-RTT packet (PING, paths, connection ids, limits, CRYPTO); about ten are usual."""
 
 ACK_FRAMES = Limit("quic.ack_frames_in_a_packet", pieces=8)
-"""ACK frames in a 1-RTT packet. One says it all; each costs a walk over what is in flight."""
+"""ACK frames in a 1-RTT packet. One is enough; processing each takes time in proportion to the packets in flight."""
 
 _MAX_HANDSHAKE_FRAMES = HANDSHAKE_PACKET_FRAMES.pieces or 0
 _MAX_FRAMES = PACKET_FRAMES.pieces or 0
 MAX_ACK_FRAMES = ACK_FRAMES.pieces or 0
 _COST = _MAX_FRAMES // (CONNECTION_FRAMES.pieces or 1)
-"""Of a frame about the connection, where one about a stream costs 1 and a packet may cost `_MAX_FRAMES`."""
+"""Cost of a connection-related frame; a stream-related frame costs 1, and a packet may cost `_MAX_FRAMES`."""
 
 _COSTS = dict.fromkeys((0x04, 0x05, *range(0x08, 0x10), 0x11, 0x15), 1) | dict.fromkeys(
     (0x02, 0x03), _MAX_FRAMES // MAX_ACK_FRAMES
 )
-"""By frame type: of all others it is `_COST`."""
+"""Cost by frame type; other frame types cost `_COST`."""
 _ONE_RTT = tls.Epoch.ONE_RTT
 
 
@@ -47,17 +47,17 @@ _ALL_ALIKE: dict[int, int] = {}
 
 
 class FrameCountError(QuicConnectionError):
-    """A packet holds more frames than any honest peer puts into one."""
+    """A packet holds more frames than allowed; the connection ends with PROTOCOL_VIOLATION."""
 
     def __init__(self, frame_type: int) -> None:
         super().__init__(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "Too many frames in a packet")
 
 
 class CountedFrames(dict[int, Any]):
-    """aioquic's table of frame handlers; looking one up counts a frame.
+    """aioquic's table of frame handlers; each lookup counts a frame.
 
-    A count in the table serves every way a frame is dispatched and costs nothing for STREAM and ACK frames, which the
-    short way does not look up.
+    Counting lookups covers every code path that dispatches frames, and costs nothing for STREAM and ACK frames, which the fast path
+    does not look up.
     """
 
     __slots__ = ("_costs", "_count", "_most", "_other_cost")
@@ -67,7 +67,7 @@ class CountedFrames(dict[int, Any]):
         self.begin_packet(handshake=False)
 
     def begin_packet(self, *, handshake: bool) -> None:
-        """The next frames are those of another packet."""
+        """Reset the count for the next packet."""
         self._count = 0
         if handshake:
             self._most, self._costs, self._other_cost = _MAX_HANDSHAKE_FRAMES, _ALL_ALIKE, 1
@@ -75,7 +75,7 @@ class CountedFrames(dict[int, Any]):
             self._most, self._costs, self._other_cost = _MAX_FRAMES, _COSTS, _COST
 
     def __getitem__(self, frame_type: int) -> Any:
-        """The handler and the epochs. Raises `FrameCountError`, and KeyError for an unknown type."""
+        """Handler and allowed epochs of a frame type. Raises `FrameCountError`, and KeyError for an unknown type."""
         found = super().__getitem__(frame_type)
         self._count += self._costs.get(frame_type, self._other_cost)
         if self._count > self._most:
@@ -84,7 +84,7 @@ class CountedFrames(dict[int, Any]):
 
 
 class BoundedConnection(QuicConnection):
-    """CRYPTO frames, frames per packet, and the end of a connection."""
+    """aioquic's connection with bounded CRYPTO data and frames per packet, and with `discard`."""
 
     _frame_handlers: CountedFrames
 
@@ -92,7 +92,7 @@ class BoundedConnection(QuicConnection):
         super().__init__(*args, **kwargs)
         self._crypto_received: dict[tls.Epoch, CryptoStream] = {}
         self._last_cid_told = 0
-        """The highest sequence number of a connection id of ours that the peer may know."""
+        """The highest sequence number of our connection ids that was sent to the peer."""
         self._frame_handlers = CountedFrames(self._QuicConnection__frame_handlers)  # type: ignore[has-type]
         self._QuicConnection__frame_handlers = self._frame_handlers
 
@@ -110,7 +110,7 @@ class BoundedConnection(QuicConnection):
         return super()._payload_received(context, plain, crypto_frame_required)
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        """Gather CRYPTO frames in our own buffer; aioquic gets whole TLS messages in order, and repetitions."""
+        """Reassemble CRYPTO frames in `CryptoStream`; aioquic gets complete TLS messages in order, and retransmissions."""
         at = buf.tell()
         offset = buf.pull_uint_var()
         length = buf.pull_uint_var()
@@ -126,7 +126,7 @@ class BoundedConnection(QuicConnection):
             whole = Buffer(data=varint(messages_at) + varint(len(messages)) + messages)
             super()._handle_crypto_frame(context, frame_type, whole)
         elif repeated and offset + length <= stream.handed_over:
-            # A client that repeats itself has not seen our answer: aioquic then sends it again, once.
+            # A client that retransmits has not received our answer: aioquic then sends it again, once.
             end = buf.tell()
             buf.seek(at)
             super()._handle_crypto_frame(context, frame_type, buf)
@@ -137,7 +137,7 @@ class BoundedConnection(QuicConnection):
         self._last_cid_told = max(self._last_cid_told, connection_id.sequence_number)
 
     def _handle_retire_connection_id_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        """Refuse ids that were made but never sent, else one packet has us make hundreds (RFC 9000 section 19.16)."""
+        """Refuse ids that were never sent (RFC 9000 section 19.16); otherwise one packet could cause hundreds of new ids."""
         at = buf.tell()
         if buf.pull_uint_var() > self._last_cid_told:
             raise QuicConnectionError(
@@ -147,9 +147,9 @@ class BoundedConnection(QuicConnection):
         super()._handle_retire_connection_id_frame(context, frame_type, buf)
 
     def discard(self) -> None:
-        """Cut every cycle of references through this connection, which has ended: it is then freed at once, without a collector.
+        """Break all reference cycles of this connection, which has ended, so that it is freed without the garbage collector.
 
-        What is read of an ended connection (its addresses, names and error) stays. Calling it again changes nothing.
+        Attributes that are read after the end (addresses, names, error) are kept. Calling it again has no effect.
         """
         self._frame_handlers.clear()
         self._cryptos.clear()
@@ -167,4 +167,4 @@ class BoundedConnection(QuicConnection):
 
 
 def _nothing() -> None:
-    """Stands in for a callback of a connection that has ended."""
+    """Replaces the callbacks of a connection that has ended."""

@@ -1,5 +1,5 @@
-# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
-"""One connection as the port `quic/engine.py` wants it: when to call back, how it ends, what its timers are."""
+# ruff: noqa: SLF001 - this package uses private attributes of aioquic
+"""Implements the interface `quic/engine.py` for one connection: callbacks, closing and timers."""
 
 import hmac
 from collections.abc import Callable
@@ -30,10 +30,10 @@ _log = structlog.get_logger()
 _CONNECTED = QuicConnectionState.CONNECTED
 
 _PTOS_BEFORE_SMALL_DATAGRAMS = 3
-"""After so many unanswered probes large datagrams are suspected (RFC 8899 section 4.3)."""
+"""After this many consecutive probe timeouts the datagram size falls back to 1,200 bytes (RFC 8899 section 4.3)."""
 
 PATH_PROBES = Limit("quic.path_probes", bytes=12_000)
-"""What may be in flight above the congestion window for the sake of new paths of the peer."""
+"""Bytes that may be in flight above the congestion window for probing new paths of the peer."""
 
 _PROBES_BYTES = PATH_PROBES.bytes or 0
 
@@ -41,7 +41,7 @@ _TIMED_OUT = (QuicErrorCode.INTERNAL_ERROR, "Idle timeout")
 
 
 class _NullEngineCallbacks:
-    """The owner of a connection that was forgotten."""
+    """Callbacks of a discarded connection: do nothing."""
 
     def on_work(self) -> None: ...
 
@@ -71,7 +71,7 @@ class AioquicEngine(OneRttConnection):
         super().__init__(settings, configuration, original_destination_connection_id)
         self._owner = owner
         self.anchors: tuple[x509.Certificate, ...] = ()
-        """Whom a client trusts."""
+        """Trust anchors of a client."""
         self.server_name: str | None = configuration.server_name
         self._reset_token: Callable[[bytes], bytes] | None = None
         self._established_told = False
@@ -81,11 +81,11 @@ class AioquicEngine(OneRttConnection):
         self._deadline: float | None = None
         self._deadline_known = False
         self._close_packets: list[tuple[bytes, Address]] = []
-        """The packets that carried our CONNECTION_CLOSE, for a peer that keeps sending."""
+        """Datagrams with our CONNECTION_CLOSE, kept to repeat them to a peer that continues to send."""
         self._late_packets = 0
         self._repeat_farewell = False
 
-    # --- what it looks like ------------------------------------------------------------------------------------------
+    # --- properties --------------------------------------------------------------------------------------------------
 
     @property
     def peer_address(self) -> Address:
@@ -99,7 +99,7 @@ class AioquicEngine(OneRttConnection):
 
     @property
     def authenticated(self) -> bool:
-        """Whether a packet of the peer could be decrypted."""
+        """Whether a packet of the peer was decrypted."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
 
     @property
@@ -137,7 +137,7 @@ class AioquicEngine(OneRttConnection):
             return
         self.quiescent = False
         if self._state is QuicConnectionState.CLOSING:
-            # RFC 9000 section 10.2.1: say it again, ever more rarely.
+            # RFC 9000 section 10.2.1: repeat CONNECTION_CLOSE after 1, 2, 4, 8, ... packets.
             self._late_packets += 1
             self._repeat_farewell = self._late_packets & (self._late_packets - 1) == 0
             return
@@ -145,9 +145,9 @@ class AioquicEngine(OneRttConnection):
         path = paths[0] if paths else None
         self.receive_datagram(data, address, now)
         if path is not None and self._network_paths[0] is not path:
-            # The peer has moved. What is in flight is lost where it was and fills the congestion window: challenge the new
-            # path with a probe, which is free of that, now and not when the probe timer fires (RFC 9000 section 9.4).
-            # A peer that moves with every packet gets no more of these than fit beside a window.
+            # The peer has migrated. Packets in flight to the old address are probably lost and fill the congestion window, so
+            # validate the new path with a probe packet now, without regard to the window, instead of waiting for the probe
+            # timeout (RFC 9000 section 9.4). `_PROBES_BYTES` bounds this for a peer that migrates with every packet.
             congestion = self._loss._cc
             self._probe_pending = congestion.bytes_in_flight < congestion.congestion_window + _PROBES_BYTES
 
@@ -179,7 +179,7 @@ class AioquicEngine(OneRttConnection):
         if self._events:
             self._take_events()
         if self.ready and not self.poll_scheduled:
-            # Sending has taken bytes from a full buffer: its writer may go on.
+            # Sending has reduced a full send buffer: call `on_writable` of its handler.
             self.schedule_poll()
         else:
             self.quiescent = ordinary and not self._has_frames()
@@ -230,7 +230,7 @@ class AioquicEngine(OneRttConnection):
                 self._plan_keepalive(now)
 
     def datagram_refused(self, size: int, now: float) -> None:
-        """See `Engine`. What was refused counts as lost when its time comes; a probe that was refused is no reason."""
+        """See `Engine`. Loss recovery handles the loss; a refused MTU probe does not reduce the datagram size."""
         if BASE_BYTES < size <= self._max_datagram_size:
             self._use_small_datagrams(now)
 
@@ -248,7 +248,7 @@ class AioquicEngine(OneRttConnection):
     # --- calling back ------------------------------------------------------------------------------------------------
 
     def schedule_poll(self) -> None:
-        """Called by streams, once until the next `poll`."""
+        """Schedule a `poll`; streams call this at most once before the next `poll`."""
         self.poll_scheduled = True
         self._owner.on_work()
 
@@ -275,7 +275,7 @@ class AioquicEngine(OneRttConnection):
             for stream in batch:
                 try:
                     stream.deliver()
-                except Exception:  # noqa: BLE001 - a handler's fault costs its stream, not its neighbours'
+                except Exception:  # noqa: BLE001 - an error in a handler ends its stream only
                     _log.exception("stream handler failed", stream_id=stream.stream_id)
                     stream.refuse()
         if self._credit_raised and self._established_told:
@@ -294,7 +294,7 @@ class AioquicEngine(OneRttConnection):
                 stream.attach(handler)
 
     def _take_events(self) -> None:
-        """Aioquic's own events: only connection ids are of interest, the rest is known from the state."""
+        """Process aioquic's events: connection ids and the end of the handshake; the connection's state gives the rest."""
         while self._events:
             event = self._events.popleft()
             if isinstance(event, events.ConnectionIdIssued):
@@ -336,7 +336,7 @@ class AioquicEngine(OneRttConnection):
         self._close_end()
 
     def discard(self) -> None:
-        """See `Engine`. The owner is told nothing more."""
+        """See `Engine`. The owner gets no more callbacks."""
         super().discard()
         self._owner = _NullEngineCallbacks()
         self._reset_token = None
@@ -352,7 +352,7 @@ class AioquicEngine(OneRttConnection):
         for stream in streams:
             try:
                 stream.connection_lost(error)
-            except Exception:  # noqa: BLE001 - the other streams are told all the same
+            except Exception:  # noqa: BLE001 - the other streams are notified all the same
                 _log.exception("stream handler failed", stream_id=stream.stream_id)
         self._owner.on_closed(error)
 
@@ -368,9 +368,9 @@ class AioquicEngine(OneRttConnection):
         return ConnectionClosedError(int(code), reason, by_peer=by_peer)
 
     def _anchors_for(self, leaf: x509.Certificate | None, chain: list[x509.Certificate]) -> bytes:
-        """The certificates of the trust bundle that matter for what the server presented.
+        """The trust anchors (PEM) that issued one of the server's certificates, or that equal its leaf.
 
-        OpenSSL finds an anchor by its subject; bundles hold several of one subject while identities are rotated.
+        OpenSSL finds an anchor by its subject, but a bundle can hold several anchors with one subject while identities are rotated.
         """
         anchors = [anchor for anchor in self.anchors if anchor == leaf]
         if leaf is not None and not anchors:
@@ -380,12 +380,12 @@ class AioquicEngine(OneRttConnection):
     # --- address validation and stateless resets ---------------------------------------------------------------------
 
     def use_reset_tokens(self, token: Callable[[bytes], bytes]) -> None:
-        """Have `token` make the stateless reset tokens of our connection ids. Before the first packet."""
+        """Use `token` to make the stateless reset tokens of our connection ids. Call it before the first packet."""
         self._reset_token = token
         self._host_cids[0].stateless_reset_token = token(self.host_cid)
 
     def follows_retry(self, retry_cid: bytes, address: Address) -> None:
-        """The client at `address` has proved it by the token of a Retry that named `retry_cid`. Before the first packet."""
+        """Mark `address` as validated by a Retry whose source id was `retry_cid`. Call it before the first packet."""
         self._retry_source_connection_id = retry_cid
         self._network_paths = [QuicNetworkPath(address, is_validated=True)]
 
@@ -420,7 +420,7 @@ class AioquicEngine(OneRttConnection):
                 hello = tls.pull_client_hello(Buffer(data=input_buf.data_slice(0, input_buf.capacity)))
                 self.server_name = hello.server_name
                 if hello.alpn_protocols and not self._configuration.alpn_protocols:
-                    # Without ALPN of our own we speak raw-quic, and the client something else.
+                    # Without configured ALPN this is raw-quic; a client that offers ALPN uses another protocol.
                     raise tls.AlertNoApplicationProtocol("No common ALPN protocols")
                 handle_hello(input_buf, initial_buf, handshake_buf)
 

@@ -1,7 +1,7 @@
-"""Whether tunnels can use a served identity: a whole QUIC handshake in memory, by the code that will serve it.
+"""Checks whether tunnels can use a TLS identity, by a complete QUIC handshake in memory with the code that will use it.
 
-Parsing a pair proves little: keys on curves that TLS or this engine has no signature for load without complaint, and then no
-worker can ever connect. See docs/operations.md, "TLS".
+Parsing a certificate and key is not enough: keys on curves without a signature scheme in TLS or in this engine load without an
+error, and then no worker can connect. See docs/operations.md, "TLS".
 """
 
 from tunnel_protocol.errors import ConnectionClosedError
@@ -14,13 +14,13 @@ from tunnel_protocol.quic.tls import DEFAULT_SERVER_NAME, ClientTls, ServerTls
 _CLIENT: Address = ("127.0.0.1", 1)
 _SERVER: Address = ("127.0.0.1", 2)
 _ROUNDS = 64
-"""Flights in both directions; a handshake with a chain of 64 KB takes less than twenty."""
+"""Maximum number of flights in both directions; a handshake with a 64 KB certificate chain takes fewer than 20."""
 _ROUND_S = 0.02
-"""Pretended time between flights, so that pacing and timers move on."""
+"""Simulated seconds between flights, so that pacing and timers advance."""
 
 
 class UnusableIdentityError(ValueError):
-    """No handshake with the identity succeeds. `reason` says what the engine made of it."""
+    """No handshake with the identity succeeds. `reason` is the engine's error."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"a TLS handshake with it fails: {reason}")
@@ -28,14 +28,14 @@ class UnusableIdentityError(ValueError):
 
 
 def dry_run(tls: ServerTls) -> None:
-    """Do one handshake as server with `tls`. Raises `UnusableIdentityError`; takes some milliseconds of CPU."""
+    """Do one handshake as a server with `tls`. Raises `UnusableIdentityError`; takes a few milliseconds of CPU."""
     try:
         factory = AioquicFactory(QuicSettings(), tls)
     except Exception as error:
         raise UnusableIdentityError(str(error) or type(error).__name__) from error
     server, client = _Callbacks(), _Callbacks()
     try:
-        # No certificate is verified here: whether workers trust it is theirs to say.
+        # Certificates are not verified here: each worker has its own trust anchors.
         dialler = factory.connect(
             _SERVER,
             ClientTls(trust_pem=None, server_name=DEFAULT_SERVER_NAME, insecure=True, alpn=tls.alpn),
@@ -81,28 +81,28 @@ def _polled(engine: Engine, now: float) -> list[tuple[bytes, Address]]:
 
 
 class _Callbacks:
-    """Takes note of how the handshake ends."""
+    """Records how the handshake ends."""
 
     def __init__(self) -> None:
         self.established = False
         self.error: ConnectionClosedError | None = None
 
     def on_work(self) -> None:
-        """The next round asks anyway."""
+        """Nothing to do: `_play` polls both engines in each round."""
 
     def on_established(self) -> None:
         """The handshake is complete."""
         self.established = True
 
     def on_peer_stream(self, stream: Stream) -> StreamHandler | None:  # noqa: ARG002 (the port's signature)
-        """Nobody opens one."""
+        """Not called: neither side opens a stream."""
         return None
 
     def on_stream_credit(self) -> None:
-        """Nobody waits for it."""
+        """Nothing to do: no stream is opened."""
 
     def on_connection_id(self, connection_id: bytes) -> None:
-        """There is no other connection to tell it from."""
+        """Nothing to do: datagrams are not routed by connection id."""
 
     def on_connection_id_retired(self, connection_id: bytes) -> None:
         """See `on_connection_id`."""

@@ -1,4 +1,4 @@
-"""Makes aioquic connections from our settings and TLS identities, and answers datagrams that belong to no connection."""
+"""Creates aioquic connections from `QuicSettings` and TLS identities, and makes answers to datagrams of no connection."""
 
 import ssl
 from typing import TextIO, cast
@@ -31,8 +31,8 @@ from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 _VERSIONS = [int(QuicProtocolVersion.VERSION_1)]
 _UNLIMITED = (1 << 62) - 1
-"""Connection-level credit, as the reference peers grant it: streams are bounded one by one, so that a paused stream never
-takes credit from its neighbours."""
+"""Connection-level flow control window in bytes, as large as that of the reference peers: only streams are limited, so that a
+paused stream does not use up the credit of other streams."""
 
 
 class AioquicFactory:
@@ -51,7 +51,7 @@ class AioquicFactory:
         self._server = self._server_configuration(tls)
 
     def close(self) -> None:
-        """Wait a moment for traces that are being written."""
+        """Wait up to a second for qlog traces that are being written."""
         if self._traces is not None:
             self._traces.close()
 
@@ -59,7 +59,7 @@ class AioquicFactory:
         """See `EngineFactory`."""
         configuration = self._configuration(is_client=True, alpn=tls.alpn)
         configuration.server_name = tls.server_name
-        # Never the roots of the system: what counts is chosen from `anchors` when the server's chain is known.
+        # No system roots: `_anchors_for` selects from `anchors` when the server's chain is known.
         configuration.cadata = b""
         if tls.insecure:
             configuration.verify_mode = ssl.CERT_NONE
@@ -152,7 +152,7 @@ class AioquicFactory:
             max_datagram_size=BASE_BYTES,
             max_stream_data=settings.stream_window_bytes,
             quic_logger=self._traces,
-            # Two methods of a text file are used, and `KeyLog` has them.
+            # aioquic uses only `write` and `flush` of the text file, which `KeyLog` has.
             secrets_log_file=cast("TextIO | None", self._key_log),
             supported_versions=_VERSIONS,
         )

@@ -1,26 +1,26 @@
-"""1-RTT keys that outlast a key update (RFC 9001 section 6.5).
+"""Keeps the previous 1-RTT receive keys after a key update (RFC 9001 section 6.5).
 
-aioquic forgets the old receive keys the moment it starts an update, but the peer goes on using them until it has seen a packet
-under the new ones. If that packet is lost and the next one is only due as an answer, nobody speaks any more.
+aioquic drops the old receive keys when it starts an update, but the peer uses the old keys until it has received a packet with
+the new ones. If that packet is lost and the next one would only be sent as an answer, the connection stalls.
 """
 
 from aioquic.quic.crypto import CryptoContext, CryptoError, CryptoPair  # type: ignore[attr-defined]  # re-exported so
 
 
 class KeyPairWithPrevious(CryptoPair):
-    """Takes the place of a pair; reads packets of the key phase before the current one too."""
+    """Replaces aioquic's key pair; also decrypts packets of the previous key phase."""
 
     def __init__(self, pair: CryptoPair) -> None:
         super().__init__()
         self.recv = pair.recv
         self.send = pair.send
         self._before: CryptoContext | None = None
-        """The receive keys before the last update; kept until the next one, for reordered packets."""
+        """The receive keys before the last update; kept until the next update, for reordered packets."""
 
     def decrypt_packet(
         self, packet: bytes, encrypted_offset: int, expected_packet_number: int
     ) -> tuple[bytes, bytes, int]:
-        """Header, payload and number. Raises `CryptoError` for what was sent under neither keys nor their successors."""
+        """Header, payload and packet number. Raises `CryptoError` unless current, previous or next keys decrypt the packet."""
         try:
             return super().decrypt_packet(packet, encrypted_offset, expected_packet_number)
         except CryptoError:

@@ -1,4 +1,4 @@
-"""Key log and qlog of aioquic connections: a thread writes them, so that neither a full disk nor a slow one costs packets."""
+"""Key log and qlog of aioquic connections, written by a thread, so that a full or slow disk does not delay packets."""
 
 import json
 import threading
@@ -16,29 +16,29 @@ from tunnel_protocol.observers.line_writer import LineWriter
 _log = structlog.get_logger()
 
 EVENTS = Limit("observer.qlog_events", pieces=50_000)
-"""Events of one connection's trace; of more the last ones are kept."""
+"""Events kept of one connection's trace: the last ones."""
 ENDED_TRACES = Limit("observer.qlog_ended", pieces=64)
-"""Traces of connections that have ended, waiting to be written by one endpoint."""
+"""Traces of ended connections of one endpoint that wait to be written."""
 TRACE_FILES = Limit("observer.qlog_files", pieces=10_000)
-"""Traces one endpoint writes: whoever reaches its port makes connections."""
+"""Trace files that one endpoint writes; bounded because any client can cause one."""
 
 
 class KeyLog:
-    """The text file that aioquic writes secrets to: two methods of it."""
+    """Stands in for the text file to which aioquic writes secrets; has the two methods that aioquic uses."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
 
     def write(self, line: str) -> None:
-        """One line, with its newline."""
+        """Queue one line, which ends with a newline."""
         self._writer.write(line.rstrip("\n"))
 
     def flush(self) -> None:
-        """Lines are on their way already."""
+        """Nothing to do: lines are queued by `write`."""
 
 
 class Trace(QuicLoggerTrace):
-    """The last events of one connection."""
+    """The qlog trace of one connection, with its last events only."""
 
     def __init__(self, *, is_client: bool, odcid: bytes) -> None:
         super().__init__(is_client=is_client, odcid=odcid)
@@ -47,13 +47,13 @@ class Trace(QuicLoggerTrace):
         self._seen = 0
 
     def log_event(self, *, category: str, event: str, data: dict[str, Any]) -> None:
-        """Keep one more event."""
+        """Append an event; the oldest is dropped above the limit."""
         self._seen += 1
-        # Not into the library's own list, which only ever grows.
+        # Not into the library's own list, which is unbounded.
         self._last.append({"data": data, "name": f"{category}:{event}", "time": self.encode_time(time.time())})
 
     def pieces(self) -> list[str]:
-        """The file's text in many small pieces: other threads get their turn in between."""
+        """The file's text in many small pieces, so that other threads can run in between."""
         head = {**self.to_dict(), "events": []}
         head["common_fields"]["events_left_out"] = self._seen - len(self._last)
         before, after = json.dumps({"qlog_format": "JSON", "qlog_version": "0.3", "traces": [head]}).split("[]", 1)
@@ -62,10 +62,10 @@ class Trace(QuicLoggerTrace):
 
 
 class TraceFiles(QuicLogger):
-    """One file per ended connection in `directory`; what cannot be written is counted in `dropped`."""
+    """Writes one file per ended connection into `directory`; counts traces that cannot be written in `dropped`."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes the directory; raises OSError."""
+        """Create the directory. Raises OSError."""
         super().__init__()
         directory.mkdir(parents=True, exist_ok=True)
         self.dropped = 0
@@ -76,11 +76,11 @@ class TraceFiles(QuicLogger):
         self._thread: threading.Thread | None = None
 
     def start_trace(self, is_client: bool, odcid: bytes) -> Trace:
-        """See the base class; the trace belongs to its connection alone."""
+        """See the base class; the trace is not kept in this object."""
         return Trace(is_client=is_client, odcid=odcid)
 
     def end_trace(self, trace: QuicLoggerTrace) -> None:
-        """Have it written."""
+        """Queue the trace for writing."""
         with self._lock:
             if (
                 not isinstance(trace, Trace)
@@ -93,12 +93,12 @@ class TraceFiles(QuicLogger):
             self._made += 1
             self._ended.append(trace)
             if self._thread is None:
-                # It ends when there is nothing left; a daemon, because a hanging disk must not hold the process back.
+                # The thread ends when the queue is empty. It is a daemon, so a hanging disk cannot block the process's exit.
                 self._thread = threading.Thread(target=self._write_all, name="qlog writer", daemon=True)
                 self._thread.start()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Wait a while for the last traces."""
+        """Wait up to `timeout_s` seconds for the queued traces to be written."""
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -119,7 +119,7 @@ class TraceFiles(QuicLogger):
                 _log.warning("qlog trace cannot be written", path=str(self._directory), error=str(error))
 
     def _write(self, trace: Trace) -> None:
-        # In one step: nobody reads half a trace, and both ends of a connection may use one directory.
+        # Rename, so that a reader never sees an incomplete trace. Both ends of a connection may use one directory.
         unfinished = self._directory / f".{trace.name}.{threading.get_ident()}"
         try:
             with unfinished.open("w", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
-"""Short ways for the ordinary packet: 1-RTT, on the one validated path, with streams and acknowledgements.
+# ruff: noqa: SLF001 - this package uses private attributes of aioquic
+"""Fast paths for ordinary packets: 1-RTT, on the only validated path, with STREAM and ACK frames.
 
-Everything else takes aioquic's own way through the same state, so that handshakes, migration, path validation, key
-updates, qlog and closing stay as they are there. Loss detection and congestion control are aioquic's (RFC 9002).
+Everything else is processed by aioquic's code on the same state: handshake, migration, path validation, key update, qlog and
+closing. Loss detection and congestion control are aioquic's (RFC 9002).
 """
 
 from collections.abc import Iterable
@@ -46,35 +46,35 @@ _ONE_RTT = tls.Epoch.ONE_RTT
 _ACK, _STREAM = 0x02, 0x08
 _CONNECTED = QuicConnectionState.CONNECTED
 _OVERHEAD_BYTES = 1 + 2 + 16
-"""First byte, packet number and AEAD tag; the peer's connection id comes on top."""
+"""Bytes of first byte, packet number and AEAD tag; the peer's connection id is added to this."""
 
 KEY_UPDATE_PACKETS = 1 << 22
-"""Half of what AES-GCM allows under one key (RFC 9001 section 6.6)."""
+"""Packets per key before a key update: half of the confidentiality limit of AES-GCM (RFC 9001 section 6.6)."""
 
 _BURST_PACKETS = 32
-"""Packets that may leave at once without regard to the pacing rate."""
+"""Packets that may be sent at once without regard to the pacing rate (RFC 9002 section 7.7)."""
 
 _PACING_GRAIN_S = 0.002
-"""Timers of event loops are no finer than this: what the rate allows in this time may leave at once."""
+"""Seconds: the resolution of event loop timers. What the pacing rate allows in this time may be sent at once."""
 
 
 class OneRttConnection(StreamConnection):
-    """A connection that knows when it can take the short way."""
+    """A connection that uses the fast paths where possible."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.path_mtu = PathMtu(self.settings.max_datagram_bytes)
         self._peer_max_udp_payload = 65_527
         self._idle_s = 0.0
-        """The idle timeout both sides agreed on; set when the handshake is confirmed."""
+        """The negotiated idle timeout in seconds; set when the handshake is confirmed."""
         self._packets_under_key = 0
         self._pace_tokens = 0.0
         self._pace_time = 0.0
         self._now = 0.0
-        """The caller's clock at the last call."""
+        """Time of the caller's clock at the last call, in seconds."""
         self._opens_with = self._seals_with = _NO_KEYS
         self._opens_for: AEAD | None = None
-        """Of which keys `_opens_with` was made: they change when the peer or we update them."""
+        """The aioquic keys from which `_opens_with` was made; compared to detect a key update by either side."""
         self._seals_for: AEAD | None = None
         self._app_space: PacketSpace
         self._app_crypto: CryptoPair
@@ -100,16 +100,16 @@ class OneRttConnection(StreamConnection):
     def discard(self) -> None:
         """See `BoundedConnection.discard`."""
         super().discard()
-        if hasattr(self, "_app_crypto"):  # else the first datagram was no packet at all
+        if hasattr(self, "_app_crypto"):  # not set if the first datagram held no valid packet
             del self._app_crypto
             self._app_space.sent_packets.clear()
-        # The one put in its place in `__init__`, which refers to this connection. It is gone if this is called again.
+        # `__init__` replaced this method by one that refers to this connection. A second call finds none.
         vars(self._loss).pop("_on_packets_lost", None)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     def _receive_fast(self, data: bytes, address: Address, now: float) -> bool:
-        """Take an ordinary packet; False if it needs aioquic's way (or none at all)."""
+        """Process an ordinary packet; False if aioquic must process it (or it is invalid)."""
         if (
             not self._handshake_confirmed
             or self._state is not _CONNECTED
@@ -151,7 +151,7 @@ class OneRttConnection(StreamConnection):
         return True
 
     def _read_frames(self, payload: bytes, path: QuicNetworkPath, now: float) -> bool:
-        """Handle the frames of a 1-RTT packet; True if it asks for an acknowledgement."""
+        """Process the frames of a 1-RTT packet; True if the packet is ack-eliciting."""
         size = len(payload)
         if not size:
             raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, 0, "Packet contains no frames")
@@ -195,7 +195,7 @@ class OneRttConnection(StreamConnection):
 
     def _read_other_frame(self, frame_type: int, buf: Buffer, path: QuicNetworkPath, now: float) -> None:
         try:
-            # Every frame may come in a 1-RTT packet (RFC 9000 table 3).
+            # Every frame type is allowed in a 1-RTT packet (RFC 9000 table 3).
             handler, _ = self._frame_handlers[frame_type]
         except KeyError:
             raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "Unknown frame type") from None
@@ -231,7 +231,7 @@ class OneRttConnection(StreamConnection):
                 buf.pull_uint_var()
 
     def _acknowledge(self, ack: Ack, now: float) -> None:
-        """An ACK frame of the application space (RFC 9000 section 19.3)."""
+        """Process an ACK frame of the application data space (RFC 9000 section 19.3)."""
         largest, delay, ranges, _ = ack
         if largest >= self._packet_number:
             raise _never_sent()
@@ -242,10 +242,10 @@ class OneRttConnection(StreamConnection):
             self._on_acked(acked, (delay << self._remote_ack_delay_exponent) / 1_000_000, now)
 
     def _on_acked(self, acked: Acknowledged, delay_s: float, now: float) -> None:
-        """Aioquic's `on_ack_received` without its walk over everything in flight (RFC 9002 appendix A.7)."""
+        """Like aioquic's `on_ack_received`, without iterating over all packets in flight (RFC 9002 appendix A.7)."""
         loss, space, path_mtu = self._loss, self._app_space, self.path_mtu
         congestion = loss._cc
-        # A window that is not used must not grow (RFC 9002 section 7.8).
+        # A congestion window that is underutilised must not grow (RFC 9002 section 7.8).
         used = congestion.bytes_in_flight * 2 >= congestion.congestion_window
         if not used:
             congestion.bytes_in_flight -= acked.flight_bytes
@@ -270,7 +270,7 @@ class OneRttConnection(StreamConnection):
             space.loss_time = None
 
     def _measure_rtt(self, latest: float, delay_s: float, now: float) -> None:
-        """RFC 9002 section 5.3, with aioquic's floor of one millisecond."""
+        """Update the RTT estimate (RFC 9002 section 5.3), with aioquic's minimum of one millisecond."""
         loss = self._loss
         loss._rtt_latest = max(latest, 0.001)
         if loss._rtt_latest < loss._rtt_min:
@@ -291,7 +291,7 @@ class OneRttConnection(StreamConnection):
     # --- sending -----------------------------------------------------------------------------------------------------
 
     def _ordinary(self) -> bool:
-        """Only streams and acknowledgements are to be sent, on the one validated path."""
+        """Whether only STREAM and ACK frames are to be sent, on the only validated path."""
         return (
             self._handshake_confirmed
             and self._state is _CONNECTED
@@ -312,14 +312,14 @@ class OneRttConnection(StreamConnection):
         )
 
     def _other_paths_need_frames(self) -> bool:
-        """The peer has migrated before, or is about to (RFC 9000 section 9)."""
+        """Whether another path of the peer needs frames, because it has migrated or is migrating (RFC 9000 section 9)."""
         return any(
             path.remote_challenges or not (path.is_validated or path.local_challenge_sent)
             for path in self._network_paths[1:]
         )
 
     def _poll_fast(self, now: float) -> list[tuple[bytes, Address]]:
-        """Packets for what streams have to say and for the acknowledgement that is due."""
+        """Datagrams with the frames that streams have to send and with the ACK that is due."""
         space = self._app_space
         self._pacing_at = None
         ack_due = space.ack_due(now)
@@ -363,7 +363,7 @@ class OneRttConnection(StreamConnection):
         return datagram
 
     def _track(self, space: PacketSpace, packet: SentPacket, now: float) -> None:
-        """Aioquic's `on_packet_sent` for an ack-eliciting 1-RTT packet; pure acknowledgements are not tracked."""
+        """Like aioquic's `on_packet_sent`, for an ack-eliciting 1-RTT packet; packets with only an ACK are not tracked."""
         space.sent_packets[packet.packet_number] = packet
         space.ack_eliciting_in_flight += 1
         self._loss._time_of_last_sent_ack_eliciting_packet = now
@@ -375,7 +375,7 @@ class OneRttConnection(StreamConnection):
             self._ack_eliciting_sent_since_receipt = True
 
     def _seal(self, payload: bytes) -> bytes:
-        """A protected 1-RTT packet (RFC 9001 section 5)."""
+        """A protected 1-RTT packet with this payload (RFC 9001 section 5)."""
         pair = self._app_crypto
         send = pair.send
         number = self._packet_number
@@ -391,7 +391,7 @@ class OneRttConnection(StreamConnection):
 
     def _ack_frame(self, space: PacketSpace, now: float, max_bytes: int) -> bytes:
         if len(space.ack_queue) > 1 and self._packet_number % 8 == 0 and not self._ping_pending:
-            # Have the peer acknowledge this, so that old ranges can be forgotten.
+            # Send a PING with it: when the peer acknowledges this packet, old ranges can be dropped (RFC 9000 section 13.2.4).
             self._ping_pending.append(0)
         return space.ack_frame(now, max_bytes, self._local_ack_delay_exponent)
 
@@ -400,7 +400,7 @@ class OneRttConnection(StreamConnection):
         self._app_space.unacknowledged = 0
 
     def _may_send(self, now: float) -> bool:
-        """Pacing (RFC 9002 section 7.7), no finer than timers are; sets when to try again."""
+        """Whether pacing (RFC 9002 section 7.7) allows sending now, at the resolution of timers; else sets `_pacing_at`."""
         loss = self._loss
         rate = 1.25 * loss._cc.congestion_window / max(loss._rtt_smoothed, 0.001)
         burst = max(_BURST_PACKETS * self._max_datagram_size, rate * _PACING_GRAIN_S)
@@ -412,7 +412,7 @@ class OneRttConnection(StreamConnection):
         return False
 
     def _timer(self) -> float:
-        """`get_timer` for a confirmed handshake and a validated path: one packet space, nothing blocked."""
+        """Like aioquic's `get_timer`, for a confirmed handshake and a validated path: one packet number space is in use."""
         space, loss = self._app_space, self._loss
         at = self._close_at
         assert at is not None  # noqa: S101 - set while connected
@@ -437,7 +437,7 @@ class OneRttConnection(StreamConnection):
             self._peer_max_udp_payload = parameters.max_udp_payload_size
 
     def _probe_path_at(self) -> float | None:
-        """When to send the next probe of the datagram size, if one can be sent."""
+        """When to send the next datagram size probe; None if none can be sent."""
         if (
             self.path_mtu.probe_at is None
             or not self._handshake_confirmed
@@ -450,7 +450,7 @@ class OneRttConnection(StreamConnection):
         return self.path_mtu.probe_at
 
     def _probe_path(self, now: float) -> tuple[bytes, Address]:
-        """A PING padded to the size in question; its loss says nothing about congestion (RFC 9000 section 14.4)."""
+        """A PING padded to the probed size; its loss is not a sign of congestion (RFC 9000 section 14.4)."""
         size = self.path_mtu.next_probe()
         number = self._packet_number
         payload = b"\x01" + bytes(size - _OVERHEAD_BYTES - len(self._peer_cid.cid) - 1)
@@ -467,7 +467,7 @@ class OneRttConnection(StreamConnection):
             self.path_mtu.probe_lost(size, self._now)
 
     def _on_packets_lost(self, *, packets: Iterable[Any], **kwargs: Any) -> None:
-        """Every loss passes here, to notice a path that no longer carries large datagrams."""
+        """Called for every loss, to detect a path that no longer carries large datagrams."""
         lost = list(packets)
         self._loss_by_aioquic(packets=lost, **kwargs)
         for packet in lost:
@@ -479,12 +479,12 @@ class OneRttConnection(StreamConnection):
         self._loss._pacer._max_datagram_size = size
         congestion = self._loss._cc
         congestion._max_datagram_size = size  # type: ignore[attr-defined]  # reno and cubic both have it
-        # The smallest window is two datagrams (RFC 9002 section 7.2); one that holds no half of a datagram sends nothing.
+        # The minimum congestion window is two datagrams (RFC 9002 section 7.2); a smaller one could block sending.
         congestion.congestion_window = max(congestion.congestion_window, 2 * size)
 
 
 def _keys(crypto: CryptoContext, direction: str) -> Keys:
-    """What `quic/packets.py` needs of aioquic's keys, past its wrappers."""
+    """The functions of aioquic's keys as `quic/packets.py` needs them, without aioquic's wrappers."""
     aead, protection = crypto.aead, crypto.hp
     assert aead is not None  # noqa: S101 - the handshake is confirmed
     assert protection is not None  # noqa: S101

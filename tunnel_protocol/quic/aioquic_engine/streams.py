@@ -1,8 +1,8 @@
-# ruff: noqa: SLF001 - this package is the one that knows the private side of aioquic
-"""aioquic's connection with our own streams in it: packets visit only streams that have something to do.
+# ruff: noqa: SLF001 - this package uses private attributes of aioquic
+"""aioquic's connection with the streams of `quic/stream.py`: building a packet visits only streams that have something to send.
 
-Replaced are the parts that walk over all streams, buffer without bound or grant credit on arrival. Kept are TLS, packet
-protection, loss recovery, connection ids, paths and closing.
+Replaced are the parts of aioquic that iterate over all streams, buffer without bound or grant credit on arrival. TLS, packet
+protection, loss recovery, connection ids, paths and closing are aioquic's.
 """
 
 from collections.abc import Callable
@@ -34,16 +34,16 @@ except ImportError:
     from tunnel_protocol.quic.packets import stream_frame
 
 Frame = tuple[int, bytes, Callable[..., None], tuple[Any, ...]]
-"""Frame type, the whole encoded frame, and whom to tell (with which arguments) when it was acknowledged or lost."""
+"""Frame type, encoded frame, and the function to call, with its arguments, when the frame was acknowledged or lost."""
 
 ACKED = QuicDeliveryState.ACKED
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _SMALLEST_STREAM_FRAME = 24
-"""Bytes below which a packet gets no further STREAM frame: its header takes up to 19 bytes."""
+"""Minimum free bytes in a packet for another STREAM frame, whose header takes up to 19 bytes."""
 
 _MAX_CONTROL_FRAMES = (PACKET_FRAMES.pieces or 0) // 2
-"""Frames in a packet of ours above which no further stream adds its up to three: peers bound them as we do."""
+"""After this many frames in a packet no other stream adds control frames (up to three each), because peers limit frames too."""
 
 
 def data_delivery(delivery: QuicDeliveryState, stream: BidirectionalStream, start: int, stop: int, fin: bool) -> None:
@@ -75,7 +75,7 @@ def limit_delivery(delivery: QuicDeliveryState, stream: BidirectionalStream) -> 
 
 
 class StreamConnection(BoundedConnection):
-    """Implements `StreamCallbacks`; stream frames in and out."""
+    """Implements `StreamCallbacks`; reads and writes stream-related frames."""
 
     def __init__(
         self,
@@ -94,22 +94,22 @@ class StreamConnection(BoundedConnection):
         self.poll_scheduled = False
         self.pieces_out_of_order = 0
         self.quiescent = False
-        """Since the last `poll`, which left nothing unsaid, only stream data has arrived: no timer is due earlier."""
+        """True if the last `poll` left nothing to send and only stream data arrived since: no deadline has become earlier."""
         self._connection_blocked: dict[BidirectionalStream, None] = {}
-        """Streams that only wait for connection-level credit."""
+        """Streams that have bytes to send but no connection-level credit."""
         self._unaccepted: list[BidirectionalStream] = []
-        """Streams the peer opened and nobody was told of yet."""
+        """Streams the peer opened that were not yet passed to the owner."""
         self._unseen = Ranges()
-        """Streams of the peer, counted from 1, that a higher one has opened and on which nothing has arrived."""
+        """Numbers (from 1) of the peer's streams that are open because of a higher-numbered one, without a frame so far."""
         self._credit_raised = False
         self._blocked_at: int | None = None
-        """The stream limit at which somebody found us blocked and the peer has not been told yet."""
+        """The stream limit for which STREAMS_BLOCKED is to be sent; None if it is not."""
         self._blocked_reported: int | None = None
-        """The last limit the peer was told of; once is enough."""
+        """The limit of the last STREAMS_BLOCKED; it is sent once per limit."""
         self._cids_to_send = False
         self._ack_delay = settings.ack_delay_ms / 1000
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = settings.max_streams_bidi
-        # Tunnels use no unidirectional streams in raw-quic: grant none.
+        # raw-quic uses no unidirectional streams: grant none.
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
 
     # --- streams -----------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class StreamConnection(BoundedConnection):
         return self._create_stream(stream_id, handler, self._remote_max_stream_data_bidi_remote)
 
     def release(self, stream: BidirectionalStream) -> None:
-        """Forget a stream; if it was the peer's, it may open another one (RFC 9000 section 4.6)."""
+        """Remove a stream; if the peer opened it, the peer may open another one (RFC 9000 section 4.6)."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self.sending.pop(stream, None)
@@ -145,7 +145,7 @@ class StreamConnection(BoundedConnection):
             self.quiescent = False
 
     def schedule_poll(self) -> None:
-        """See `StreamCallbacks`; the engine, which knows whom to wake, does it."""
+        """See `StreamCallbacks`; the subclass `AioquicEngine` implements it."""
 
     def _create_stream(self, stream_id: int, handler: StreamHandler, send_limit: int) -> BidirectionalStream:
         settings = self.settings
@@ -161,7 +161,7 @@ class StreamConnection(BoundedConnection):
         return stream
 
     def _find_stream(self, frame_type: int, stream_id: int) -> BidirectionalStream | None:
-        """The stream a frame speaks of, created if the peer may open it; None if it is over and forgotten."""
+        """The stream a frame refers to, created if the peer may open it; None if it has ended and was removed."""
         stream = self.streams.get(stream_id)
         if stream is not None:
             return stream
@@ -172,13 +172,13 @@ class StreamConnection(BoundedConnection):
         limit = self._local_max_streams_uni if stream_id & 2 else self._local_max_streams_bidi
         count = (stream_id >> 2) + 1
         if count <= limit.used:
-            # No state is held for a stream that only a higher number has opened, until something is said on it.
+            # A stream that was only opened by a frame for a higher-numbered stream has no state until a frame for it arrives.
             return self._create_peer_stream(stream_id) if self._unseen.discard(count) else None
         if count > limit.value:
             raise QuicConnectionError(QuicErrorCode.STREAM_LIMIT_ERROR, frame_type, "Too many streams open")
         # A stream opens all lower-numbered ones of its kind (RFC 9000 section 2.1).
         if not limit.used and count > 1:
-            # Whoever waits for the first stream of a peer is told of that one first.
+            # The owner may expect the peer's first stream first (the handshake): pass it on before the others.
             self._create_peer_stream(stream_id & 3)
             limit.used = 1
         if count > limit.used + 1:
@@ -292,7 +292,7 @@ class StreamConnection(BoundedConnection):
     # --- frames out --------------------------------------------------------------------------------------------------
 
     def _max_streams_due(self) -> bool:
-        """Renew the peer's stream limit when less is left to it than the renewal grants."""
+        """Whether to send MAX_STREAMS: fewer streams are left to the peer than the new limit would add."""
         limit = self._local_max_streams_bidi
         return limit.value != limit.sent and limit.sent - limit.used < limit.value - limit.sent
 
@@ -300,7 +300,7 @@ class StreamConnection(BoundedConnection):
         return bool(self.sending or self.control or self._blocked_at is not None) or self._max_streams_due()
 
     def _take_frames(self, budget: int, frames: list[Frame]) -> int:
-        """Append what streams have to say and fits in `budget` bytes; returns the budget that is left."""
+        """Append the frames that streams have to send and that fit in `budget` bytes; returns the remaining budget."""
         if budget < _SMALLEST_STREAM_FRAME:
             return budget
         if self._max_streams_due():
@@ -340,7 +340,7 @@ class StreamConnection(BoundedConnection):
             frames.append((frame[0], frame, data_delivery, (stream, offset, stop, fin)))
             budget -= len(frame)
             if half.has_data():
-                # Behind all others: a greedy stream gets one piece per round.
+                # Append it at the end: each stream sends one piece per round.
                 sending[stream] = None
         return budget
 
@@ -362,9 +362,9 @@ class StreamConnection(BoundedConnection):
         return size
 
     def _write_application(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
-        """Every kind of frame, with qlog; `one_rtt.py` has a shorter way for the ordinary packet.
+        """Write packets with every kind of frame, with qlog; `one_rtt.py` has the fast path for ordinary packets.
 
-        Without session tickets there is no CRYPTO frame after the handshake.
+        There are no CRYPTO frames after the handshake, because no session tickets are sent.
         """
         crypto = self._cryptos[_ONE_RTT]
         if not crypto.send.is_valid():
@@ -429,7 +429,7 @@ class StreamConnection(BoundedConnection):
 
 
 def _described(frame_type: int, args: tuple[Any, ...]) -> dict[str, Any]:
-    """A frame of ours for qlog."""
+    """A frame sent by this module, as qlog describes it."""
     name = QuicFrameType(frame_type & 0xF8 if 8 <= frame_type <= 15 else frame_type).name.lower()
     if name.endswith("_bidi"):
         return {"frame_type": name.removesuffix("_bidi"), "stream_type": "bidirectional"}
