@@ -387,7 +387,7 @@ class ProxiedRequest:
             self._response.send(500, [])
             self._finish("failed")
             return
-        self._advance(RequestState.RELAYING)
+        self._state = RequestState.RELAYING
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
         self._recorder.first_byte(now)
@@ -413,14 +413,10 @@ class ProxiedRequest:
         self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 
-    def _advance(self, state: RequestState) -> None:
-        if state > self._state:
-            self._state = state
-
     def _finish(self, end: str) -> None:
         if self._state is RequestState.OVER:
             return
-        self._advance(RequestState.OVER)
+        self._state = RequestState.OVER
         self._replay.close()
         if self._routing_timer is not None:
             self._routing_timer.cancel()

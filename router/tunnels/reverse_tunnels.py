@@ -49,10 +49,6 @@ class ReverseTunnels(RegistrationTunnels):
             old.release()
         return True
 
-    def abandon_install(self, install: InstallPermit) -> None:
-        """The connection will not come: another one may."""
-        self.slot.abandon_install(install)
-
     def connection_closed(self, tunnel: Tunnel) -> None:
         """An installed connection closed; nothing happens unless it is still this worker's."""
         if self.slot.reverse_closed(tunnel):
