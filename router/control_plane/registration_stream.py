@@ -317,17 +317,16 @@ class RegistrationStream:
         )
 
     def _live(self) -> tuple[Registration, WorkerTunnels]:
-        if self.registration is None or self._tunnels is None:
-            raise RuntimeError("not admitted yet")
-        return self.registration, self._tunnels
+        registration, tunnels = self.registration, self._tunnels
+        assert registration is not None and tunnels is not None  # noqa: S101, PT018 - it is admitted: narrows the types
+        return registration, tunnels
 
     # Callbacks of the tunnel
 
     def _on_lost(self) -> None:
         self.liveness.tunnel_lost()
         registration, _ = self._live()
-        if not registration.ended:
-            self._table.registry.withdraw(registration)
+        self._table.registry.withdraw(registration)
 
     def _on_recovered(self) -> None:
         self.liveness.tunnel_recovered()

@@ -263,8 +263,7 @@ class ClientConnection(asyncio.Protocol):
         self.flush()
         if self._state >= _GONE or self._transport.is_closing():
             return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._transport.write_eof()
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()

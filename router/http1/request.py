@@ -110,8 +110,9 @@ class RequestBody:
     def finish(self) -> None:
         """The last byte of the body has arrived."""
         self.complete = True
-        if self._consumer is not None and not self._waiting.size:
-            self._end()
+        consumer = self._consumer
+        if consumer is not None and not self._waiting.size:
+            self._end(consumer)
 
     def fail(self, reason: str) -> None:
         """The client's framing of the body is invalid."""
@@ -129,20 +130,20 @@ class RequestBody:
     def _flush(self) -> None:
         while self._waiting.size and self._consumer is not None and not self._paused:
             self._consumer.on_body(self._waiting.pop())
-        if self._waiting.size or self._consumer is None:
+        consumer = self._consumer
+        if self._waiting.size or consumer is None:
             return
         if self.broken is not None:
             self.fail(self.broken)
         elif self.complete:
-            self._end()
+            self._end(consumer)
 
-    def _end(self) -> None:
+    def _end(self, consumer: BodyConsumer) -> None:
         # Even if the consumer paused: the connection must go on reading, or a close by the client would not be seen.
         self._paused = False
         self._update_reading()
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            consumer.on_body_end()
+        self._consumer = None
+        consumer.on_body_end()
 
     def _update_reading(self) -> None:
         reading = not self._paused and self._waiting.size <= _MAX_WAITING_BYTES

@@ -198,7 +198,7 @@ class RequestParser:
         if self._further:
             data = b"".join((data, *self._further))
             self._further = []
-        if self._arriving is not None:
+        if self._arriving is not None:  # pragma: no branch - pieces belong to a request that is arriving
             self._arriving.body.feed(data)
 
     def _new_syntax(self) -> httptools.HttpRequestParser:

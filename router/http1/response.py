@@ -4,7 +4,6 @@ Framing (RFC 9112 section 6): by `content-length` if one is given; otherwise chu
 connection. A response that is broken off ends without the final chunk, or with fewer bytes than its `content-length`.
 """
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -62,7 +61,6 @@ class Response:
         "_output",
         "body_bytes",
         "keep_alive",
-        "on_finished",
         "over",
         "started",
         "status",
@@ -87,7 +85,6 @@ class Response:
         self.over = False
         self.status = 0
         self.body_bytes = 0
-        self.on_finished: Callable[[], None] | None = None
 
     def start(self, status: int, headers: HeaderList) -> None:
         """Send the head now. `headers` may have one `content-length`, and no other framing header."""
@@ -157,7 +154,6 @@ class Response:
         self.over = True
         if self._chunked and not self._bodyless:
             self._output.write(b"0\r\n\r\n")
-        self._finished()
         self._output.response_done(keep_alive=self.keep_alive)
 
     def break_off(self) -> None:
@@ -165,7 +161,6 @@ class Response:
         if self.over:
             return
         self.over = True
-        self._finished()
         # Where the end of the connection is the end of the body, only a reset shows that the body is not complete.
         self._output.response_broken(reset=not self._chunked and self._left is None)
 
@@ -182,12 +177,6 @@ class Response:
     def abandoned(self) -> None:
         """The client has closed: write nothing more."""
         self.over = True
-        self._finished()
-
-    def _finished(self) -> None:
-        callback, self.on_finished = self.on_finished, None
-        if callback is not None:
-            callback()
 
 
 def _declared_length(headers: HeaderList) -> int | None:

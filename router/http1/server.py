@@ -75,10 +75,7 @@ class HttpServer:
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
         # Accepted sockets inherit these options: they detect clients that vanish, as idle connections have no timeout.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        keep_alive(sock)
         self._server = await self._loop.create_server(
             lambda: ClientConnection(self, self._clock, self._timeouts), sock=sock, backlog=BACKLOG
         )
@@ -193,3 +190,11 @@ class HttpServer:
             self._date_second = second
             self._date = email.utils.formatdate(second, usegmt=True).encode()
         return self._date
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Accepted sockets inherit it from `sock`: clients that vanish are found although connections may be idle for ever."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):  # not every system has them all
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

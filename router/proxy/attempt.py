@@ -171,7 +171,7 @@ class Attempt:
     def on_head(self, head: ResponseHead) -> None:
         """The response head. If it is no success, the rest of the upload is abandoned."""
         self._advance(_RELAYING)
-        if self._head_timer is not None:
+        if self._head_timer is not None:  # pragma: no branch - it runs until there is a head
             self._head_timer.cancel()
             self._head_timer = None
         if self._upload is not None and not 200 <= head.status < 300:
@@ -340,12 +340,12 @@ class Attempt:
         if self._upload_failure is not None:
             self._break_off(self._upload_failure)
             return
-        if response is not None:
+        if response is not None:  # pragma: no branch - the response has ended, so it was begun
             response.end()
         self._owner.response_ended(None)
 
     def _break_off(self, reason: str) -> None:
-        if self._response is not None:
+        if self._response is not None:  # pragma: no branch - there was a head, and its owner took it
             self._response.break_off()
         self._owner.response_ended(reason)
 

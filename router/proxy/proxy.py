@@ -396,7 +396,7 @@ class ProxiedRequest:
             self._response.send(500, [])
             self._finish("failed")
             return
-        self._advance(_RELAYING)
+        self._state = _RELAYING
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
         self._recorder.first_byte(now)
@@ -422,14 +422,10 @@ class ProxiedRequest:
         self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 
-    def _advance(self, state: RequestState) -> None:
-        if state > self._state:
-            self._state = state
-
     def _finish(self, end: str) -> None:
         if self._state is _OVER:
             return
-        self._advance(_OVER)
+        self._state = _OVER
         self._replay.close()
         if self._routing_timer is not None:
             self._routing_timer.cancel()

@@ -160,12 +160,8 @@ class ConnectionSlot(Generic[ConnectionT]):
         """A reverse connection closed: remove it if it is this slot's. Returns whether it was."""
         if not any(member is mine for mine in self.members):
             return False
-        if self.state is SlotState.CONNECTED:
-            self._become(SlotState.DISCONNECTED, ())
-        elif self.state is SlotState.REPLACING:
-            self._become(SlotState.INSTALLING, ())
-        else:
-            return False
+        # No other state has members.
+        self._become(SlotState.INSTALLING if self.state is SlotState.REPLACING else SlotState.DISCONNECTED, ())
         return True
 
     def retire(self) -> tuple[ConnectionT, ...]:

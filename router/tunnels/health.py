@@ -166,18 +166,18 @@ class HealthMonitor:
         loop = asyncio.get_running_loop()
         answer = _Answer(loop.create_future())
         watch = _SilenceWatch(tunnel, self._silence_s(), partial(self._suspect, tunnel))
-        exchange = None
         try:
             async with asyncio.timeout(limit_ms / 1000):
                 exchange = await tunnel.open(self._head, answer, end=True)
-                watch.sent()
-                status = await answer.done
+                try:
+                    watch.sent()
+                    status = await answer.done
+                finally:
+                    exchange.cancel()
         except TimeoutError:
             raise TunnelError("quic request timed out") from None
         finally:
             watch.stop()
-            if exchange is not None:
-                exchange.cancel()
         if not 200 <= status < 300:
             raise TunnelError(f"health check answered with status {status}")
         return self._clock_ns() - started_ns

@@ -49,10 +49,6 @@ class ReverseTunnels(RegistrationTunnels):
             old.release()
         return True
 
-    def abandon_install(self, install: InstallPermit) -> None:
-        """The installation failed: another one may begin."""
-        self.slot.abandon_install(install)
-
     def connection_closed(self, tunnel: Tunnel) -> None:
         """An installed connection closed; no effect if it has been replaced."""
         if self.slot.reverse_closed(tunnel):

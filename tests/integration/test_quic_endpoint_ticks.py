@@ -8,7 +8,7 @@ import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.datagrams import Datagrams
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.endpoint import Connection, Endpoint, TickState
 from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls
@@ -608,3 +608,15 @@ async def test_a_datagram_that_the_interface_does_not_carry_is_told_to_its_conne
         connection.on_work()
         await rig.until(lambda: not rig.engine.outgoing)
     assert [call for call in rig.engine.calls if call.startswith("refused")] == ["refused 1301"]
+
+
+async def test_a_tick_that_is_due_stays_due_while_waiting_clients_are_accepted(rig):
+    rig.outside.bind(("127.0.0.1", 0))
+    crowd(rig, ACCEPTS_PER_TURN + 1)
+    rig.endpoint._readable()
+    assert rig.endpoint._first_packets
+    rig.endpoint._tick = TickState.PLANNED
+    rig.endpoint._accept_waiting()
+    assert rig.endpoint._tick is TickState.PLANNED
+    assert not rig.endpoint._first_packets
+    rig.endpoint._tick = TickState.IDLE
