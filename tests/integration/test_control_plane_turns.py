@@ -56,7 +56,7 @@ async def test_the_id_of_a_lost_worker_that_has_been_silent_for_long_passes_at_o
         tunnels.lose()
         streams = client.router.service._streams
         holder = streams.holders["w"]
-        await eventually(lambda: streams.clock() > holder.liveness.last_received_at + holder._silence_s)
+        await eventually(lambda: streams.clock() > holder.liveness.dead_at)
         with capture_logs() as logs:
             await client.register("w", heartbeat_ms=1)
         assert "taking over the id of a worker that shows no life" in [line["event"] for line in logs]
