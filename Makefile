@@ -22,14 +22,15 @@ demo: ## Router, two workers and a mock engine at work; STAY=1 keeps them runnin
 test: setup ## All tests
 	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
 
-# Every branch of these is run by the unit and property tests, and the QUIC endpoint's with real sockets.
-COVERED := router/registry/*,router/balancing/*,router/balancing/algorithms/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
-cover: setup ## Branch coverage of registry, balancing, QUIC and the wire: all of it, or it fails
-	@LLM_ROUTER_PURE_PYTHON=1 $(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q tests/unit tests/property tests/e2e/test_quic_endpoint.py --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
+# Every branch of these is run by the unit and property tests and by those that run one part of the router on real sockets.
+COVERED := router/registry/*,router/balancing/*,router/balancing/algorithms/*,router/proxy/*,router/http1/*,router/tunnels/*,router/control_plane/*,router/ports/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/framing.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
+COVERING := tests/unit tests/property tests/integration tests/system/test_attempts.py tests/system/test_retries.py
+cover: setup ## Branch coverage of all that requests and registrations pass through: complete, or it fails
+	@LLM_ROUTER_PURE_PYTHON=1 $(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q $(COVERING) --cov=router --cov=tunnel_protocol --cov-branch --cov-report=
 	@$(PYTHON_IN_VENV) -m coverage report --include='$(COVERED)' --show-missing --skip-covered --fail-under=100
 	@rm -f .coverage
 
-matrix: ## Unit and property tests on every Python found, and on the oldest dependencies; ARGS='3.12 lowest -- tests/unit'
+matrix: ## Tests of one process on every Python found, and on the oldest dependencies; ARGS='3.12 lowest -- tests/unit'
 	@UV="$(UV)" WORKERS=$(WORKERS) scripts/matrix $(ARGS)
 
 check: setup ## Format, lint, types, import directions, generated code

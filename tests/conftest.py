@@ -1,4 +1,4 @@
-"""The plug-in that other projects get by installation; here it comes from the tree."""
+"""How async tests run, and the plug-in that other projects get by installation; here it comes from the tree."""
 
 import os
 
@@ -6,6 +6,8 @@ import pytest
 from hypothesis import settings
 
 from llm_request_router.pytest_plugin import llm_router, pytest_configure, pytest_runtest_makereport
+from support.async_tests import pytest_fixture_setup, pytest_pyfunc_call, pytest_runtest_teardown
+from support.sockets import sockets
 from tunnel_protocol import compilation
 
 # A busy machine is no failure; what hangs is ended by pytest-timeout.
@@ -28,4 +30,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(f"LLM_ROUTER_COMPILE is require, but the program runs {compilation.description()}")
 
 
-__all__ = ["llm_router", "pytest_configure", "pytest_runtest_makereport"]
+__all__ = [
+    "llm_router",
+    "pytest_configure",
+    "pytest_fixture_setup",
+    "pytest_pyfunc_call",
+    "pytest_runtest_makereport",
+    "pytest_runtest_teardown",
+    "sockets",
+]

@@ -1,4 +1,4 @@
-"""Candidates and a request to a choice: configuration, algorithms, and the driving loop. Pure (docs/balancing.md)."""
+"""Load balancing: chooses a candidate for a request. Configuration, algorithms and selector. Pure (docs/balancing.md)."""
 
 from router.balancing.config import BalancingConfig, load_config
 from router.balancing.config_error import ConfigError

@@ -1,4 +1,4 @@
-"""Input-work admission: refuse a request when the target's queued prompt work exceeds what its throughput clears in time."""
+"""Input-work admission: refuses a request if the target needs too long for its queued prompt tokens at its throughput."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ NO_CAPACITY = "input_work_capacity_unavailable"
 
 
 def input_work_seconds(candidates: Iterable[Candidate], input_tokens: int) -> float | None:
-    """Seconds the pool needs for its queue and this request; None without a usable rate."""
+    """Seconds that the candidates together need for their queues and this request; None without a valid throughput."""
     work, rate = input_tokens, 0.0
     for candidate in candidates:
         work += candidate.queued_input_size

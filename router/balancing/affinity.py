@@ -1,4 +1,4 @@
-"""Cache affinity by consistent hashing: the clusters an affinity key prefers, stable under membership changes."""
+"""Cache affinity by consistent hashing: the clusters an affinity key prefers, stable when clusters are added or removed."""
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
@@ -8,13 +8,13 @@ from router.balancing.hashing import affinity_field, cluster_field, field, hash6
 from tunnel_protocol.limit import Limit
 
 VIRTUAL_NODES = Limit("policy.virtual_nodes", pieces=10_000)
-"""Points per cluster on an affinity ring, each of which is hashed and kept."""
+"""Points per cluster on an affinity ring; each is hashed and kept."""
 
 
 class AffinityRing:
-    """The ring of one target and definition: a number of points per cluster, in the order of their hashes.
+    """The hash ring of one target and definition: a number of points per cluster, in the order of their hashes.
 
-    When clusters come or go only their own points are hashed and merged in or taken out.
+    When clusters are added or removed, only their own points are hashed and merged in or removed.
     """
 
     def __init__(self, prefix: bytes, virtual_nodes: int) -> None:
@@ -27,7 +27,7 @@ class AffinityRing:
     def preferred(
         self, affinity_key: str, candidates: Sequence[Candidate], excluded: Collection[str], count: int
     ) -> list[Candidate]:
-        """Up to `count` candidates in ring order from the key's position, excluded ones passed over."""
+        """Up to `count` candidates that are not excluded, in ring order from the key's position."""
         if candidates != self._seen:
             self._follow(candidates)
         members, points = self._members, self._points
@@ -51,7 +51,7 @@ class AffinityRing:
         if members.keys() != self._members.keys():
             stayed = [point for point in self._points if point[1] in members]
             came = [point for name in members.keys() - self._members.keys() for point in self._points_of(name)]
-            # The first of two runs is in order, so this merges more than it sorts.
+            # Both parts are sorted, so this sort is a merge.
             self._points = sorted(stayed + sorted(came))
         self._members = members
         self._seen = list(candidates)

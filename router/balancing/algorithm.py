@@ -1,8 +1,8 @@
-"""The interface of an algorithm, and where algorithms come from.
+"""The interface of an algorithm, and how installed algorithms are found.
 
-An algorithm is made once per definition (its settings); per routing target it hands out a balancer, which holds what the
-algorithm remembers about that target (counters, caches) and dies with the target. Third-party packages add algorithms by an
-entry point in the group `llm_request_router.algorithms`; see docs/balancing.md, "Writing your own".
+An algorithm is created once per definition (its settings); per target it creates a balancer, which holds the state of the
+algorithm for that target (counters, caches) and is dropped with the target. Third-party packages add algorithms by an entry
+point in the group `llm_request_router.algorithms`; see docs/balancing.md, "Writing your own".
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ ENTRY_POINT_GROUP = "llm_request_router.algorithms"
 
 
 class Balancer(Protocol):
-    """Chooses for one target. One that counts should also have `copy()`, so that decisions can be explained."""
+    """Chooses for one target. One with state should also have `copy()`, so that decisions can be explained."""
 
     def choose(
         self,
@@ -27,33 +27,36 @@ class Balancer(Protocol):
         excluded: Collection[str],
         elapsed_ms: float,
     ) -> Choice | None:
-        """A choice among `candidates` (never empty), or None. Must not keep `candidates`, sleep or raise."""
+        """A choice among `candidates` (not empty), or None. Must not keep `candidates`, sleep or raise.
+
+        `excluded` are cluster ids; `elapsed_ms` is the age of the request in milliseconds.
+        """
 
 
 class Explanation(NamedTuple):
-    """What an algorithm tells about candidates beyond its choice, by cluster id."""
+    """What an algorithm reports about candidates besides its choice, by cluster id."""
 
     rules: Mapping[str, str]
-    """The first rule that keeps a candidate out, for those that are kept out."""
+    """The first rule that excludes a candidate, for the excluded ones."""
     columns: Mapping[str, Mapping[str, object]]
     """Further figures (`score`, `rank`)."""
     comparator: str | None = None
-    """The configured comparator, if there is one."""
+    """The configured comparator; None if there is none."""
 
 
 class Algorithm(Protocol):
     """One configured algorithm. It may also have the methods of `MayTake` and `Explain`, called `may_take` and `explanation`."""
 
     def balancer(self, routing_key: str | None, model: str) -> Balancer:
-        """A fresh balancer for a target."""
+        """A new balancer for a target."""
 
 
 MayTake = Callable[[RoutingRequest, Candidate], bool]
-"""Whether a candidate can be taken at all, whatever its load. Those that cannot do not count for admission."""
+"""Whether a candidate can be chosen at all, independent of its load. Those that cannot do not count for admission."""
 Explain = Callable[[RoutingRequest, Sequence[Candidate], float], Explanation]
-"""(request, candidates, milliseconds since the request came) -> what to tell about them. Must leave no trace."""
+"""(request, candidates, age of the request in milliseconds) -> explanation. Must not change any state."""
 MakeAlgorithm = Callable[[dict[str, object], Random], Algorithm]
-"""Settings of a definition and a source of randomness -> algorithm. Raises `ValueError` for settings it refuses."""
+"""(settings of a definition, random numbers) -> algorithm. Raises `ValueError` for invalid settings."""
 
 
 def copy_of(balancer: Balancer) -> Balancer | None:
@@ -75,6 +78,6 @@ def explanation_of(algorithm: Algorithm) -> Explain | None:
 
 
 def installed_algorithms(found: Sequence[EntryPoint] | None = None) -> dict[str, MakeAlgorithm]:
-    """Third-party algorithms by name, as their entry points load."""
+    """Third-party algorithms by name, loaded from their entry points."""
     points = entry_points(group=ENTRY_POINT_GROUP) if found is None else found
     return {point.name: point.load() for point in points}

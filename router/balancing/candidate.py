@@ -1,7 +1,7 @@
-"""What an algorithm can see of one cluster: plain attributes, no behaviour, immutable for the length of a decision.
+"""A cluster as an algorithm sees it: plain attributes without behaviour, immutable during a decision.
 
-Any object with these attributes will do (the registry's snapshots, a test's or a simulator's tuple). Source of the fields:
-docs/balancing.md, "What an algorithm sees".
+Any object with these attributes is a candidate (the registry's snapshots, or a tuple in a test or simulator). Source of the
+fields: docs/balancing.md, "What an algorithm sees".
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Candidate(Protocol):
-    """Aggregated statistics of one cluster, pending reservations applied. Never mutated once handed out."""
+    """Aggregated statistics of one cluster, pending reservations included. Immutable."""
 
     @property
     def cluster_id(self) -> str:
@@ -25,35 +25,35 @@ class Candidate(Protocol):
 
     @property
     def last_mean_input_tps(self) -> float:
-        """Sum of the valid prompt throughputs, tokens per second; may be 0."""
+        """Sum of the valid prompt throughputs in tokens per second; may be 0."""
 
     @property
     def output_tps(self) -> float:
-        """Sum of generation throughput, tokens per second."""
+        """Sum of the generation throughputs in tokens per second."""
 
     @property
     def max_output_tps(self) -> float:
-        """Best observed generation throughput."""
+        """Best observed generation throughput in tokens per second."""
 
     @property
     def queue_size(self) -> int:
-        """Requests without a first token."""
+        """Number of requests without a first token."""
 
     @property
     def queued_input_size(self) -> int:
-        """Prompt tokens waiting for or in prefill."""
+        """Prompt tokens that wait for prefill or are in it."""
 
     @property
     def num_running_queries(self) -> int:
-        """Requests holding scheduling capacity."""
+        """Number of requests that the scheduler runs."""
 
     @property
     def max_engine_concurrency(self) -> int:
-        """Scheduler concurrency, 0 = not reported."""
+        """Concurrency of the scheduler; 0 = not reported."""
 
     @property
     def total_query_input_size(self) -> int:
-        """Prompt tokens over all requests."""
+        """Prompt tokens of all requests."""
 
     @property
     def kv_cache_capacity_tokens(self) -> int:
@@ -69,4 +69,4 @@ class Candidate(Protocol):
 
     @property
     def queue_time_estimate_ms_by_priority(self) -> Mapping[int, int]:
-        """Cumulative queue time estimate per priority, keys ascending; empty = not reported."""
+        """Cumulative queue time estimate in milliseconds by priority, keys ascending; empty = not reported."""

@@ -1,4 +1,4 @@
-"""Every algorithm a configuration may name: the modules of `router.balancing.algorithms`, and those of installed packages."""
+"""The algorithms that a configuration may name: those of `router.balancing.algorithms` and of installed packages."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,9 +10,9 @@ from router.balancing.registration import Registration
 
 
 def builtin_algorithms() -> dict[str, Registration]:
-    """The built-in algorithms by name, in the order in which messages list them."""
+    """The built-in algorithms by name, in the order of error messages."""
     package = router.balancing.algorithms
-    # Sources, not `pkgutil`: an outdated compiled module whose source has gone is none of ours.
+    # By source files, not by `pkgutil`: a compiled module without a source is outdated.
     names = {path.stem for folder in package.__path__ for path in Path(folder).glob("*.py")} - {"__init__"}
     found: list[Registration] = [import_module(f"{package.__name__}.{name}").ALGORITHM for name in names]
     found.sort(key=lambda one: (one.position, one.name))
@@ -20,7 +20,7 @@ def builtin_algorithms() -> dict[str, Registration]:
 
 
 class Catalog:
-    """Algorithms by every spelling of their names. A built-in one is not replaced by a plug-in of its name."""
+    """Algorithms by every spelling of their names. A plug-in does not replace a built-in algorithm of the same name."""
 
     def __init__(self, plugins: Mapping[str, MakeAlgorithm] | None = None) -> None:
         builtin = builtin_algorithms()
@@ -31,33 +31,33 @@ class Catalog:
             self._names |= {name: name for name in group}
             aliases = {alias: name for name in group for alias in self._aliases_of(name)}
             self._names |= {alias: name for alias, name in aliases.items() if alias not in self._names}
-        # A name counts before an alias, whoever's it is.
+        # A name takes precedence over an alias.
         self._names |= {name: name for name in self._makers}
 
     def from_file(self, spelling: str) -> str | None:
-        """The canonical name of a spelling in a file (case counts)."""
+        """The canonical name of a spelling in a file (case-sensitive); None if unknown."""
         return self._names.get(spelling)
 
     def from_header(self, spelling: str) -> str | None:
-        """The canonical name of a header value: blanks, case and `_` for `-` are forgiven."""
+        """The canonical name of a header value, ignoring blanks and case and taking `_` as `-`; None if unknown."""
         folded = "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in spelling.strip(" \t")).replace("_", "-")
         return self._names.get(folded)
 
     def spellings(self) -> list[str]:
-        """Everything a file may use."""
+        """All spellings that a file may use."""
         return list(self._names)
 
     def maker(self, name: str) -> MakeAlgorithm | None:
-        """What makes the algorithm of a canonical name."""
+        """The factory of the algorithm with a canonical name; None if unknown."""
         return self._makers.get(name)
 
     def registration(self, name: str) -> Registration | None:
-        """The declared settings of an algorithm; None if it takes any."""
+        """The registration of an algorithm; None if it declares no settings and accepts any."""
         make = self._makers.get(name)
         return make if isinstance(make, Registration) else None
 
     def names_with(self, field: str) -> list[str]:
-        """Algorithms that declare a setting of this name."""
+        """Names of the algorithms that declare a setting of this name."""
         return [name for name, make in self._makers.items() if isinstance(make, Registration) and field in make.fields]
 
     def _aliases_of(self, name: str) -> tuple[str, ...]:

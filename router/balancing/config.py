@@ -1,4 +1,4 @@
-"""The load-balancer configuration: a JSON document, validated as a whole, or the built-in default without one.
+"""The load-balancer configuration: a JSON document, validated as a whole, or the built-in default if there is none.
 
 Reference of the document: docs/balancing.md, "Configuration".
 """
@@ -14,13 +14,13 @@ from router.balancing.json_document import JsonError, JsonObject, parse
 from tunnel_protocol.limit import Limit
 
 DEFINITIONS = Limit("policy.definitions", pieces=10_000)
-"""Definitions of a policy: the default, models, and what the method header may pick."""
+"""Maximum number of definitions of a policy: the default, those of models, and those of the method header."""
 
 _KEYS = ("default", "request_algorithms", "models")
 
 
 class ModelPolicy:
-    """What applies to one model: its own definition, and what the method header may pick instead."""
+    """The policy of one model: its own definition, and those that the method header may select instead."""
 
     __slots__ = ("configured", "overrides")
 
@@ -30,7 +30,7 @@ class ModelPolicy:
 
 
 class BalancingConfig:
-    """All definitions. Made without arguments: `power-of-n` everywhere, every algorithm selectable per request."""
+    """All definitions. Without arguments: `power-of-n` for all models, and every algorithm selectable per request."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class BalancingConfig:
             overrides = {name: Definition(name) for name in builtin_algorithms()}
         self.default = default or Definition("power-of-n")
         self.overrides = dict(overrides or {})
-        """What the method header may pick, whatever the model."""
+        """Definitions that the method header may select for any model."""
         self.models = dict(models or {})
 
     @property
@@ -52,11 +52,11 @@ class BalancingConfig:
 
     @property
     def model_overrides(self) -> Collection[str]:
-        """Models with an entry of their own."""
+        """Models that have their own entry."""
         return self.models.keys()
 
     def definitions(self) -> list[tuple[str | None, Definition]]:
-        """Every definition with the `request_algorithms` key it stands under (None: it stands under none)."""
+        """Every definition with its key in `request_algorithms`, or None if it is not in it."""
         found: list[tuple[str | None, Definition]] = [(None, self.default), *self.overrides.items()]
         for policy in self.models.values():
             found.append((None, policy.configured))
@@ -112,11 +112,11 @@ def _overrides_of(entry: object, catalog: Catalog) -> dict[str, Definition]:
 def _overrides(value: object, catalog: Catalog, *, sort: bool) -> dict[str, Definition]:
     pairs = list(_object(value, "request_algorithms"))
     if sort:
-        # Of two spellings of one algorithm the bytewise greater one wins inside a model entry, the later one elsewhere.
+        # Of two spellings of one algorithm, the bytewise greater one is used in a model entry, the later one elsewhere.
         pairs = sorted(dict(pairs).items(), key=lambda pair: pair[0].encode())
     found: dict[str, Definition] = {}
     for key, entry in pairs:
         if isinstance(entry, JsonObject):
-            _overrides_of(entry, catalog)  # thrown away, but it must be valid
+            _overrides_of(entry, catalog)  # the result is not used, but it must be valid
         found[parse_name(key, catalog)] = parse_definition(entry, catalog)
     return found

@@ -1,11 +1,11 @@
-"""What a load-balancer configuration that cannot be used raises."""
+"""The exception for an invalid load-balancer configuration."""
 
 _MESSAGE = 500
-"""Characters of an error text; the words of the document stand in it."""
+"""Maximum number of characters of an error text, which quotes the document."""
 
 
 class ConfigError(ValueError):
-    """The load-balancer configuration cannot be used. `stage` is `parse` or `build`; the message says where and why."""
+    """The load-balancer configuration is invalid. `stage` is `parse` or `build`; the message has position and reason."""
 
     def __init__(self, message: str, stage: str = "parse") -> None:
         super().__init__(message if len(message) <= _MESSAGE else f"{message[:_MESSAGE]}...")

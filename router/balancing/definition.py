@@ -12,27 +12,27 @@ from router.balancing.registration import Registration
 
 
 class Definition:
-    """Settings of one algorithm; compared by identity, which is what keys an algorithm's memory of a target."""
+    """Settings of one algorithm. Compared by identity: it is the key of the algorithm's state for a target."""
 
     __slots__ = ("algorithm", "built", "max_input_work_seconds", "require_cache_affinity_key", "settings")
 
     built: Algorithm
-    """The algorithm; a selector builds it when it takes the definition over, and nobody asks before."""
+    """The algorithm; set by `Selector` before the definition is used."""
 
     def __init__(self, algorithm: str, settings: Mapping[str, object] | None = None) -> None:
         self.algorithm = algorithm
         """Canonical name."""
         self.settings = dict(settings or {})
-        """As configured; what is not set is not in it."""
+        """The settings as configured; settings that are not configured are absent."""
         self.require_cache_affinity_key = bool(self.settings.get("require_cache_affinity_key"))
-        """Requests without an affinity key are refused."""
+        """Whether requests without an affinity key are refused."""
         limit = self.settings.get("max_input_work_seconds")
         self.max_input_work_seconds = float(limit) if isinstance(limit, int | float) else None
-        """Admission limit."""
+        """Limit of input-work admission in seconds; None = no limit."""
 
 
 def parse_name(value: object, catalog: Catalog) -> str:
-    """A canonical algorithm name. Raises `ConfigError`."""
+    """The canonical algorithm name in a document. Raises `ConfigError`."""
     if isinstance(value, str):
         found = catalog.from_file(value)
         if found is not None:
@@ -83,14 +83,14 @@ def build(definition: Definition, random: Random, catalog: Catalog) -> Algorithm
 
 
 def _read_shared(fields: Fields) -> None:
-    """The settings of every algorithm; `Definition` has them."""
+    """Read the settings that every algorithm has; `Definition` holds them."""
     fields.boolean("require_cache_affinity_key")
-    fields.boolean("require_input_tokens")  # declarative: the proxy asks every request for them
+    fields.boolean("require_input_tokens")  # no effect: the proxy requires them for every request
     fields.number("max_input_work_seconds", None)
 
 
 def _check_support(name: str, settings: Mapping[str, object], fields: frozenset[str], catalog: Catalog) -> None:
-    """A definition made in code may not ask for what would have no effect. Raises `ConfigError` (stage `build`)."""
+    """Refuse settings that would have no effect in a definition made in code. Raises `ConfigError` (stage `build`)."""
     if isinstance(settings.get("seed"), str) and "seed" not in fields:
         raise ConfigError(f"seed is not supported for {name}", "build")
     if settings.get("consider_kv_free_tokens") and "consider_kv_free_tokens" not in fields:

@@ -1,6 +1,6 @@
-"""Decisions made with a policy before it is taken: what fails here would fail every request.
+"""Makes decisions with a policy before it is activated: a policy that fails here would fail every request.
 
-On candidates and balancers of its own, so that nothing of it is seen by requests.
+It uses its own candidates and balancers, so that requests are not affected.
 """
 
 import time
@@ -15,11 +15,11 @@ from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector
 
 BUDGET_S = 2.0
-"""What the decisions of one dry run may take together; seconds."""
+"""Seconds that all decisions of one dry run may take together."""
 
 
 class SampleCandidate:
-    """A cluster that exists for a dry run only; see `candidate.Candidate` for the attributes."""
+    """A cluster for a dry run; see `candidate.Candidate` for the attributes."""
 
     def __init__(self, cluster_id: str, load: int) -> None:
         self.cluster_id = cluster_id
@@ -40,7 +40,7 @@ class SampleCandidate:
 
 
 class SampleTarget:
-    """A routing target with three clusters."""
+    """A target with three clusters, for a dry run."""
 
     def __init__(self) -> None:
         self.balancer_state: dict[object, object] = {}
@@ -51,12 +51,12 @@ class SampleTarget:
         return self._candidates
 
     def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> tuple[str, str]:  # noqa: ARG002
-        """The id, which stands for the cluster and for its only backend."""
+        """The cluster id twice: as the cluster and as its only backend."""
         return cluster_id, cluster_id
 
 
 def dry_run(config: BalancingConfig, plugins: Mapping[str, MakeAlgorithm]) -> None:
-    """Decide with every definition of `config`. Raises `ConfigError` (stage `build`). Leaves the definitions built."""
+    """Decide with every definition of `config`, which are built then. Raises `ConfigError` (stage `build`)."""
     rng = Random()  # noqa: S311 - nothing is kept secret by it
     try:
         selector = Selector(config, rng, plugins)

@@ -1,4 +1,4 @@
-"""Estimates and comparators over a candidate's statistics. Pure; bit for bit those of docs/balancing.md, "Estimates"."""
+"""Estimates and comparators of a candidate's statistics. Pure; bit-identical to docs/balancing.md, "Estimates"."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,17 @@ _INF = math.inf
 _NS = 1_000_000_000
 
 Score = Callable[[Candidate, int, int], float]
-"""(candidate, input tokens, priority) -> score, lower is better."""
+"""(candidate, input tokens, priority) -> score; lower is better."""
 
 
 def valid_tps(candidate: Candidate) -> float:
-    """The prompt throughput if it is finite and positive, else 0."""
+    """The prompt throughput in tokens per second if it is finite and positive, else 0."""
     tps = candidate.last_mean_input_tps
     return tps if 0.0 < tps < _INF else 0.0
 
 
 def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
-    """The cluster's own estimate for this priority, else one from its queue; None if unknown."""
+    """Milliseconds in the queue: the cluster's own estimate for this priority, else one from its queue; None if unknown."""
     estimates = candidate.queue_time_estimate_ms_by_priority
     if not estimates:
         return queue_time_delta_ms(candidate.queued_input_size, candidate.last_mean_input_tps)
@@ -33,14 +33,14 @@ def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
 
 
 def delay_seconds(work: int, rate: float) -> float:
-    """Seconds to do `work` at `rate`; infinite without a rate."""
+    """Seconds for `work` tokens at `rate` tokens per second; infinite without a rate."""
     if work == 0:
         return 0.0
     return _INF if rate <= 0.0 else work / rate
 
 
 def queue_delay_ms(candidate: Candidate, priority: int) -> float:
-    """The queue estimate as a score; infinite if there is a queue and no rate."""
+    """The queue estimate in milliseconds as a score; infinite if there is a queue and no rate."""
     estimate = queue_estimate_ms(candidate, priority)
     if estimate is not None:
         return float(estimate)
@@ -48,14 +48,14 @@ def queue_delay_ms(candidate: Candidate, priority: int) -> float:
 
 
 def duration_ms(nanoseconds: int) -> float:
-    """Nanoseconds as float milliseconds, through whole seconds and the rest."""
+    """Nanoseconds as float milliseconds, computed from whole seconds and the rest."""
     return (nanoseconds // _NS + (nanoseconds % _NS) / 1e9) * 1000.0
 
 
 def ttft_ms(
     candidate: Candidate, input_tokens: int, priority: int, *, ignore_queue: bool = False, ignore_prefill: bool = False
 ) -> float:
-    """Estimated time to the first token: round trip, queue, prefill, added in this order."""
+    """Estimated time to the first token in milliseconds: round trip, queue and prefill, added in this order."""
     rtt_ns = candidate.rtt_ns
     total = (rtt_ns // _NS + (rtt_ns % _NS) / 1e9) * 1000.0  # `duration_ms` without the call: this is the hot path
     if not ignore_queue:
@@ -84,7 +84,7 @@ def _requests_queued(candidate: Candidate, input_tokens: int, priority: int) -> 
 
 
 def comparators() -> dict[str, Score]:
-    """All comparators by their configuration name."""
+    """All comparators by their name in the configuration."""
     return {
         "ttft": ttft_ms,
         "queue-time": _queue_time,
@@ -95,13 +95,13 @@ def comparators() -> dict[str, Score]:
 
 
 def has_capacity(candidate: Candidate, max_queued: int) -> bool:
-    """Whether the engine takes one more request; engines that do not report their concurrency always do."""
+    """Whether the engine can take one more request; True for engines that do not report their concurrency."""
     limit = candidate.max_engine_concurrency
     return limit == 0 or candidate.num_running_queries < limit + max_queued
 
 
 def queue_limit_ms(floor_ms: int, ceil_ms: int, request_slo_ms: int | None, elapsed_ms: float) -> float:
-    """The longest acceptable queue of a request of this age: from floor to ceiling as its SLO is used up."""
+    """The longest acceptable queue time in milliseconds: grows from floor to ceiling as the request's SLO is used up."""
     fraction = 1.0 if not request_slo_ms else min(max(elapsed_ms / request_slo_ms, 0.0), 1.0)
     floor_s, ceil_s = floor_ms / 1000.0, ceil_ms / 1000.0
     nanoseconds = round((floor_s + (ceil_s - floor_s) * fraction) * 1e9)

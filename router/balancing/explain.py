@@ -1,7 +1,7 @@
-"""A decision, written as a document: who was seen, who was ruled out and by which rule, every score, and the choice.
+"""Describes a decision as a document: all candidates, the rule that excludes each excluded one, scores, and the choice.
 
-Explaining changes nothing that later decisions depend on: it decides on a balancer and with random numbers of its own, and the order of
-backends inside a cluster does not move. See docs/balancing.md, "Explaining a decision".
+It does not affect later decisions: it uses its own balancer and random numbers, and does not advance the order of backends
+in a cluster. See docs/balancing.md, "Explaining a decision".
 """
 
 import math
@@ -29,7 +29,7 @@ def explain(
     excluded: set[str],
     now: float,
 ) -> Document:
-    """What `select` would decide now, and why. Raises what `resolve` raises for an unusable method."""
+    """What `select` would decide now, and why. Raises `UnknownMethodError` or `UnavailableMethodError`, as `resolve` does."""
     effective = selector.resolve(request.model, method)
     candidates = () if target is None else target.candidates()
     elapsed_ms = max(0.0, now - request.received_at) * 1000.0
@@ -134,5 +134,5 @@ def _rows(
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinity."""
+    """`value`; a float that is not finite as a string, because JSON has none."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Which candidates the ranking algorithms may use for a request, and why not."""
+"""Which candidates the ranking algorithms may choose for a request, and the reasons against the others."""
 
 from collections.abc import Collection
 from enum import Enum
@@ -18,14 +18,14 @@ class Feasibility(Enum):
 
     @property
     def is_kv_skip(self) -> bool:
-        """Whether the KV cache was the reason."""
+        """Whether the reason is the KV cache."""
         return self in (Feasibility.KV_MISSING, Feasibility.KV_LOW)
 
 
 def feasibility(
     candidate: Candidate, input_tokens: int | None, excluded: Collection[str], *, consider_kv: bool
 ) -> Feasibility:
-    """The first rule that applies."""
+    """The verdict of the first rule that applies."""
     if excluded and candidate.cluster_id in excluded:
         return Feasibility.EXCLUDED
     if not consider_kv:
@@ -39,7 +39,7 @@ def feasibility(
 
 
 def ranking_rule(candidate: Candidate, input_tokens: int | None, *, consider_kv: bool) -> str | None:
-    """The rule that keeps a candidate out of any ranking, whatever its load; None if there is none."""
+    """The rule that excludes a candidate from any ranking, independent of its load; None if there is none."""
     if not valid_tps(candidate):
         return "no valid throughput"
     verdict = feasibility(candidate, input_tokens, (), consider_kv=consider_kv)

@@ -1,4 +1,4 @@
-"""Typed access to the settings of one definition, for the algorithm they belong to."""
+"""Typed access to the settings of one definition."""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -12,10 +12,10 @@ DefaultT = TypeVar("DefaultT")
 
 
 class Fields:
-    """The settings, read by name and type. An absent field, and a null where null is allowed, is its default.
+    """The settings, read by name and type. An absent field, or null where that is allowed, reads as its default.
 
-    A field of the wrong type reads as its default and is remembered; `check` raises. So the error that is told is that of the
-    field that stands first in the document, in whatever order an algorithm reads them.
+    A field of the wrong type reads as its default and is recorded; `check` raises. So the reported error is that of the
+    field that is first in the document, independent of the order in which an algorithm reads them.
     """
 
     def __init__(self, values: Mapping[str, object], stage: str = "parse") -> None:
@@ -24,12 +24,12 @@ class Fields:
         self._wrong: dict[str, str] = {}
         self._refused: list[str] = []
         self.names: set[str] = set()
-        """The fields that have been read."""
+        """Names of the fields that have been read."""
 
     def unsigned(
         self, name: str, default: DefaultT, *, nullable: bool = True, limit: Limit | None = None
     ) -> int | DefaultT:
-        """A whole number from 0 to 2**64 - 1, and of at most as many pieces as `limit` allows."""
+        """An integer from 0 to 2**64 - 1, at most `limit.pieces` if there is a limit."""
         if not self._is_given(name, nullable=nullable):
             return default
         value = self._values[name]
@@ -56,7 +56,7 @@ class Fields:
             return default
 
     def boolean(self, name: str) -> bool:
-        """A flag, off by default."""
+        """A boolean; False by default."""
         if not self._is_given(name):
             return False
         value = self._values[name]
@@ -66,7 +66,7 @@ class Fields:
         return False
 
     def text(self, name: str, *, nullable: bool = True) -> str | None:
-        """A string; None without one."""
+        """A string; None if absent."""
         if not self._is_given(name, nullable=nullable):
             return None
         value = self._values[name]
@@ -76,7 +76,7 @@ class Fields:
         return None
 
     def choice(self, name: str, among: Iterable[str], default: DefaultT) -> str | DefaultT:
-        """One of several strings; null is none of them."""
+        """One of several strings; null is not allowed."""
         value = self.text(name, nullable=False)
         if value is None:
             return default
@@ -87,11 +87,11 @@ class Fields:
         return value
 
     def refuse(self, message: str) -> None:
-        """Values of the right types that are no good all the same: told if no type is wrong."""
+        """Record an error in values of the right types; reported if no type is wrong."""
         self._refused.append(message)
 
     def check(self) -> None:
-        """Raise `ConfigError` if any of what was read is wrong."""
+        """Raise `ConfigError` for the first error in the fields that were read."""
         for name in self._values:
             if name in self._wrong:
                 raise ConfigError(self._wrong[name], self._stage)
@@ -107,7 +107,7 @@ class Fields:
 
 
 def type_name(value: object) -> str:
-    """A JSON type as an error message names it."""
+    """The name of a JSON value's type in error messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):

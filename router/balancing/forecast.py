@@ -1,8 +1,8 @@
-"""Times to first token of a whole list of candidates, kept between decisions.
+"""Times to first token of a list of candidates, cached between decisions.
 
-What does not depend on the request's size (round trip, queue, rate, capacity) is computed once per snapshot and priority.
-Snapshots are immutable, so a list whose elements are the same objects has the same figures; after a change only the new
-snapshots are looked at.
+Figures that do not depend on the request's size (round trip, queue, rate, capacity) are computed once per snapshot and
+priority. Snapshots are immutable, so a list of the same objects has the same figures; after a change only those of new
+snapshots are computed.
 """
 
 import math
@@ -14,7 +14,7 @@ from router.balancing.candidate import Candidate
 from router.balancing.estimates import duration_ms, has_capacity, queue_delay_ms, valid_tps
 
 MAX_PRIORITIES = 8
-"""Priorities whose figures are kept; more than that in use at once costs time, not correctness."""
+"""Number of priorities whose figures are cached; more priorities in use only cost time."""
 
 
 class Column(NamedTuple):
@@ -22,16 +22,16 @@ class Column(NamedTuple):
 
     seen: list[Candidate]
     base_ms: list[float]
-    """Round trip, plus the queue unless it is ignored."""
+    """Milliseconds of the round trip, plus the queue unless it is ignored."""
     rates: list[float]
-    """Prompt throughput in tokens per second; 0 if it is not usable."""
+    """Prompt throughput in tokens per second; 0 if not valid."""
     has_capacity: list[bool]
     able: list[Candidate]
-    """Those with capacity."""
+    """The candidates with capacity."""
 
 
 class Forecast:
-    """The figures of one balancer."""
+    """The cached figures of one balancer."""
 
     def __init__(self, *, ignore_queue: bool, max_queued: int) -> None:
         self._ignore_queue = ignore_queue
@@ -50,7 +50,7 @@ class Forecast:
         return column
 
     def _changed(self, known: Column, candidates: Sequence[Candidate], priority: int) -> Column:
-        """`known` with the figures of the snapshots that are new; mostly these are one or two, in the same places."""
+        """`known` with the figures of new snapshots, usually one or two at the same positions."""
         if len(known.seen) != len(candidates):
             return self._fresh(candidates, priority)
         base_ms, rates, able = known.base_ms.copy(), known.rates.copy(), known.has_capacity.copy()
@@ -72,7 +72,7 @@ class Forecast:
 
 
 def times_ms(column: Column, input_tokens: int, *, ignore_prefill: bool) -> list[float]:
-    """Time to first token of each candidate; infinite where that needs a rate nobody knows."""
+    """Time to first token of each candidate in milliseconds; infinite if it needs an unknown rate."""
     if ignore_prefill or input_tokens == 0:
         return column.base_ms
     try:

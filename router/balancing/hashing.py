@@ -1,4 +1,4 @@
-"""The hash under affinity decisions: XXH3 (64 bit, seed 0) over tagged, length-prefixed fields. See docs/balancing.md, "Hashing"."""
+"""The hash of affinity decisions: XXH3 (64 bit, seed 0) of tagged, length-prefixed fields (docs/balancing.md, "Hashing")."""
 
 import math
 
@@ -10,12 +10,12 @@ _TWO_64 = 18446744073709551616.0
 
 
 def field(tag: bytes, value: bytes) -> bytes:
-    """One tagged field."""
+    """One tagged, length-prefixed field."""
     return tag + _SEPARATOR + len(value).to_bytes(8, "little") + value
 
 
 def prefix(seed: str | None, routing_key: str | None, model: str) -> bytes:
-    """What all hashes of one definition and target begin with; absent values hash like empty ones."""
+    """The common prefix of the hashes of one definition and target; absent values are hashed as empty ones."""
     return b"".join(
         (
             _VERSION,
@@ -27,12 +27,12 @@ def prefix(seed: str | None, routing_key: str | None, model: str) -> bytes:
 
 
 def affinity_field(affinity_key: str | None) -> bytes:
-    """The request's part of a hash."""
+    """The part of the hashed bytes that depends on the request."""
     return field(b"cache_affinity_key", (affinity_key or "").encode())
 
 
 def cluster_field(cluster_id: str) -> bytes:
-    """The cluster's part of a hash."""
+    """The part of the hashed bytes that depends on the cluster."""
     return field(b"cluster_id", cluster_id.encode())
 
 
@@ -42,6 +42,6 @@ def hash64(data: bytes) -> int:
 
 
 def exponential(hashed: int) -> float | None:
-    """-ln of the hash mapped into (0, 1]; None where that is not positive."""
+    """-ln of the hash mapped into (0, 1]; None if that is not positive."""
     found = -math.log((float(hashed) + 1.0) / _TWO_64)
     return found if 0.0 < found < math.inf else None

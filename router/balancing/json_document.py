@@ -1,7 +1,7 @@
-"""Reads JSON documents of configuration and secrets strictly; every failure is one error with a place.
+"""Strict parser of JSON documents of configuration and secrets; every failure is a `JsonError` with a position.
 
-Without the liberties of the standard parser: no NaN, no infinities, no byte-order mark, no lone surrogates (they cannot be logged,
-hashed or sent), bounded in size, depth and number of values. Key order and repeats are kept.
+Stricter than `json`: no NaN, infinities, byte-order mark or lone surrogates (which cannot be logged, hashed or sent), and
+limits of size, depth and number of values. The order of keys and repeated keys are kept.
 """
 
 import json
@@ -11,19 +11,19 @@ import re
 from tunnel_protocol.limit import Limit
 
 DOCUMENT = Limit("json.document", bytes=4 << 20, pieces=500_000)
-"""Bytes of a document, and values (keys included) in it."""
+"""Bytes of a document, and number of values (keys included) in it."""
 
 DEPTH = Limit("json.depth", pieces=64)
-"""Objects and lists inside each other."""
+"""Depth of nested objects and lists."""
 
 _NUMBER_DIGITS = 400
-"""An integer with more digits is beyond every double."""
+"""Maximum digits of an integer; with more it is larger than every double."""
 
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
 
 
 class JsonError(ValueError):
-    """The text is not the JSON we accept. `reason` is what is wrong, `place` where (line and column, byte, or path)."""
+    """The text is not valid. `reason` is what is wrong, `place` the position (line and column, byte, or path)."""
 
     def __init__(self, reason: str, place: str = "") -> None:
         super().__init__(f"{reason} at {place}" if place else reason)
@@ -32,15 +32,15 @@ class JsonError(ValueError):
 
 
 class JsonObject(list[tuple[str, object]]):
-    """An object as its (key, value) pairs, in order, repeats included."""
+    """An object as its (key, value) pairs, in order, repeated keys included."""
 
     def last(self) -> dict[str, object]:
-        """As a dict; of repeated keys the last one counts."""
+        """The object as a dict; of repeated keys the last one is used."""
         return dict(self)
 
 
 def parse(content: bytes) -> object:
-    """The document. Raises `JsonError`, and nothing else."""
+    """Parse a document. Raises only `JsonError`."""
     if len(content) > (DOCUMENT.bytes or 0):
         raise JsonError(f"larger than {DOCUMENT.bytes} bytes")
     try:
@@ -61,7 +61,7 @@ def parse(content: bytes) -> object:
 
 
 def _check_structure(text: str) -> None:
-    """Bound depth and number of values before anything is built. What is no JSON at all is found by the parser."""
+    """Limit depth and number of values before anything is built; invalid JSON is found by the parser."""
     depth = deepest = values = 0
     most_values, most_depth = DOCUMENT.pieces or 0, DEPTH.pieces or 0
     for found in _STRUCTURE.finditer(text):
@@ -81,7 +81,7 @@ def _check_structure(text: str) -> None:
 
 
 def _check_texts(document: object) -> None:
-    """No text of the document may hold half of a surrogate pair."""
+    """Raise `JsonError` if a text of the document has a lone surrogate."""
     left: list[tuple[str, object]] = [("", document)]
     while left:
         path, value = left.pop()

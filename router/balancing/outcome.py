@@ -1,29 +1,29 @@
-"""What came of asking the policy once."""
+"""The results of one decision."""
 
 from typing import Generic, NamedTuple, TypeVar
 
 from router.balancing.candidate import Candidate
 
 ClusterT = TypeVar("ClusterT")
-"""The live cluster of a candidate, as whoever routes knows it; balancing hands it on and never looks inside."""
+"""The type of the live cluster of a candidate; opaque to this package, which only passes it on."""
 BackendT = TypeVar("BackendT")
-"""One inference server of a cluster, likewise."""
+"""The type of one inference server of a cluster; opaque to this package."""
 
 
 class Choice(NamedTuple):
-    """What an algorithm returns: a cluster, and how it came by it."""
+    """What an algorithm returns: a cluster, and details of the decision."""
 
     candidate: Candidate
     rank_depth: int = 1
     """1-based position in the algorithm's ranking; 1 for algorithms without one."""
     skipped_for_kv: bool = False
-    """A better-ranked cluster was passed over for lack of free KV cache tokens."""
+    """Whether a better-ranked cluster was skipped because it has too few free KV cache tokens."""
 
 
 class Chosen(Generic[ClusterT, BackendT]):
-    """A cluster and one of its backends."""
+    """The result with a cluster and one of its backends."""
 
-    # No named tuple: made for every request, and this is the cheaper one, compiled or not.
+    # Not a named tuple: it is created for every request, and this is faster, compiled or not.
     __slots__ = ("backend", "candidate", "cluster", "expected_queue_ms", "rank_depth", "skipped_for_kv")
 
     def __init__(
@@ -36,14 +36,14 @@ class Chosen(Generic[ClusterT, BackendT]):
         expected_queue_ms: int | None,
     ) -> None:
         self.candidate = candidate
-        """The statistics the decision was made by."""
+        """The statistics used for the decision."""
         self.cluster = cluster
-        """The cluster they are of."""
+        """The cluster of `candidate`."""
         self.backend = backend
         self.rank_depth = rank_depth
         self.skipped_for_kv = skipped_for_kv
         self.expected_queue_ms = expected_queue_ms
-        """The queue estimate to tell the worker; None if there is none."""
+        """The queue estimate in milliseconds that is sent to the worker; None if there is none."""
 
     def on(self, backend: BackendT) -> "Chosen[ClusterT, BackendT]":
         """The same choice with another backend of the same cluster."""
@@ -53,21 +53,21 @@ class Chosen(Generic[ClusterT, BackendT]):
 
 
 class Wait(NamedTuple):
-    """Nothing acceptable now, but the request may wait: ask again after this long."""
+    """No candidate is acceptable now, but the request may wait: call `select` again after `seconds`."""
 
     seconds: float
 
 
 class NotFound(NamedTuple):
-    """Nobody serves, or says it could serve, this target."""
+    """No live registration serves or advertises this target."""
 
 
 class Unavailable(NamedTuple):
-    """The target is known, but nobody can be asked."""
+    """The target is known, but no backend can be chosen."""
 
 
 class AdmissionRejected(NamedTuple):
-    """The target has too much work queued, or no known capacity; `reason` is the metric label."""
+    """Input-work admission refused: too much work is queued, or the throughput is unknown; `reason` is the metric label."""
 
     reason: str
 

@@ -1,7 +1,7 @@
-"""The weighted rendezvous ranking of an affinity key: clusters by throughput over an exponential drawn from their hash.
+"""The weighted rendezvous ranking of an affinity key: clusters by throughput divided by an exponential draw from their hash.
 
-The draw of (key, cluster) never changes, so draws are kept per key, in the order of the candidates: a decision is one division
-per cluster, and neither a change of throughput nor the departure of a cluster costs any hashing.
+The draw of (key, cluster) is constant, so draws are cached per key, in the order of the candidates: a decision costs one
+division per cluster, and neither a change of throughput nor the removal of a cluster needs hashing.
 """
 
 from array import array
@@ -16,7 +16,7 @@ from router.balancing.hashing import affinity_field, cluster_field, exponential,
 MAX_KEYS = 4096
 MAX_KEY_BYTES = 256
 MAX_DRAWS = MAX_KEYS * 1024
-"""Over all keys; 8 bytes each."""
+"""Maximum number of cached draws of all keys, 8 bytes each."""
 _NO_SCORE = -1.0
 _MAXIMA = 4
 _by_id = attrgetter("cluster_id")
@@ -31,13 +31,13 @@ class RendezvousRanking:
         self._ordered: list[Candidate] = []
         self._ids: tuple[str, ...] = ()
         self._rates: list[float] = []
-        # Per key: the ids it was drawn for, and the draws in their order.
+        # Per key: the cluster ids, and their draws in the same order.
         self._draws: OrderedDict[str, tuple[tuple[str, ...], array[float]]] = OrderedDict()
 
     def ranked(self, affinity_key: str | None, candidates: Sequence[Candidate]) -> Iterator[tuple[float, Candidate]]:
-        """(score, candidate), best first, equal scores by cluster id; without those that have no score.
+        """(score, candidate), best first, equal scores by cluster id; candidates without a score are left out.
 
-        The first few are found without sorting the others: mostly nobody asks for more.
+        The first few are found without sorting the others, as callers rarely need more.
         """
         if candidates != self._seen:
             self._look_at(candidates)
@@ -82,7 +82,7 @@ class RendezvousRanking:
 def ranking_columns(
     prefix: bytes, affinity_key: str | None, candidates: Sequence[Candidate]
 ) -> dict[str, dict[str, object]]:
-    """Rank and score of each candidate for explanations, by cluster id; empty if nobody stands in the ranking."""
+    """Rank and score of each candidate for explanations, by cluster id; empty if the ranking is empty."""
     ranked = list(RendezvousRanking(prefix).ranked(affinity_key, candidates)) if candidates else []
     if not ranked:
         return {}
@@ -93,5 +93,5 @@ def ranking_columns(
 
 
 def _draw(start: bytes, cluster_id: str) -> float:
-    """The exponential of one cluster; negative where there is none, so that its score is too."""
+    """The exponential draw of one cluster; negative if there is none, which makes its score negative."""
     return exponential(hash64(start + cluster_field(cluster_id))) or _NO_SCORE

@@ -1,6 +1,6 @@
-"""How an algorithm is announced: its name, its settings and how it is made. See docs/balancing.md, "Adding an algorithm".
+"""Registers an algorithm: its name, its settings and its factory. See docs/balancing.md, "Adding an algorithm".
 
-A built-in algorithm and one of an installed package announce themselves alike; the former by a module of
+Built-in algorithms and those of installed packages use the same function; the former in a module of
 `router.balancing.algorithms`, the latter by an entry point.
 """
 
@@ -15,11 +15,11 @@ from router.balancing.fields import Fields
 SettingsT = TypeVar("SettingsT")
 
 LAST = 1_000
-"""The position of algorithms without one of their own."""
+"""The position of algorithms that set none."""
 
 
 class Registration:
-    """An algorithm with declared settings, made by `registration`. May be called as any `MakeAlgorithm`."""
+    """An algorithm with declared settings, created by `registration`. Can be called as a `MakeAlgorithm`."""
 
     __slots__ = ("_make", "_read", "aliases", "fields", "name", "position")
 
@@ -34,18 +34,18 @@ class Registration:
         self._read = read
         self._make = make
         self.name = name
-        """Canonical name: in configurations, in the method header, in metrics. An entry point's name takes precedence."""
+        """Canonical name in configurations, the method header and metrics. The name of an entry point takes precedence."""
         self.aliases = aliases
         """Other spellings."""
         self.position = position
-        """Where it stands in the list of names that an error message gives, lower first."""
+        """Position in the list of names in error messages, lower first."""
         nothing = Fields({})
         read(nothing)
         self.fields = frozenset(nothing.names)
-        """Names of its settings; a definition with any other is refused."""
+        """Names of its settings; a definition with another one is refused."""
 
     def check(self, fields: Fields) -> None:
-        """Read the settings; `fields.check()` then raises what is wrong with them."""
+        """Read the settings, so that `fields.check()` can raise their errors."""
         self._read(fields)
 
     def __call__(self, settings: dict[str, object], random: Random) -> Algorithm:
@@ -55,11 +55,11 @@ class Registration:
 
 @dataclass(frozen=True)
 class NoSettings:
-    """The settings of an algorithm without any."""
+    """The settings of an algorithm that has none."""
 
     @classmethod
     def read(cls, fields: Fields) -> "NoSettings":  # noqa: ARG003 - reads none
-        """Nothing to read."""
+        """Reads no field."""
         return cls()
 
 
@@ -71,7 +71,7 @@ def registration(
     aliases: tuple[str, ...] = (),
     position: int = LAST,
 ) -> Registration:
-    """Announce an algorithm. `read` asks for every field there is, each time; `make` may raise `ConfigError`."""
+    """Register an algorithm. `read` must read every field at each call; `make` may raise `ConfigError`."""
 
     def make_from(settings: dict[str, object], random: Random) -> Algorithm:
         fields = Fields(settings, "build")

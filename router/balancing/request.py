@@ -1,8 +1,8 @@
-"""What a decision is made about: one request, as its headers describe it."""
+"""The request of a decision, as its headers describe it."""
 
 
 class RoutingRequest:
-    """Plain values; absent ones are None."""
+    """The values of one request; absent ones are None."""
 
     __slots__ = (
         "affinity_key",
@@ -30,7 +30,7 @@ class RoutingRequest:
         self.routing_key = routing_key
         self.model = model
         self.input_tokens = input_tokens
-        """Prompt tokens; None is possible through this interface only and counts as 0 outside of the KV check."""
+        """Number of prompt tokens; None (not possible in HTTP requests) counts as 0, except in the KV cache check."""
         self.received_at = received_at
         """Monotonic seconds at which the request head was complete."""
         self.affinity_key = affinity_key

@@ -1,4 +1,4 @@
-"""Uniform samples of the candidates that are not excluded; their cost grows with the sample, not with the pool."""
+"""Uniform samples of the candidates that are not excluded; the cost grows with the sample, not with all candidates."""
 
 from collections.abc import Callable, Collection, Sequence
 from random import Random
@@ -7,7 +7,7 @@ from router.balancing.candidate import Candidate
 
 
 def sample(candidates: Sequence[Candidate], excluded: Collection[str], size: int, random: Random) -> list[Candidate]:
-    """Up to `size` candidates, none twice and none of `excluded`, in random order; every such list is equally likely."""
+    """Up to `size` different candidates without those in `excluded`, in random order; every such list is equally likely."""
     count = len(candidates)
     draw = random.random
     if size + len(excluded) <= count // 2:
@@ -16,7 +16,7 @@ def sample(candidates: Sequence[Candidate], excluded: Collection[str], size: int
     count = len(left)
     if size != 2 or count < 2:
         return random.sample(left, min(size, count))
-    # The usual sample is a pair, for which `random.sample` does far too much.
+    # The usual sample is a pair, for which `random.sample` is slow.
     first = int(draw() * count)
     second = int(draw() * (count - 1))
     return [left[first], left[second + (second >= first)]]
@@ -25,7 +25,7 @@ def sample(candidates: Sequence[Candidate], excluded: Collection[str], size: int
 def _by_rejection(
     candidates: Sequence[Candidate], excluded: Collection[str], size: int, draw: Callable[[], float]
 ) -> list[Candidate]:
-    """As `sample`; at least half of all draws must be acceptable, which bounds how many there are."""
+    """As `sample`, by rejection; at least half of the draws must be acceptable, which limits their expected number."""
     count = len(candidates)
     found: dict[int, Candidate] = {}
     while len(found) < size:

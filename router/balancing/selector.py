@@ -1,6 +1,6 @@
-"""The driving loop of routing, one turn at a time: admission, the algorithm's choice, a backend, or what to do without one.
+"""One routing decision: admission, the algorithm's choice and a backend, or the result without one.
 
-Pure: the caller sleeps when told to `Wait`, and keeps the failed backends and clusters of its request. See docs/balancing.md,
+Pure: the caller sleeps after a `Wait`, and keeps the failed backends and clusters of its request. See docs/balancing.md,
 "One decision".
 """
 
@@ -44,23 +44,23 @@ class UnavailableMethodError(ValueError):
 
 
 class TargetView(Protocol[ClusterT_co, BackendT_co]):
-    """What the selector needs of a routing target (`router.registry.Target` is one)."""
+    """What the selector uses of a target (`router.registry.Target` implements it)."""
 
     balancer_state: dict[object, object]
-    """The selector's own, kept for as long as the target exists."""
+    """State of the selector for this target, kept as long as the target exists."""
 
     def candidates(self) -> Sequence[Candidate]:
-        """The clusters, as of now."""
+        """The current clusters."""
 
     def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> tuple[ClusterT_co, BackendT_co] | None:
-        """The live cluster of a candidate and its next backend, by its own round-robin, that is not excluded.
+        """The live cluster of a candidate and its next backend in round-robin order that is not excluded.
 
-        None if there is no such backend.
+        None if there is no such cluster or backend.
         """
 
 
 class TargetBalancer:
-    """What the selector keeps in `balancer_state`, by definition."""
+    """The value in `balancer_state`; the key is the definition."""
 
     __slots__ = ("balancer",)
 
@@ -69,7 +69,7 @@ class TargetBalancer:
 
 
 class Selector:
-    """Holds the policy in effect. `replace_config` swaps it whole; a running request keeps what it resolved."""
+    """Holds the active policy. `replace_config` replaces all of it; a running request keeps its resolved definition."""
 
     def __init__(
         self, config: BalancingConfig, random: Random, plugins: Mapping[str, MakeAlgorithm] | None = None
@@ -79,7 +79,7 @@ class Selector:
         self.replace_config(config)
 
     def replace_config(self, config: BalancingConfig) -> None:
-        """Build every definition, then switch. Raises `ConfigError` (stage `build`) and changes nothing then."""
+        """Build every definition, then activate them. Raises `ConfigError` (stage `build`), and changes nothing then."""
         for key, definition in config.definitions():
             if key is not None and key != definition.algorithm:
                 raise ConfigError(
@@ -89,7 +89,7 @@ class Selector:
         self._config = config
 
     def knows(self, method: str) -> bool:
-        """Whether a method header names an algorithm at all."""
+        """Whether a method header names a known algorithm, offered or not."""
         return self._catalog.from_header(method) is not None
 
     def resolve(self, model: str, method: str | None) -> Definition:
@@ -121,7 +121,7 @@ class Selector:
         failed_clusters: set[str],
         now: float,
     ) -> Outcome[ClusterT, BackendT]:
-        """Decide once. May add to `failed_clusters` what turned out to have no backend left."""
+        """Decide once; `now` is monotonic seconds. Adds clusters that have no backend left to `failed_clusters`."""
         while True:
             candidates = () if target is None else target.candidates()
             if not candidates or target is None:
@@ -157,13 +157,13 @@ class Selector:
                     queue_estimate_ms(found, request.priority),
                 )
             if found.cluster_id in failed_clusters:
-                return Unavailable()  # an installed algorithm that does not leave out what it is told to
+                return Unavailable()  # an installed algorithm has chosen an excluded cluster
             failed_clusters.add(found.cluster_id)
 
     def dry_run_balancer(
         self, effective: Definition, request: RoutingRequest, target: TargetView[object, object]
     ) -> Balancer:
-        """A balancer that would decide like the target's own at this moment; using it leaves no trace in later decisions."""
+        """A balancer that decides as the target's own would now; its use does not affect later decisions."""
         kept = target.balancer_state.get(effective)
         if isinstance(kept, TargetBalancer):
             copied = copy_of(kept.balancer)
@@ -176,7 +176,7 @@ class Selector:
         kept = target.balancer_state.get(effective)
         if isinstance(kept, TargetBalancer):
             return kept.balancer
-        # Definitions of earlier configurations are of no use to anyone but requests that still run by them.
+        # Definitions of earlier configurations are used only by requests that resolved them before the change.
         live = {definition for _, definition in self._config.definitions()}
         for stale in [key for key in target.balancer_state if key not in live]:
             del target.balancer_state[stale]
@@ -195,7 +195,7 @@ class Selector:
 def admission_candidates(
     effective: Definition, request: RoutingRequest, candidates: Sequence[Candidate], failed_clusters: set[str]
 ) -> list[Candidate]:
-    """Whose queue and rate count for admission: those that have not failed and that the algorithm could take."""
+    """The candidates whose queue and rate count for admission: not failed, and possible choices of the algorithm."""
     left = [candidate for candidate in candidates if candidate.cluster_id not in failed_clusters]
     may_take = may_take_of(effective.built)
     return left if may_take is None else [candidate for candidate in left if may_take(request, candidate)]

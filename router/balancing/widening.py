@@ -1,4 +1,4 @@
-"""The core of the wait-and-widen family: which candidates are unlocked by now, and the best of a sample of them."""
+"""The common part of the wait-and-widen algorithms: which candidates are unlocked now, and the best of a sample of them."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +19,7 @@ Better = Callable[[Candidate, Candidate, RoutingRequest], bool]
 
 @dataclass(frozen=True)
 class WideningSettings:
-    """Settings of the family, defaults as documented."""
+    """Settings of both wait-and-widen algorithms; defaults as in docs/balancing.md."""
 
     max_queue_time_floor_ms: int | None = None
     max_queue_time_ceil_ms: int | None = None
@@ -32,7 +32,7 @@ class WideningSettings:
 
     @classmethod
     def read(cls, fields: Fields) -> "WideningSettings":
-        """From a configuration."""
+        """Read the settings from a definition."""
         default = cls()
         return cls(
             max_queue_time_floor_ms=fields.unsigned("max_queue_time_floor_ms", None),
@@ -47,12 +47,12 @@ class WideningSettings:
 
     @property
     def limits_queue(self) -> bool:
-        """Whether the queue SLO applies: only if both of its bounds are set."""
+        """Whether the queue limit applies: only if floor and ceiling are set."""
         return self.max_queue_time_floor_ms is not None and self.max_queue_time_ceil_ms is not None
 
 
 def unlocked_count(sorted_ttft_ms: Sequence[float], elapsed_ms: float, bucket_ms: float, factor: float) -> int:
-    """How many of the sorted TTFTs are unlocked for a request of this age. Unlocking a bucket uses budget up."""
+    """How many of the sorted TTFTs are unlocked for a request of this age; each unlocked bucket consumes waiting time."""
     budget = elapsed_ms
     start = sorted_ttft_ms[0] if sorted_ttft_ms else 0.0
     for count, value in enumerate(sorted_ttft_ms):
@@ -71,7 +71,7 @@ def unlocked_count(sorted_ttft_ms: Sequence[float], elapsed_ms: float, bucket_ms
 def widening_rule(
     settings: WideningSettings, request: RoutingRequest, candidate: Candidate, elapsed_ms: float
 ) -> str | None:
-    """The first rule by which a candidate cannot be taken however long is waited, for explanations; None if there is none."""
+    """The first rule that excludes a candidate independent of the waiting time, for explanations; None if there is none."""
     if settings.limits_queue:
         limit = queue_limit_ms(
             settings.max_queue_time_floor_ms or 0,
@@ -102,7 +102,7 @@ def widen(
     better: Better,
     random: Random,
 ) -> Candidate | None:
-    """The core decision over `candidates`; None if nothing is unlocked that has capacity."""
+    """The best of a sample of the unlocked candidates with capacity; None if there is none."""
     if excluded:
         candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
     if settings.limits_queue:
@@ -131,7 +131,7 @@ def widen_all(
     better: Better,
     random: Random,
 ) -> Candidate | None:
-    """`widen` over all candidates of a target, with figures kept between decisions while everything is in one bucket."""
+    """As `widen`, for all candidates of a target, with figures cached between decisions while all are in one bucket."""
     if settings.limits_queue:
         return widen(settings, request, candidates, excluded, elapsed_ms, better, random)
     column = forecast.column(candidates, request.priority)
@@ -150,7 +150,7 @@ def widen_all(
 def _unlocked(
     settings: WideningSettings, candidates: Sequence[Candidate], times: Sequence[float], elapsed_ms: float
 ) -> Sequence[Candidate]:
-    """The candidates whose bucket is open; `candidates` itself if all are in one."""
+    """The candidates whose bucket is unlocked; `candidates` itself if all are in one bucket."""
     if not times:
         return candidates
     least, most = min(times), max(times)

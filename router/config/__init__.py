@@ -1,1 +1,1 @@
-"""What the router is told: options, their values, and the checks before it starts."""
+"""Configuration: options, their values, and the checks before the start."""

@@ -1,7 +1,7 @@
-"""The command line: strict parsing by the options of `Settings`, usage errors, and a `--help` that teaches.
+"""The command line: strict parsing by the options of `Settings`, usage errors, and `--help`.
 
-Own and small because the contract with existing deployments is stricter than the usual parsers: no abbreviations, nothing
-given twice, an empty environment variable counts as set, and error texts that operators search for (docs/operations.md,
+It does not use a library because compatibility with existing deployments needs stricter rules: no abbreviations, no option
+twice, an empty environment variable counts as set, and error texts that operators search for (docs/operations.md,
 "Command line").
 """
 
@@ -22,7 +22,7 @@ _USAGE = "Usage: stargate [OPTIONS] " + " ".join(option.shown for option in _REQ
 
 
 class UsageError(Exception):
-    """The command line or the environment is not understood; `message` is for stderr, the exit code is 2."""
+    """The command line or the environment is not valid; `message` is for stderr, the exit code is 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -30,11 +30,11 @@ class UsageError(Exception):
 
 
 class HelpRequested(Exception):  # noqa: N818 - asked for, not an error
-    """`--help` or `-h` was given before any error."""
+    """`--help` or `-h` was found before any error."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """Turn words and environment into `Settings`. Raises `UsageError`, or `HelpRequested`."""
+    """Parse arguments and environment into `Settings`. Raises `UsageError` or `HelpRequested`."""
     given = _read(arguments)
     missing = [option for option in _REQUIRED if option.flag not in given]
     values: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
 
 
 def settings_or_exit(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """As `parse`, but ends the process: 0 with the help on stdout, 2 with the error on stderr."""
+    """As `parse`, but exits instead of raising: 0 with the help on stdout, 2 with the error on stderr."""
     try:
         return parse(arguments, environment)
     except HelpRequested:
@@ -67,7 +67,7 @@ def settings_or_exit(arguments: Sequence[str], environment: Mapping[str, str]) -
 
 
 def _read(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Words to texts per flag; each text is checked as it comes, so that the first error from the left is told."""
+    """Collect the texts given per flag; each is checked at once, so that the leftmost error is reported."""
     given: dict[str, list[str]] = {}
     words = iter(arguments)
     for word in words:
@@ -117,7 +117,7 @@ def _value(option: Option, given: str) -> Any:
 
 
 def help_text(width: int = 100) -> str:
-    """The whole help, wrapped to `width` columns."""
+    """The help text, wrapped to `width` columns."""
     out = [
         "Routes OpenAI-style requests from an API gateway to GPU workers through QUIC tunnels.",
         "",

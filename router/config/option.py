@@ -1,7 +1,7 @@
-"""How one option of the router is written: a field of a dataclass that carries flag, environment variable, type and help.
+"""Declares an option of the router as a dataclass field with flag, environment variable, type and help text.
 
-The field's name and default are those of the dataclass; nothing about an option stands anywhere else. `cli.py` parses and
-prints by `options_of` (docs/operations.md, "Command line").
+Name and default of the option are those of the field; an option is declared only there. `cli.py` uses `options_of` to parse
+and to print the help (docs/operations.md, "Command line").
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option. `value_name` None makes it a switch; `parse` turns one text into a value or raises `ValueRefusedError`."""
+    """One option. `value_name` None = a switch; `parse` converts one text into a value or raises `ValueRefusedError`."""
 
     flag: str
     value_name: str | None
@@ -30,18 +30,18 @@ class Option:
     repeats: bool = False
     required: bool = False
     name: str = ""
-    """The field that carries the value."""
+    """Name of the field."""
     default: Any = None
-    """The value without an option; None also for a required one."""
+    """The value if the option is not given; None for a required one."""
 
     @property
     def shown(self) -> str:
-        """As usage errors name it: `--flag <NAME>`, or the bare switch."""
+        """The option in usage errors: `--flag <NAME>`, or `--flag` for a switch."""
         return self.flag if self.value_name is None else f"{self.flag} <{self.value_name}>"
 
     @property
     def default_shown(self) -> str:
-        """The default as one would write it; empty if there is nothing to tell."""
+        """The default in the spelling of the command line; empty if the help shows none."""
         if self.default is None or self.default == () or self.value_name is None:
             return ""
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
@@ -59,7 +59,7 @@ def option(
     added: bool = False,
     repeats: bool = False,
 ) -> _T:
-    """A field for an option with a value. `repeats`: it may be given several times, and `parse` returns a tuple for each."""
+    """A field for an option with a value. `repeats`: it may be given several times, and `parse` returns a tuple."""
     written = Option(
         flag=flag,
         value_name=value_name,
@@ -81,7 +81,7 @@ def required_option(
     help: str,  # noqa: A002 - as above
     section: str | None = None,
 ) -> _T:
-    """A field for an option that must be given, on the command line."""
+    """A field for an option that must be given on the command line."""
     written = Option(
         flag=flag,
         value_name=value_name,
@@ -113,7 +113,7 @@ def switch(
 
 
 def options_of(settings: type) -> tuple[Option, ...]:
-    """The options written in a dataclass, in its order, each with its name, its default and its section."""
+    """The options declared in a dataclass, in its order, each with name, default and section."""
     found: list[Option] = []
     section = None
     for field in dataclasses.fields(settings):

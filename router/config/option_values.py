@@ -1,6 +1,6 @@
-"""What an option's text may be: each function turns one text into a value or raises `ValueRefusedError` with the reason.
+"""Parsers of option values: each function converts a text into a value or raises `ValueRefusedError`.
 
-The rules are strict on purpose: a deployment that starts must mean what it says (docs/operations.md, "Command line").
+The rules are strict, so that a mistyped value fails the start (docs/operations.md, "Command line").
 """
 
 import re
@@ -16,7 +16,7 @@ _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
 
 
 class ValueRefusedError(Exception):
-    """An option's value was refused. `reason` is shown after the value; `choices` lists the legal ones instead."""
+    """A value is not valid. The usage error shows `reason` after the value, or the valid `choices`."""
 
     def __init__(self, reason: str, choices: tuple[str, ...] = (), *, needs_value: bool = False) -> None:
         super().__init__(reason)
@@ -26,7 +26,7 @@ class ValueRefusedError(Exception):
 
 
 class SocketAddress(NamedTuple):
-    """A literal IP address and port; `str()` gives `1.2.3.4:5` or `[::1]:5`."""
+    """An IP address literal and a port; `str()` returns `1.2.3.4:5` or `[::1]:5`."""
 
     host: str
     port: int
@@ -41,7 +41,7 @@ class SocketAddress(NamedTuple):
 
 
 def parse_socket_address(value: str) -> SocketAddress:
-    """`IPv4:port` or `[IPv6]:port`, never a host name; an IPv6 address without brackets passes if it is unmistakable.
+    """`IPv4:port` or `[IPv6]:port`, no host name; an IPv6 address without brackets is accepted if it is unambiguous.
 
     Raises `ValueRefusedError` with `invalid socket address syntax`.
     """
@@ -57,17 +57,17 @@ def parse_socket_address(value: str) -> SocketAddress:
 
 
 def text(value: str) -> str:
-    """Anything."""
+    """Any text."""
     return value
 
 
 def url_list(value: str) -> tuple[str, ...]:
-    """Comma-separated; blanks around the parts and empty parts are dropped later, where they are used."""
+    """Comma-separated parts; surrounding blanks and empty parts are removed later, where they are used."""
     return tuple(value.split(",")) if value else ()
 
 
 def _integer(value: str, largest: int) -> int:
-    """Digits with an optional plus sign, or an integer as Helm prints large ones (`1e+06`)."""
+    """Digits with an optional plus sign, or an integer in the form in which Helm prints large ones (`1e+06`)."""
     if value == "":
         raise ValueRefusedError("cannot parse integer from empty string")
     number = None
@@ -115,7 +115,7 @@ def count_above_zero(value: str) -> int:
 
 
 def stream_window(value: str) -> int:
-    """Bytes, from a kilobyte to a gigabyte."""
+    """Bytes, from 1 KiB to 1 GiB."""
     number = _integer(value, MAX_U64)
     if not 1_024 <= number <= 1 << 30:
         raise ValueRefusedError(f"{number} is not in 1024..={1 << 30}")
@@ -140,7 +140,7 @@ def true_or_false(value: str) -> bool:
 
 
 def connectivity(value: str) -> Literal["direct", "reverse"]:
-    """Who dials the tunnels."""
+    """`direct` (the router dials workers) or `reverse` (workers dial)."""
     if value == "direct":
         return "direct"
     if value == "reverse":
@@ -149,7 +149,7 @@ def connectivity(value: str) -> Literal["direct", "reverse"]:
 
 
 def framing(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
-    """The framing, by any of its names."""
+    """The framing by any of its accepted names."""
     if value == "raw-quic":
         return "raw-quic"
     if value in ("http3", "h3"):
@@ -162,7 +162,7 @@ def framing(value: str) -> Literal["raw-quic", "http3", "webtransport"]:
 
 
 def log_format(value: str) -> Literal["text", "json"]:
-    """How log lines look."""
+    """The format of log lines."""
     if value == "text":
         return "text"
     if value == "json":
@@ -171,7 +171,7 @@ def log_format(value: str) -> Literal["text", "json"]:
 
 
 def metric_families(value: str) -> Literal["contract", "all"]:
-    """Which metrics `/metrics` shows."""
+    """The set of metric families that `/metrics` shows."""
     if value == "contract":
         return "contract"
     if value == "all":

@@ -1,6 +1,6 @@
-"""The settings of each package, made from the options; what no option changes has its value here.
+"""Builds the settings of each package from the options; values without an option are set here.
 
-Pure: nothing is opened. The fields are explained where they are declared, in `router/<package>/settings.py`.
+Pure: opens nothing. The fields are documented in `router/<package>/settings.py`.
 """
 
 import math
@@ -19,7 +19,7 @@ from tunnel_protocol.quic.settings import QuicSettings
 
 
 def quic(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
-    """Limits and timers of every QUIC connection; what has no option keeps the value of `tunnel_protocol`."""
+    """Limits and timers of every QUIC connection; values without an option are the defaults of `tunnel_protocol`."""
     return QuicSettings(
         idle_timeout_ms=settings.quic_idle_timeout_ms,
         keepalive_ms=settings.quic_keepalive_ms,
@@ -32,7 +32,7 @@ def quic(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
 
 
 def tunnels(settings: Settings) -> TunnelSettings:
-    """Times and limits of tunnels."""
+    """Timeouts and limits of tunnels."""
     return TunnelSettings(
         connect_timeout_ms=settings.quic_connect_timeout_ms,
         request_timeout_ms=settings.quic_request_timeout_ms,
@@ -48,7 +48,7 @@ def tunnels(settings: Settings) -> TunnelSettings:
 
 
 def proxy(settings: Settings) -> ProxySettings:
-    """Limits and switches of the request path. Raises `StartupError` for an illegal header name."""
+    """Limits and switches of the proxy. Raises `StartupError` for an invalid header name."""
     header = retry_budget_header(settings)
     return ProxySettings(
         request_timeout_ms=settings.quic_request_timeout_ms,
@@ -65,7 +65,7 @@ def proxy(settings: Settings) -> ProxySettings:
 
 
 def http(settings: Settings) -> HttpSettings:
-    """How many clients the HTTP listener has, and how long it waits for them."""
+    """Connection limit and timeouts of the HTTP listener."""
     return HttpSettings(
         max_connections=settings.http_max_connections,
         timeouts=ConnectionTimeouts(
@@ -82,7 +82,7 @@ def http(settings: Settings) -> HttpSettings:
 def control_plane(
     settings: Settings, advertise: SocketAddress, reverse_address: SocketAddress | None
 ) -> ControlPlaneSettings:
-    """What the gRPC service tells workers and how long it waits for them; addresses are the ones really bound."""
+    """Settings of the control plane, with the addresses that are actually bound."""
     return ControlPlaneSettings(
         stargate_id=settings.stargate_id,
         advertise_addr=str(advertise),
@@ -99,7 +99,7 @@ def control_plane(
 
 
 def gateway_auth(settings: Settings) -> GatewayAuthSettings | None:
-    """How workers' tokens are checked; None if nobody is asked."""
+    """How the gateway authenticates workers' tokens; None without worker authentication."""
     if settings.worker_auth_endpoint is None:
         return None
     return GatewayAuthSettings(
@@ -113,7 +113,7 @@ def gateway_auth(settings: Settings) -> GatewayAuthSettings | None:
 
 
 def advertised(settings: Settings, configured_grpc: SocketAddress, bound_grpc_port: int) -> SocketAddress:
-    """The published address: follows the port really bound if it named the configured one."""
+    """The published address: if its port is the configured gRPC port, that is replaced by the bound one."""
     if settings.advertise_addr.port == configured_grpc.port:
         return settings.advertise_addr._replace(port=bound_grpc_port)
     return settings.advertise_addr
@@ -122,7 +122,7 @@ def advertised(settings: Settings, configured_grpc: SocketAddress, bound_grpc_po
 def debug_config(
     settings: Settings, bound: dict[str, SocketAddress | None], advertise: SocketAddress
 ) -> dict[str, object]:
-    """The `config` part of `/debug/state`, in its documented order; nothing secret."""
+    """The `config` part of `/debug/state`, in its documented order; without secrets."""
     return {
         "stargate_id": settings.stargate_id,
         "grpc_listen_addr": str(bound["grpc"]),

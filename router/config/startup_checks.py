@@ -1,7 +1,7 @@
-"""What must hold before the router starts, in the order in which operators see it fail.
+"""The checks before the router starts, in their documented order.
 
-Each check raises `StartupError` with the text that runbooks search for; `__main__.py` prints it as `Error: ...` followed by
-`Caused by:` and exits with 1 (docs/operations.md, "When start-up fails").
+Each check raises `StartupError` with a text that operators search for; it is printed as `Error: ...` followed by
+`Caused by:`, and the process exits with 1 (docs/operations.md, "When start-up fails").
 """
 
 import re
@@ -17,7 +17,7 @@ _FRAMINGS = frozenset({"raw-quic"})
 
 
 class StartupError(Exception):
-    """Start-up cannot go on. `message` is the headline, `causes` what led to it, outermost first."""
+    """The start has failed. `message` is the headline, `causes` are the causes, outermost first."""
 
     def __init__(self, message: str, *causes: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class StartupError(Exception):
 
 
 def causes_of(error: BaseException) -> tuple[str, ...]:
-    """The texts of an exception and of what it was raised from, outermost first."""
+    """The texts of an exception and of its causes, outermost first."""
     texts: list[str] = []
     current: BaseException | None = error
     while current is not None and len(texts) < 10:
@@ -49,7 +49,7 @@ def causes_of(error: BaseException) -> tuple[str, ...]:
 
 
 def check_options(settings: Settings) -> None:
-    """Options that exclude or need one another, and options whose feature this program does not have."""
+    """Raise `StartupError` for options that exclude or need one another, or whose feature this program does not have."""
     _check_connectivity(settings)
     _check_peer_forwarding(settings)
     retry_budget_header(settings)
@@ -106,7 +106,7 @@ def _check_available(settings: Settings) -> None:
 
 
 def retry_budget_header(settings: Settings) -> bytes | None:
-    """The lower-case name of the retry-budget header; None if budgets are off."""
+    """The lower-case name of the retry-budget header; None if budgets are off. Raises `StartupError` for an invalid name."""
     name = settings.proxy_retry_budget_header.strip()
     if not name:
         return None
@@ -117,7 +117,7 @@ def retry_budget_header(settings: Settings) -> bytes | None:
 
 
 def check_worker_auth(settings: Settings) -> None:
-    """Client credentials need the file they stand in."""
+    """Raise `StartupError` if client credentials are configured without the secrets file."""
     if (
         settings.worker_auth_endpoint is None
         or settings.oauth2_provider_host is None
@@ -131,7 +131,7 @@ def check_worker_auth(settings: Settings) -> None:
 
 
 def listen_address(text: str) -> SocketAddress:
-    """A listen option's socket address."""
+    """The socket address of a listen option. Raises `StartupError`."""
     try:
         return parse_socket_address(text)
     except ValueRefusedError as error:
@@ -139,10 +139,10 @@ def listen_address(text: str) -> SocketAddress:
 
 
 def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
-    """The PEM bundle that dialled workers are checked against; None if they are not checked.
+    """The PEM bundle by which direct workers are verified; None if they are not verified. Raises `StartupError`.
 
-    `pem` is what the certificate option named: the bundle in direct mode, the served chain in reverse mode. Applies in reverse
-    mode too, so that a deployment that turned verification on but forgot the files does not start.
+    `pem` is the content of the certificate option: the bundle in direct mode, the served chain in reverse mode. It is checked
+    in reverse mode too, so that a deployment with verification but without the files does not start.
     """
     if settings.quic_insecure:
         return None
@@ -157,7 +157,7 @@ def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
 
 
 def read_trust_bundle(path: str) -> bytes:
-    """Read a trust bundle without judging it; that is done later, by `outbound_trust`."""
+    """Read a trust bundle; `outbound_trust` checks it later. Raises `StartupError` if the file cannot be read."""
     try:
         return FileReader().run(path, lambda: read_small_file(path, PEM))
     except SmallFileError as error:

@@ -1,1 +1,1 @@
-"""gRPC services for workers and gateways, worker authentication, router discovery (docs/control-plane.md)."""
+"""gRPC services for workers and gateways, worker authentication, discovery of routers (docs/control-plane.md)."""

@@ -1,4 +1,4 @@
-"""Who may register: the checks of a registration's first message, and of every later one against it.
+"""Checks of a registration's first message, and of every later message against the first.
 
 Source: docs/control-plane.md, "Admission".
 """
@@ -13,7 +13,7 @@ from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 
 
 class RefusedError(Exception):
-    """A registration is refused or ended with a status. `label` is the refusal's name in metrics."""
+    """A registration is refused or ended with a gRPC status. `label` is the refusal's name in metrics."""
 
     def __init__(self, code: grpc.StatusCode, message: str, *, label: str, log_text: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class RefusedError(Exception):
         self.message: Final = message
         self.label = label
         self.log_text = log_text
-        """The line for the log; operators search for some of them."""
+        """The text of the log line; operators search for some of them."""
 
 
 def _invalid(message: str, label: str, log_text: str | None = None) -> RefusedError:
@@ -34,7 +34,7 @@ def _invalid(message: str, label: str, log_text: str | None = None) -> RefusedEr
 
 
 def admit(message: InferenceServerRegistration, routing_key: str | None, *, reverse_listener: bool) -> Identity:
-    """The identity a first message claims. Raises `RefusedError`; whether the id is free is not looked at."""
+    """The identity in a first message. Raises `RefusedError`; does not check whether the id is free."""
     if not message.inference_server_id:
         raise _invalid("inference_server_id is empty", "empty_id")
     if not message.inference_server_url:
@@ -56,7 +56,7 @@ def admit(message: InferenceServerRegistration, routing_key: str | None, *, reve
 
 
 def check_unchanged(message: InferenceServerRegistration, identity: Identity) -> None:
-    """Raise `RefusedError` if a later message claims another identity than the first one did."""
+    """Raise `RefusedError` if a later message has another identity than the first one."""
     if message.reverse_tunnel != identity.reverse:
         raise _invalid("reverse tunnel flag changed", "identity_changed")
     if message.inference_server_url != identity.url:
@@ -68,12 +68,12 @@ def check_unchanged(message: InferenceServerRegistration, identity: Identity) ->
 
 
 def too_large(message: str) -> RefusedError:
-    """The refusal of a message beyond one of the bounds of `message_limits`."""
+    """The refusal of a message that exceeds one of the limits of `message_limits`."""
     return _invalid(message, "too_large", f"registration message too large: {message}")
 
 
 def already_registered(message: str) -> RefusedError:
-    """The refusal of an id that a live registration holds."""
+    """The refusal of an id that a live registration already has."""
     return RefusedError(
         grpc.StatusCode.ALREADY_EXISTS,
         message,

@@ -1,4 +1,4 @@
-"""Who the routers of this installation are: rounds of discovery that remember the last good answer.
+"""Discovery of the routers of this installation, in rounds; a failing round uses the last good answer.
 
 Source: docs/control-plane.md, "Discovery".
 """
@@ -25,25 +25,25 @@ _log = structlog.get_logger()
 
 
 class Lookup(Protocol):
-    """One way of finding the routers."""
+    """One method of discovery."""
 
     own: Replica
-    """This router as this way lists it."""
+    """This router, as this method lists it."""
     kind: str
-    """The label of its failures in metrics."""
+    """The label of failures in metrics."""
     dns_name: str
-    """What is looked up, for the log."""
+    """The name that is looked up, for the log."""
     failure_text: str
-    """The line of a failed round."""
+    """The text of the log line of a failed round."""
 
     async def replicas(self) -> list[Replica]:
         """All routers, this one included, sorted. Raises `LookupFailedError`."""
 
 
 class SelfOnly:
-    """Discovery is off: there is only this router."""
+    """Discovery is off: lists only this router."""
 
-    kind, dns_name, failure_text = "none", "", ""  # it never fails
+    kind, dns_name, failure_text = "none", "", ""  # unused: it does not fail
 
     def __init__(self, own: Replica) -> None:
         self.own = own
@@ -54,7 +54,7 @@ class SelfOnly:
 
 
 class HeadlessService:
-    """SRV records of a headless Kubernetes service: one per pod."""
+    """Discovery by the SRV records of a headless Kubernetes Service: one per pod."""
 
     kind = "srv"
     failure_text = "headless service SRV lookup failed"
@@ -71,7 +71,7 @@ class HeadlessService:
         self._collapsed = False
 
     async def replicas(self) -> list[Replica]:
-        """The pods of the service. Raises `LookupFailedError`."""
+        """The pods of the Service. Raises `LookupFailedError`."""
         pods = []
         foreign = set()
         for record in await self._resolver.srv(f"_grpc._tcp.{self.dns_name}"):
@@ -106,7 +106,7 @@ class HeadlessService:
 
 
 class PlainDns:
-    """A and AAAA records: one router per address, all on this router's port."""
+    """Discovery by A and AAAA records: one router per address, all on this router's port."""
 
     kind = "address"
     failure_text = "dns lookup failed"
@@ -122,7 +122,7 @@ class PlainDns:
 
 
 class Discovery:
-    """Rounds of one lookup. A failing round repeats the last good answer for a grace time, then lists only this router."""
+    """Runs rounds of one lookup. A failing round repeats the last good answer for `grace_s`, then lists only this router."""
 
     def __init__(
         self, lookup: Lookup, metrics: Metrics, *, grace_s: float, clock: Callable[[], float] = time.monotonic
@@ -137,7 +137,7 @@ class Discovery:
         self._alone = False
 
     async def round(self) -> list[Replica]:
-        """The routers to publish now; never fails, never empty."""
+        """The routers to publish now; does not raise, and is never empty."""
         try:
             replicas = await self._lookup.replicas()
         except LookupFailedError as error:

@@ -1,4 +1,4 @@
-"""The credential this router shows when it asks the gateway about a worker: nothing, a secret from a file, or a minted token.
+"""The credential of this router in calls to the gateway: none, a secret from a file, or a token from an OAuth2 provider.
 
 Source: docs/control-plane.md, "Worker authentication"; client credentials grant: RFC 6749 section 4.4, Basic: section 2.3.1.
 """
@@ -27,28 +27,28 @@ _MAX_LIFE_S = 86_400
 _RENEW_BEFORE_S = 60
 _MAX_REPLY_BYTES = 1 << 20
 SECRETS = Limit("files.secrets", bytes=1 << 20)
-"""The file with the credentials of this router."""
+"""Size limit of the file with the credentials of this router."""
 
 
 class CredentialError(Exception):
-    """No credential can be had right now. The text names what is wrong, never a secret."""
+    """No credential is available now. The text has the reason and no secret."""
 
 
 class CredentialSource(Protocol):
-    """Where the bearer token for calls to the gateway comes from."""
+    """The source of the bearer token for calls to the gateway."""
 
     async def token(self) -> str:
         """The token to use now. Raises `CredentialError`."""
 
     async def renew(self) -> None:
-        """Replace what is kept, because what it comes from may have changed. Raises `CredentialError`; then the old one stays."""
+        """Replace a cached token, as its source may have changed. Raises `CredentialError`, and keeps the old token then."""
 
     async def close(self) -> None:
-        """Release what the source holds."""
+        """Release the resources of the source."""
 
 
 class StaticCredential:
-    """One token for as long as the process lives."""
+    """One token for the life of the process."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -61,21 +61,21 @@ class StaticCredential:
         return self._token
 
     async def renew(self) -> None:
-        """There is no other."""
+        """Does nothing: the token is fixed."""
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no resources."""
 
 
 class SecretsFile:
-    """A JSON file that a sidecar may replace at any time; read anew for every use."""
+    """A JSON file that a sidecar may replace at any time; read for every use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = FileReader()
 
     async def text_at(self, key_path: str) -> str | None:
-        """The string at a dot-separated path; None if there is nothing. Raises `CredentialError`."""
+        """The string at a dot-separated path; None if there is no value. Raises `CredentialError`."""
         try:
             content = await self._reader.result(str(self.path), lambda: read_small_file(self.path, SECRETS))
         except FileTooLargeError as error:
@@ -85,7 +85,7 @@ class SecretsFile:
         try:
             value = parse(content)
         except JsonError as error:
-            # Only the place: the rest of the text may quote a secret.
+            # Only the position: the rest of the text may quote a secret.
             where = f" at {error.place}" if error.place.startswith("line ") else ""
             raise CredentialError(f"secrets file '{self.path}' is not valid JSON{where}") from error
         for key in key_path.split("."):
@@ -99,28 +99,28 @@ class SecretsFile:
 
 
 class FileCredential:
-    """The token in a secrets file, untrimmed."""
+    """The token in a secrets file, without trimming."""
 
     def __init__(self, secrets: SecretsFile, key_path: str = SECRETS_KEY) -> None:
         self._secrets = secrets
         self._key_path = key_path
 
     async def token(self) -> str:
-        """Read the file and take the token out of it. Raises `CredentialError`."""
+        """Read the token from the file. Raises `CredentialError`."""
         token = await self._secrets.text_at(self._key_path)
         if token is None:
             raise CredentialError(f"failed to extract key from secrets file: no {self._key_path}")
         return token
 
     async def renew(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: no token is cached."""
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no resources."""
 
 
 class ClientCredentials:
-    """Tokens minted by an OAuth2 provider for `id` and `secret` of a secrets file, kept until shortly before they expire."""
+    """Tokens of an OAuth2 provider for `id` and `secret` of a secrets file, cached until shortly before they expire."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class ClientCredentials:
         timeout_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`provider` is its base URL; `timeout_s` bounds one exchange with it, answer included."""
+        """`provider` is the base URL; `timeout_s` seconds limit one request to it, response included."""
         self._url = provider.rstrip("/") + "/token"
         self._secrets = secrets
         self._timeout_s = timeout_s
@@ -152,12 +152,12 @@ class ClientCredentials:
             return self._token
 
     async def renew(self) -> None:
-        """Mint a token now, unless none is kept; meanwhile the old one is used. Raises `CredentialError`, and the old one stays."""
+        """Replace a cached token; the old one is used meanwhile. Raises `CredentialError`, and keeps the old token then."""
         if self._clock() >= self._renew_at:
             return
         asked_at = self._clock()
         token, life_s = await self._mint()
-        # A refresh that was under way may have read the old secret: this token comes after it.
+        # A running refresh may have read the old secret: this token replaces its result.
         async with self._refreshing:
             self._keep(token, life_s, asked_at)
 

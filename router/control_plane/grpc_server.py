@@ -1,4 +1,4 @@
-"""One gRPC listener: exclusive port, bounds on what peers may send, health service, optional TLS, drain.
+"""One gRPC listener: exclusive port, limits on what peers may send, health service, optional TLS, drain.
 
 Source: docs/control-plane.md, "Listeners".
 """
@@ -17,7 +17,7 @@ _STATUS = health_pb2.HealthCheckResponse
 
 
 class GrpcBindError(Exception):
-    """The address of a gRPC listener can not be bound."""
+    """The address of a gRPC listener cannot be bound."""
 
     def __init__(self, address: str) -> None:
         super().__init__(f"cannot listen on {address}")
@@ -26,14 +26,14 @@ class GrpcBindError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpcTls:
-    """A server identity as PEM."""
+    """A TLS server identity as PEM."""
 
     cert_pem: bytes
     key_pem: bytes
 
 
 class GrpcServer:
-    """Bind, add services, start, stop; each once."""
+    """One server. Call `bind`, `add_service`, `start` and `stop` in this order, each of the others once."""
 
     def __init__(self, *, tls: GrpcTls | None = None) -> None:
         """`tls`: None = cleartext HTTP/2."""
@@ -46,7 +46,7 @@ class GrpcServer:
         self.port = 0
 
     def bind(self, address: str) -> int:
-        """Take `address` (`host:port`, port 0 = any) for this process alone; the port. Raises `GrpcBindError`."""
+        """Bind `address` (`host:port`, port 0 = any) exclusively and return the port. Raises `GrpcBindError`."""
         try:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(address)
@@ -62,19 +62,19 @@ class GrpcServer:
         return self.port
 
     def add_service(self, name: str, add: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
-        """Offer `servicer` under its full name `name`; `add` is the generated function."""
+        """Serve `servicer` under its full name `name`; `add` is the generated function."""
         self._add(add, servicer)
         self._health.serve(name)
 
     def replace_tls(self, tls: GrpcTls) -> None:
-        """Use another identity for handshakes from now on; only if there was one from the start."""
+        """Use another identity for handshakes from now on; only for a server created with `tls`."""
         self._tls = tls
 
     def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked by the C core before each handshake: an identity once after it changed, else None.
+        """The C core calls this before each handshake: the identity once after each change, else None.
 
-        Never the same one again: grpcio 1.85 then makes a new TLS context per handshake and uses freed memory as soon as
-        handshakes fail; a few hundred connections of garbage ended the process (SIGSEGV, SIGABRT).
+        It must not return the same one again: grpcio 1.85 then makes a new TLS context per handshake and uses freed memory
+        when handshakes fail; a few hundred connections with invalid bytes crashed the process (SIGSEGV, SIGABRT).
         """
         tls = self._tls
         if tls is None or tls is self._served_tls:
@@ -83,16 +83,16 @@ class GrpcServer:
         return _certificate(tls)
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start to serve."""
         self._started = True
         await self._server.start()
 
     async def wait(self) -> None:
-        """Returns when the server has stopped, for whatever reason."""
+        """Return when the server has stopped, for any reason."""
         await self._server.wait_for_termination()
 
     async def stop(self, grace_s: float) -> bool:
-        """Take no new calls; True if all running ones ended within `grace_s`, after which they are cancelled."""
+        """Refuse new calls, and cancel the running ones after `grace_s` seconds. True if all ended before that."""
         self._health.stop()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -100,9 +100,9 @@ class GrpcServer:
         return loop.time() - began < grace_s
 
     async def close(self) -> None:
-        """Stop at once and give the port back; also if the server was never started, or has stopped."""
+        """Stop at once and release the port; also if the server was not started, or has stopped."""
         if not self._started:
-            await self.start()  # the library keeps the port of a server that was bound and not started
+            await self.start()  # the library does not release the port of a server that was bound but not started
         await self.stop(0)
 
     def _add(self, add: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
@@ -110,24 +110,24 @@ class GrpcServer:
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
-    """`grpc.health.v1`, whose watchers end when the listener drains (the library's own hold it open)."""
+    """`grpc.health.v1`, whose watches end when the listener drains (those of the library's servicer would not end)."""
 
     def __init__(self) -> None:
         self._services = {""}
         self._stopped = asyncio.Event()
 
     def serve(self, name: str) -> None:
-        """Tell that service `name` is there."""
+        """Report service `name` as SERVING."""
         self._services.add(name)
 
     def stop(self) -> None:
-        """Tell that nothing is served any more, and end all watches."""
+        """Report every service as NOT_SERVING, and end all watches."""
         self._stopped.set()
 
     async def Check(  # noqa: N802 (name of the RPC)
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
-        """The state of one service; "" is the listener as a whole."""
+        """The status of one service; "" stands for the listener as a whole."""
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return _STATUS(status=self._state(request.service))
@@ -135,7 +135,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     async def Watch(  # noqa: N802 (name of the RPC)
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        """The state of one service, and once more when the listener drains."""
+        """Stream the status of one service: now, and when the listener drains."""
         await context.write(_STATUS(status=self._state(request.service)))
         await self._stopped.wait()
         await context.write(_STATUS(status=self._state(request.service)))

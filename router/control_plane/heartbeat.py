@@ -1,4 +1,4 @@
-"""How long a registration may stay silent, negotiated from the update interval its worker announces.
+"""The idle timeout of a registration, computed from the update interval that its worker announces.
 
 Source: docs/control-plane.md, "Idle timeout".
 """
@@ -14,7 +14,7 @@ _UNSIGNED = re.compile(r"\+?[0-9]+", re.ASCII)
 
 
 class BadHeartbeat(Enum):
-    """Why an announced heartbeat was not understood."""
+    """Why an announced update interval is not valid."""
 
     NOT_ASCII = auto()
     NOT_AN_INTEGER = auto()
@@ -32,7 +32,10 @@ def parse_heartbeat_ms(value: str | bytes | None) -> int | BadHeartbeat | None:
 
 
 def idle_timeout_ms(heartbeat_ms: int | None, floor_ms: int, cap_ms: int) -> int | None:
-    """Three heartbeats, at least `floor_ms`, at most `cap_ms` (which wins); the cap without a heartbeat; None = never."""
+    """The idle timeout in milliseconds: three heartbeats, at least `floor_ms`, at most `cap_ms` (which takes precedence).
+
+    Without a heartbeat it is the cap. None = no timeout, if one of the limits is 0.
+    """
     if floor_ms == 0 or cap_ms == 0:
         return None
     if heartbeat_ms is None:

@@ -1,7 +1,7 @@
-"""Messages of one registration stream between its reader and its processing.
+"""The queue between the reader of one registration stream and the processing of its messages.
 
-Reading goes on while an update waits for a tunnel: that is how a live worker is told from a dead one. Every message is a complete
-report, so when too many wait the oldest are dropped.
+Reading goes on while an update waits for a tunnel, because messages show that the worker is alive. Every message is a
+complete report, so when too many wait the oldest are dropped.
 """
 
 import asyncio
@@ -12,25 +12,25 @@ from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 from tunnel_protocol.limit import Limit
 
 INBOX = Limit("registration.inbox", bytes=4 << 20, pieces=64)
-"""Messages of one stream that wait, by their encoded size; one message of any size always fits."""
+"""Limit of the waiting messages of one stream, by number and encoded size in bytes; one message of any size always fits."""
 
 _MAX_BYTES = INBOX.bytes or 0
 _MAX_MESSAGES = INBOX.pieces or 0
 
 
 class Signal(Enum):
-    """What can come out of an inbox besides messages."""
+    """What `Inbox.get` can return besides messages."""
 
     RECOVERED = auto()
-    """The tunnel works again: the last report counts again."""
+    """The tunnel works again: apply the last report again."""
     CLOSED = auto()
-    """The worker has closed its side; nothing follows."""
+    """The worker half-closed the stream; no further item follows."""
     FAILED = auto()
-    """Reading failed; nothing follows."""
+    """Reading failed; no further item follows."""
 
 
 class Inbox:
-    """One producer, one consumer. Holds at most 64 messages and, beyond one of any size, 4 MiB."""
+    """A queue for one producer and one consumer. Holds at most 64 messages and, except for a single larger one, 4 MiB."""
 
     def __init__(self) -> None:
         self._items: deque[InferenceServerRegistration | Signal] = deque()
@@ -40,7 +40,7 @@ class Inbox:
         self._waiting: asyncio.Future[None] | None = None
 
     def put(self, message: InferenceServerRegistration) -> None:
-        """Add a message."""
+        """Add a message; drops the oldest ones beyond the limit."""
         size = message.ByteSize()
         while self._sizes and (len(self._sizes) >= _MAX_MESSAGES or self._bytes + size > _MAX_BYTES):
             self._items.popleft()
@@ -51,17 +51,17 @@ class Inbox:
         self._wake()
 
     def end(self, signal: Signal) -> None:
-        """Nothing follows, because of `signal`; what is waiting is still handed out."""
+        """No further message follows: `get` returns the waiting ones, then `signal`."""
         self._items.append(signal)
         self._wake()
 
     def recovered(self) -> None:
-        """Hand out `Signal.RECOVERED` next."""
+        """Let `get` return `Signal.RECOVERED` next."""
         self._recovered = True
         self._wake()
 
     async def get(self) -> InferenceServerRegistration | Signal:
-        """The next item, in order."""
+        """Wait for the next item and return it."""
         while not self._items and not self._recovered:
             self._waiting = asyncio.get_running_loop().create_future()
             try:

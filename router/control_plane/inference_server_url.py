@@ -1,7 +1,7 @@
-"""The URL a worker registers: is it one, and does it fit the worker's connectivity.
+"""Checks the URL that a worker registers: its syntax, and whether it fits the worker's connectivity.
 
-Parsing follows the URL Standard (https://url.spec.whatwg.org/), as far as scheme, host and port go: workers in the field were
-written against a parser of that standard, and what it refuses must stay refused. Rules: docs/control-plane.md, "Admission".
+Scheme, host and port are parsed by the URL Standard (https://url.spec.whatwg.org/): existing workers were written against a
+parser of that standard, and what it refuses must be refused here too. Rules: docs/control-plane.md, "Admission".
 """
 
 import ipaddress
@@ -14,14 +14,14 @@ _DEFAULT_PORTS: dict[str, int | None] = {"http": 80, "https": 443, "ws": 80, "ws
 _FORBIDDEN_HOST = re.compile(r"[\x00\t\n\r #/:<>?@\[\\\]^|]")
 _FORBIDDEN_DOMAIN = re.compile(r"[\x00-\x20#%/:<>?@\[\\\]^|\x7f]")
 _IPV4_PART = re.compile(r"0[xX][0-9a-fA-F]*|0[0-7]*|[1-9][0-9]*")
-"""No sign, blank or underscore, which `int` would take."""
+"""Digits only: `int` would also accept a sign, blanks and underscores."""
 
 _LAST_LABEL_IS_NUMBER = re.compile(r"(?:^|.*\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?", re.DOTALL)
 _C0_OR_SPACE = "".join(map(chr, range(0x21)))
 
 
 class InvalidUrlError(Exception):
-    """The URL breaks the rule; `reason` is the text the worker is told."""
+    """The URL is not valid; `reason` is the text sent to the worker."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class _NotAUrlError(Exception):
 
 
 def check_inference_server_url(url: str, *, reverse: bool) -> None:
-    """Raise `InvalidUrlError` unless `url` fits: an engine's http(s) URL if `reverse`, else `quic://IPv4:port`."""
+    """Raise `InvalidUrlError` unless `url` is an http(s) URL of an engine (if `reverse`) or `quic://IPv4:port` (if not)."""
     try:
         location = _parse(url)
     except _NotAUrlError:
@@ -58,7 +58,7 @@ def check_inference_server_url(url: str, *, reverse: bool) -> None:
 
 
 def _is_ip(host: str) -> bool:
-    # A bracketed IPv6 address is no bare address: workers to be dialled are IPv4 only.
+    # A bracketed IPv6 address does not match: direct workers are IPv4 only.
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -136,7 +136,7 @@ def _domain(host: str) -> str:
 
 
 def _ipv4(domain: str) -> str:
-    """The standard's IPv4 parser: 1 to 4 parts, each decimal, octal (0...) or hexadecimal (0x...)."""
+    """The IPv4 parser of the URL Standard: 1 to 4 parts, each decimal, octal (0...) or hexadecimal (0x...)."""
     parts = domain.removesuffix(".").split(".")
     if len(parts) > 4:
         raise _NotAUrlError

@@ -1,7 +1,7 @@
-"""How much one registration message may hold: what a worker reports costs every request of its models, and names stay in metrics.
+"""Limits of one registration message: its figures cost time for every request of its models, and its names stay in metrics.
 
-Generous beside what workers send. A message beyond a bound ends its registration with INVALID_ARGUMENT, which names the bound. See
-docs/limits.md.
+They are far above what workers send. A message that exceeds a limit ends its registration with INVALID_ARGUMENT, whose text
+names the limit. See docs/limits.md.
 """
 
 import heapq
@@ -11,26 +11,26 @@ from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration, Mo
 from tunnel_protocol.limit import Limit
 
 MODELS = Limit("registration.models", pieces=16_384)
-"""Models of one inference server."""
+"""Number of models of one inference server."""
 
 MODEL_NAME = Limit("registration.model_name", bytes=1_024)
-"""A model's name, in UTF-8."""
+"""Bytes of a model's name in UTF-8."""
 
 IDENTIFIER = Limit("registration.identifier", bytes=1_024)
-"""`inference_server_id` and `cluster_id`."""
+"""Bytes of `inference_server_id` and of `cluster_id`."""
 
 URL = Limit("registration.url", bytes=2_048)
-"""`inference_server_url`."""
+"""Bytes of `inference_server_url`."""
 
 PRIORITIES = Limit("registration.priorities", pieces=4_096)
-"""Queue time estimates of one model, one per priority, that are kept: the most urgent ones. The rest is passed over, not refused."""
+"""Queue time estimates kept of one model: those of the most urgent priorities. Further ones are dropped, not refused."""
 
 STATS_WORDS = Limit("registration.stats_words", bytes=256, pieces=256)
-"""`stats_capabilities` and `stats_sources` of one model: words in each, and bytes of one."""
+"""Number of labels in `stats_capabilities` and in `stats_sources` of one model, and bytes of one label."""
 
 
 class MessageLimitError(Exception):
-    """A message holds more than a bound allows. `limit` is that bound; the text says what was found."""
+    """A message exceeds `limit`; the text has the value found."""
 
     def __init__(self, limit: Limit, found: int, what: str) -> None:
         most = limit.pieces if limit.pieces is not None and found > limit.pieces else limit.bytes or limit.pieces
@@ -39,7 +39,7 @@ class MessageLimitError(Exception):
 
 
 def check_limits(message: InferenceServerRegistration) -> None:
-    """Raise `MessageLimitError` for the first bound that `message` exceeds."""
+    """Raise `MessageLimitError` for the first limit that `message` exceeds."""
     _check_bytes(IDENTIFIER, message.inference_server_id, "bytes of inference_server_id")
     _check_bytes(IDENTIFIER, message.cluster_id, "bytes of cluster_id")
     _check_bytes(URL, message.inference_server_url, "bytes of inference_server_url")
@@ -51,7 +51,7 @@ def check_limits(message: InferenceServerRegistration) -> None:
 
 
 def kept_estimates(estimates: Mapping[int, int]) -> Mapping[int, int]:
-    """The queue time estimates of a model within `PRIORITIES`: what is less urgent counts as the last one kept."""
+    """The queue time estimates of a model within `PRIORITIES`; less urgent priorities then use the last one kept."""
     most = PRIORITIES.pieces or 0
     if len(estimates) <= most:
         return estimates
@@ -67,7 +67,7 @@ def _check_stats(stats: ModelStats) -> None:
 
 def _check_bytes(limit: Limit, text: str, what: str) -> None:
     most = limit.bytes or 0
-    # A character takes four bytes at most: the usual name needs no encoding to be known as short.
+    # A character takes at most four bytes in UTF-8, so most names need not be encoded for this check.
     if len(text) * 4 > most and len(text.encode()) > most:
         raise MessageLimitError(limit, len(text.encode()), what)
 

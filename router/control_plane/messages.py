@@ -1,4 +1,4 @@
-"""Registration messages as the registry's own types."""
+"""Converts registration messages into the types of the registry."""
 
 from router.control_plane.message_limits import kept_estimates
 from router.registry.stats import NO_ESTIMATES, ModelStats, ModelUpdate

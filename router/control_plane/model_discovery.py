@@ -1,4 +1,4 @@
-"""The gRPC service gateways ask for models: `ListModels`, answered from what is routable at this moment.
+"""The gRPC service that gateways call: `ListModels` returns the models that are routable now.
 
 Source: docs/control-plane.md, "Listing models".
 """
@@ -17,11 +17,11 @@ _log = structlog.get_logger()
 
 
 class BlankModelError(Exception):
-    """A filter names a model that is blank after trimming."""
+    """The filter has a model that is blank after trimming."""
 
 
 def list_models(registry: Registry, routing_key: str | None, model_ids: Collection[str]) -> list[str]:
-    """Routable models of one routing key, ascending; key and filter are trimmed, a blank key is none.
+    """Routable models of one routing key, ascending; key and filter are trimmed, a blank key counts as None.
 
     Raises `BlankModelError`.
     """
@@ -40,7 +40,7 @@ class ModelDiscovery(StargateModelDiscoveryServicer):
     async def ListModels(  # noqa: N802 (name of the RPC)
         self, request: stargate_pb2.ListModelsRequest, context: Context
     ) -> stargate_pb2.ListModelsResponse:
-        """Routable models of this process."""
+        """List the routable models of this process."""
         routing_key = request.routing_key if request.HasField("routing_key") else None
         try:
             models = list_models(self._registry, routing_key, request.model_ids)

@@ -1,7 +1,7 @@
 """One `RegisterInferenceServer` stream from its first message to its end.
 
-Source: docs/control-plane.md, "Life of a registration". Routing follows the worker's reports and, between two of them, its tunnel:
-a lost tunnel takes it out of routing at once, a working one puts the last report into effect again.
+Source: docs/control-plane.md, "Life of a registration". Routing follows the worker's reports and, between two of them, its
+tunnel: when the tunnel is lost the worker is withdrawn at once, when it works again the last report is applied again.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import structlog
 
 from router.control_plane.admission import RefusedError, admit, already_registered, check_unchanged, too_large
 from router.control_plane.heartbeat import idle_timeout_ms
+from router.control_plane.id_claim import HolderLiveness, Liveness
 from router.control_plane.inbox import Inbox, Signal
 from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.messages import model_updates
@@ -35,7 +36,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RegistrationTable:
-    """The registration streams of this process: what they share, and who holds which id."""
+    """The registration streams of this process: what they share, and which of them holds which id."""
 
     def __init__(
         self,
@@ -59,23 +60,23 @@ class RegistrationTable:
         )
         self._metrics = metrics
 
-    def took(self, inference_server_id: str, stream: "RegistrationStream") -> None:
+    def hold(self, inference_server_id: str, stream: "RegistrationStream") -> None:
         """From now on `stream` holds the id."""
         self.holders[inference_server_id] = stream
         self._metrics.registered_streams.set(len(self.holders), ())
 
-    def gave_back(self, inference_server_id: str) -> None:
-        """Nobody holds the id any more."""
+    def release(self, inference_server_id: str) -> None:
+        """No stream holds the id any more."""
         del self.holders[inference_server_id]
         self._metrics.registered_streams.set(len(self.holders), ())
 
 
 class RegistrationStream:
-    """What one worker says on one stream, and what follows from it."""
+    """Processes the messages of one worker on one stream."""
 
     def __init__(
         self,
-        streams: RegistrationTable,
+        table: RegistrationTable,
         context: Context,
         *,
         routing_key: str | None,
@@ -85,40 +86,38 @@ class RegistrationStream:
         self.routing_key = routing_key
         self.registration: Registration | None = None
         self.end_reason = "cancelled"
-        """Why the stream ended, as metrics call it; "cancelled" = its call was, by the worker or by a broken connection."""
+        """Metric label of the reason of the end; "cancelled" = the call was, by the worker or by a closed connection."""
         self.refused = False
-        """Whether it ended before it was admitted, by refusal."""
-        self._streams = streams
+        """Whether the stream was refused before admission."""
+        self._table = table
         self._context = context
         self._peer = peer
-        settings = streams.settings
+        settings = table.settings
         idle_ms = idle_timeout_ms(heartbeat_ms, settings.idle_timeout_ms, settings.max_idle_timeout_ms)
         self._idle_s = None if idle_ms is None else idle_ms / 1000
         assumed_ms = settings.unknown_heartbeat_ms if heartbeat_ms is None else heartbeat_ms
-        self._silence_s = max(3 * assumed_ms, settings.min_silence_ms) / 1000
+        self.liveness = HolderLiveness(max(3 * assumed_ms, settings.min_silence_ms) / 1000, table.clock())
         self._inbox = Inbox()
         self._tunnels: WorkerTunnels | None = None
         self._models: dict[str, ModelUpdate] = {}
         self._without_rtt: frozenset[str] = frozenset()
-        self._lost = False
-        self._last_received_at = streams.clock()
-        self._life = asyncio.Event()
+        self._sign_of_life = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
 
     async def run(self) -> None:
         """Serve the stream until it ends; returning means status OK. Raises `RefusedError` with the status to end with.
 
-        Everything in the registry is gone when this returns or raises, whatever the reason, cancellation included.
+        The registration and its routes are removed when this returns or raises, also if it was cancelled.
         """
         self._task = asyncio.current_task()
-        self._streams.open.add(self)
+        self._table.open.add(self)
         reader = asyncio.create_task(self._read())
         try:
             if not self._stopped:
                 await self._serve()
         except asyncio.CancelledError:
-            # `stop` interrupts whatever is being waited for; any other cancellation is the call's own.
+            # `stop` cancels the current wait; any other cancellation comes from the gRPC call.
             if not self._stopped or self._task is None or self._task.uncancel() > 0:
                 raise
         except RefusedError as refusal:
@@ -126,10 +125,10 @@ class RegistrationStream:
             self.refused = self.registration is None
             raise
         finally:
-            # No suspension point until routes, id and tunnel slot are given back: a second cancellation must find
-            # nothing left to do.
+            # No suspension point until routes, id and tunnel slot are released: after a second cancellation nothing may be
+            # left to do.
             self._close()
-            self._streams.open.discard(self)
+            self._table.open.discard(self)
             reader.cancel()
             await self._wait_closed(reader)
 
@@ -142,30 +141,29 @@ class RegistrationStream:
             if self._task is not None:
                 self._task.cancel()
 
-    # A second stream claims the id
+    # When a second stream claims the id
 
     async def yields(self) -> bool:
-        """Wait until this holder of an id has shown life (False), or has proven dead or left (True).
+        """Wait until this holder of an id is known to be alive (False), or to be dead or ended (True).
 
-        Dead is who lost its tunnel (one that never had one has lost nothing) and then sends no message for three heartbeats.
+        It is dead if its tunnel was lost (one that was never up is not) and it then sends no message for three heartbeats.
         """
-        asked_at = self._streams.clock()
+        claimed_at = self._table.clock()
         while self._holds_id():
-            if not self._lost or self._last_received_at > asked_at:
-                return False
-            left_s = self._last_received_at + self._silence_s - self._streams.clock()
-            if left_s <= 0:
-                return True
-            self._life.clear()
+            now = self._table.clock()
+            verdict = self.liveness.judge(claimed_at, now)
+            if verdict is not Liveness.UNDECIDED:
+                return verdict is Liveness.DEAD
+            self._sign_of_life.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._life.wait()
+                async with asyncio.timeout(self.liveness.dead_at - now):
+                    await self._sign_of_life.wait()
         return True
 
     def _holds_id(self) -> bool:
         return self.registration is not None and not self.registration.ended
 
-    # The stream's own course
+    # Processing
 
     async def _serve(self) -> None:
         while True:
@@ -194,8 +192,8 @@ class RegistrationStream:
         signal = Signal.FAILED
         try:
             while (message := await self._context.read()) is not _EOF:
-                self._last_received_at = self._streams.clock()
-                self._life.set()
+                self.liveness.message_received(self._table.clock())
+                self._sign_of_life.set()
                 if self._tunnels is not None:
                     self._tunnels.reported()
                 self._inbox.put(message)
@@ -229,10 +227,10 @@ class RegistrationStream:
             return
         connected = step is TunnelStep.CONNECTED
         rtt_ns = await tunnels.rtt_ns() if connected else None
-        # The tunnel may have gone while its round trip was measured.
+        # The tunnel may have closed while its round trip was measured.
         self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
         self._log_without_rtt(without=connected and rtt_ns is None)
-        await self._context.write(self._streams.ack)
+        await self._context.write(self._table.ack)
 
     def _check_limits(self, message: InferenceServerRegistration) -> None:
         try:
@@ -243,9 +241,9 @@ class RegistrationStream:
             raise refusal from None
 
     async def _begin(self, message: InferenceServerRegistration) -> None:
-        streams = self._streams
+        table = self._table
         try:
-            identity = admit(message, self.routing_key, reverse_listener=bool(streams.settings.reverse_tunnel_target))
+            identity = admit(message, self.routing_key, reverse_listener=bool(table.settings.reverse_tunnel_target))
         except RefusedError as refusal:
             _log.warning(
                 refusal.log_text,
@@ -257,32 +255,32 @@ class RegistrationStream:
             )
             raise
         await self._settle_claim(identity)
-        tunnels = streams.make_tunnels(identity)
-        self.registration = streams.registry.begin(identity, tunnels)
-        streams.took(identity.inference_server_id, self)
+        tunnels = table.make_tunnels(identity)
+        self.registration = table.registry.begin(identity, tunnels)
+        table.hold(identity.inference_server_id, self)
         self._tunnels = tunnels
         tunnels.start(self._on_lost, self._on_recovered)
 
     async def _settle_claim(self, identity: Identity) -> None:
-        """Return once the id is free; raise `RefusedError` if its holder is alive or not to be judged by this worker."""
-        streams = self._streams
-        existing = streams.registry.live(identity.inference_server_id)
+        """Return when the id is free. Raises `RefusedError` if its holder is alive, or has another routing key."""
+        table = self._table
+        existing = table.registry.live(identity.inference_server_id)
         if existing is None:
             return
-        holder = streams.holders.get(identity.inference_server_id)
+        holder = table.holders.get(identity.inference_server_id)
         if holder is not None and holder.routing_key == self.routing_key and await holder.yields():
             if not existing.ended:
                 _log.warning(
                     "taking over the id of a worker that shows no life",
                     inference_server_id=identity.inference_server_id,
-                    silent_s=round(streams.clock() - holder._last_received_at, 1),  # noqa: SLF001 (another one of this class)
+                    silent_s=round(table.clock() - holder.liveness.last_received_at, 1),
                     old_peer=holder._peer,  # noqa: SLF001
                     new_peer=self._peer,
                 )
                 holder.stop("superseded")
-            if streams.registry.live(identity.inference_server_id) is None:
+            if table.registry.live(identity.inference_server_id) is None:
                 return
-        existing = streams.registry.live(identity.inference_server_id) or existing
+        existing = table.registry.live(identity.inference_server_id) or existing
         refusal = already_registered(str(AlreadyRegisteredError(existing)))
         _log.warning(
             refusal.log_text,
@@ -291,7 +289,7 @@ class RegistrationStream:
             existing_reverse_tunnel=existing.identity.reverse,
             peer=self._peer,
         )
-        await asyncio.sleep(streams.settings.duplicate_delay_ms / 1000)
+        await asyncio.sleep(table.settings.duplicate_delay_ms / 1000)
         raise refusal
 
     def _check_unchanged(self, message: InferenceServerRegistration, identity: Identity) -> None:
@@ -314,47 +312,46 @@ class RegistrationStream:
         self._apply(registration, connected=tunnels.healthy(), rtt_ns=rtt_ns)
 
     def _apply(self, registration: Registration, *, connected: bool, rtt_ns: int | None) -> None:
-        self._streams.registry.apply(
-            registration, self._models, connected=connected, rtt_ns=rtt_ns, now=self._streams.clock()
+        self._table.registry.apply(
+            registration, self._models, connected=connected, rtt_ns=rtt_ns, now=self._table.clock()
         )
 
     def _live(self) -> tuple[Registration, WorkerTunnels]:
-        if self.registration is None or self._tunnels is None:
-            raise RuntimeError("not admitted yet")
-        return self.registration, self._tunnels
+        registration, tunnels = self.registration, self._tunnels
+        assert registration is not None and tunnels is not None  # noqa: S101, PT018 - it is admitted: narrows the types
+        return registration, tunnels
 
-    # Its tunnel
+    # Callbacks of the tunnel
 
     def _on_lost(self) -> None:
-        self._lost = True
+        self.liveness.tunnel_lost()
         registration, _ = self._live()
-        if not registration.ended:
-            self._streams.registry.withdraw(registration)
+        self._table.registry.withdraw(registration)
 
     def _on_recovered(self) -> None:
-        self._lost = False
-        self._life.set()
+        self.liveness.tunnel_recovered()
+        self._sign_of_life.set()
         self._inbox.recovered()
 
-    # Its end
+    # End
 
     def _close(self) -> None:
         if self.registration is not None and self._tunnels is not None and not self.registration.ended:
-            self._streams.registry.end(self.registration)
-            self._streams.gave_back(self.registration.identity.inference_server_id)
+            self._table.registry.end(self.registration)
+            self._table.release(self.registration.identity.inference_server_id)
             self._tunnels.retire()
-            self._life.set()
+            self._sign_of_life.set()
 
     async def _wait_closed(self, reader: asyncio.Task[None]) -> None:
         await asyncio.wait([reader])
         if self._tunnels is not None:
             try:
-                async with asyncio.timeout(self._streams.settings.teardown_ms / 1000):
+                async with asyncio.timeout(self._table.settings.teardown_ms / 1000):
                     await self._tunnels.wait_retired()
             except TimeoutError:
                 _log.warning("health loop did not stop in time", inference_server_id=self.inference_server_id)
 
-    # What the log is told
+    # Log
 
     @property
     def inference_server_id(self) -> str | None:
@@ -362,7 +359,7 @@ class RegistrationStream:
         return None if self.registration is None else self.registration.identity.inference_server_id
 
     def _log_without_rtt(self, *, without: bool) -> None:
-        """One line per model when it begins to lack something that keeps an active worker out of routing."""
+        """Log one line per active model when it becomes unroutable: without stats, or (`without`) without a round trip."""
         active = {model: update for model, update in self._models.items() if update.active}
         lacking = frozenset(active) if without else frozenset(m for m, update in active.items() if update.stats is None)
         for model in sorted(lacking - self._without_rtt):

@@ -1,4 +1,4 @@
-"""The routers of one installation as DNS tells them: parsing of answers, no I/O.
+"""The routers of one installation: converts DNS answers into replicas, without I/O.
 
 Source: docs/control-plane.md, "Discovery".
 """
@@ -9,29 +9,29 @@ from typing import NamedTuple
 
 
 class Replica(NamedTuple):
-    """One router process, as workers are told about it."""
+    """One router process, as published to workers."""
 
     stargate_id: str
     advertise_addr: str
     """`host:port` of its control plane."""
     http_advertise_addr: str = ""
-    """`host:port` of its HTTP front; empty = unknown or not told."""
+    """`host:port` of its HTTP listener; empty = unknown or not published."""
 
 
 class SrvRecord(NamedTuple):
-    """What matters of an SRV record."""
+    """The used fields of an SRV record."""
 
     target: str
     port: int
 
 
 def render_hostname(template: str, pod_name: str, namespace: str) -> str:
-    """The host name of one router: `{pod_name}` and `{namespace}` filled in."""
+    """The host name of one router: `template` with `{pod_name}` and `{namespace}` replaced."""
     return template.replace("{pod_name}", pod_name).replace("{namespace}", namespace)
 
 
 def split_port(address: str) -> tuple[str, int]:
-    """`host:port` taken apart; an IPv6 host keeps its brackets. Raises ValueError."""
+    """Split `host:port`; an IPv6 host keeps its brackets. Raises ValueError."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise ValueError(f"not host:port: {address}")
@@ -39,30 +39,30 @@ def split_port(address: str) -> tuple[str, int]:
 
 
 def without_scope(host: str) -> str:
-    """A bracketed IPv6 host without its scope id."""
+    """`host` without the scope id of a bracketed IPv6 address."""
     address, percent, _ = host.removesuffix("]").partition("%")
     return f"{address}]" if percent and host.startswith("[") else host
 
 
 def own_replica(stargate_id: str, advertise_addr: str, http_port: int) -> Replica:
-    """Own entry where this router lists itself with its HTTP address: same host, the bound HTTP port."""
+    """The replica of this router, with its HTTP address: the host of `advertise_addr` and the bound HTTP port."""
     host, _ = split_port(advertise_addr)
     return Replica(stargate_id, advertise_addr, f"{without_scope(host)}:{http_port}")
 
 
 def pod_of(target: str, dns_name: str) -> str | None:
-    """The pod an SRV target names: exactly one label under the service's name; None for any other target."""
+    """The pod name in an SRV target, which is exactly one label under the Service's name; None for any other target."""
     label, dot, domain = target.rstrip(".").partition(".")
     return label if label and dot and domain.lower() == dns_name.rstrip(".").lower() else None
 
 
 def pod_replica(template: str, pod_name: str, namespace: str, port: int) -> Replica:
-    """One pod of a headless service. Its HTTP address is nobody's business but the platform's."""
+    """The replica of one pod of a headless Service; its HTTP address is not published."""
     return Replica(pod_name, f"{render_hostname(template, pod_name, namespace)}:{port}")
 
 
 def from_pods(pods: Iterable[Replica], own: Replica) -> list[Replica]:
-    """Sorted, with this router added if no record named its pod."""
+    """The replicas of `pods`, sorted, with this router added if no record has its pod."""
     found = set(pods)
     if all(replica.stargate_id != own.stargate_id for replica in found):
         found.add(own)
@@ -70,7 +70,7 @@ def from_pods(pods: Iterable[Replica], own: Replica) -> list[Replica]:
 
 
 def from_addresses(addresses: Iterable[str], own: Replica) -> list[Replica]:
-    """One replica per address of a plain DNS answer, all on this router's own port, this router included."""
+    """One replica per address of an A or AAAA answer, all on this router's port; this router is always included."""
     own_host, port = split_port(own.advertise_addr)
     own_ip = own_host.strip("[]")
     found = {own}

@@ -1,4 +1,4 @@
-"""DNS lookups for discovery through dnspython: one short try, a positive answer kept no longer than a cap allows."""
+"""DNS lookups for discovery with dnspython: one try with a short timeout; positive answers are cached up to a limit."""
 
 import time
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from router.control_plane.replicas import SrvRecord
 
 
 class LookupFailedError(Exception):
-    """The name could not be resolved; the text says why in a few words."""
+    """The name could not be resolved; the text has the reason."""
 
 
 class Resolver:
-    """The system's resolver configuration, or one name server, with bounded time and memory."""
+    """Resolves with the system's configuration or one name server, with limited time and memory."""
 
     def __init__(
         self,
@@ -28,9 +28,9 @@ class Resolver:
         nameserver: tuple[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`nameserver`: the (address, port) to ask instead of the system's.
+        """`nameserver`: the (address, port) of a server to use instead of the system's. Times in seconds.
 
-        Raises `LookupFailedError` if that is needed and not usable.
+        Raises `LookupFailedError` if the system's configuration is needed and not usable.
         """
         try:
             self._resolver = dns.asyncresolver.Resolver(configure=nameserver is None)
@@ -42,7 +42,7 @@ class Resolver:
         self._ttl_cap_s = ttl_cap_s
         self._timeout_s = timeout_s
         self._clock = clock
-        # One entry per record type asked for; the names are this router's own and fixed.
+        # One entry per name and record type; the names are configured, so their number is fixed.
         self._answers: dict[tuple[str, str], tuple[dns.resolver.Answer, float]] = {}
 
     async def srv(self, name: str) -> list[SrvRecord]:

@@ -1,6 +1,6 @@
-"""The gRPC service workers talk to: `RegisterInferenceServer` and `WatchStargates`.
+"""The gRPC service that workers call: `RegisterInferenceServer` and `WatchStargates`.
 
-Source: docs/control-plane.md. Response headers go out before anything is read: workers wait for them before their first message.
+Source: docs/control-plane.md. Initial metadata is sent before any read: workers wait for it before their first message.
 """
 
 import time
@@ -51,14 +51,14 @@ class ControlPlane(StargateControlPlaneServicer):
         self._stopping = False
 
     def stop(self) -> None:
-        """Drain: every stream ends with OK, all routes are gone when this returns, later calls end at once."""
+        """Drain: end every stream with OK; all routes are removed when this returns, and later calls end at once."""
         self._stopping = True
         self._watch.close()
         for stream in list(self._streams.open):
             stream.stop("shutdown")
 
     async def RegisterInferenceServer(self, _requests: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
-        """One worker's registration for as long as the stream lives."""
+        """Serve one worker's registration until its stream ends."""
         peer = context.peer()
         metadata: dict[str, str | bytes] = {}
         for key, value in context.invocation_metadata() or ():
@@ -82,11 +82,11 @@ class ControlPlane(StargateControlPlaneServicer):
             await context.abort(*refusal)
 
     async def _run_stream(self, stream: RegistrationStream, peer: str) -> tuple[grpc.StatusCode, str] | None:
-        """Run it to its end; None, or the status and text with which it was refused.
+        """Run `stream` to its end; None, or the status and text with which it was refused.
 
-        gRPC leaves the exception of an aborted call in a reference cycle, with the context and the frames of that exception.
-        Nothing of the stream, nor the megabytes of a message, may hang on it until the next full collection: the abort comes
-        after this frame is gone, outside of the refusal's handler, and the refusal's frames let go of what they hold.
+        gRPC leaves the exception of an aborted call in a reference cycle with the context and the frames of that exception.
+        These must not keep the stream, or a message of megabytes, alive until the next full garbage collection: so the
+        caller aborts after this frame has ended, outside of the `except` block, and the frames of the refusal are cleared.
         """
         try:
             await stream.run()
@@ -98,7 +98,7 @@ class ControlPlane(StargateControlPlaneServicer):
         return None
 
     async def WatchStargates(self, _request: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
-        """The routers to register with, now and whenever that is published anew."""
+        """Stream the routers to register with: now, and whenever they are published again."""
         await context.send_initial_metadata(())
         _log.info(
             "watch stargates stream opened",
@@ -148,5 +148,5 @@ def _heartbeat_ms(value: str | bytes | None) -> int | None:
 
 
 def _host(peer: str) -> str:
-    """The address in `ipv4:10.0.0.1:1234` or `ipv6:[::1]:1234`."""
+    """The IP address in a gRPC peer such as `ipv4:10.0.0.1:1234` or `ipv6:[::1]:1234`."""
     return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")

@@ -1,4 +1,4 @@
-"""What `WatchStargates` streams: one value for everybody, published on change and as a heartbeat.
+"""What `WatchStargates` streams: one value for all watchers, published on change and as a heartbeat.
 
 Source: docs/control-plane.md, "Watching routers".
 """
@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 def build_response(
     replicas: Iterable[Replica], remote_urls: Iterable[str], pylon_dial_addr: str | None
 ) -> WatchStargatesResponse:
-    """The message for `replicas`: unique by address and by id, sorted; `pylon_dial_addr` overrides where workers dial."""
+    """The message for `replicas`: unique by address and by id, sorted; `pylon_dial_addr` overrides the dial address."""
     by_address: dict[str, Replica] = {}
     for replica in replicas:
         if replica.stargate_id or not by_address.get(replica.advertise_addr, replica).stargate_id:
@@ -41,7 +41,7 @@ def build_response(
 
 
 def remote_watch_urls(urls: Iterable[str], *, advertise_addr: str, dns_name: str) -> list[str]:
-    """Other installations to watch: trimmed, unique by host and port, sorted by them, without this installation's own."""
+    """URLs of other installations to watch: trimmed, unique by host and port, sorted by them, without this installation."""
     own_port = advertise_addr.rpartition(":")[2]
     own = {
         _watch_key(advertise_addr),
@@ -70,7 +70,7 @@ def _watch_key(url: str) -> str:
 
 
 class WatchCell:
-    """The newest value and who waits for a newer one. Slow readers skip what lies between."""
+    """The newest value and its waiting readers. A slow reader skips values."""
 
     def __init__(self) -> None:
         self._value: WatchStargatesResponse | None = None
@@ -79,20 +79,20 @@ class WatchCell:
         self._changed = asyncio.Event()
 
     def publish(self, value: WatchStargatesResponse) -> None:
-        """Replace the value and wake every reader, also if it is the same again."""
+        """Replace the value and wake every reader, even if the value is unchanged."""
         self._value = value
         self._version += 1
         self._wake()
 
     def close(self) -> None:
-        """No further values: every reader is told so at once."""
+        """Publish no further value: `newer` returns None to every reader at once."""
         self._closed = True
         self._wake()
 
     async def newer(self, seen: int) -> tuple[int, WatchStargatesResponse] | None:
-        """The newest value with its version, once that is above `seen` (0 = nothing seen); None after `close`.
+        """Wait for a version above `seen` (0 = none seen) and return it with its value; None after `close`.
 
-        A value that names nobody is not shown to a reader who has seen nothing.
+        A value without routers is not returned to a reader that has seen none.
         """
         while not self._closed:
             value = self._value
@@ -129,7 +129,7 @@ class WatchPublisher:
         self._published_at = 0.0
 
     async def run(self) -> None:
-        """Discover and publish until cancelled; then, or on failure, every watch stream ends."""
+        """Discover and publish until cancelled; at the end, also by failure, every watch stream ends."""
         clock = asyncio.get_running_loop().time
         next_round = clock()
         try:
@@ -141,7 +141,7 @@ class WatchPublisher:
             self._cell.close()
 
     def offer(self, replicas: list[Replica], now: float) -> bool:
-        """Publish `replicas` if they are news or a heartbeat is due. `now` is monotonic seconds."""
+        """Publish `replicas` if they changed or a heartbeat is due; True if published. `now` is monotonic seconds."""
         response = build_response(replicas, self._remote_urls, self._pylon_dial_addr)
         changed = response != self._published
         heartbeat_due = now - self._published_at >= self._heartbeat_s

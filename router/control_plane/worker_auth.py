@@ -1,6 +1,6 @@
-"""Worker authentication: everybody welcome, a fixed table, or the gateway's `AuthLlmWorker`.
+"""Worker authentication: none, by a fixed table, or by the gateway's `AuthLlmWorker`.
 
-The same authenticator serves registrations and tunnel handshakes. Source: docs/control-plane.md, "Worker authentication".
+Registrations and reverse handshakes use the same authenticator. Source: docs/control-plane.md, "Worker authentication".
 """
 
 import asyncio
@@ -28,18 +28,18 @@ _TRANSIENT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEAD
 
 
 class WorkerAuthConnectError(Exception):
-    """The gateway could not be reached at start-up."""
+    """The gateway cannot be reached at start-up."""
 
 
 def bearer_token(authorization: str | bytes | None) -> str | None:
-    """The token of an `authorization` value; None without one: other schemes and non-ASCII values count as none."""
+    """The bearer token of an `authorization` value; None without one, for another scheme or for a non-ASCII value."""
     if not isinstance(authorization, str) or not authorization.isascii() or not authorization.startswith("Bearer "):
         return None
     return authorization.removeprefix("Bearer ")
 
 
 class OpenAuthenticator:
-    """Accepts every worker, unscoped, whatever token it shows."""
+    """Accepts every worker, unscoped, with any token or none."""
 
     async def routing_key(self, token: str | None) -> str | None:  # noqa: ARG002 (the port's signature)
         """Always None."""
@@ -47,11 +47,11 @@ class OpenAuthenticator:
 
 
 class StaticAuthenticator:
-    """Accepts the workers whose token is in a table. For installations without a gateway, and for tests."""
+    """Accepts workers whose token is in a table. For installations without a gateway, and for tests."""
 
     def __init__(self, routing_keys: Mapping[str, str | None]) -> None:
         """`routing_keys` maps tokens to routing keys (None or blank = unscoped)."""
-        # Looked up by digest, so that the time taken tells nothing about how much of a token was right.
+        # Looked up by digest, so that the time of a comparison does not reveal how much of a token is right.
         self._routing_keys = {_digest(b"", token): _trimmed(key or "") for token, key in routing_keys.items()}
 
     async def routing_key(self, token: str | None) -> str | None:
@@ -63,7 +63,7 @@ class StaticAuthenticator:
 
 
 class GatewayAuthenticator:
-    """Asks the gateway which routing key a token stands for: one deadline, one retry, a short memory for acceptances."""
+    """Asks the gateway for the routing key of a token: one deadline, one retry, and a cache of acceptances."""
 
     def __init__(
         self,
@@ -73,19 +73,19 @@ class GatewayAuthenticator:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Opens no connection yet. Raises ValueError for an endpoint that is no http(s) URL."""
+        """Opens no connection. Raises ValueError for an endpoint that is not an http(s) URL."""
         self._settings = settings
         self._credential = credential
         self._metrics = metrics
         self._clock = clock
         self._salt = secrets.token_bytes(16)
-        # Digest of the token -> (routing key, until when); oldest first.
+        # Digest of the token -> (routing key, expiry in monotonic seconds); oldest first.
         self._accepted: OrderedDict[bytes, tuple[str | None, float]] = OrderedDict()
         self._channel = _channel(settings)
         self._gateway = llm_gateway_pb2_grpc.LlmGatewayStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     async def connect(self, timeout_s: float) -> None:
-        """Wait until the gateway is reachable, trying again as often as it takes. Raises `WorkerAuthConnectError`."""
+        """Wait up to `timeout_s` seconds until the gateway is reachable, with retries. Raises `WorkerAuthConnectError`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
@@ -99,7 +99,7 @@ class GatewayAuthenticator:
             await self._credential.close()
 
     async def renew_credential(self) -> None:
-        """Have the credential source replace what it keeps; a failure is logged, and the old one stays."""
+        """Let the credential source replace its cached token; a failure is logged, and the old token is kept."""
         if self._credential is None:
             return
         try:
@@ -108,7 +108,7 @@ class GatewayAuthenticator:
             _log.warning("worker-auth credential not renewed; the old one stays", error=str(error))
 
     async def routing_key(self, token: str | None) -> str | None:
-        """The routing key of `token` (None is asked about as the empty token). Raises `AuthenticationError`."""
+        """The routing key of `token` (None is sent as the empty token). Raises `AuthenticationError`."""
         digest = _digest(self._salt, token or "")
         remembered = self._accepted.get(digest)
         if remembered is not None and self._clock() < remembered[1]:

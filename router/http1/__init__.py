@@ -1,1 +1,1 @@
-"""HTTP/1.1 for clients: connections, requests, responses. A leaf: knows nothing else of the router."""
+"""HTTP/1.1 for clients: connections, requests, responses (RFC 9112). Imports no other package of the router."""

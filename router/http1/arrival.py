@@ -1,6 +1,6 @@
 """The time that a request may take to arrive: a head from its first byte to its end, a body between two of its bytes.
 
-One timer per connection, and only while a request arrives in several deliveries of the socket; it is not moved by what arrives.
+One timer per connection, set only while a request arrives in several reads of the socket; received bytes do not re-arm it.
 """
 
 import asyncio
@@ -12,25 +12,25 @@ from router.http1.request_parser import RequestParser
 
 
 class ArrivalCallbacks(Protocol):
-    """The connection."""
+    """What `Arrival` asks of the connection it watches, and the timeouts it reports to it."""
 
     @property
     def awaits_input(self) -> bool:
-        """Whether what its client sends is still of interest."""
+        """Whether bytes that the client sends are still read as requests."""
 
     @property
     def reading(self) -> bool:
-        """Whether its client is being read; if not, it is not the client who is late."""
+        """Whether the connection reads from the client; while it does not, no limit runs out."""
 
     def head_late(self) -> None:
-        """The head that is arriving is late."""
+        """The head that is arriving was not complete within the limit."""
 
     def body_late(self, request: ClientRequest) -> None:
-        """No byte of the body of `request` came for too long."""
+        """No byte of the body of `request` arrived within the limit."""
 
 
 class Arrival:
-    """Watches one connection; `stop` must be called at its end. Times in seconds, `math.inf` for no limit."""
+    """Watches one connection; `stop` must be called when it ends. Times in seconds, `math.inf` for no limit."""
 
     __slots__ = (
         "_body_s",
@@ -64,11 +64,11 @@ class Arrival:
 
     @property
     def waiting(self) -> bool:
-        """Whether a limit is running."""
+        """Whether the timer is set."""
         return self._timer is not None
 
     def piece(self) -> None:
-        """A part of a request is here; the rest of it has to come in time."""
+        """A part of a request has arrived: set the timer for the rest of it."""
         now = self._loop.time()
         self._last_received_at = now
         parser = self._parser
@@ -81,11 +81,11 @@ class Arrival:
                 self._timer = self._loop.call_later(after, self._check)
 
     def read_on(self) -> None:
-        """The client is read again: until now it was not its turn."""
+        """The connection reads from the client again: the limits start anew."""
         self._last_received_at = self._loop.time()
 
     def stop(self) -> None:
-        """The connection is over."""
+        """Cancel the timer: the connection has ended."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -102,7 +102,7 @@ class Arrival:
         elif request is None:
             due = self._head_since + self._head_s
         elif request.body.invite is not None:
-            due = now + self._body_s  # the client waits to be asked for it
+            due = now + self._body_s  # the client waits for `100 Continue`
         else:
             due = self._last_received_at + self._body_s
         if due > now:

@@ -1,16 +1,16 @@
-"""Bytes that wait, in few pieces however small they came: the memory they take is about their bytes.
+"""A queue of bytes that holds few objects however small the pieces are: the memory it takes is about the number of bytes.
 
-An object of two bytes takes thirty-five, and its place in a list eight more. So small pieces are copied into blocks; large
-ones, and the first one (most bodies are one piece), are kept as they are.
+A `bytes` object of two bytes takes 35 bytes of memory, and its entry in a list 8 more. So small pieces are copied into
+blocks; large ones, and the first one (most bodies are one piece), are kept without a copy.
 """
 
 from tunnel_protocol.limit import Limit
 
 BLOCK = Limit("http1.body_block", bytes=64 * 1024, pieces=1)
-"""A block that small pieces are collected in; each body that waits, and each copy, has one that is not full."""
+"""Size in bytes of a block that small pieces are collected in; each queue has at most one that is not full."""
 
 _SMALL = 1024
-"""Any two neighbouring pieces hold at least that much together, so a piece costs less than a twentieth of its bytes."""
+"""Bytes that two neighbouring pieces hold together at least: the overhead of a piece is below a twentieth of its bytes."""
 
 _BLOCK_BYTES = BLOCK.bytes or 0
 
@@ -21,10 +21,10 @@ class Blocks:
     __slots__ = ("_open", "_pieces", "size")
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []  # few, whatever arrives
-        self._open: bytearray | None = None  # behind all pieces
+        self._pieces: list[bytes] = []  # few, however small the pieces are that are added
+        self._open: bytearray | None = None  # the block being filled; it follows all pieces
         self.size = 0
-        """Bytes in it."""
+        """Bytes in the queue."""
 
     def add(self, data: bytes) -> None:
         """Append bytes."""
@@ -49,12 +49,12 @@ class Blocks:
         return data
 
     def pieces(self) -> list[bytes]:
-        """All of it, in order."""
+        """All bytes of the queue, in order; they stay in it."""
         self._seal()
         return list(self._pieces)
 
     def take(self) -> list[bytes]:
-        """All of it, in order; nothing is left."""
+        """Remove and return all bytes of the queue, in order."""
         if self._open is not None:
             self._seal()
         taken, self._pieces = self._pieces, []
@@ -62,7 +62,7 @@ class Blocks:
         return taken
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all bytes."""
         if self.size:
             self._pieces = []
             self._open = None

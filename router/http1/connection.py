@@ -1,7 +1,7 @@
-"""One client connection: reads requests, writes responses, and ends so that its client can read what it was answered.
+"""One client connection: reads requests, writes responses, and closes so that the client can still read the last response.
 
-Here are asyncio's transport, the timers, back-pressure in both directions and the detection of clients that leave; the order of
-requests is `pipeline.py`. A client that half-closes while it waits for a response counts as gone.
+Here are asyncio's transport, the timers, back-pressure in both directions and the detection of clients that close; the order
+of requests is kept by `pipeline.py`. A client that half-closes while it waits for a response is treated as if it had closed.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.http1.arrival import Arrival
 from router.http1.pipeline import RequestHandler, RequestPipeline
@@ -22,42 +22,50 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class ConnectionCallbacks(RequestHandler, Protocol):
-    """The server of a connection."""
+    """What a connection asks of its server, and what it reports to it."""
 
     def connection_opened(self, connection: "ClientConnection") -> None:
-        """Keep track of it."""
+        """A client has connected."""
 
     def connection_closed(self, connection: "ClientConnection") -> None:
-        """Forget it."""
+        """The transport of `connection` is closed."""
 
     def date(self) -> bytes:
-        """The value of a `date` header, now."""
+        """The value of the `date` header now."""
 
     def flush_later(self, connection: "ClientConnection") -> None:
         """Call `connection.flush` at the end of this turn of the event loop."""
 
     @property
     def draining(self) -> bool:
-        """Whether connections are to close after their running request."""
+        """Whether connections have to close after the request that is being answered."""
 
 
 class ConnectionState(IntEnum):
-    """Where a connection stands; it only advances."""
+    """The state of a connection; it only increases."""
 
     OPEN = 0
     """Requests are read and answered."""
 
     INPUT_ENDED = 1
-    """What arrives is no longer read as requests; answers that are due still go out."""
+    """Bytes that arrive are no longer read as requests; the responses that are due are still sent."""
 
     CLOSING = 2
-    """Nothing more is answered; what is written goes out."""
+    """No further response is begun; the bytes already written are still sent."""
 
     GONE = 3
-    """The client has left, or half-closed: nothing can be written."""
+    """The client has closed or half-closed: nothing can be written."""
 
     LOST = 4
     """The transport is closed."""
+
+
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_OPEN: Final = ConnectionState.OPEN
+_INPUT_ENDED: Final = ConnectionState.INPUT_ENDED
+_LOST: Final = ConnectionState.LOST
+_GONE: Final = ConnectionState.GONE
+_CLOSING: Final = ConnectionState.CLOSING
 
 
 class ClientConnection(asyncio.Protocol):
@@ -68,7 +76,7 @@ class ClientConnection(asyncio.Protocol):
         self._timeouts = timeouts
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
-        self._state = ConnectionState.OPEN
+        self._state = _OPEN
         self._parser = RequestParser(self, clock)
         self._pipeline = RequestPipeline(self, self, self._parser, server)
         self._out: list[bytes] = []
@@ -79,17 +87,17 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being answered and no request is arriving, not even half of a head."""
+        """Whether no request is being answered and none is arriving, not even a part of a head."""
         return self._pipeline.idle
 
     @property
     def descriptor(self) -> int:
-        """Number of its socket; -1 if there is none."""
+        """File descriptor of the socket; -1 if there is none."""
         sock = self._transport.get_extra_info("socket")
         return -1 if sock is None else int(sock.fileno())
 
     def _advance(self, state: ConnectionState) -> None:
-        """Enter `state`, unless the connection is there or further already."""
+        """Enter `state`, unless the connection is in it or in a later one."""
         if state > self._state:
             self._state = state
 
@@ -102,8 +110,8 @@ class ClientConnection(asyncio.Protocol):
         self._server.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the client."""
-        if self._state >= ConnectionState.INPUT_ENDED:
+        """Parse bytes that the client sent."""
+        if self._state >= _INPUT_ENDED:
             return
         pipeline = self._pipeline
         try:
@@ -122,26 +130,26 @@ class ClientConnection(asyncio.Protocol):
             self._arrival.piece()
 
     def eof_received(self) -> bool:
-        """The client half-closed: if it waits for a response it is gone, too. What was answered before still goes out."""
+        """The client half-closed: if it waits for a response, treat it as closed. Bytes already written are still sent."""
         self.flush()
         self._leave()
         self._cut_if_stalled(0)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it was lost changes nothing
-        """The connection is over."""
+        """The transport is closed."""
         self._leave()
-        self._advance(ConnectionState.LOST)
+        self._advance(_LOST)
         self._parser.release()
         self._pipeline.release()
         self._server.connection_closed(self)
 
     def pause_writing(self) -> None:
-        """The client reads slower than we write."""
+        """The transport's write buffer is above its high-water mark: pause the response."""
         self._pipeline.set_writable(writable=False)
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """The transport's write buffer is below its low-water mark: resume the response."""
         self._pipeline.set_writable(writable=True)
 
     # --- RequestCallbacks ------------------------------------------------------------------------------------------
@@ -159,23 +167,23 @@ class ClientConnection(asyncio.Protocol):
         self._pipeline.set_body_reading(reading)
 
     def invite_body(self) -> None:
-        """Send the interim response that asks for the body (RFC 9110 section 10.1.1)."""
+        """Send `100 Continue`, which asks the client for the body (RFC 9110 section 10.1.1)."""
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # --- ArrivalCallbacks ------------------------------------------------------------------------------------------
 
     @property
     def awaits_input(self) -> bool:
-        """Whether what the client sends is still of interest."""
-        return self._state is ConnectionState.OPEN
+        """Whether bytes that the client sends are still read as requests."""
+        return self._state is _OPEN
 
     @property
     def reading(self) -> bool:
-        """Whether the client is being read."""
+        """Whether the connection reads from the client."""
         return self._reading
 
     def head_late(self) -> None:
-        """The client does not end the head it has begun."""
+        """The head that is arriving was not complete within the limit: answer 408."""
         self._pipeline.refuse(408)
 
     def body_late(self, request: ClientRequest) -> None:
@@ -185,16 +193,16 @@ class ClientConnection(asyncio.Protocol):
     # --- ResponseOutput --------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Queue bytes; what one turn of the loop queues leaves in one write."""
-        if self._state < ConnectionState.GONE:
+        """Queue bytes; all bytes queued in one turn of the event loop are written at once."""
+        if self._state < _GONE:
             if not self._out:
                 self._server.flush_later(self)
             self._out.append(data)
 
     def flush(self) -> None:
-        """Hand what is queued to the transport."""
+        """Write the queued bytes to the transport."""
         out, self._out = self._out, []
-        if not out or self._state >= ConnectionState.GONE:
+        if not out or self._state >= _GONE:
             return
         if len(out) == 1:
             self._transport.write(out[0])
@@ -202,22 +210,22 @@ class ClientConnection(asyncio.Protocol):
             self._transport.writelines(out)
 
     def date(self) -> bytes:
-        """The value of a `date` header."""
+        """The value of the `date` header now."""
         return self._server.date()
 
     @property
     def draining(self) -> bool:
-        """Whether the response that is about to start has to be the last one."""
+        """Whether the response that is about to start has to be the last one of the connection."""
         return self._server.draining
 
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; see `RequestPipeline`."""
-        if self._state < ConnectionState.GONE:
+        if self._state < _GONE:
             self._pipeline.response_done(keep_alive=keep_alive)
 
     def response_broken(self, *, reset: bool) -> None:
-        """What is queued goes out, then the connection ends."""
-        if self._state >= ConnectionState.GONE:
+        """Write the queued bytes, then end the connection: by a reset if `reset`, else by a close."""
+        if self._state >= _GONE:
             return
         self._pipeline.response_broken()
         if reset:
@@ -226,8 +234,8 @@ class ClientConnection(asyncio.Protocol):
             self.close()
 
     def _reset(self) -> None:
-        """Nothing but a reset tells this client that its response is not complete."""
-        self._advance(ConnectionState.CLOSING)
+        """End by a TCP reset, the only sign by which this client can see that its response is not complete."""
+        self._advance(_CLOSING)
         self.flush()
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
@@ -237,37 +245,36 @@ class ClientConnection(asyncio.Protocol):
     # --- PipelineCallbacks -----------------------------------------------------------------------------------------
 
     def end_input(self) -> None:
-        """Nothing that arrives from now on is read as a request."""
-        self._advance(ConnectionState.INPUT_ENDED)
+        """Read no bytes that arrive from now on as requests."""
+        self._advance(_INPUT_ENDED)
 
     def close(self) -> None:
-        """Close once what is written has gone out."""
-        self._advance(ConnectionState.CLOSING)
-        if self._state < ConnectionState.GONE:
+        """Close when the bytes already written have been sent."""
+        self._advance(_CLOSING)
+        if self._state < _GONE:
             self.flush()
             self._transport.close()
             self._cut_if_stalled(0)
 
     def linger(self) -> None:
-        """Close, but read on for a moment: closing a socket with unread bytes would take the answer from the client."""
-        self._advance(ConnectionState.CLOSING)
+        """Close, but read and drop for a limited time: unread bytes would cause a reset (RFC 9112 section 9.6)."""
+        self._advance(_CLOSING)
         self._pipeline.drop_requests()
         self.flush()
-        if self._state >= ConnectionState.GONE or self._transport.is_closing():
+        if self._state >= _GONE or self._transport.is_closing():
             return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._transport.write_eof()
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
         self.start_discarding()
 
     def start_discarding(self) -> None:
-        """Close when the client has had its time to end what it sends."""
+        """Start the timer that closes the connection if the client does not end the body in time."""
         self._discard_timer = self._loop.call_later(self._timeouts.discard, self.close)
 
     def stop_discarding(self) -> None:
-        """It has ended in time."""
+        """Cancel the timer of `start_discarding`: the body has ended in time."""
         if self._discard_timer is not None:
             self._discard_timer.cancel()
             self._discard_timer = None
@@ -277,9 +284,9 @@ class ClientConnection(asyncio.Protocol):
         self._loop.call_soon(self._next)
 
     def update_reading(self) -> None:
-        """Read the client, or do not, as the pipeline wants it."""
+        """Resume or pause reading from the client, by `RequestPipeline.wants_reading`."""
         reading = self._pipeline.wants_reading
-        if reading != self._reading and self._state < ConnectionState.CLOSING:
+        if reading != self._reading and self._state < _CLOSING:
             self._reading = reading
             if reading:
                 if self._arrival is not None:
@@ -293,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
     # --- drain -----------------------------------------------------------------------------------------------------
 
     def close_when_idle(self) -> None:
-        """Close now if nothing runs, else after the running response; a head that is half sent gets a moment."""
+        """Close now if idle, else after the running response; a head that has begun to arrive gets a limited time."""
         if self.idle:
             self.close()
         elif not self._pipeline.answering:
@@ -304,20 +311,20 @@ class ClientConnection(asyncio.Protocol):
             self.close()
 
     def abort(self) -> None:
-        """Close at once, whatever runs."""
+        """Close at once, even while a request is being answered."""
         self._transport.abort()
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        if self._state < ConnectionState.CLOSING:
+        if self._state < _CLOSING:
             self._pipeline.next()
 
     def _leave(self) -> None:
-        """The client has gone: timers end, and whoever answers hears of it."""
-        if self._state >= ConnectionState.GONE:
+        """The client has closed: cancel the timers and notify the producer of the running response."""
+        if self._state >= _GONE:
             return
-        self._advance(ConnectionState.GONE)
+        self._advance(_GONE)
         arrival, self._arrival = self._arrival, None
         if arrival is not None:
             arrival.stop()
@@ -329,8 +336,8 @@ class ClientConnection(asyncio.Protocol):
         self._out = []
 
     def _cut_if_stalled(self, left_before: int) -> None:
-        """Closing waits for the client to take what is left; only as long as it takes something."""
-        left = 0 if self._state is ConnectionState.LOST else self._transport.get_write_buffer_size()
+        """Abort if the client has read none of the `left_before` bytes since the last check; else check again later."""
+        left = 0 if self._state is _LOST else self._transport.get_write_buffer_size()
         if left and left == left_before:
             self._transport.abort()
         elif left:
@@ -338,7 +345,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _check_peer_closed(self) -> None:
         self._peer_closed_timer = None
-        if self._reading or self._state >= ConnectionState.CLOSING:
+        if self._reading or self._state >= _CLOSING:
             return
         if peer_closed(self._transport.get_extra_info("socket")):
             self._leave()

@@ -1,7 +1,7 @@
 """The requests of one connection, answered one at a time and in their order (RFC 9112 section 9.3.2). Sans-I/O.
 
-Requests wait here while one is answered; when request and response are both complete the next one begins. What follows for the
-connection (close it, read on for a moment, pause the client) is reported through `PipelineCallbacks`.
+Requests wait here while one is answered; when request and response are both complete the next one begins. What the
+connection has to do (close, read and drop for a limited time, pause the client) is reported through `PipelineCallbacks`.
 """
 
 from collections import deque
@@ -13,37 +13,37 @@ from router.http1.response import Response, ResponseFlow, ResponseOutput
 from tunnel_protocol.limit import Limit
 
 PIPELINED = Limit("http1.pipelined_requests", pieces=64)
-"""Requests that wait on one connection behind the one that is answered."""
+"""Requests of one connection that may wait while another one is answered."""
 
 _MAX_PIPELINED = PIPELINED.pieces or 0
 PIPELINED_BEFORE_PAUSE = 8
-"""A client whose bytes are not read cannot be seen to leave, so a few requests may wait before it is paused."""
+"""Requests that may wait before the client is paused: while its bytes are not read, its close cannot be seen."""
 
 _STALLED = "request body stalled"
 _REFUSALS = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
 
 
 class PipelineCallbacks(Protocol):
-    """The connection, as its pipeline sees it."""
+    """What a pipeline asks of its connection."""
 
     @property
     def draining(self) -> bool:
-        """Whether the connection is to close after the response that is running."""
+        """Whether the connection has to close after the running response."""
 
     def end_input(self) -> None:
-        """Nothing that arrives from now on is read as a request."""
+        """Read no bytes that arrive from now on as requests."""
 
     def close(self) -> None:
-        """Close once what is written has gone out."""
+        """Close when the bytes already written have been sent."""
 
     def linger(self) -> None:
-        """Close, but read and drop for a moment what the client still sends (RFC 9112 section 9.6)."""
+        """Close, but read and drop for a limited time what the client still sends (RFC 9112 section 9.6)."""
 
     def start_discarding(self) -> None:
-        """The rest of a body is dropped; close if it has not ended in time."""
+        """The rest of a body is read and dropped; close if it does not end in time."""
 
     def stop_discarding(self) -> None:
-        """The body has ended in time."""
+        """The dropped body has ended in time."""
 
     def schedule_next(self) -> None:
         """Call `RequestPipeline.next` in a later turn of the event loop."""
@@ -53,17 +53,17 @@ class PipelineCallbacks(Protocol):
 
 
 class RequestHandler(Protocol):
-    """What answers requests."""
+    """Answers requests."""
 
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
-        """Answer now, or return who answers later and hears about the client; None: answered already."""
+        """Answer now and return None, or return the producer of the response, to be notified about the client."""
 
     def refused(self, status: int, reason: str) -> None:
-        """A request was answered without being handled; `reason` is a short text of a bounded set, for metrics."""
+        """A request was answered without `handle`; `reason` is one of a fixed set of short texts, for metrics."""
 
 
 class _NullConnection:
-    """The connection of a pipeline that is over."""
+    """The connection of a released pipeline; does nothing."""
 
     __slots__ = ()
 
@@ -130,7 +130,7 @@ class RequestPipeline:
 
     @property
     def answering(self) -> bool:
-        """Whether a request is being answered, or its rest awaited."""
+        """Whether a request is being answered, or the rest of an answered one awaited."""
         return self._current is not None
 
     @property
@@ -140,34 +140,34 @@ class RequestPipeline:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being answered and no request is arriving, not even half of a head."""
+        """Whether no request is being answered and none is arriving, not even a part of a head."""
         return self._current is None and not self._queue and self._parser.between_requests
 
     @property
     def wants_reading(self) -> bool:
-        """Whether the client is to be read: the body that arrives is wanted, and few requests wait."""
+        """Whether to read from the client: the body that arrives has a consumer, and few requests wait."""
         return self._body_reading and len(self._queue) <= PIPELINED_BEFORE_PAUSE
 
     # --- what arrives ------------------------------------------------------------------------------------------------
 
     def request_begun(self, request: ClientRequest) -> None:
-        """It is answered when those before it are. Raises `RefusedError` if too many wait."""
+        """The head of `request` is complete: queue it behind the earlier ones. Raises `RefusedError` if too many wait."""
         if len(self._queue) > _MAX_PIPELINED:
             raise RefusedError(400)
         self._queue.append(request)
 
     def request_complete(self, request: ClientRequest) -> None:
-        """If it was answered before, the next one may begin."""
+        """The last byte of `request` has arrived; if it has been answered already, the next one may begin."""
         if request is self._current and self._response is not None and self._response.over:
             self._settled()
 
     def set_body_reading(self, reading: bool) -> None:
-        """A body waits for its taker, or no longer does."""
+        """Whether the body that arrives can be taken now."""
         self._body_reading = reading
         self._connection.update_reading()
 
     def refuse(self, status: int) -> None:
-        """Answer with `status` once everything before is answered, then close."""
+        """Answer with `status` when all earlier requests are answered, then close."""
         self._refusal = status
         self._connection.end_input()
         self._parser.abandon()
@@ -175,14 +175,14 @@ class RequestPipeline:
             self._answer_refusal()
 
     def body_broken(self, request: ClientRequest, reason: str) -> None:
-        """The body of a request broke off: answered in its turn, by what wants the body."""
+        """The framing of the body is invalid: notify its consumer, now or when one attaches."""
         self._connection.end_input()
         request.body.fail(reason)
         if request is self._current and self._response is not None and self._response.over:
             self._connection.linger()
 
     def body_late(self, request: ClientRequest) -> None:
-        """The client has stopped sending a body that is waited for: 408, unless an answer is on its way."""
+        """The client has stopped sending a body that is being read: answer 408, unless a response has begun."""
         response, flow = self._response, self._flow
         if request is not self._current or response is None:
             self.body_broken(request, _STALLED)
@@ -210,14 +210,14 @@ class RequestPipeline:
         )
         self._current, self._response = request, response
         flow = self._handler.handle(request, response)
-        if not response.over:  # else it was answered, or its client is gone
+        if not response.over:  # else it was answered, or the client has closed
             self._flow = flow
             if flow is not None and not self._writable:
                 flow.pause_response()
         self._connection.update_reading()
 
     def set_writable(self, writable: bool) -> None:
-        """The client reads slower than we write, or has caught up."""
+        """Whether the client reads as fast as the response is written; pause or resume the producer."""
         self._writable = writable
         flow = self._flow
         if flow is None:
@@ -228,10 +228,10 @@ class RequestPipeline:
             flow.pause_response()
 
     def response_done(self, *, keep_alive: bool) -> None:
-        """The response is complete; a body that nobody wanted is read and dropped for a moment."""
+        """The response is complete; the rest of a body without consumer is read and dropped for a limited time."""
         self._flow = None
         connection, request = self._connection, self._current
-        if request is None:  # it was refused by its head
+        if request is None:  # refused by `_answer_refusal`
             connection.linger()
         elif request.body.complete:
             if keep_alive:
@@ -251,13 +251,13 @@ class RequestPipeline:
         self._flow = None
 
     def drop_requests(self) -> None:
-        """Nothing more is answered: what runs was answered, what waits never will be."""
+        """Answer nothing more: forget the current request, which has its response, and drop the waiting ones."""
         self._current = self._response = None
         self._parser.abandon()
         self._queue.clear()
 
     def client_gone(self) -> None:
-        """Nobody reads an answer any more: whoever produces one hears of it, once."""
+        """The client has closed: notify the producer of the running response, once, and drop all requests."""
         flow, self._flow = self._flow, None
         response, self._response = self._response, None
         if response is not None and not response.over:
@@ -267,11 +267,11 @@ class RequestPipeline:
         self.drop_requests()
 
     def release(self) -> None:
-        """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
+        """Cut the reference cycles of an ended connection: it is then freed at once, without the garbage collector."""
         self._connection = self._output = _NULL_CONNECTION
 
     def _settled(self) -> None:
-        """Request and response are both complete: on to the next request."""
+        """Request and response are both complete: begin the next request, or close."""
         connection = self._connection
         connection.stop_discarding()
         self._current = self._response = self._flow = None
@@ -279,7 +279,7 @@ class RequestPipeline:
         if connection.draining:
             connection.close()
         elif self._queue:
-            # Not from within the response before: a long pipeline must not become a deep stack.
+            # Not called from within the previous response: a long pipeline would make a deep call stack.
             connection.schedule_next()
         elif self._refusal is not None:
             self._answer_refusal()
@@ -293,5 +293,5 @@ class RequestPipeline:
 
 
 def _withheld(request: ClientRequest) -> bool:
-    """Whether the client still waits to be asked for its body, and has not been."""
+    """Whether the client waits for `100 Continue` before it sends the body, and has not received it."""
     return request.expects_continue and not request.body.wanted and not request.body.complete

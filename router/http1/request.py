@@ -1,7 +1,7 @@
-"""One parsed client request and its body, as the rest of the gateway sees them.
+"""One parsed client request and its body, as the other packages see them.
 
-The body is a stream with one consumer at a time: bytes wait (bounded, the client is paused) until somebody attaches, and
-`100 Continue` goes out only then (RFC 9110 section 10.1.1).
+The body is a stream with one consumer at a time: until one attaches, bytes wait (bounded: the client is paused), and
+`100 Continue` is not sent (RFC 9110 section 10.1.1).
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ _MAX_WAITING_BYTES = WAITING_BODY.bytes or 0
 
 
 class BodyConsumer(Protocol):
-    """Who takes a request body at the moment."""
+    """Receives a request body."""
 
     def on_body(self, data: bytes) -> None:
-        """The next bytes, not empty."""
+        """The next bytes of the body; never empty."""
 
     def on_body_end(self) -> None:
         """The body is complete."""
 
     def on_body_broken(self, reason: str) -> None:
-        """The client's framing of the body is invalid; nothing follows."""
+        """The client's framing of the body is invalid, for `reason`; no further call follows."""
 
 
 class RequestBody:
@@ -52,34 +52,34 @@ class RequestBody:
         self._paused = False
         self._reading = True
         self.complete = False
-        """The client has sent all of it."""
+        """Whether the client has sent all of the body."""
         self.broken: str | None = None
         self.wanted = False
-        """Somebody has asked for it."""
+        """Whether a consumer has asked for the body."""
         self.invite: Callable[[], None] | None = None
-        """Called when the body is first wanted, if the client waits to be asked for it."""
+        """Called when the body is first asked for, if the client waits for `100 Continue`."""
 
     @property
     def empty(self) -> bool:
-        """Whether it is complete and without a byte."""
+        """Whether the body is complete and has no byte."""
         return self.complete and not self._waiting.size
 
     def attach(self, consumer: BodyConsumer) -> None:
-        """Hand over what has arrived and everything that follows."""
+        """Give `consumer` the bytes that wait and all that follow."""
         self._want()
         self._consumer = consumer
         self._flush()
         self._update_reading()
 
     def take(self) -> list[bytes]:
-        """All of a complete body, for good."""
+        """Remove and return all bytes of a complete body."""
         self._want()
         taken = self._waiting.take()
         self._update_reading()
         return taken
 
     def detach(self) -> None:
-        """Nobody wants the rest: what arrives from now on is dropped."""
+        """Detach the consumer; bytes that arrive from now on are dropped."""
         self.wanted = True
         self._consumer = None
         self._waiting.clear()
@@ -87,12 +87,12 @@ class RequestBody:
         self._update_reading()
 
     def pause(self) -> None:
-        """The consumer cannot take more; bytes wait and the client is paused."""
+        """Deliver nothing until `resume`; bytes wait, and the client is paused when too many do."""
         self._paused = True
         self._update_reading()
 
     def resume(self) -> None:
-        """The consumer goes on."""
+        """Deliver the bytes that wait, and go on."""
         self._paused = False
         self._flush()
         self._update_reading()
@@ -100,7 +100,7 @@ class RequestBody:
     # --- from the connection ---------------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the body."""
+        """Bytes of the body have arrived."""
         if self._consumer is not None and not self._paused:
             self._consumer.on_body(data)
         elif not self.wanted or self._consumer is not None:
@@ -108,13 +108,14 @@ class RequestBody:
             self._update_reading()
 
     def finish(self) -> None:
-        """The last byte has arrived."""
+        """The last byte of the body has arrived."""
         self.complete = True
-        if self._consumer is not None and not self._waiting.size:
-            self._end()
+        consumer = self._consumer
+        if consumer is not None and not self._waiting.size:
+            self._end(consumer)
 
     def fail(self, reason: str) -> None:
-        """The client broke HTTP inside its body."""
+        """The client's framing of the body is invalid."""
         self.broken = reason
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
@@ -129,20 +130,20 @@ class RequestBody:
     def _flush(self) -> None:
         while self._waiting.size and self._consumer is not None and not self._paused:
             self._consumer.on_body(self._waiting.pop())
-        if self._waiting.size or self._consumer is None:
+        consumer = self._consumer
+        if self._waiting.size or consumer is None:
             return
         if self.broken is not None:
             self.fail(self.broken)
         elif self.complete:
-            self._end()
+            self._end(consumer)
 
-    def _end(self) -> None:
-        # Whoever was slow to take it: the client is read on, or its leaving would not be seen.
+    def _end(self, consumer: BodyConsumer) -> None:
+        # Even if the consumer paused: the connection must go on reading, or a close by the client would not be seen.
         self._paused = False
         self._update_reading()
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            consumer.on_body_end()
+        self._consumer = None
+        consumer.on_body_end()
 
     def _update_reading(self) -> None:
         reading = not self._paused and self._waiting.size <= _MAX_WAITING_BYTES
@@ -152,7 +153,7 @@ class RequestBody:
 
 
 class ClientRequest:
-    """A request head and its body. `headers` hold lower-case names and original values, in order."""
+    """A request head and its body. `headers` holds lower-case names and original values, in order."""
 
     __slots__ = (
         "body",
@@ -191,8 +192,8 @@ class ClientRequest:
         self.http_1_0 = http_1_0
         self.keep_alive = keep_alive
         self.last = last
-        """Two framings were given: nothing behind it is read, and its connection ends (RFC 9112 section 6.1)."""
+        """Whether the head gave two framings: no later request is read, and the connection closes (RFC 9112 section 6.1)."""
         self.received_at = received_at
-        """Monotonic seconds when the head was complete."""
+        """Monotonic seconds at which the head was complete."""
         self.body = body
         self.expects_continue = b"expect" in first and first[b"expect"].lower() == b"100-continue" and not http_1_0

@@ -1,6 +1,7 @@
-"""Bytes of one client connection to requests, one after the other (RFC 9112). No I/O.
+"""Parses the bytes of one client connection into requests (RFC 9112). No I/O.
 
-llhttp (through httptools) reads the syntax; this file adds the limits and refuses what two readers could understand in two ways.
+llhttp (through httptools) parses the syntax; this module adds the limits and refuses requests that two parsers could
+understand differently (request smuggling).
 """
 
 from collections.abc import Callable
@@ -14,10 +15,10 @@ from tunnel_protocol.head import HeaderList
 from tunnel_protocol.limit import Limit
 
 HEAD = Limit("http1.head", bytes=417_792, pieces=100)
-"""A request head with all its header lines; as many bytes may come of chunk lines and trailers between two pieces of body."""
+"""Bytes of a request head with all its header lines, and of chunk lines and trailers between two pieces of a body."""
 
 TARGET = Limit("http1.target", bytes=65_534)
-"""A request target."""
+"""Bytes of a request target."""
 
 _MAX_HEADERS = HEAD.pieces or 0
 _MAX_HEAD_BYTES = HEAD.bytes or 0
@@ -26,7 +27,7 @@ _VERSIONS = frozenset(("1.0", "1.1"))
 
 
 class RefusedError(Exception):
-    """A request that is answered by `status` without being handled, and ends its connection."""
+    """The request is answered with `status` without being handled, and its connection closes."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -34,7 +35,7 @@ class RefusedError(Exception):
 
 
 class BrokenBodyError(Exception):
-    """The client broke the framing of the body of `request`; nothing after it can be read."""
+    """The framing of the body of `request` is invalid; no later byte of the connection can be parsed."""
 
     def __init__(self, request: ClientRequest, reason: str) -> None:
         super().__init__(reason)
@@ -43,27 +44,27 @@ class BrokenBodyError(Exception):
 
 
 class _LastRequestError(Exception):
-    """Whatever follows the request that was read is not to be understood (RFC 9112 section 6.1)."""
+    """Bytes after the last parsed request must not be read as requests (RFC 9112 section 6.1)."""
 
 
 class RequestCallbacks(Protocol):
-    """Who takes the requests: the connection."""
+    """Receives the requests; the connection implements it."""
 
     def request_begun(self, request: ClientRequest) -> None:
         """A head is complete; the body follows in `request.body`. May raise `RefusedError`."""
 
     def request_complete(self, request: ClientRequest) -> None:
-        """The last byte of it has arrived."""
+        """The last byte of `request` has arrived."""
 
     def set_body_reading(self, reading: bool) -> None:
-        """Whether the body that arrives is wanted now."""
+        """Whether the body that arrives can be taken now."""
 
     def invite_body(self) -> None:
-        """Ask the client, which waits for it, to send the body."""
+        """Send `100 Continue` to a client that waits for it."""
 
 
 class _NullRequestCallbacks:
-    """The owner of a parser that is never fed again."""
+    """The callbacks of a released parser; does nothing."""
 
     __slots__ = ()
 
@@ -111,7 +112,7 @@ class RequestParser:
         self._arriving: ClientRequest | None = None
         self._bytes_without_body = 0
         self._head_of_body: bytes | None = None
-        # What one delivery of the socket brings of a body goes on as one piece, however small its chunks are.
+        # The body bytes of one read of the socket are delivered as one piece, however small the chunks are.
         self._piece = b""
         self._further: list[bytes] = []
         self._syntax: httptools.HttpRequestParser | None = self._new_syntax()
@@ -123,7 +124,7 @@ class RequestParser:
 
     @property
     def heads(self) -> int:
-        """How many heads have arrived."""
+        """Number of heads that have arrived."""
         return self._heads
 
     @property
@@ -133,11 +134,11 @@ class RequestParser:
 
     @property
     def between_requests(self) -> bool:
-        """Whether nothing has arrived of a next request, not even half of a head."""
+        """Whether no byte of a next request has arrived."""
         return self._arriving is None and not self._in_head
 
     def feed(self, data: bytes) -> None:
-        """Read on; the owner hears of each head and each end. Raises `RefusedError` and `BrokenBodyError`."""
+        """Parse `data` and report to the callbacks. Raises `RefusedError` or `BrokenBodyError`."""
         if self._in_head or self._arriving is None:
             self._head_bytes += len(data)
         try:
@@ -162,14 +163,14 @@ class RequestParser:
             raise RefusedError(431)
 
     def abandon(self) -> None:
-        """Nothing that arrives is of interest any more."""
+        """Ignore all bytes that arrive from now on."""
         self._arriving = None
         self._in_head = False
         self._piece = b""
         self._further = []
 
     def release(self) -> None:
-        """The connection is over. Cuts the reference cycles, so that it is freed at once and not by the collector."""
+        """Cut the reference cycles of an ended connection: it is then freed at once, without the garbage collector."""
         self.abandon()
         self._syntax = None
         self._owner = _NULL_CALLBACKS
@@ -180,8 +181,8 @@ class RequestParser:
             try:
                 syntax.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # Nothing is ever upgraded: what follows is ordinary HTTP, the body of this very request included,
-                # which llhttp takes for the new protocol's.
+                # The router never upgrades: the following bytes are ordinary HTTP, including the body of this request,
+                # which llhttp takes for data of the new protocol.
                 data = data[upgrade.args[0] :]
                 if self._head_of_body is not None:
                     syntax = self._syntax = self._new_syntax()
@@ -191,23 +192,23 @@ class RequestParser:
                 return
 
     def _hand_over(self) -> None:
-        """Give the collected pieces to the body they belong to."""
+        """Give the collected pieces to the body of the request that is arriving."""
         data = self._piece
         self._piece = b""
         if self._further:
             data = b"".join((data, *self._further))
             self._further = []
-        if self._arriving is not None:
+        if self._arriving is not None:  # pragma: no branch - pieces belong to a request that is arriving
             self._arriving.body.feed(data)
 
     def _new_syntax(self) -> httptools.HttpRequestParser:
         syntax = httptools.HttpRequestParser(self)
-        # Chunked framing wins over a content-length beside it (RFC 9112 section 6.3); `_consistent` drops the latter.
+        # Chunked framing overrides a content-length in the same head (RFC 9112 section 6.3); `_consistent` drops the latter.
         syntax.set_dangerous_leniencies(lenient_chunked_length=True)
         return syntax
 
     def _malformed(self, reason: str) -> Exception:
-        """What is wrong if the client broke the framing: of the body that is arriving, or between two requests."""
+        """The error for invalid syntax: `BrokenBodyError` within a body, `RefusedError` elsewhere."""
         if self._piece:
             self._hand_over()
         request, self._arriving = self._arriving, None
@@ -234,16 +235,16 @@ class RequestParser:
             raise RefusedError(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; of the trailers of a chunked body nothing is kept."""
+        """One header line; trailers of a chunked body are dropped."""
         if not self._in_head:
             return
         if len(self._headers) >= _MAX_HEADERS:
             raise RefusedError(431)
-        # Blanks around a value are no part of it (RFC 9112 section 5.1); llhttp leaves those behind it.
+        # Blanks around a value are not part of it (RFC 9112 section 5.1); llhttp leaves trailing ones.
         self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is complete: check it and report the request."""
         syntax = self._syntax
         if self._head_of_body is not None or syntax is None:
             return
@@ -313,7 +314,7 @@ class RequestParser:
 
 
 def _head_of_body(request: ClientRequest) -> bytes | None:
-    """A head that announces the body of `request` and nothing else; None if there is none."""
+    """A request head with the framing headers of `request` only; None if it has no body."""
     framing = [entry for entry in request.headers if entry[0] in (b"content-length", b"transfer-encoding")]
     if not framing:
         return None
@@ -328,7 +329,7 @@ def _size(target: bytes, headers: HeaderList) -> int:
 
 
 def _consistent(headers: HeaderList, *, http_1_0: bool) -> HeaderList:
-    """Headers without a `content-length` that chunked framing overrides; refuses framing that could be read in two ways."""
+    """Headers without a `content-length` that chunked framing overrides. Raises `RefusedError` for ambiguous framing."""
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     lengths = {value for name, value in headers if name == b"content-length"}
     if len(lengths) > 1 or sum(name == b"host" for name, _ in headers) > 1:

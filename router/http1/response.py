@@ -1,10 +1,9 @@
-"""Writes one HTTP/1.1 response: head, body chunks, end; or breaks it off so that nobody can take it for complete.
+"""Writes one HTTP/1.1 response: head, body chunks, end; or breaks it off so that the client sees that it is not complete.
 
-Framing (RFC 9112 section 6): a `content-length` that is given is kept to; otherwise chunked, or for HTTP/1.0 the end of the
-connection. What a client must notice as truncated ends without the final chunk, or short of its length.
+Framing (RFC 9112 section 6): by `content-length` if one is given; otherwise chunked, or for HTTP/1.0 by the end of the
+connection. A response that is broken off ends without the final chunk, or with fewer bytes than its `content-length`.
 """
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -15,44 +14,44 @@ _WITHOUT_BODY = frozenset((204, 304))
 _CONTENT_LENGTH = b"content-length"
 _MAX_LENGTH_DIGITS = 19
 _NOT_COPIED_BYTES = 4096
-"""From this size on a chunk goes to the kernel in three pieces rather than being copied into one."""
+"""Bytes from which on a chunk is written in three pieces (size line, data, line end) instead of being copied into one."""
 
 
 class ResponseFlow(Protocol):
-    """Who produces a response body, told when the client is slow."""
+    """The producer of a response body; notified when the client is slow or closes."""
 
     def pause_response(self) -> None:
-        """The client does not keep up."""
+        """The client reads slower than the response is written."""
 
     def resume_response(self) -> None:
         """The client has caught up."""
 
     def client_gone(self) -> None:
-        """The client has left; nothing can be written any more."""
+        """The client has closed; nothing can be written any more."""
 
 
 class ResponseOutput(Protocol):
-    """The connection under a response."""
+    """What a response asks of its connection."""
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the client."""
 
     def response_done(self, *, keep_alive: bool) -> None:
-        """The response is complete; the connection goes on or closes."""
+        """The response is complete; the connection stays open if `keep_alive`, else it closes."""
 
     def response_broken(self, *, reset: bool) -> None:
-        """Close the connection after what is queued, so that the client sees the response as broken."""
+        """End the connection after the queued bytes, by a TCP reset if `reset`: the client sees an incomplete response."""
 
     @property
     def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of its connection."""
 
     def date(self) -> bytes:
-        """The value of a `date` header, now."""
+        """The value of the `date` header now."""
 
 
 class Response:
-    """The response to one request. Methods after the end, or after the client has gone, do nothing."""
+    """The response to one request. Methods do nothing after its end, or after the client has closed."""
 
     __slots__ = (
         "_bodyless",
@@ -62,7 +61,6 @@ class Response:
         "_output",
         "body_bytes",
         "keep_alive",
-        "on_finished",
         "over",
         "started",
         "status",
@@ -79,7 +77,7 @@ class Response:
         self._output = output
         self._http_1_0 = http_1_0
         self.keep_alive = keep_alive
-        """Whether the connection may go on after it; settled when the head is sent."""
+        """Whether the connection stays open after this response; final once the head is sent."""
         self._bodyless = bodyless
         self._chunked = False
         self._left: int | None = None
@@ -87,10 +85,9 @@ class Response:
         self.over = False
         self.status = 0
         self.body_bytes = 0
-        self.on_finished: Callable[[], None] | None = None
 
     def start(self, status: int, headers: HeaderList) -> None:
-        """Send the head now. `headers` name no framing but perhaps one `content-length`."""
+        """Send the head now. `headers` may have one `content-length`, and no other framing header."""
         self.started = True
         self.status = status
         reason = _REASONS.get(status, b"Unknown")
@@ -114,7 +111,7 @@ class Response:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive or self._output.draining:
             self.keep_alive = False
-            if not self._http_1_0:  # there it is the rule
+            if not self._http_1_0:  # closing is the default of HTTP/1.0
                 lines.append(b"connection: close\r\n")
         elif self._http_1_0:
             lines.append(b"connection: keep-alive\r\n")
@@ -124,7 +121,7 @@ class Response:
         self._output.write(b"".join(lines))
 
     def write(self, data: bytes) -> bool:
-        """Send a piece of body. False: the declared length is used up, the rest is not sent."""
+        """Send a piece of the body. False: the declared length is reached, and the rest is not sent."""
         if self.over or self._bodyless:
             return not self.over
         size = len(data)
@@ -148,7 +145,7 @@ class Response:
         return True
 
     def end(self) -> None:
-        """The body is complete; short of its declared length it is broken."""
+        """End the body; if it is shorter than its declared length, break it off."""
         if self.over:
             return
         if self._left:
@@ -157,20 +154,18 @@ class Response:
         self.over = True
         if self._chunked and not self._bodyless:
             self._output.write(b"0\r\n\r\n")
-        self._finished()
         self._output.response_done(keep_alive=self.keep_alive)
 
     def break_off(self) -> None:
-        """End abnormally: what is queued still goes out, the final chunk never does."""
+        """End abnormally: queued bytes are still sent, the final chunk is not."""
         if self.over:
             return
         self.over = True
-        self._finished()
-        # Where the end of the connection is the end of the body, only a reset tells that it is not complete.
+        # Where the end of the connection is the end of the body, only a reset shows that the body is not complete.
         self._output.response_broken(reset=not self._chunked and self._left is None)
 
     def send(self, status: int, headers: HeaderList, body: bytes = b"") -> None:
-        """A whole response of known length."""
+        """Send a complete response with its length."""
         if self.over:
             return
         self.start(status, [*headers, (_CONTENT_LENGTH, b"%d" % len(body))])
@@ -180,18 +175,12 @@ class Response:
         self.end()
 
     def abandoned(self) -> None:
-        """The client has gone."""
+        """The client has closed: write nothing more."""
         self.over = True
-        self._finished()
-
-    def _finished(self) -> None:
-        callback, self.on_finished = self.on_finished, None
-        if callback is not None:
-            callback()
 
 
 def _declared_length(headers: HeaderList) -> int | None:
-    """The length a worker declared, if it did so once and in digits."""
+    """The value of `content-length`; None if there is not exactly one in digits."""
     values = [value for name, value in headers if name == _CONTENT_LENGTH]
     if len(values) != 1 or not values[0].isdigit() or len(values[0]) > _MAX_LENGTH_DIGITS:
         return None

@@ -1,4 +1,4 @@
-"""The HTTP listener: accepts connections, hands requests to the routes, and drains."""
+"""The HTTP listener: accepts connections, passes requests to a handler, and drains."""
 
 import asyncio
 import email.utils
@@ -20,23 +20,23 @@ from tunnel_protocol.limit import Limit
 _log = structlog.get_logger()
 
 RESERVED_DESCRIPTORS = Limit("http1.reserved_descriptors", pieces=64)
-"""File descriptors that client connections leave to tunnels, control plane, metrics and files (a quarter if there are few)."""
+"""File descriptors that client connections leave free for tunnels, control plane, metrics and files; at most a quarter."""
 
 BACKLOG = 1024
 _REPORT_EVERY_S = 10.0
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-"""A peer that answers nothing is given up within two minutes; the system's own first question comes after two hours."""
+"""TCP keepalive in seconds: a peer that does not answer is dropped within two minutes (Linux's default: over two hours)."""
 
 
 class ServerCallbacks(RequestHandler, Protocol):
-    """What answers the requests of a server."""
+    """Answers the requests of a server."""
 
     def connection_refused(self, reason: str) -> None:
-        """A connection was closed as soon as it was accepted; `reason` is `connections` or `descriptors`."""
+        """A connection was closed when accepted; `reason` is the exceeded limit: `connections` or `descriptors`."""
 
 
 class HttpServer:
-    """One listening socket and its connections. A connection stays open as long as its client likes."""
+    """One listening socket and its connections. Idle connections are not closed by a timeout."""
 
     def __init__(
         self,
@@ -64,21 +64,18 @@ class HttpServer:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered."""
+        """Number of connections on which a request is arriving or being answered."""
         return sum(not connection.idle for connection in self._connections)
 
     @property
     def connections(self) -> int:
-        """Open connections."""
+        """Number of open connections."""
         return len(self._connections)
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
-        # Accepted sockets inherit them: clients that vanish are found although connections may be idle for ever.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        # Accepted sockets inherit these options: they detect clients that vanish, as idle connections have no timeout.
+        keep_alive(sock)
         self._server = await self._loop.create_server(
             lambda: ClientConnection(self, self._clock, self._timeouts), sock=sock, backlog=BACKLOG
         )
@@ -89,9 +86,9 @@ class HttpServer:
             await self._server.wait_closed()
 
     async def drain(self, budget_s: float, lame_duck_s: float = 0.0) -> bool:
-        """Take no new work and let the running requests finish; False if some still ran after `budget_s`.
+        """Refuse new requests and let the running ones finish; False if some still ran after `budget_s` seconds.
 
-        For `lame_duck_s` new connections are accepted and new requests answered with 503; then the listener closes.
+        For `lame_duck_s` seconds new connections are accepted and new requests answered with 503; then the listener closes.
         """
         deadline = self._loop.time() + budget_s
         self.draining = self._refusing = True
@@ -111,26 +108,26 @@ class HttpServer:
         return True
 
     def abort(self) -> None:
-        """Cut every connection."""
+        """Close every connection at once."""
         for connection in list(self._connections):
             connection.abort()
 
     # --- Requests --------------------------------------------------------------------------------------------------
 
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
-        """Answer a request; new work is refused while draining."""
+        """Pass a request to the handler; while draining, answer 503."""
         if self._refusing and request.method == b"POST":
             response.send(503, [])
             return None
         return self._handler.handle(request, response)
 
     def connection_opened(self, connection: ClientConnection) -> None:
-        """Keep track of it, or close it at once if there are too many: what has been accepted before goes on."""
+        """Add the connection, or close it at once if there are too many; connections accepted earlier are not affected."""
         if len(self._connections) >= self._max_connections:
             self._turn_away(connection, "connections", self._max_connections)
             return
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        # The system gives the lowest free number, so a high one tells that nearly all are taken, whoever holds them.
+        # The kernel assigns the lowest free descriptor, so a high number shows that nearly all are in use in this process.
         if limit >= 0 and connection.descriptor >= limit - min(RESERVED_DESCRIPTORS.pieces or 0, limit // 4):
             self._turn_away(connection, "descriptors", limit)
             return
@@ -153,16 +150,16 @@ class HttpServer:
             self._turned_away = 0
 
     def refused(self, status: int, reason: str) -> None:
-        """A request was answered without being handled."""
+        """Pass on that a request was answered without `handle`."""
         self._handler.refused(status, reason)
 
     def connection_closed(self, connection: ClientConnection) -> None:
-        """Forget it."""
+        """Remove a connection whose transport is closed."""
         self._connections.discard(connection)
         self._changed.set()
 
     def flush_later(self, connection: ClientConnection) -> None:
-        """One flush for all connections that were written to: at the end of the tick, or else of the turn."""
+        """Flush all connections written to at once: at the end of the tick, or else of the turn of the event loop."""
         if not (self._in_tick or self._flush_planned):
             self._flush_planned = True
             self._loop.call_soon(self._flush)
@@ -171,11 +168,11 @@ class HttpServer:
     # --- TickObserver ----------------------------------------------------------------------------------------------
 
     def tick_begins(self) -> None:
-        """Tunnels are about to call back: nothing of what they bring needs a further turn of the event loop."""
+        """An endpoint is about to deliver received data: writes until `tick_ends` are flushed there."""
         self._in_tick = True
 
     def tick_ends(self) -> None:
-        """They have."""
+        """The endpoint has delivered all data of this tick: flush every connection that was written to."""
         self._in_tick = False
         if self._unflushed:
             self._flush()
@@ -187,9 +184,17 @@ class HttpServer:
             connection.flush()
 
     def date(self) -> bytes:
-        """The value of a `date` header, made once a second."""
+        """The value of the `date` header, rendered once a second."""
         second = int(time.time())
         if second != self._date_second:
             self._date_second = second
             self._date = email.utils.formatdate(second, usegmt=True).encode()
         return self._date
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Accepted sockets inherit it from `sock`: clients that vanish are found although connections may be idle for ever."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):  # not every system has them all
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,4 +1,4 @@
-"""Request targets and `Host` values: the four forms of RFC 9112 section 3.2, and nothing that is none of them. Pure."""
+"""Checks request targets (the four forms of RFC 9112 section 3.2) and `Host` values. Pure."""
 
 import re
 
@@ -13,11 +13,11 @@ _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://" + _HOST_PATTERN + rb"(?::[
 
 
 class BadTargetError(Exception):
-    """A request target that has none of the forms, or not the one its method wants."""
+    """The request target has none of the four forms, or one that its method does not allow."""
 
 
 def host_is_valid(value: bytes) -> bool:
-    """Whether a `Host` value is empty or a host with perhaps a port (RFC 9110 section 7.2)."""
+    """Whether a `Host` value is empty or a host with an optional port (RFC 9110 section 7.2)."""
     name, _, port = value.partition(b":")
     if not name.translate(None, _IN_NAMES) and (not port or (port.isdigit() and len(port) <= _PORT_DIGITS)) and name:
         return True  # nearly all; the rest are addresses in brackets and percent signs
@@ -25,7 +25,7 @@ def host_is_valid(value: bytes) -> bool:
 
 
 def origin_form(method: bytes, target: bytes) -> bytes:
-    """Path and query of `target`, without its fragment; `*` and authorities as they are. Raises `BadTargetError`."""
+    """Path and query of `target` without its fragment; `*` and an authority unchanged. Raises `BadTargetError`."""
     if target.startswith(b"/") and not target.translate(None, _IN_PLAIN_TARGETS) and method != b"CONNECT":
         return target
     if target.translate(None, _IN_TARGETS) or (b"`" in target and b"`" in target.partition(b"?")[0]):

@@ -1,7 +1,7 @@
-"""Whether a client has left whose bytes are not being read at the moment, so that the event loop does not hear of its end.
+"""Whether a client has closed while its bytes are not being read, so that the event loop does not report the close.
 
-That is the case while a worker does not take the body, or while several requests wait. The state of the connection is asked of
-the kernel instead (Linux: `tcp(7)`, TCP_INFO); elsewhere the departure shows with the next read or write.
+That is the case while a worker does not take the body, or while several requests wait. Then the kernel is asked for the
+state of the connection (Linux: `tcp(7)`, TCP_INFO); on other systems the close is seen at the next read or write.
 """
 
 import socket
@@ -11,7 +11,7 @@ _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
 
 
 def peer_closed(sock: socket.socket | None) -> bool:
-    """Whether the peer has closed, half-closed or reset the connection."""
+    """Whether the peer has closed, half-closed or reset the connection; False where the kernel cannot be asked."""
     if sock is None or _TCP_INFO is None:
         return False
     try:

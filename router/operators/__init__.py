@@ -1,1 +1,1 @@
-"""The port of operators: metrics page, explanations of routing decisions."""
+"""The operators' (metrics) port: metrics and explanations of routing decisions."""

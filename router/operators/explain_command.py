@@ -1,4 +1,4 @@
-"""`python -m router explain`: ask a running router how it would route a request, and print the answer for humans."""
+"""`python -m router explain`: asks a running router how it would route a request, and prints the answer as text."""
 
 import argparse
 import http.client
@@ -27,7 +27,7 @@ _EPILOG = """examples:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Ask and print; returns the exit code (1: the router cannot be asked or refused the question)."""
+    """Ask and print; returns the exit code (1: the router cannot be reached or refused the query)."""
     options = _parser().parse_args(arguments)
     query: list[tuple[str, str]] = [("model", options.model)]
     for name in ("routing_key", "method", "input_tokens", "priority", "affinity_key", "request_slo_ms", "elapsed_ms"):

@@ -19,14 +19,14 @@ _NUMBERS = ("input_tokens", "priority", "request_slo_ms", "elapsed_ms")
 
 
 class ExplainPage:
-    """Answers questions about routing; asking changes nothing."""
+    """Answers queries about routing; a query changes no state."""
 
     def __init__(self, registry: Registry, selector: Selector) -> None:
         self._registry = registry
         self._selector = selector
 
     def route(self) -> Route:
-        """To be mounted on the operators' server."""
+        """The route for `OperatorsServer`."""
         return Route("/explain", self._answer, methods=["GET"])
 
     async def _answer(self, request: Request) -> Response:

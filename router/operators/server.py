@@ -1,7 +1,7 @@
-"""The HTTP server on the metrics port: what is for operators and not on the path of requests.
+"""The HTTP server on the metrics port, for operators; it is not on the request path.
 
-`GET /metrics` and `/metrics/all`; other packages mount pages of their own (`explain`, the live page) as Starlette routes. An
-ordinary framework on the same event loop: scrapes are rare and small (docs/operations.md, "Metrics").
+Serves `GET /metrics` and `/metrics/all`; further pages (`explain`) are mounted as Starlette routes. It uses an ordinary
+framework on the same event loop, because scrapes are rare and small (docs/operations.md, "Metrics").
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from tunnel_protocol.limit import Limit
 _log = structlog.get_logger()
 
 CONNECTIONS = Limit("operators.connections", pieces=256)
-"""Connections and requests at a time."""
+"""Limit of concurrent connections and requests."""
 
 _AGAIN_S = 1.0
-"""Time before a server that ended is started again."""
+"""Seconds before a server that ended is started again."""
 
 _EXPOSITION = {"content-type": "text/plain; version=0.0.4"}
 
 
 class OperatorsServer:
-    """Serves the metrics, and whatever else is mounted, on a socket that is already bound."""
+    """Serves the metrics and the mounted routes on a socket that is already bound."""
 
     def __init__(self, metrics: Metrics, *, all_families: bool, mounts: Sequence[BaseRoute] = ()) -> None:
-        """`all_families` makes `/metrics` show the additional families too; `mounts` are further routes."""
+        """`all_families`: `/metrics` shows the additional families too; `mounts` are further routes."""
         self._metrics = metrics
         self._all_families = all_families
         self._process = CollectorRegistry()
@@ -59,20 +59,20 @@ class OperatorsServer:
             limit_concurrency=CONNECTIONS.pieces,
         )
         self.uvicorn = _QuietServer(self._config)
-        """The server of the library that runs now."""
+        """The uvicorn server that runs now."""
         self._stopping = asyncio.Event()
 
     async def serve(self, bound: socket.socket) -> None:
-        """Serve until `stop`; returns when all connections are closed.
+        """Serve until `stop`; returns when all connections have closed.
 
-        What is for operators cannot end the router: a server that ends by itself is told of and replaced.
+        A failure of this server does not end the router: a server that ends by itself is logged and started again.
         """
         with bound:
             while not self._stopping.is_set():
                 failure: BaseException | None = None
                 try:
                     await self.uvicorn.serve([bound.dup()])
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - the library exits when it cannot start
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - uvicorn raises SystemExit if it cannot start
                     failure = error
                 if not self._stopping.is_set():
                     _log.error("metrics server ended; it is started again", exc_info=failure)
@@ -81,12 +81,12 @@ class OperatorsServer:
                         await asyncio.wait_for(self._stopping.wait(), _AGAIN_S)
 
     async def wait_started(self) -> None:
-        """Returns once connections are answered."""
+        """Return when the server accepts connections."""
         while not self.uvicorn.started:  # noqa: ASYNC110 - the library offers no event for it
             await asyncio.sleep(0.005)
 
     def stop(self) -> None:
-        """Close the listener and end."""
+        """Close the listener and end `serve`."""
         self._stopping.set()
         self.uvicorn.should_exit = True
         self.uvicorn.stopping.set()
@@ -109,7 +109,7 @@ async def _empty(_request: Request, error: Exception) -> Response:
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves the process's signals alone; they belong to the router's life cycle. Wakes once a second, not ten times."""
+    """A uvicorn server that installs no signal handlers (`lifecycle.py` does) and wakes once a second, not ten times."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

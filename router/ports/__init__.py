@@ -1,1 +1,1 @@
-"""The protocols and plain values that several packages of the router share. Imports none of them."""
+"""The protocols and plain values that several packages of the router share. Imports no other package of the router."""

@@ -1,19 +1,19 @@
-"""Who a worker is: what its registration, its tunnels and its routes agree on."""
+"""The identity of a registered worker, shared by its registration, its tunnels and its routes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a worker may not change while it is registered."""
+    """The values that a worker must not change while it is registered."""
 
     inference_server_id: str
     """Unique among the live registrations of this process; byte for byte as sent, never empty."""
     cluster_id: str
-    """The effective cluster: the id itself if the worker named none."""
+    """The effective cluster id: the `inference_server_id` if the worker named none."""
     url: str
-    """As sent: `quic://ip:port` for a worker to be dialled, its engine's http(s) URL for a reverse one."""
+    """As sent: `quic://ip:port` for a direct worker, the engine's http(s) URL for a reverse one."""
     routing_key: str | None
-    """From authentication, never from the message; None = unscoped."""
+    """From authentication, not from the message; None = unscoped."""
     reverse: bool
     """True if the worker dials the router."""

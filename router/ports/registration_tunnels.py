@@ -16,22 +16,22 @@ class WorkerTunnels(TunnelSet, Protocol):
     """The tunnels of one registration generation, from its admission to its end."""
 
     def start(self, on_lost: Callable[[], None], on_recovered: Callable[[], None]) -> None:
-        """Begin the health loop. `on_lost`: missed probes or the tunnel closed; `on_recovered`: a probe works again.
+        """Start the health loop. `on_lost`: probes unanswered or the tunnel closed; `on_recovered`: a probe answered again.
 
-        Both are called synchronously from the event loop, alternately, `on_lost` first; neither after `retire`.
+        Both are called synchronously in the event loop, alternately, `on_lost` first; none is called after `retire`.
         """
 
     def reported(self) -> None:
-        """A message has arrived on the registration's stream; called for each, whether an update waits or not."""
+        """A message has arrived on the registration's stream; called for each one, even while an update waits."""
 
     async def tunnel_step(self) -> TunnelStep:
-        """Establish or await the tunnel, once per update; the first call of a reverse worker never waits."""
+        """Establish or await the tunnel, once per update; for a reverse worker the first call does not wait."""
 
     async def rtt_ns(self) -> int | None:
-        """The health loop's latest round trip in nanoseconds, or one probe's; None if that fails."""
+        """The latest round trip in nanoseconds, or if there is none that of a probe made now; None if the probe fails."""
 
     def retire(self) -> None:
-        """The registration is over: waiters wake, the health loop is cancelled; running exchanges finish."""
+        """End with the registration: wake all waiters and cancel the health loop; running exchanges finish."""
 
     async def wait_retired(self) -> None:
         """Return once `retire` was called and the health loop has ended."""

@@ -1,7 +1,7 @@
-"""The ports through which the rest of the router meets tunnels, as plain interfaces.
+"""The ports through which the other packages of the router use tunnels, as plain interfaces.
 
-`registry` and `gateway` know a registration's tunnels only through these; `router/tunnels` implements them and `app.py`
-introduces them to each other.
+`registry` and `proxy` use a registration's tunnels only through these; `router/tunnels` implements them, and
+`router/process` connects the packages.
 """
 
 from enum import Enum, auto
@@ -11,7 +11,7 @@ from tunnel_protocol.head import RequestHead, ResponseHead
 
 
 class TunnelError(Exception):
-    """An exchange failed in transport: before the head it is the attempt's synthetic 502, after it an abnormal end.
+    """An exchange failed in transport: before the response head the attempt failed, after it the response ends abnormally.
 
     `reason` is a short local text for logs (docs/protocol.md, "Failures"). `accepted` is True only if the worker is known to
     have received the whole request, so that sending it again may run it twice.
@@ -24,7 +24,7 @@ class TunnelError(Exception):
 
 
 class ExchangeSink(Protocol):
-    """What the owner of an exchange is told, synchronously, in wire order."""
+    """The callbacks of an exchange to its owner; called synchronously, in wire order."""
 
     def on_head(self, head: ResponseHead) -> None:
         """The response head. Its headers are as the worker sent them, without the status entry."""
@@ -33,20 +33,20 @@ class ExchangeSink(Protocol):
         """One non-empty chunk of the response body."""
 
     def on_end(self) -> None:
-        """The response is complete. Nothing follows."""
+        """The response is complete. No further callback about the response follows."""
 
     def on_failed(self, error: TunnelError) -> None:
-        """The exchange failed (reset, protocol error, connection lost). Nothing follows."""
+        """The exchange failed (reset, protocol error, connection closed). No further callback follows."""
 
     def on_upload_writable(self) -> None:
-        """`Exchange.send_body` had returned False; it accepts data again."""
+        """`Exchange.send_body`, which had returned False, accepts data again."""
 
     def on_upload_stopped(self) -> None:
-        """The worker does not want (the rest of) the request body; further `send_body` calls are dropped."""
+        """The worker does not take the rest of the request body; data of further `send_body` calls is dropped."""
 
 
 class _NullSink:
-    """The sink of an exchange that nobody listens to any more."""
+    """A sink that ignores every callback."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class _NullSink:
 
 
 NULL_SINK: ExchangeSink = _NullSink()
-"""Ignores everything: the sink of an exchange that nobody follows any more."""
+"""Ignores every callback: the sink of a cancelled or ended exchange."""
 
 
 class Exchange(Protocol):
@@ -77,16 +77,16 @@ class Exchange(Protocol):
         """The request body is complete (FIN)."""
 
     def abort_upload(self) -> None:
-        """Abandon the request body (RESET_STREAM 0); the response goes on. No effect after `end_body`."""
+        """Abandon the request body (RESET_STREAM 0); the response continues. No effect after `end_body`."""
 
     def cancel(self) -> None:
-        """Abandon both directions with code 0; the sink is not called again. Harmless when already over."""
+        """Abandon both directions with code 0; the sink is not called again. No effect after the end."""
 
     def pause(self) -> None:
         """Stop delivering the response and granting credit for it."""
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Continue after `pause`."""
 
     def upload_acknowledged(self) -> bool:
         """True once the worker has acknowledged every byte of the request including FIN (then it was accepted in full)."""
@@ -102,31 +102,31 @@ class TunnelSet(Protocol):
         """Whether any connection of the set is open."""
 
     def free_streams(self) -> int:
-        """How many streams can be opened right now without waiting, over all healthy connections."""
+        """Number of streams that can be opened now without waiting, over all healthy connections."""
 
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> Exchange | None:
-        """`open` if that is possible without waiting; None if every stream is taken. Raises `TunnelError`."""
+        """As `open`, without waiting; None if no stream is free. Raises `TunnelError`."""
 
     async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> Exchange:
         """Open a stream on the next healthy connection and send the head (and FIN if `end`).
 
-        Waits, in arrival order, while the peer's stream limit is used up; the caller bounds the wait and cancels it.
-        Completes without suspending when a stream is free. Raises `TunnelError`.
+        Waits, in arrival order, while the peer's stream limit is used up; the caller limits the time and cancels the wait.
+        Does not suspend when a stream is free. Raises `TunnelError`.
         """
 
     async def reconnect(self) -> None:
-        """Direct only: dial the whole set anew and replace it; streams that run on the old one are undisturbed.
+        """Direct only: dial a new set and replace the old one; streams that are open on the old one continue.
 
-        Raises `TunnelError` if any connection of the new set fails; the old set is then kept as it is.
+        Raises `TunnelError` if any connection of the new set fails; the old set is then kept.
         """
 
 
 class TunnelStep(Enum):
-    """Where a registration's tunnels stand when one of its updates is processed."""
+    """The state of a registration's tunnels when one of its updates is processed."""
 
     CONNECTED = auto()
-    """A connection is open, or a dialled worker is within the grace time after losing it."""
+    """A connection is open, or a direct worker is within the grace time after its last one closed."""
     REVERSE_DISCONNECTED = auto()
-    """The worker has not dialled (again) yet: ack with the dial address, nothing is routable."""
+    """The reverse worker has not dialled (again) yet: the ack has the dial address, and nothing is routable."""
     UNAVAILABLE = auto()
-    """A worker to be dialled cannot be reached: nothing is routable, and no ack."""
+    """A direct worker cannot be reached: nothing is routable, and no ack is sent."""

@@ -1,1 +1,1 @@
-"""The running router: assembles the packages, starts, supervises, reloads and drains them."""
+"""The process: assembles the packages of the router, starts, supervises, reloads and drains them."""

@@ -1,7 +1,7 @@
-"""The start of a router: builds the packages' parts, introduces them to each other, and returns what serves.
+"""The start of a router: creates the parts of the packages, connects them, and returns a serving `Router`.
 
-The order is that of docs/operations.md, "Start and end"; the checks are in `router/config/startup_checks.py`. Each part that is
-opened puts its end on one stack: a start that fails or is cancelled leaves nothing open, and a drain ends with the same stack.
+The order is that of docs/operations.md, "Start and end"; the checks are in `router/config/startup_checks.py`. Every part
+that is opened pushes its closing onto one `AsyncExitStack`: a start that fails or is cancelled unwinds it, as a drain does.
 """
 
 from contextlib import AsyncExitStack
@@ -44,7 +44,7 @@ _log = structlog.get_logger()
 
 
 async def start(settings: Settings, reloads: Reloads) -> Router:
-    """Check, bind, connect, serve: returns when everything answers. Raises `StartupError`, and nothing is left open."""
+    """Check, bind, connect and serve; returns when every port answers. Raises `StartupError`, with everything closed."""
     async with AsyncExitStack() as opened:
         tasks = CriticalTasks()
         opened.push_async_callback(tasks.close)
@@ -119,7 +119,7 @@ def _open_key_log(settings: Settings, metrics: Metrics, reloads: Reloads, opened
 
 
 def _read_tls(settings: Settings, metrics: Metrics) -> tuple[ServedIdentity | None, bytes | None]:
-    """What is served to workers, in reverse mode, and the certificates that outgoing connections would trust."""
+    """The TLS identity for workers (reverse mode only), and the PEM that outgoing connections would trust."""
     if settings.reverse:
         identity = ServedIdentity.load(settings, metrics)
         return identity, identity.identity.cert_pem if identity.mounted else None

@@ -1,6 +1,6 @@
-"""Parts whose kind depends on the options: who looks other routers up, who authenticates workers, whether keys are logged.
+"""Parts whose class depends on the options: discovery, worker authentication, and the log of TLS secrets.
 
-No socket is opened and no task started here.
+Nothing here opens a socket or starts a task.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 def key_log(settings: Settings) -> LineWriter | None:
-    """The writer of TLS secrets, if they are wanted. Raises `StartupError` for a file that cannot be opened."""
+    """The writer of the log of TLS secrets; None if not configured. Raises `StartupError` if the file cannot be opened."""
     path = settings.quic_keylog_path
     if path is None:
         return None
@@ -39,7 +39,7 @@ def key_log(settings: Settings) -> LineWriter | None:
 
 
 def authenticator(settings: Settings, metrics: Metrics) -> OpenAuthenticator | GatewayAuthenticator:
-    """Everybody welcome, or the gateway is asked. Raises `StartupError` for an endpoint that is no URL."""
+    """The authenticator, which accepts every worker or asks the gateway. Raises `StartupError` for an invalid endpoint."""
     asked = package_settings.gateway_auth(settings)
     if asked is None:
         return OpenAuthenticator()
@@ -59,7 +59,7 @@ def _credential(settings: Settings) -> CredentialSource | None:
 
 
 def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Lookup:
-    """How other routers are found. Raises `StartupError` if the system has no usable resolver configuration."""
+    """The method of discovery. Raises `StartupError` if the system's resolver configuration is needed and not usable."""
     own = own_replica(settings.stargate_id, str(advertise), http_port)
     if settings.disable_dns_discovery:
         return SelfOnly(own)

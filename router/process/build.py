@@ -1,22 +1,22 @@
-"""Which build this is: version and commit, for the first log line and a metric."""
+"""Version and commit of this build, for the first log line and a metric."""
 
 import os
 from pathlib import Path
 
 VERSION = "0.1.0"
-"""The only place; pyproject.toml takes it from here."""
+"""The version; pyproject.toml reads it from here."""
 
 _SHORT = 12
 
 
 def commit() -> str:
-    """The short commit: what the image was built with, else that of the checkout it runs from, else `unknown`."""
+    """The short commit: that of the image, else that of the checkout the program runs from, else `unknown`."""
     built_from = os.environ.get("STARGATE_COMMIT", "").strip()
     return built_from[:_SHORT] or _checked_out(Path(__file__).resolve().parents[2] / ".git") or "unknown"
 
 
 def described() -> dict[str, str]:
-    """Version and commit, by the names of the first log line."""
+    """Version and commit, by their field names in the first log line."""
     return {"version": VERSION, "commit_short_sha": commit()}
 
 

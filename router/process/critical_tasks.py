@@ -1,6 +1,6 @@
-"""Tasks without which the router is not the router: if one ends while nobody asked for it, the process drains and fails.
+"""Tasks that the router cannot do without: if one ends before the drain, the process drains and fails.
 
-Names and texts are what operators search for (docs/operations.md, "Critical tasks").
+Operators search for the names and texts (docs/operations.md, "Critical tasks").
 """
 
 import asyncio
@@ -15,7 +15,7 @@ _log = structlog.get_logger()
 
 
 class CriticalTaskError(Exception):
-    """A critical task ended by itself. `task` is its name, `detail` why."""
+    """A critical task ended by itself. `task` is its name, `detail` the reason."""
 
     def __init__(self, task: str, detail: str) -> None:
         super().__init__(f"critical stargate task `{task}` exited: {detail}")
@@ -24,7 +24,7 @@ class CriticalTaskError(Exception):
 
 
 class CriticalTasks:
-    """Owns the named tasks from start to drain."""
+    """Owns the critical tasks from start to drain."""
 
     def __init__(self) -> None:
         self._tasks: dict[asyncio.Task[None], str] = {}
@@ -33,11 +33,11 @@ class CriticalTasks:
         self.failed: asyncio.Future[CriticalTaskError] = asyncio.get_running_loop().create_future()
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` under `name` until the drain; somebody else ends it then."""
+        """Run `work` under `name`; the drain ends it by stopping what it serves."""
         self._start(name, work)
 
     def start_loop(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """As `start`, for work that ends only by being cancelled."""
+        """As `start`, for work that ends only when it is cancelled."""
         self._loops.append(self._start(name, work))
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -47,26 +47,26 @@ class CriticalTasks:
         return task
 
     def begin_stopping(self) -> None:
-        """From now on the end of a task is no failure."""
+        """From now on the end of a task is not a failure."""
         self._stopping = True
 
     def unfinished(self) -> list[str]:
-        """Names of the tasks that still run."""
+        """Names of the tasks that are still running."""
         return [name for task, name in self._tasks.items() if not task.done()]
 
     def cancel_loops(self) -> None:
-        """Ask the loops to end."""
+        """Cancel the tasks of `start_loop`."""
         for task in self._loops:
             task.cancel()
 
     async def close(self) -> None:
-        """Cancel the loops, and wait until all tasks have ended; everybody else who ends one was asked to before."""
+        """Cancel the loops and wait until all tasks have ended; what ends the other tasks must have been called before."""
         self.begin_stopping()
         self.cancel_loops()
         await self.wait()
 
     async def wait(self) -> None:
-        """Returns when all tasks have ended; never raises for them."""
+        """Return when all tasks have ended; does not raise their exceptions."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 

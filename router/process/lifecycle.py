@@ -1,8 +1,8 @@
-"""From settings to exit code: start, wait for a signal or a failed part, drain within the budget, end.
+"""Runs a router from its settings to the exit code: start, wait for a signal or a failed task, drain within the time, end.
 
-The order is in docs/operations.md, "Start and end". Signals are handled before anything else is touched; a second one ends
-the process at once. Of the drain time nine tenths are for what runs, the rest for the end itself, so that the platform's own
-deadline is not met first.
+The order is in docs/operations.md, "Start and end". Signal handlers are installed before anything else; a second signal ends
+the process at once. Nine tenths of the drain time are for running requests and the rest for the end itself, so that the
+process ends before the platform kills it.
 """
 
 import asyncio
@@ -32,18 +32,18 @@ DRAIN_SHARE = 0.9
 """Share of the drain time that running requests may use."""
 
 _LAST_LINES_S = 1.0
-"""How long the end waits for a reader of the log."""
+"""Seconds that the end waits until the log lines are written."""
 
 
 def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the router until it ends; returns the exit code. Errors go to stderr as `Error: ...`."""
+    """Run the router until it ends; returns the exit code. Errors are written to stderr as `Error: ...`."""
     writer = log_lines.set_up(settings.log_format, environment)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings))
     except StartupError as error:
         log_lines.flush(_LAST_LINES_S)
-        say(f"{error.report()}\n")  # not a log line: the contract with operators
+        say(f"{error.report()}\n")  # not a log line: operators expect this format
         return 1
     finally:
         if writer is not None:
@@ -51,7 +51,7 @@ def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
 
 
 class Signals:
-    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process."""
+    """Handles SIGTERM and SIGINT: the first signal starts a drain, the second ends the process."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -94,7 +94,7 @@ async def _run(settings: Settings) -> int:
 
 
 def _spare_collector() -> None:
-    """What was made at start stays for good: leave it out of garbage collections, and collect less often."""
+    """Exclude the objects made at start from garbage collections, as they stay alive, and collect less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -1,6 +1,7 @@
-"""What is opened before anything is served: the UDP port, the TCP ports, the sockets to dial from, the way to the gateway.
+"""Opens what is needed before anything is served: UDP port, TCP ports, sockets for dialling, the channel to the gateway.
 
-Each function is one step of the start: it puts the end of what it opened on `Base.opened`, and raises `StartupError` if it fails.
+Each function is one step of the start: it pushes the closing of what it opened onto `Base.opened`; a failure raises
+`StartupError`.
 """
 
 import socket
@@ -33,7 +34,7 @@ from tunnel_protocol.raw_quic import RAW_QUIC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """What every later step is given."""
+    """What every step uses."""
 
     settings: Settings
     metrics: Metrics
@@ -41,12 +42,12 @@ class Base:
     reloads: Reloads
     tasks: CriticalTasks
     opened: AsyncExitStack
-    """The ends of all that is open."""
+    """Closes everything that has been opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """The TCP ports, taken and not served yet."""
+    """The TCP ports, bound and not served yet."""
 
     grpc: GrpcServer
     model_discovery: GrpcServer
@@ -54,13 +55,13 @@ class Bound:
     http: socket.socket
     metrics: socket.socket
     addresses: dict[str, SocketAddress | None]
-    """Of all ports, by name."""
+    """The bound addresses of all ports, by name."""
     advertise: SocketAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelParts:
-    """Both ways in which tunnels come about."""
+    """The reverse listener and the dialer."""
 
     settings: TunnelSettings
     metrics: Metrics
@@ -82,7 +83,7 @@ async def bind_reverse(
     quic: QuicSettings,
     tunnel_limits: TunnelSettings,
 ) -> tuple[ReverseListener | None, SocketAddress | None]:
-    """Take the UDP port that workers dial, in reverse mode; the listener and its address."""
+    """Bind the UDP port that workers dial; returns the listener and its address, both None in direct mode."""
     settings = base.settings
     if identity is None or settings.reverse_tunnel_listen_addr is None:
         return None, None
@@ -99,7 +100,7 @@ async def bind_reverse(
 
 
 def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
-    """Control plane, model discovery, HTTP, metrics, in this order; all addresses are parsed first."""
+    """Bind control plane, model discovery, HTTP and metrics, in this order; all addresses are parsed first."""
     settings, opened = base.settings, base.opened
     grpc_address, models_address, http_address = (
         listen_address(text)
@@ -141,12 +142,12 @@ def _bind_grpc(
 
 
 def port_of(address: SocketAddress | None) -> int:
-    """Its port; 0 for none."""
+    """The port of `address`; 0 for None."""
     return 0 if address is None else address.port
 
 
 async def connect_worker_auth(settings: Settings, authenticator: OpenAuthenticator | GatewayAuthenticator) -> None:
-    """Wait until the gateway that is asked about workers can be reached."""
+    """Wait until the gateway that authenticates workers is reachable."""
     if not isinstance(authenticator, GatewayAuthenticator):
         return
     try:
@@ -162,8 +163,8 @@ async def open_dialer(
     tunnel_limits: TunnelSettings,
     reverse_address: SocketAddress | None,
 ) -> DirectDialer:
-    """Open the sockets from which workers are dialled; `trust` as `startup_checks.outbound_trust` returns it."""
-    # In reverse mode too: a worker may register to be dialled whatever the mode of the router.
+    """Open the sockets for dialling; `trust` as returned by `startup_checks.outbound_trust`."""
+    # In reverse mode too: a worker may register as a direct one in both modes.
     settings = base.settings
     tls = ClientTls(trust_pem=trust, server_name=SERVER_NAME, insecure=settings.quic_insecure)
     try:
@@ -172,16 +173,16 @@ async def open_dialer(
         raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
     base.opened.push_async_callback(dialer.close)
     if reverse_address is None:
-        dialer.log_buffers()  # else the listener's socket has said the same
+        dialer.log_buffers()  # else the listener's socket has logged the same
     dialer.own_ports.add(port_of(reverse_address))
     return dialer
 
 
 def server_tls(identity: TlsIdentity) -> ServerTls:
-    """As the UDP port serves it."""
+    """`identity` in the form that the UDP port needs."""
     return ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)
 
 
 def grpc_tls(identity: TlsIdentity) -> GrpcTls:
-    """As the gRPC ports serve it."""
+    """`identity` in the form that the gRPC ports need."""
     return GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem)

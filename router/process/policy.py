@@ -1,7 +1,7 @@
-"""The routing policy in effect: read from the load-balancer file at start, swapped whole when the file changes.
+"""The active routing policy: read from the load-balancer file at start, replaced as a whole when the file changes.
 
-A changed file is validated before anything of it is used; a bad one is told once and the last good one stays. What is active is
-visible as a log line, and as digest and algorithm in a metric (docs/operations.md, "Metrics").
+A changed file is validated before any part of it is used; an invalid one is logged once and the last valid policy is kept.
+The active policy is shown in a log line, and by digest and algorithm in a metric (docs/operations.md, "Metrics").
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _log = structlog.get_logger()
 
 
 class Policy:
-    """Owns the selector; `look` is called periodically."""
+    """Owns the selector; `poll` is called periodically."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Policy:
     ) -> None:
         self._reader = reader or FileReader()
         self._looking = asyncio.Lock()
-        # Load balancing needs speed, not secrecy, of its random numbers.
+        # The random numbers of load balancing must be fast, not secret.
         self.selector = Selector(config, random.Random(), plugins)  # noqa: S311
         self._plugins = plugins
         self._path = path
@@ -69,7 +69,7 @@ class Policy:
         return cls(path, content, config, plugins, metrics, reader)
 
     async def poll(self) -> None:
-        """Read the file once more and swap the policy if it changed and a decision could be made with it."""
+        """Read the file, and replace the policy if it changed and a dry run with it succeeds."""
         async with self._looking:
             await self._poll_once()
 
@@ -108,7 +108,7 @@ class Policy:
                 self._tell(config)
 
     def _refuse(self, content: bytes | None, why: str) -> None:
-        """Told once per distinct content, and once per distinct error of a file that cannot be read."""
+        """Log a refused file: once per distinct content, and once per distinct error of a file that cannot be read."""
         self._metrics.lb_config_last_reload_success.set(0)
         if content is None and why == self._unreadable:
             return
@@ -135,12 +135,12 @@ class Policy:
 
     @property
     def watched(self) -> bool:
-        """Whether there is a file to look at again."""
+        """Whether a file is configured that has to be polled."""
         return self._path is not None
 
 
 def _installed() -> Mapping[str, MakeAlgorithm]:
-    """Algorithms of installed packages; one that cannot be loaded stops the start instead of vanishing."""
+    """The algorithms of installed packages. Raises `StartupError` for one that cannot be loaded."""
     try:
         return installed_algorithms()
     except (ImportError, AttributeError) as error:
@@ -153,7 +153,7 @@ def _read(path: Path, plugins: Mapping[str, MakeAlgorithm]) -> tuple[bytes, Bala
 
 
 def _usable(content: bytes, plugins: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
-    """The policy of a document, after decisions were made with it. Raises `ConfigError`."""
+    """Parse a document and do a dry run with the policy. Raises `ConfigError`."""
     config = load_config(content, plugins)
     dry_run(config, plugins)
     return config

@@ -1,4 +1,4 @@
-"""A loop that looks at something again and again: late ticks do not bunch up, and no failed round ends it."""
+"""A periodic task: a late round is not made up for, and a failed round does not end it."""
 
 import asyncio
 import time
@@ -12,9 +12,9 @@ _log = structlog.get_logger()
 
 
 async def every(interval_s: float, poll: Callable[[], Awaitable[None]], name: str, metrics: Metrics) -> None:
-    """Call `look` each `interval_s` seconds, the first time after one interval, until cancelled.
+    """Await `poll` every `interval_s` seconds, the first time after one interval, until cancelled.
 
-    A round that raises is counted (`look_again_failures_total`, by `name`) and told once per distinct error; the next one comes.
+    A round that raises is counted (`look_again_failures_total`, by `name`) and logged once per distinct error.
     """
     loop = asyncio.get_running_loop()
     due = loop.time() + interval_s
@@ -23,7 +23,7 @@ async def every(interval_s: float, poll: Callable[[], Awaitable[None]], name: st
         await asyncio.sleep(max(0.0, due - loop.time()))
         try:
             await poll()
-        except Exception as error:  # noqa: BLE001 - the task outlives any failure of one round
+        except Exception as error:  # noqa: BLE001 - no failure of one round may end the task
             metrics.look_again_failures_total.inc((name,))
             text = f"{type(error).__name__}: {error}"
             if text != reported:

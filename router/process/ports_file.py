@@ -1,4 +1,4 @@
-"""Tells other programs where a router listens: one JSON object in a file that appears only when requests are answered."""
+"""Publishes the addresses of a router to other programs: one JSON object in a file, written when requests are answered."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from router.config.startup_checks import StartupError
 
 
 def write_ports_file(path: Path, bound: Mapping[str, SocketAddress | None]) -> None:
-    """Write `bound` and the process id, atomically; raises `StartupError`."""
+    """Write `bound` and the process id atomically. Raises `StartupError`."""
     document = {"pid": os.getpid(), **{name: None if at is None else str(at) for name, at in bound.items()}}
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:

@@ -1,7 +1,7 @@
-"""Whether this router can serve a request, as far as that depends on itself: the answer of `/readyz`, and why not.
+"""Whether this router itself is able to serve a request, and if not, for which reasons: the answer of `/readyz`.
 
-Each reason is a sample of the gauge `not_ready`, and one line of the log when it appears and when it goes. What depends on workers is no
-reason: workers find routers through readiness. See docs/operations.md, "Start and end".
+Each reason has a sample of the gauge `not_ready`, and a log line when it begins and when it ends. The state of workers is
+not a reason, because workers find routers through readiness. See docs/operations.md, "Start and end".
 """
 
 import enum
@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 
 
 class NotReady(enum.Enum):
-    """Why no request should be sent here; the values are those of the metric's label."""
+    """A reason why no request should be sent to this router; the value is the label in the metric."""
 
     DRAINING = "draining"
     CERTIFICATE_EXPIRED = "certificate_expired"
@@ -25,10 +25,10 @@ class NotReady(enum.Enum):
 
 
 class Readiness:
-    """Asks every cause again at each call: `ready` for a probe, and once a second for the log and the metric."""
+    """Evaluates all causes at each call: `ready` for a probe, `poll` once a second for the log and the metric."""
 
     def __init__(self, causes: Mapping[NotReady, Callable[[], bool]], metrics: Metrics) -> None:
-        """`causes` tells for each reason whether it holds now; cheap, and never raises."""
+        """`causes` has a function per reason that returns whether it holds now; it must be cheap and must not raise."""
         self._causes = dict(causes)
         self._reported: set[NotReady] = set()
         for reason in NotReady:
@@ -38,7 +38,7 @@ class Readiness:
         return int(reason in self._causes and self._causes[reason]())
 
     def reasons(self) -> list[NotReady]:
-        """What stands against readiness now, in the order of the enumeration."""
+        """The reasons that hold now, in the order of the enumeration."""
         return [reason for reason in NotReady if self._holds(reason)]
 
     def ready(self) -> bool:
@@ -47,7 +47,7 @@ class Readiness:
         return not self._reported
 
     def poll(self) -> None:
-        """Log what has changed since the last time."""
+        """Log the reasons that have begun or ended since the last call."""
         now = set(self.reasons())
         for reason in NotReady:
             if reason in now - self._reported:

@@ -1,6 +1,6 @@
-"""What SIGHUP looks at: files that are polled anyway, at once, minted tokens, and logs that were rotated away.
+"""What SIGHUP does: poll all polled files at once, replace the cached token, and open log files again after rotation.
 
-There from the first moment of the process, so that a signal during the start is harmless (docs/operations.md, "Reload").
+Created before the start, so that a signal during the start has no effect (docs/operations.md, "Reload").
 """
 
 import asyncio
@@ -12,27 +12,27 @@ _log = structlog.get_logger()
 
 
 class Reloads:
-    """Parts register what there is to poll; `request` polls all of it."""
+    """Parts of the router register callbacks; `request` calls all of them."""
 
     def __init__(self) -> None:
-        """Nothing is polled yet."""
+        """No callback is registered."""
         self._polls: dict[str, Callable[[], Awaitable[None]]] = {}
         self._logs: list[Callable[[], None]] = []
         self._running: asyncio.Task[None] | None = None
 
     def poll(self, name: str, poll: Callable[[], Awaitable[None]]) -> None:
-        """Await `poll` at each request; `name` stands in the log if it raises."""
+        """Await `poll` at each request; if it raises, that is logged with `name`."""
         self._polls[name] = poll
 
     def reopen(self, log: Callable[[], None]) -> None:
-        """Call `log` at each request: it opens its file again. A failure keeps the old one, and is logged by it."""
+        """Call `log` at each request to open its file again; it must keep the old file and log it if that fails."""
         self._logs.append(log)
 
     def request(self) -> None:
-        """Look at every polled file now, mint the router's token anew, and open logs again.
+        """Poll every polled file now, replace the router's cached token, and open log files again.
 
-        What cannot be used is logged, and the old one stays. Secrets and token files need no more: they are read for each use. A
-        request while the one before still runs adds nothing but the logs.
+        A file that cannot be used is logged, and the old content is kept. Secrets and token files are read for each use and
+        need no reload. A request while the previous one is running only opens the log files again.
         """
         _log.info("reload requested")
         for reopen in self._logs:
@@ -44,5 +44,5 @@ class Reloads:
         for name, poll in list(self._polls.items()):
             try:
                 await poll()
-            except Exception:  # noqa: BLE001 - logged; one file that cannot be looked at does not keep the others from it
+            except Exception:  # noqa: BLE001 - logged; one failing poll must not prevent the others
                 _log.exception("reload failed", what=name)

@@ -1,4 +1,4 @@
-"""The running router: its parts as far as its end needs them, and how it drains (docs/operations.md, "Start and end")."""
+"""The running router: the parts that the drain uses, and the drain itself (docs/operations.md, "Start and end")."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -14,12 +14,12 @@ from router.tunnels.dialer import DirectDialer
 from router.tunnels.listener import ReverseListener
 
 _LAST_STEP_S = 2.0
-"""What the last steps of a drain may take beyond the time of running requests; they wait for nothing but the event loop."""
+"""Seconds that the last steps of a drain may take after the running requests; they wait only for the event loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
-    """One router that serves; `app.start` makes it. `tasks.failed` tells if a critical part ends by itself."""
+    """One serving router; created by `app.start`. `tasks.failed` is set when a critical task ends by itself."""
 
     tasks: CriticalTasks
     metrics: Metrics
@@ -31,12 +31,12 @@ class Router:
     """None in direct mode."""
     dialer: DirectDialer
     lame_duck_s: float
-    """How long after the begin of a drain the HTTP port stays open."""
+    """Seconds that the HTTP port stays open after the begin of a drain."""
     opened: AsyncExitStack
-    """The ends of all parts, in the order of their start."""
+    """Closes all parts, in the reverse order of their start."""
 
     async def drain(self, budget_s: float) -> bool:
-        """Let what runs finish within `budget_s`, then end everything. False: something was still running.
+        """Let running requests finish within `budget_s` seconds, then end everything. False if some were still running.
 
         Raises `TimeoutError` if the last steps take too long.
         """
@@ -54,7 +54,7 @@ class Router:
         for tunnels in (self.listener, self.dialer):
             if tunnels is not None:
                 tunnels.begin_shutdown()
-        # Workers drop their tunnels soon after their registration or watch stream ends, so these end last.
+        # Workers close their tunnels soon after their registration or watch stream ends, so these streams end last.
         self.control_plane.stop()
         self.tasks.cancel_loops()
         self.operators.stop()
@@ -64,5 +64,5 @@ class Router:
         return True
 
     def unfinished(self) -> list[str]:
-        """What still runs, for the log of a drain that took too long."""
+        """What is still running, for the log of a drain that took too long."""
         return [*self.tasks.unfinished(), f"{self.http.in_flight} requests"]

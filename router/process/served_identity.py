@@ -1,7 +1,7 @@
-"""The TLS identity workers see on the reverse listener: loaded or made at start, replaced when the files change.
+"""The TLS identity served to workers: loaded or generated at start, replaced when its files change.
 
-See docs/operations.md, "TLS". Loading happens once, so that what is served and what later versions are compared with are the
-same bytes.
+The files are read once at start, so that the served bytes are those that later versions are compared with. See
+docs/operations.md, "TLS".
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from tunnel_protocol.small_file import FileReader, SmallFileError
 _log = structlog.get_logger()
 
 TUNNELS = "server_identity"
-"""`material_type` of what workers see on the UDP port."""
+"""`material_type` in metrics of the identity of the UDP port."""
 GRPC = "grpc_server_identity"
-"""`material_type` of what they see on the gRPC ports."""
+"""`material_type` in metrics of the identity of the gRPC ports."""
 _COMPONENTS = {TUNNELS: "stargate-reverse-listener", GRPC: "stargate-grpc"}
 _WARN_BEFORE_S = (7 * 86_400, 86_400, 3_600)
 
 
 class ServedIdentity:
-    """What is served now, when it expires, and whether there is something new."""
+    """The identity served now, its expiry, and the check for a new one."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ServedIdentity:
 
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity":
-        """The mounted pair, or a fresh self-signed one if none is configured. Raises `StartupError`."""
+        """Load the configured certificate and key, or generate a self-signed pair. Raises `StartupError`."""
         cert_path, key_path = settings.tls_cert_path, settings.tls_key_path
         if cert_path is None or key_path is None:
             _log.info("no TLS cert/key provided, generating self-signed certificate")
@@ -76,7 +76,7 @@ class ServedIdentity:
 
     @classmethod
     def load_grpc(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity | None":
-        """The pair of the gRPC ports; None without one. Raises `StartupError`."""
+        """Load the pair of the gRPC ports; None if none is configured. Raises `StartupError`."""
         cert_path, key_path = settings.grpc_tls_cert_path, settings.grpc_tls_key_path
         if cert_path is None or key_path is None:
             return None
@@ -111,15 +111,15 @@ class ServedIdentity:
 
     @property
     def mounted(self) -> bool:
-        """Whether the identity came from files, which may change."""
+        """Whether the identity was loaded from files, which may change."""
         return self._watcher is not None
 
     def expired(self) -> bool:
-        """Whether the served chain is past its end; never for a generated one."""
+        """Whether the served certificate chain has expired; False for a generated one."""
         return time.time() > self._expires_at
 
     def log_coverage(self, settings: Settings, port: int) -> None:
-        """Warn if workers that verify would refuse the mounted certificate for the name they ask for."""
+        """Log a warning if the certificate does not cover the name that workers verify."""
         if not self.mounted:
             return
         target = f"{settings.advertised_host}:{port}"
@@ -130,7 +130,7 @@ class ServedIdentity:
             )
 
     async def poll(self, activate: Callable[[Identity], None]) -> None:
-        """Read the files once more; a valid new pair goes to `activate` and is served from then on."""
+        """Read the files; if the pair is new and valid, pass it to `activate`, which serves it from then on."""
         watcher = self._watcher
         if watcher is None:
             return
@@ -182,7 +182,7 @@ class ServedIdentity:
 
 
 def check_usable(identity: Identity) -> None:
-    """Do a tunnel's TLS handshake with the pair, as its workers will. Raises `IdentityError`."""
+    """Do the TLS handshake of a tunnel with the pair, as workers will. Raises `IdentityError`."""
     try:
         dry_run(ServerTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
     except UnusableIdentityError as error:
@@ -190,7 +190,7 @@ def check_usable(identity: Identity) -> None:
 
 
 def check_usable_for_grpc(identity: Identity) -> None:
-    """As `check_usable`, for a gRPC port."""
+    """Do the TLS handshake of a gRPC port with the pair. Raises `IdentityError`."""
     try:
         grpc_dry_run.dry_run(identity.cert_pem, identity.key_pem)
     except grpc_dry_run.UnusableGrpcIdentityError as error:

@@ -1,4 +1,4 @@
-"""The last step of a start: the services are made of the parts that were opened, and answer."""
+"""The last step of a start: creates the services from the opened parts and serves them."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -42,7 +42,7 @@ async def serve(
     authenticator: OpenAuthenticator | GatewayAuthenticator,
     lookup: Lookup,
 ) -> Router:
-    """Answer on all ports, write the ports file, and return what runs; it owns the stack from then on. Raises `StartupError`."""
+    """Serve all ports, write the ports file, and return the router, which owns the stack then. Raises `StartupError`."""
     settings, metrics, tasks, opened = base.settings, base.metrics, base.tasks, base.opened
     watch = WatchCell()
     control_plane = _add_services(base, bound, tunnels, authenticator, watch)
@@ -126,7 +126,7 @@ def _make_publisher(base: Base, bound: Bound, lookup: Lookup, watch: WatchCell) 
 
 
 def _track_gauges(base: Base, tunnels: TunnelParts) -> None:
-    """Gauges whose values other parts hold are read at each scrape."""
+    """Register the gauges whose values are read from other parts at each scrape."""
     metrics, registry, listener, dialer = base.metrics, base.registry, tunnels.listener, tunnels.dialer
 
     def reverse_tunnels_up() -> int:
@@ -152,7 +152,7 @@ def _start_timers(metrics: Metrics, opened: AsyncExitStack) -> LoopLag:
 
 
 def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) -> None:
-    """What changes while the router runs: certificates and the policy."""
+    """Start to poll the files that may change while the router runs: certificates and the policy."""
     settings = base.settings
 
     def start_polling(name: str, interval_ms: int, poll: Callable[[], Awaitable[None]]) -> None:

@@ -1,6 +1,6 @@
-"""Listening sockets, taken exclusively and in a fixed order before anything is served.
+"""Listening sockets, bound exclusively and in a fixed order before anything is served.
 
-A port that is in use must fail the start with the name of its listener, not split the traffic with another process.
+A port that is in use must fail the start with the name of its listener, and not share the traffic with another process.
 """
 
 import errno
@@ -13,11 +13,11 @@ _BACKLOG = 1_024
 
 
 def bind_tcp(address: SocketAddress, listener: str) -> socket.socket:
-    """A listening, non-blocking TCP socket; raises `StartupError` naming `listener`."""
+    """A listening, non-blocking TCP socket. Raises `StartupError`, whose text names `listener`."""
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # SO_REUSEADDR only lifts the wait for old connections; a second listener still fails.
+        # SO_REUSEADDR only allows a bind while old connections are in TIME_WAIT; a second listener still fails.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((address.host, address.port))
         bound.listen(_BACKLOG)
@@ -29,7 +29,7 @@ def bind_tcp(address: SocketAddress, listener: str) -> socket.socket:
 
 
 def bind_tcp_everywhere(port: int, listener: str) -> socket.socket:
-    """As `bind_tcp`, on all interfaces of both address families where the host has both."""
+    """As `bind_tcp`, on all interfaces, for IPv6 and IPv4 if the host has both."""
     if socket.has_dualstack_ipv6():
         try:
             bound = socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
@@ -43,11 +43,11 @@ def bind_tcp_everywhere(port: int, listener: str) -> socket.socket:
 
 
 def bound_address(bound: socket.socket) -> SocketAddress:
-    """Where a socket really listens; all interfaces are always told as `0.0.0.0`."""
+    """The address a socket is bound to; all interfaces are always reported as `0.0.0.0`."""
     host, port = bound.getsockname()[:2]
     return SocketAddress("0.0.0.0" if host == "::" else host, port)
 
 
 def cause_of(error: OSError) -> str:
-    """`Address already in use (os error 98)`."""
+    """The text of `error`, such as `Address already in use (os error 98)`."""
     return f"{error.strerror or error} (os error {error.errno})"

@@ -1,1 +1,1 @@
-"""One client request: validation, routing, attempts and retries, the answer (docs/proxy.md)."""
+"""Handles one client request: validation, routing, attempts, retries and the response (docs/proxy.md)."""

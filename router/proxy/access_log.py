@@ -1,10 +1,10 @@
-"""The two lines of an ordinary request: one per attempt, and one when it is finished. Never content, never credentials."""
+"""The two log lines of an ordinary request: one per attempt and one at its end. They hold no content and no credentials."""
 
 from router.telemetry.logging import FrequentLine
 
 
 class AccessLog:
-    """Holds the lines; ask `enabled` of each before its values are made: what is not written then costs nothing."""
+    """Holds the lines. Callers check `enabled` of a line before they compute its values: a disabled line costs nothing."""
 
     def __init__(self, *, finished: bool) -> None:
         self.attempt = FrequentLine(

@@ -1,13 +1,13 @@
-"""One try of one request on one inference server: open a stream, send the head, upload beside waiting for the answer.
+"""One try of one request on one inference server: open a stream, send head and body, relay the response.
 
-From the first byte of the stream to the response head one deadline applies; after the head there is none (but an optional
-idle limit). Everything is a callback from the exchange; only waiting for stream credit needs a task. See docs/proxy.md,
+One deadline applies from the start of opening the stream to the response head; after the head there is only an optional idle
+timeout. Everything is a callback from the exchange; only waiting for stream credit needs a task. Source: docs/proxy.md,
 "Attempts".
 """
 
 import asyncio
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -24,39 +24,47 @@ TIMED_OUT = "quic request timed out"
 
 
 class AttemptCallbacks(Protocol):
-    """The request an attempt is made for."""
+    """What an attempt reports to its request."""
 
     def attempt_answered(self, head: ResponseHead) -> None:
         """A response head arrived: call `relay` or `discard`."""
 
     def attempt_failed(self, error: TunnelError) -> None:
-        """No response head will come."""
+        """The attempt ended without a response head."""
 
     def response_ended(self, failure: str | None) -> None:
-        """The relayed response is over; `failure` tells why it was broken off."""
+        """The relayed response has ended; `failure` is the reason if it was broken off, None if it is complete."""
 
 
 class AttemptState(IntEnum):
-    """Where an attempt stands; it only advances."""
+    """The state of an attempt; it only increases."""
 
     OPENING = 0
-    """A stream is being waited for."""
+    """The attempt waits for a stream."""
 
     AWAITING_HEAD = 1
-    """The request is on its way; the head of the response is not there yet."""
+    """The request is being sent; the response head has not arrived."""
 
     RELAYING = 2
-    """The head has arrived; the body goes to the client, unless the owner discards the answer."""
+    """The response head has arrived; the body is relayed to the client, unless the owner discards the response."""
 
     RESPONSE_ENDED = 3
     """The response is complete; the request body is still being sent."""
 
     OVER = 4
-    """Nothing follows."""
+    """The attempt has ended; no callback follows."""
+
+
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_OPENING: Final = AttemptState.OPENING
+_RELAYING: Final = AttemptState.RELAYING
+_OVER: Final = AttemptState.OVER
+_RESPONSE_ENDED: Final = AttemptState.RESPONSE_ENDED
+_AWAITING_HEAD: Final = AttemptState.AWAITING_HEAD
 
 
 class Attempt:
-    """Implements the sink of its exchange."""
+    """One attempt; implements `ExchangeSink`."""
 
     __slots__ = (
         "_body",
@@ -108,7 +116,7 @@ class Attempt:
         self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
-        self.state = AttemptState.OPENING
+        self.state = _OPENING
 
     def _advance(self, state: AttemptState) -> None:
         if state > self.state:
@@ -117,14 +125,14 @@ class Attempt:
     # --- from the request ------------------------------------------------------------------------------------------
 
     def start(self, head: RequestHead, timeout_s: float) -> None:
-        """Open a stream now, or as soon as the worker allows one; all of it within `timeout_s`."""
+        """Open a stream now, or as soon as the worker grants one; the response head is due within `timeout_s` seconds."""
         self._deadline_at = self._loop.time() + timeout_s
         self._head_timer = self._loop.call_at(self._deadline_at, self._head_late)
         end = self._nothing_to_upload()
         try:
             exchange = self._tunnels.try_open(head, self, end=end)
         except TunnelError as error:
-            # In a turn of its own: attempts that fail one after the other must not become a deep stack.
+            # In a later turn of the event loop: attempts that fail one after the other would make a deep call stack.
             self._loop.call_soon(self.on_failed, error)
             return
         if exchange is None:
@@ -134,26 +142,26 @@ class Attempt:
             self._opened(exchange, end=end)
 
     def relay(self, response: Response) -> None:
-        """Pass the body on to `response`, whose head has been sent."""
+        """Relay the body to `response`, whose head has been sent."""
         self._response = response
         if self._idle_s:
             self._last_byte_at = self._loop.time()
             self._idle_timer = self._loop.call_later(self._idle_s, self._check_idle)
 
     def discard(self) -> None:
-        """Drop the answer; the exchange ends in both directions, no callback follows."""
+        """Drop the response; the exchange ends in both directions, and no callback follows."""
         self._end()
         if self._exchange is not None:
             self._exchange.cancel()
 
     def pause(self) -> None:
-        """The client is slow: the worker may send no more than its window."""
+        """The client is slow: stop granting credit, so the worker can send only what the stream window still allows."""
         self._paused = True
         if self._exchange is not None:
             self._exchange.pause()
 
     def resume(self) -> None:
-        """The client has caught up."""
+        """The client reads again: go on granting credit."""
         self._paused = False
         if self._exchange is not None:
             self._exchange.resume()
@@ -161,9 +169,9 @@ class Attempt:
     # --- ExchangeSink ----------------------------------------------------------------------------------------------
 
     def on_head(self, head: ResponseHead) -> None:
-        """The answer begins. One that is no success makes the rest of the upload pointless."""
-        self._advance(AttemptState.RELAYING)
-        if self._head_timer is not None:
+        """The response head. If it is no success, the rest of the upload is abandoned."""
+        self._advance(_RELAYING)
+        if self._head_timer is not None:  # pragma: no branch - it runs until there is a head
             self._head_timer.cancel()
             self._head_timer = None
         if self._upload is not None and not 200 <= head.status < 300:
@@ -171,37 +179,42 @@ class Attempt:
         self._owner.attempt_answered(head)
 
     def on_body(self, data: bytes) -> None:
-        """One chunk, straight on to the client."""
+        """Write one chunk to the client."""
+        if self.state is _OVER:
+            return
         response = self._response
-        if response is None or self.state is AttemptState.OVER:
+        if response is None:
+            self._without_head()
             return
         if self._idle_s:
             self._last_byte_at = self._loop.time()
         if not response.write(data):
-            # The declared length is used up: what follows is not the client's business.
+            # The declared length is reached: further bytes are not part of the response.
             self.discard()
             response.end()
             self._owner.response_ended(None)
 
     def on_end(self) -> None:
-        """The response is complete; an upload that still runs gets what was left of the deadline."""
-        response = self._response
-        if self.state is AttemptState.OVER or response is None:
+        """The response is complete; an upload that still runs gets the rest of the deadline."""
+        if self.state is _OVER:
+            return
+        if self._response is None:
+            self._without_head()
             return
         if self._upload is None or self._upload.done:
             self._finish()
         else:
-            self._advance(AttemptState.RESPONSE_ENDED)
+            self._advance(_RESPONSE_ENDED)
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
                 self._idle_timer = None
             self._upload_timer = self._loop.call_later(self._budget_s, self._upload_late)
 
     def on_failed(self, error: TunnelError) -> None:
-        """The exchange broke."""
-        if self.state is AttemptState.OVER:
+        """The exchange failed: before the head the attempt failed, after it the response is broken off."""
+        if self.state is _OVER:
             return
-        awaiting_head = self.state < AttemptState.RELAYING
+        awaiting_head = self.state < _RELAYING
         self._end()
         if not awaiting_head:
             self._break_off(error.reason)
@@ -209,12 +222,12 @@ class Attempt:
             self._owner.attempt_failed(error)
 
     def on_upload_writable(self) -> None:
-        """The worker takes more of the body."""
+        """The exchange accepts more of the body."""
         if self._upload is not None:
             self._upload.writable()
 
     def on_upload_stopped(self) -> None:
-        """The worker wants no more of the body."""
+        """The worker sent STOP_SENDING: stop the upload."""
         if self._upload is not None:
             self._upload.stopped()
 
@@ -242,10 +255,10 @@ class Attempt:
             self.on_failed(TunnelError("no stream"))
 
     def _opened(self, exchange: Exchange, *, end: bool) -> None:
-        if self.state is AttemptState.OVER:
+        if self.state is _OVER:
             exchange.cancel()
             return
-        self._advance(AttemptState.AWAITING_HEAD)
+        self._advance(_AWAITING_HEAD)
         self._exchange = exchange
         if self._paused:
             exchange.pause()
@@ -261,7 +274,7 @@ class Attempt:
         self._upload.start()
 
     def _send_whole(self, exchange: Exchange) -> None:
-        """A body that has arrived already (so it is small) needs no upload beside the answer."""
+        """Send a body that has arrived completely (so it is small) without an `Upload`."""
         replay = self._replay
         replay.touch()
         for data in self._body.take():
@@ -271,20 +284,20 @@ class Attempt:
         exchange.end_body()
 
     def _upload_over(self, failure: str | None) -> None:
-        if self.state is AttemptState.OVER or self._exchange is None or self._upload is None:
+        if self.state is _OVER or self._exchange is None or self._upload is None:
             return
         if failure is not None:
             label = "client" if self._upload.from_client else "copy"
             _log.error("failed to send request body", error=failure, upload_label=label)
-        if failure is not None and self.state < AttemptState.RELAYING:
+        if failure is not None and self.state < _RELAYING:
             self.discard()
             self._owner.attempt_failed(TunnelError(failure))
             return
         if failure is not None:
-            # What the worker has to say is still passed on, but its end is no clean one.
+            # The response is still relayed, but it does not end cleanly.
             self._upload_failure = failure
             self._exchange.abort_upload()
-        if self.state is AttemptState.RESPONSE_ENDED:
+        if self.state is _RESPONSE_ENDED:
             self._finish()
 
     def _head_late(self) -> None:
@@ -305,13 +318,19 @@ class Attempt:
     def _check_idle(self) -> None:
         at = self._last_byte_at + self._idle_s
         if self._paused:
-            at = self._loop.time() + self._idle_s  # it is the client that is idle
+            at = self._loop.time() + self._idle_s  # the client does not read: the worker is not idle
         if at > self._loop.time():
             self._idle_timer = self._loop.call_at(at, self._check_idle)
             return
         self._idle_timer = None
         self.discard()
         self._break_off("no byte of the response for too long")
+
+    def _without_head(self) -> None:
+        """A part of the response came before its head was passed on. Framings rule that out; the client is answered anyway."""
+        _log.error("response without a head", state=self.state.name)
+        self.discard()
+        self._owner.attempt_failed(TunnelError("response without a head"))
 
     def _finish(self) -> None:
         response = self._response
@@ -321,17 +340,17 @@ class Attempt:
         if self._upload_failure is not None:
             self._break_off(self._upload_failure)
             return
-        if response is not None:
+        if response is not None:  # pragma: no branch - the response has ended, so it was begun
             response.end()
         self._owner.response_ended(None)
 
     def _break_off(self, reason: str) -> None:
-        if self._response is not None:
+        if self._response is not None:  # pragma: no branch - there was a head, and its owner took it
             self._response.break_off()
         self._owner.response_ended(reason)
 
     def _end(self) -> None:
-        self._advance(AttemptState.OVER)
+        self._advance(_OVER)
         for timer in (self._head_timer, self._idle_timer, self._upload_timer):
             if timer is not None:
                 timer.cancel()

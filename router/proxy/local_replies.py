@@ -1,6 +1,6 @@
-"""What a client gets from the router itself, and what every answer of a worker is given on its way to the client.
+"""Local replies (responses that the router makes itself), and the headers it adds to a worker's response.
 
-The bodies are shown to end users by gateways, byte for byte; see docs/proxy.md, "Statuses".
+Gateways show the bodies to end users byte for byte. Source: docs/proxy.md, "Statuses".
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _NOT_PASSED_ON = NOT_TO_CALLER | {_SERVER_ID, _SERVER_URL, _CLUSTER_ID}
 
 
 class LocalReply(NamedTuple):
-    """An answer without a worker."""
+    """A response made by the router itself."""
 
     status: int
     headers: HeaderList
@@ -28,19 +28,19 @@ def _coded(status: int, code: str, error: str) -> LocalReply:
 
 
 NO_CANDIDATES = _coded(404, "no_eligible_candidates", "no eligible candidates")
-"""Nobody has registered the model under the routing key."""
+"""No inference server has registered the model under the routing key."""
 
 TOO_MUCH_INPUT_WORK = _coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
-"""Admission by input work refused."""
+"""Refused by input-work admission."""
 
 UNAVAILABLE = LocalReply(503, [], b"")
-"""There are workers, but none is eligible (any more)."""
+"""The target is registered, but no inference server is eligible (any more)."""
 
 
 def headers_to_client(headers: HeaderList, backend: Backend) -> HeaderList:
-    """Headers of a worker's answer as the client gets them: with its names, and nothing of what is the router's to say.
+    """The headers of a worker's response for the client: those reserved for the router replaced by its own.
 
-    Raises `ValueError` if a name of the worker cannot be a header value.
+    Raises `ValueError` if an id of the worker cannot be a header value.
     """
     passed_on = [entry for entry in headers if entry[0] not in _NOT_PASSED_ON]
     passed_on += (
@@ -52,7 +52,7 @@ def headers_to_client(headers: HeaderList, backend: Backend) -> HeaderList:
 
 
 def _header_value(value: str) -> bytes:
-    """`value` as a header value. Raises `ValueError` if it cannot be one."""
+    """`value` encoded as a header value. Raises `ValueError` if it is none."""
     if value.isascii() and value.isprintable():
         return value.encode()
     if any((ord(character) < 0x20 and character != "\t") or ord(character) == 0x7F for character in value):

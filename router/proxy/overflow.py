@@ -1,7 +1,7 @@
-"""Prefer a tunnel with a free stream over queueing behind a busy one.
+"""Prefers a tunnel with a free stream to waiting for a stream of a busy one.
 
-A worker allows a limited number of streams at a time. When the chosen one has none left, a sibling of the same cluster or
-another cluster that has is better than waiting out of sight. While streams are free this changes nothing.
+A worker grants a limited number of streams. When the chosen one has none left, another worker of the same cluster or of
+another cluster that has one is used instead. While the chosen worker has a free stream, nothing changes.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _MAX_OTHER_CLUSTERS = 8
 def with_free_stream(
     chosen: RoutedChoice, failed_backends: set[str], select_elsewhere: Callable[[set[str]], RoutedChoice | None]
 ) -> RoutedChoice:
-    """`chosen` itself if its backend can be asked now, else an alternative that can, else `chosen`."""
+    """`chosen` if its backend has a free stream, else an alternative that has one, else `chosen`."""
     if not _is_full(chosen.backend):
         return chosen
     excluded: set[str] = set()
@@ -30,6 +30,6 @@ def with_free_stream(
 
 
 def _is_full(backend: Backend) -> bool:
-    """Whether the tunnels are up but every stream is taken (tunnels that are down are the attempt's business)."""
+    """Whether the tunnels are open but every stream is in use (an attempt handles tunnels that are closed)."""
     tunnels = backend.registration.tunnels
     return tunnels.free_streams() == 0 and tunnels.healthy()

@@ -1,13 +1,13 @@
-"""What becomes of one client request: route, attempt, retry or fail over, relay, give up.
+"""Drives one client request: route, attempt, retry or fail over, relay, answer.
 
-A request is an object driven by callbacks (from its client, its exchange and timers), so that the common case costs no task.
-The decisions and their order are those of docs/proxy.md, "Routing" and "Retries".
+A request is an object driven by callbacks (from its client connection, its exchange and timers), so that the common case
+needs no task. Source of the decisions and their order: docs/proxy.md, "Routing" and "Retries".
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -42,7 +42,7 @@ class Clock(Protocol):
 
 
 class Proxy:
-    """What all proxied requests share."""
+    """Creates the proxied requests and holds what they share."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Proxy:
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
         self.access_log = AccessLog(finished=settings.access_log)
         self.running: set[ProxiedRequest] = set()
-        # Asking asyncio for the loop costs a system call each time; requests take it from here.
+        # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: ClientRequest, response: Response) -> "ProxiedRequest | None":
-        """Answer a request for a worker; None if it was refused at once."""
+        """Validate and route a request; None if it was answered with a refusal at once."""
         try:
             valid = self.validator.validate(request)
         except InvalidRequestError as error:
@@ -79,7 +79,7 @@ class Proxy:
         return proxied
 
     def spawn(self, work: Coroutine[Any, Any, None], on_defect: Callable[[], None]) -> asyncio.Task[None]:
-        """A supervised task of a request; should it ever raise, that is logged and `on_defect` called."""
+        """Run `work` as a task; an exception of it is logged, and `on_defect` is called."""
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
@@ -94,20 +94,26 @@ class Proxy:
 
 
 class RequestState(IntEnum):
-    """Where a proxied request stands; it only advances."""
+    """The state of a proxied request; it only increases."""
 
     PENDING = 0
-    """No answer yet: a worker is being chosen, dialled or asked."""
+    """No response head yet: a worker is being chosen, dialled or tried."""
 
     RELAYING = 1
-    """The head of a worker's answer is the client's; its body follows. Nothing is retried any more."""
+    """The head of a worker's response was sent to the client; its body is being relayed. Nothing is retried any more."""
 
     OVER = 2
-    """Answered to the end, broken off, or given up by its client."""
+    """The response is complete or broken off, or the client has closed."""
+
+
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_PENDING: Final = RequestState.PENDING
+_OVER: Final = RequestState.OVER
+_RELAYING: Final = RequestState.RELAYING
 
 
 class ProxiedRequest:
-    """Implements the flow of its response and the callbacks of its attempts."""
+    """One request; implements `ResponseFlow` and `AttemptCallbacks`."""
 
     __slots__ = (
         "_attempt",
@@ -135,7 +141,7 @@ class ProxiedRequest:
         self._valid = valid
         routing = valid.routing
         self._key = TargetKey(routing.routing_key, routing.model)
-        self._state = RequestState.PENDING
+        self._state = _PENDING
         self._recorder = RequestRecorder(proxy.metrics, proxy.access_log, valid, request.received_at)
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
         self._retry_state = RetryState(proxy.settings, valid.retry_deadline)
@@ -150,7 +156,7 @@ class ProxiedRequest:
     # --- routing ---------------------------------------------------------------------------------------------------
 
     def route(self) -> None:
-        """Ask the policy, and do what it says."""
+        """Ask the selector for a choice, and place the request, wait or answer."""
         self._routing_timer = None
         proxy, retries = self._proxy, self._retry_state
         now = proxy.clock()
@@ -183,7 +189,7 @@ class ProxiedRequest:
         return self._proxy.registry.is_advertised(self._key)
 
     def _place(self, chosen: RoutedChoice, now: float) -> None:
-        """A cluster was chosen: begin with the worker it gave, or another one that has a free stream."""
+        """A cluster was chosen: try its worker, or another one that has a free stream."""
         retries = self._retry_state
         asked = with_free_stream(chosen, retries.failed_backends, self._select_elsewhere)
         self._recorder.chosen(asked, now, retries.routing_retries > 0, asked is not chosen)
@@ -206,7 +212,7 @@ class ProxiedRequest:
     # --- attempts --------------------------------------------------------------------------------------------------
 
     def _try(self, placement: Placement) -> None:
-        """One more attempt; a dialled worker whose connections are gone is dialled again first."""
+        """Start an attempt; a direct worker whose connections are closed is dialled again first."""
         tunnels, retries = placement.backend.registration.tunnels, self._retry_state
         if tunnels.direct and not tunnels.healthy() and retries.may_connect_again:
             retries.connect_retries += 1
@@ -245,7 +251,10 @@ class ProxiedRequest:
         self._dialling = self._proxy.spawn(self._dial(placement, stale=stale), self._defect)
 
     async def _dial(self, placement: Placement, *, stale: bool) -> None:
-        """Replace the connections to a worker, `stale` ones before an attempt; then ask it, or if that fails the next one."""
+        """Replace the connections to a direct worker, then try it; if the dial fails, try the next worker.
+
+        `stale`: the connections were found closed before an attempt, not by a failed one.
+        """
         error = None
         try:
             await placement.backend.registration.tunnels.reconnect()
@@ -259,7 +268,7 @@ class ProxiedRequest:
             self._fail_backend(placement)
 
     def _fail_backend(self, placement: Placement) -> None:
-        """Not again on this worker: a sibling of the same cluster, else a new choice."""
+        """Exclude this worker: try another one of the same cluster, else route again."""
         retries = self._retry_state
         retries.failed_backends.add(placement.backend.inference_server_id)
         if placement.sibling(retries.failed_backends) is None:
@@ -271,8 +280,8 @@ class ProxiedRequest:
     # --- AttemptCallbacks ------------------------------------------------------------------------------------------
 
     def attempt_failed(self, error: TunnelError) -> None:
-        """No head came: the synthetic 502, final or another attempt."""
-        if self._state is RequestState.OVER:
+        """The attempt got no response head: try again, or answer 502."""
+        if self._state is _OVER:
             return
         placement = self._placement
         if placement is None:
@@ -303,8 +312,8 @@ class ProxiedRequest:
             self._fail_backend(placement)
 
     def attempt_answered(self, head: ResponseHead) -> None:
-        """A head came: final, or another attempt elsewhere."""
-        if self._state is RequestState.OVER:
+        """The attempt got a response head: relay it, or try another worker."""
+        if self._state is _OVER:
             return
         placement, attempt = self._placement, self._attempt
         if placement is None or attempt is None:
@@ -344,7 +353,7 @@ class ProxiedRequest:
             self.route()
 
     def response_ended(self, failure: str | None) -> None:
-        """The relayed response is over."""
+        """The relayed response has ended."""
         if failure is not None and self._placement is not None:
             self._recorder.broken_off(self._placement.backend, failure)
         self._finish("complete" if failure is None else "truncated")
@@ -352,20 +361,20 @@ class ProxiedRequest:
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
 
     def pause_response(self) -> None:
-        """The client is slow."""
+        """The client reads slower than the response is written."""
         self._paused = True
         if self._attempt is not None:
             self._attempt.pause()
 
     def resume_response(self) -> None:
-        """The client has caught up."""
+        """The client reads again."""
         self._paused = False
         if self._attempt is not None:
             self._attempt.resume()
 
     def client_gone(self) -> None:
-        """Nobody waits for the answer any more."""
-        if self._state is RequestState.OVER:
+        """The client has closed: end the running attempt and finish."""
+        if self._state is _OVER:
             return
         phase = "body" if self._response.started else ("head" if self._request.body.complete else "upload")
         self._recorder.client_gone(phase)
@@ -378,7 +387,7 @@ class ProxiedRequest:
     # --- answers ---------------------------------------------------------------------------------------------------
 
     def _pass_on(self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float) -> None:
-        """The answer is the client's: send its head and relay what follows."""
+        """The response is final: send its head to the client and relay the body."""
         self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
             headers = headers_to_client(head.headers, placement.backend)
@@ -387,7 +396,7 @@ class ProxiedRequest:
             self._response.send(500, [])
             self._finish("failed")
             return
-        self._advance(RequestState.RELAYING)
+        self._state = _RELAYING
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
         self._recorder.first_byte(now)
@@ -395,32 +404,28 @@ class ProxiedRequest:
         attempt.relay(self._response)
 
     def _defect(self) -> None:
-        """Something happened that this program rules out: the client gets its answer all the same."""
-        if self._state is RequestState.PENDING:
+        """An exception or a state that this program rules out: log it, and answer the client all the same."""
+        if self._state is _PENDING:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
 
     def _answer(self, status: int) -> None:
-        """An answer of our own about an attempt that was made."""
+        """Send a local reply with `status` after an attempt."""
         backend = None if self._placement is None else self._placement.backend
         self._recorder.answered("" if backend is None else backend.inference_server_id, status)
         self._response.send(status, [])
         self._finish("failed")
 
     def _refuse(self, answer: LocalReply) -> None:
-        """An answer of our own because there is nobody to ask."""
+        """Send a local reply because no attempt is made."""
         self._recorder.answered("", answer.status)
         self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 
-    def _advance(self, state: RequestState) -> None:
-        if state > self._state:
-            self._state = state
-
     def _finish(self, end: str) -> None:
-        if self._state is RequestState.OVER:
+        if self._state is _OVER:
             return
-        self._advance(RequestState.OVER)
+        self._state = _OVER
         self._replay.close()
         if self._routing_timer is not None:
             self._routing_timer.cancel()

@@ -1,6 +1,6 @@
-"""What is counted and logged about one proxied request. Never content, never credentials.
+"""Metrics and log lines of one proxied request. They hold no content and no credentials.
 
-Families: docs/operations.md, "Metrics". A request that is given up by its client before an answer is counted as none.
+Families: docs/operations.md, "Metrics". A request whose client closes before the response head has no status in the metrics.
 """
 
 import structlog
@@ -18,7 +18,7 @@ _log = structlog.get_logger()
 
 
 class RequestRecorder:
-    """Told by the request what becomes of it. `now` is in monotonic seconds."""
+    """Records the events of one request. `now` is in monotonic seconds."""
 
     __slots__ = ("_access_log", "_labels", "_metrics", "_received_at", "_selected_before", "_valid")
 
@@ -33,7 +33,7 @@ class RequestRecorder:
     # --- routing ---------------------------------------------------------------------------------------------------
 
     def chosen(self, chosen: RoutedChoice, now: float, waited: bool, overflowed: bool) -> None:
-        """A cluster was chosen, perhaps after waiting for a willing one, perhaps instead of a full one."""
+        """A cluster was chosen; `waited`: after a wait for one, `overflowed`: instead of a worker without a free stream."""
         metrics, labels = self._metrics, self._labels
         if not self._selected_before:
             self._selected_before = True
@@ -50,7 +50,7 @@ class RequestRecorder:
             metrics.routing_kv_free_token_fallback_selections_total.inc((*labels, algorithm))
 
     def not_admitted(self, reason: str) -> None:
-        """There is too much input work already."""
+        """Input-work admission refused the request."""
         _log.warning(
             "rejecting request before routing due to input-work admission",
             routing_key=self._valid.routing.routing_key,
@@ -60,7 +60,7 @@ class RequestRecorder:
         self._metrics.admission_rejections_total.inc((*self._labels, reason))
 
     def nobody_left(self, *, failed_backends: int, routing_retries: int, after_failures: bool) -> None:
-        """No cluster could be used."""
+        """No eligible cluster is left."""
         _log.warning(
             "no inference server candidates for routing target",
             routing_key=self._valid.routing.routing_key,
@@ -74,7 +74,7 @@ class RequestRecorder:
     # --- attempts --------------------------------------------------------------------------------------------------
 
     def attempt_begins(self, backend: Backend, connect_retries: int, request_retries: int) -> None:
-        """One more try, at this worker."""
+        """An attempt on this worker begins."""
         line = self._access_log.attempt
         if line.enabled:
             routing = self._valid.routing
@@ -91,14 +91,14 @@ class RequestRecorder:
             )
 
     def attempt_failed(self, backend: Backend, reason: str, held_bytes: int) -> None:
-        """It got no head; `held_bytes` are kept of the request's body."""
+        """The attempt got no response head; `held_bytes` is the size of the replay copy."""
         server_id = backend.inference_server_id
         self._metrics.proxy_attempts_total.inc((*self._labels, server_id, "proxy_502"))
         self._metrics.proxy_replay_buffer_bytes.observe(held_bytes, (self._labels[1],))
         _log.warning("quic upstream request failed", inference_server_id=server_id, error=reason)
 
     def attempt_answered(self, backend: Backend, status: int, held_bytes: int, now: float) -> None:
-        """It got a head, final or not."""
+        """The attempt got a response head, which may be final or retried; `held_bytes` is the size of the replay copy."""
         metrics, labels = self._metrics, self._labels
         server_id = backend.inference_server_id
         metrics.proxy_attempts_total.inc((*labels, server_id, f"upstream_{status}"))
@@ -106,11 +106,11 @@ class RequestRecorder:
         metrics.proxy_duration_seconds.observe(now - self._received_at, (*labels, server_id))
 
     def retried(self, reason: str) -> None:
-        """There is another attempt because of `reason`."""
+        """Another attempt follows because of `reason`."""
         self._metrics.proxy_retries_total.inc((*self._labels, reason))
 
     def retried_after_answer(self, backend: Backend, status: int, reason: str, request_retries: int) -> None:
-        """There is another attempt although this worker answered."""
+        """Another attempt follows a retryable response of this worker."""
         self.retried(reason)
         _log.warning(
             "retrying request on a sibling backend after local queue mismatch"
@@ -124,11 +124,11 @@ class RequestRecorder:
         )
 
     def exhausted(self, reason: str) -> None:
-        """Another attempt was wanted, and is not made because of `reason`."""
+        """A retry is not made because of `reason`: a limit is used up."""
         self._metrics.proxy_retry_exhausted_total.inc((*self._labels, reason))
 
     def not_replayable(self, backend: Backend, status: int, reason: str, source: str) -> None:
-        """Another attempt was wanted, and the body cannot be had again."""
+        """A retry is not made because the request body cannot be replayed."""
         _log.warning(
             "not retrying because request body replay buffer is incomplete",
             inference_server_id=backend.inference_server_id,
@@ -138,18 +138,18 @@ class RequestRecorder:
         )
 
     def accepted_already(self) -> None:
-        """Another attempt was wanted, and could generate a second time."""
+        """A retry is not made because the worker has received the whole request and could generate a second time."""
         self._metrics.accepted_not_repeated_total.inc(self._labels)
 
     # --- dialled workers -------------------------------------------------------------------------------------------
 
     def dials_again(self, backend: Backend, *, stale: bool) -> None:
-        """The connections to this worker are given up: they were found `stale`, or an attempt failed on them."""
+        """A direct worker is dialled again: its connections were found closed (`stale`), or an attempt failed on them."""
         reason = "stale_connection" if stale else "proxy_error"
         self._metrics.quic_connection_evictions_total.inc((backend.inference_server_id, reason))
 
     def dialled_again(self, backend: Backend, connect_retries: int, error: str | None, *, stale: bool) -> None:
-        """There are new connections (no `error`), or none."""
+        """The dial succeeded, or failed with `error`."""
         server_id = backend.inference_server_id
         self._metrics.quic_hot_path_reconnect_total.inc((server_id, "success" if error is None else "error"))
         if error is None:
@@ -166,20 +166,20 @@ class RequestRecorder:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def answered(self, server_id: str, status: int) -> None:
-        """The client gets this status, from this worker or (empty) from nobody."""
+        """The client gets this status from the worker `server_id`; empty for a local reply without a worker."""
         self._metrics.requests_total.inc((*self._labels, server_id, str(status)))
 
     def first_byte(self, now: float) -> None:
-        """The head of a worker's answer goes to the client."""
+        """The head of a worker's response is sent to the client."""
         self._metrics.request_first_byte_seconds.observe(now - self._received_at, self._labels)
 
     def broken_off(self, backend: Backend, reason: str) -> None:
-        """The answer broke behind its head."""
+        """The response failed after its head was sent."""
         self._metrics.midstream_failures_total.inc((*self._labels, backend.inference_server_id, "upstream"))
         _log.debug("response broken off", inference_server_id=backend.inference_server_id, error=reason)
 
     def client_gone(self, phase: str) -> None:
-        """The client left during its `upload`, before the `head` or in the `body`."""
+        """The client closed in this phase: during its `upload`, before the response `head`, or in the `body`."""
         self._metrics.client_aborts_total.inc((*self._labels, phase))
 
     def finished(
@@ -192,7 +192,7 @@ class RequestRecorder:
         end: str,
         now: float,
     ) -> None:
-        """Nothing more happens; `end` is one of `AccessLog.finished`."""
+        """The request has ended; `end` is one of the values in `AccessLog`."""
         received_at = self._received_at
         self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
         line = self._access_log.finished

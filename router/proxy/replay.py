@@ -1,28 +1,37 @@
-"""A copy of the request body for another attempt, under a limit per request and one for all requests together."""
+"""A copy of the request body for retries, with a limit in bytes per request and one for all requests together."""
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from router.http1.blocks import Blocks
 
 
 class ReplayState(IntEnum):
-    """Where the copy of a body stands; it only advances."""
+    """The state of a copy; it only increases."""
 
     UNTOUCHED = 0
-    """No attempt has begun to read the original, which is still there."""
+    """No attempt has begun to read the original body, which is still available."""
 
     COPYING = 1
-    """An attempt reads the original; the copy grows with it."""
+    """An attempt reads the original body; each piece is copied."""
 
     COMPLETE = 2
-    """The copy holds all of the body."""
+    """The copy holds the whole body."""
 
     LOST = 3
-    """The body cannot be had again: its attempt ended before its end, or the budget of all copies is used up."""
+    """The body cannot be replayed: the attempt ended before the end of the body, or the budget of all copies is used up."""
 
     TOO_LARGE = 4
-    """The body has outgrown the limit of one copy."""
+    """The body is larger than the limit of one copy."""
+
+
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_UNTOUCHED: Final = ReplayState.UNTOUCHED
+_COMPLETE: Final = ReplayState.COMPLETE
+_COPYING: Final = ReplayState.COPYING
+_LOST: Final = ReplayState.LOST
+_TOO_LARGE: Final = ReplayState.TOO_LARGE
 
 
 class ReplayBudget:
@@ -34,7 +43,7 @@ class ReplayBudget:
         self.used_bytes = 0
 
     def take(self, size: int) -> bool:
-        """Reserve `size` bytes; False if that is too much."""
+        """Reserve `size` bytes; False if the limit does not allow it."""
         if self._limit and self.used_bytes + size > self._limit:
             self._on_exhausted()
             return False
@@ -47,7 +56,7 @@ class ReplayBudget:
 
 
 class ReplayBuffer:
-    """Collects the body of one request while its first attempt uploads it; must be closed."""
+    """Copies the body of one request while its first attempt uploads it; must be closed."""
 
     __slots__ = ("_blocks", "_budget", "_limit", "_size", "state")
 
@@ -56,39 +65,39 @@ class ReplayBuffer:
         self._budget = budget
         self._blocks = Blocks()
         self._size = 0
-        self.state = ReplayState.UNTOUCHED
+        self.state = _UNTOUCHED
 
     @property
     def replayable(self) -> bool:
-        """Whether another attempt could be given the body: an untouched original counts."""
-        return self.state is ReplayState.UNTOUCHED or self.state is ReplayState.COMPLETE
+        """Whether another attempt could send the body: from the copy, or from an original that nothing has read."""
+        return self.state is _UNTOUCHED or self.state is _COMPLETE
 
     @property
     def touched(self) -> bool:
         """Whether an attempt has started to read the original body."""
-        return self.state is not ReplayState.UNTOUCHED
+        return self.state is not _UNTOUCHED
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the copy."""
+        """Size of the copy in bytes."""
         return self._size
 
     @property
     def chunks(self) -> list[bytes]:
-        """The copy: all of the body only in state `COMPLETE`."""
+        """The pieces of the copy; the whole body only in state `COMPLETE`."""
         return self._blocks.pieces()
 
     def touch(self) -> None:
-        """The original body is being read from now on."""
-        self._advance(ReplayState.COPYING)
+        """An attempt begins to read the original body."""
+        self._advance(_COPYING)
 
     def add(self, data: bytes) -> None:
-        """Keep `data`, if the limits allow it."""
-        if self.state >= ReplayState.LOST:
+        """Copy `data`, if the limits allow it."""
+        if self.state >= _LOST:
             return
         size = len(data)
         if self._size + size > self._limit:
-            self._advance(ReplayState.TOO_LARGE)
+            self._advance(_TOO_LARGE)
             self._release()
         elif not self._budget.take(size):
             self.lose()
@@ -98,17 +107,17 @@ class ReplayBuffer:
 
     def complete(self) -> None:
         """The original body has been read to its end."""
-        self._advance(ReplayState.COMPLETE)
+        self._advance(_COMPLETE)
 
     def lose(self) -> None:
-        """The original cannot be read to its end any more; a complete copy stays."""
-        if self.state is not ReplayState.COMPLETE:
-            self._advance(ReplayState.LOST)
+        """The original body cannot be read to its end any more; a complete copy is kept."""
+        if self.state is not _COMPLETE:
+            self._advance(_LOST)
             self._release()
 
     def close(self) -> None:
-        """Nobody will ask again."""
-        self._advance(ReplayState.LOST)
+        """Drop the copy and release its bytes: no retry follows."""
+        self._advance(_LOST)
         self._release()
 
     def _advance(self, state: ReplayState) -> None:

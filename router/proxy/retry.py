@@ -1,4 +1,4 @@
-"""Which failures and answers lead to another attempt. Pure functions; docs/proxy.md, "Retries", has them as tables."""
+"""Which failures and responses lead to another attempt. Pure functions; tables in docs/proxy.md, "Retries"."""
 
 from enum import Enum
 
@@ -16,7 +16,7 @@ CONNECT_FAILOVER = "connect_failover"
 
 
 class Verdict(Enum):
-    """What follows from a failed attempt or a retryable answer."""
+    """The decision after a failed attempt or a retryable response."""
 
     AGAIN = "another attempt"
     BUDGET_OVER = "the time for retries is over"
@@ -27,7 +27,7 @@ class Verdict(Enum):
 
 
 def verdict(*, budget_over: bool, retries_left: bool, replay: ReplayState, accepted: bool = False) -> Verdict:
-    """The first reason against another attempt, in the order that is promised. `accepted` counts only where it is to count."""
+    """Whether to retry, or the first reason against it, in the documented order. `accepted`: a worker has the whole request."""
     if budget_over:
         return Verdict.BUDGET_OVER
     if not retries_left:
@@ -40,7 +40,7 @@ def verdict(*, budget_over: bool, retries_left: bool, replay: ReplayState, accep
 
 
 def retry_reason(head: ResponseHead, *, signal_required: bool) -> str | None:
-    """Why this answer may be retried, or None. A signal other than `true` forbids it even where none is required."""
+    """Why this response may be retried, or None. A retry signal other than `true` forbids it even if none is required."""
     if head.status not in RETRYABLE_STATUSES:
         return None
     signal = _first(head, RETRYABLE)
@@ -54,7 +54,7 @@ def retry_reason(head: ResponseHead, *, signal_required: bool) -> str | None:
 
 
 def releases_reservation(head: ResponseHead) -> bool:
-    """Whether the worker refused because our picture of its queue was wrong: then the reservation made it worse."""
+    """Whether the worker refused because the queue estimate it was sent is wrong: then its reservation is released."""
     return (
         head.status == 429
         and (_first(head, RETRYABLE) or b"").lower() == b"true"

@@ -1,4 +1,4 @@
-"""What one request has used up of its retries, and what it must not choose again; decides whether there is another attempt.
+"""The retries that one request has used and what it must not choose again; decides whether another attempt follows.
 
 Source: docs/proxy.md, "Retries".
 """
@@ -28,30 +28,30 @@ class RetryState:
         self._settings = settings
         self._deadline = deadline
         self.attempts = 0
-        """Attempts that were begun."""
+        """Number of attempts begun."""
         self.connect_retries = 0
-        """Attempts and dials that followed from a failure before a response head."""
+        """Number of attempts and dials made after a failure before a response head."""
         self.request_retries = 0
-        """Attempts that followed from a retryable answer."""
+        """Number of attempts made after a retryable response."""
         self.routing_retries = 0
-        """How often the request has waited for a cluster that would take it."""
+        """Number of waits for an eligible cluster."""
         self.failed_backends: set[str] = set()
-        """Inference server ids that are not asked again."""
+        """Ids of inference servers that are not tried again."""
         self.failed_clusters: set[str] = set()
-        """Cluster ids that are not chosen again."""
+        """Ids of clusters that are not chosen again."""
 
     @property
     def may_connect_again(self) -> bool:
-        """Whether the limit of retries after failures is not reached."""
+        """Whether the limit of retries after transport failures is not reached."""
         return self.connect_retries < self._settings.max_connect_retries
 
     @property
     def excludes_anything(self) -> bool:
-        """Whether a worker or a cluster has failed this request already."""
+        """Whether a worker or a cluster is excluded for this request."""
         return bool(self.failed_backends or self.failed_clusters)
 
     def after_failure(self, error: TunnelError, replay: ReplayBuffer, now: float) -> Verdict:
-        """Whether there is another attempt after one that got no response head."""
+        """The verdict after an attempt that got no response head."""
         return retry.verdict(
             budget_over=self._budget_over(now),
             retries_left=self.may_connect_again,
@@ -60,7 +60,7 @@ class RetryState:
         )
 
     def after_answer(self, replay: ReplayBuffer, now: float) -> Verdict:
-        """Whether there is another attempt after a retryable answer."""
+        """The verdict after a retryable response."""
         return retry.verdict(
             budget_over=self._budget_over(now),
             retries_left=self.request_retries < self._settings.max_request_retries,

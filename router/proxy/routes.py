@@ -1,6 +1,6 @@
-"""Which path goes where: three POST paths to workers, and the probes and views that the router answers itself.
+"""The paths of the HTTP port: three POST paths go to workers; the router answers the probes and views itself.
 
-Paths match exactly, on the raw bytes; nothing is ever redirected (a client would turn its POST into a GET).
+Paths match exactly, on the raw bytes; there are no redirects (a client would turn its POST into a GET).
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Routes:
         }
 
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
-        """Answer now, or return who answers later."""
+        """Answer now and return None, or return the request that answers later."""
         if request.path in PROXIED:
             if request.method == b"POST":
                 return self._proxy.handle(request, response)
@@ -59,11 +59,11 @@ class Routes:
         return None
 
     def refused(self, status: int, reason: str) -> None:
-        """A request was answered without being handled."""
+        """Count a request that was answered without `handle`."""
         self._metrics.requests_rejected_total.inc((str(status), reason))
 
     def connection_refused(self, reason: str) -> None:
-        """A client connection was closed as soon as it was there."""
+        """Count a client connection that was closed as soon as it was accepted."""
         self._metrics.http_connections_refused_total.inc((reason,))
 
     def _not_allowed(self, response: Response, allow: bytes) -> None:

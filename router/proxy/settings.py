@@ -1,14 +1,14 @@
-"""What can be set about proxying; `router/config` fills it."""
+"""Settings of the proxy; `router/config` fills them."""
 
 from dataclasses import dataclass
 
 from tunnel_protocol.limit import Limit
 
 REPLAY_COPY = Limit("proxy.replay_copy", bytes=64 * 1024 * 1024, option="--proxy-max-replay-body-bytes")
-"""The copy of one body. Its pieces are blocks, so the bytes bound them as well."""
+"""Bytes of one replay copy. Small pieces are collected in blocks, so the bytes bound the number of pieces too."""
 
 REPLAY_TOTAL = Limit("proxy.replay_total", bytes=256 * 1024 * 1024, option="--proxy-max-replay-total-bytes")
-"""The copies of all requests."""
+"""Bytes of the replay copies of all requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class ProxySettings:
     """Limits and switches of the request path. Times in milliseconds, sizes in bytes."""
 
     request_timeout_ms: int
-    """From opening a tunnel stream to the response head, per attempt."""
+    """Time from opening a tunnel stream to the response head, per attempt."""
 
     max_connect_retries: int
     """Further attempts of one request after transport failures."""
@@ -28,19 +28,19 @@ class ProxySettings:
     """Largest request body that is kept for another attempt; a larger `content-length` is refused with 413."""
 
     max_replay_total_bytes: int
-    """Copies of all requests together; beyond it requests are forwarded without one. 0 = no limit."""
+    """Limit of the copies of all requests together; beyond it requests are sent without one. 0 = no limit."""
 
     require_retry_signal: bool
     """Retry a 429 or 503 only if the worker marked it as retryable."""
 
     retry_budget_header: str | None
-    """Request header with the time budget for retries; None switches budgets off."""
+    """Name of the request header with the time budget for retries; None = no budgets."""
 
     no_repeat_accepted: bool
-    """Do not repeat a request that a worker has acknowledged in full (a second generation would cost twice)."""
+    """Do not retry a request that a worker has acknowledged in full (it could generate a second time)."""
 
     response_idle_timeout_ms: int
-    """End a response abnormally after this long without a byte of body; 0 = never."""
+    """Break a response off after this long without a byte of its body; 0 = never."""
 
     access_log: bool
-    """One info line per finished request."""
+    """Whether to log one info line per finished request."""

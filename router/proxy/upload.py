@@ -1,4 +1,4 @@
-"""The request body on its way into one exchange: from the client the first time, from the replay copy afterwards."""
+"""Sends the request body into one exchange: from the client for the first attempt, from the replay copy for later ones."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from router.proxy.replay import ReplayBuffer
 
 
 class Upload:
-    """Implements `BodyConsumer`. `on_over` is called once if it ends by itself: None = complete, else why it failed."""
+    """One upload. `on_over` is called once if it ends by itself: None = complete, else the reason of the failure."""
 
     __slots__ = ("_attached", "_body", "_exchange", "_on_over", "_pending", "_replay", "done", "from_client")
 
@@ -22,12 +22,12 @@ class Upload:
         self._pending: list[bytes] = []
         self._attached = False
         self.from_client = not replay.touched
-        """Not from the copy."""
+        """Whether the body comes from the client and not from the copy."""
         self.done = False
-        """Nothing more is going to be sent."""
+        """Whether the upload has ended."""
 
     def start(self) -> None:
-        """Send what there is and go on by callbacks."""
+        """Send the bytes that have arrived; the rest follows in callbacks."""
         if self.from_client:
             self._replay.touch()
             self._attached = True
@@ -37,27 +37,27 @@ class Upload:
             self._send_copy()
 
     def writable(self) -> None:
-        """The exchange takes data again."""
+        """The exchange accepts data again."""
         if self._attached:
             self._body.resume()
         elif not self.done:
             self._send_copy()
 
     def stopped(self) -> None:
-        """The worker does not take the rest; what the client still sends is kept for another attempt."""
+        """The worker does not take the rest; bytes that the client still sends are copied for another attempt."""
         self.done = True
         self._pending.clear()
         if self._attached:
             self._body.resume()
 
     def abort(self) -> None:
-        """The worker's answer makes the rest of the body pointless."""
+        """Abandon the rest of the body: the response of the worker makes it useless."""
         if not self.done:
             self._exchange.abort_upload()
         self.cancel()
 
     def cancel(self) -> None:
-        """Nobody takes the rest any more, and a part is of no use for another attempt."""
+        """End the upload; an incomplete body cannot be replayed."""
         self.done = True
         self._pending.clear()
         if self._attached:
@@ -68,19 +68,19 @@ class Upload:
     # --- BodyConsumer ----------------------------------------------------------------------------------------------
 
     def on_body(self, data: bytes) -> None:
-        """Bytes of the client."""
+        """Bytes of the body arrived from the client."""
         self._replay.add(data)
         if not self.done and not self._exchange.send_body(data):
             self._body.pause()
 
     def on_body_end(self) -> None:
-        """The client's body is complete."""
+        """The client has sent the whole body."""
         self._attached = False
         self._replay.complete()
         self._complete()
 
     def on_body_broken(self, reason: str) -> None:
-        """The client's body breaks off."""
+        """The client's framing of the body is invalid: the upload fails."""
         self._attached = False
         self._replay.lose()
         if not self.done:

@@ -1,4 +1,4 @@
-"""Client headers to a routing request, or the status that refuses them. Nothing but headers is looked at.
+"""Turns client headers into a routing request, or refuses them with a status. Uses no part of the body.
 
 The order of the checks is part of the contract with the gateway (docs/proxy.md, "Validation"); refusals have no body.
 """
@@ -22,7 +22,7 @@ _REQUEST_ID = b"x-request-id"
 
 
 class InvalidRequestError(Exception):
-    """A request that is refused before routing. `status` goes to the client, `reason` into metrics and logs."""
+    """The request is refused before routing. `status` is sent to the client, `reason` goes into metrics and logs."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status}: {reason}")
@@ -31,25 +31,25 @@ class InvalidRequestError(Exception):
 
 
 class ValidRequest(NamedTuple):
-    """What the headers say."""
+    """The parsed headers of a valid request."""
 
     routing: RoutingRequest
     effective: Definition
     requested_method: str
     request_id: str
     retry_deadline: float | None
-    """Monotonic seconds after which nothing is retried; None = no limit."""
+    """Monotonic seconds after which no retry is made; None = no limit."""
 
 
 def text(value: bytes | None) -> str | None:
-    """A header value as text without outer blanks; None if absent, blank or not printable ASCII."""
+    """A header value as text without surrounding blanks; None if absent, blank or not printable ASCII."""
     if value is None or value.translate(None, _TEXTUAL):
         return None
     return value.strip(b" \t").decode("ascii") or None
 
 
 def number(value: bytes | None, limit: int, name: str) -> int | None:
-    """An unsigned decimal up to `limit`; None if absent. Raises `InvalidRequestError` for anything else."""
+    """An unsigned decimal of at most `limit`; None if absent. Raises `InvalidRequestError` for anything else."""
     if value is None:
         return None
     digits = value.strip(b" \t")
@@ -71,7 +71,7 @@ class Validator:
         self._max_body = settings.max_replay_body_bytes
 
     def validate(self, request: ClientRequest) -> ValidRequest:
-        """The routing request and its policy. Raises `InvalidRequestError`."""
+        """The routing request and its algorithm definition. Raises `InvalidRequestError`."""
         get = request.first.get
         request_id = text(get(_REQUEST_ID))
         if request_id is None:

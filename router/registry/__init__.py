@@ -1,4 +1,4 @@
-"""Who can serve what, right now. Pure memory: no I/O and no clock of its own (docs/control-plane.md)."""
+"""Which workers can serve which targets now. Pure memory: no I/O and no clock of its own (docs/control-plane.md)."""
 
 from router.ports.identity import Identity
 from router.registry.backend import Backend

@@ -5,7 +5,7 @@ from router.registry.stats import ModelStats
 
 
 class Backend:
-    """What one registration has published for one target; replaced whole by its next heartbeat."""
+    """What one registration has published for one target; its next message replaces the whole object."""
 
     __slots__ = ("received_at", "registration", "rtt_ns", "stats")
 
@@ -13,7 +13,7 @@ class Backend:
         self.registration = registration
         self.stats = stats
         self.rtt_ns = rtt_ns
-        """Round trip of the health probe through the tunnel, nanoseconds; 0 is a valid one."""
+        """Round trip of the health probe through the tunnel in nanoseconds; 0 is valid."""
         self.received_at = received_at
         """Monotonic seconds at which the update was applied."""
 

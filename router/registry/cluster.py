@@ -1,7 +1,7 @@
-"""The routable workers of one cluster for one target: their aggregate, their turn order, and the work reserved on them.
+"""The routable workers of one cluster for one target: their aggregate, their round-robin order, and reservations on them.
 
-Source: docs/control-plane.md, "Aggregates" and "Reservations". Totals are kept up to date per change, so that a heartbeat and a
-snapshot cost the same in a cluster of one and of thousands.
+Source: docs/control-plane.md, "Aggregates" and "Reservations". Totals are updated at each change, so that the cost of a
+report and of a snapshot does not grow with the number of workers.
 """
 
 from bisect import bisect_left
@@ -16,7 +16,7 @@ from tunnel_protocol.unsigned import MAX_U64
 
 
 class Snapshot:
-    """One cluster at one moment: the aggregate of its workers with pending reservations added. Never altered."""
+    """One cluster at one moment: the aggregate of its workers with pending reservations added. Immutable."""
 
     __slots__ = (
         "active_backend_count",
@@ -62,7 +62,7 @@ class Snapshot:
 
 
 class RoutedCluster:
-    """One cluster of one target, from its first routable worker to its last. A request that chose it keeps it."""
+    """One cluster of one target, from its first routable worker to its last. Requests that chose it may hold it longer."""
 
     __slots__ = (
         "_backends",
@@ -89,7 +89,7 @@ class RoutedCluster:
         self.cluster_id = first.registration.identity.cluster_id
         self.generation: ClusterGeneration = first.registration.generation
         self.stale = True
-        """True from a change until its target has taken a new snapshot."""
+        """True from a change until the target has taken a new snapshot."""
         self._server_ids: list[str] = []
         self._backends: list[Backend] = []
         self._source = first
@@ -125,7 +125,7 @@ class RoutedCluster:
         return new
 
     def withdraw(self, registration: Registration) -> bool:
-        """Remove what exactly this registration published. True if there was something."""
+        """Remove the backend that this registration published. True if there was one."""
         backend = self._backend_of(registration)
         if backend is None:
             return False
@@ -140,13 +140,13 @@ class RoutedCluster:
         return True
 
     def clear(self) -> None:
-        """Remove every worker: leftovers of a generation that is over."""
+        """Remove every worker, after the end of the generation."""
         self._server_ids.clear()
         self._backends.clear()
         self._reservations.drop_all()
 
     def pick(self, excluded_backend_ids: Collection[str]) -> Backend | None:
-        """The next worker in id order that is not excluded, or None; every pick moves the one turn counter on."""
+        """The next worker in id order that is not excluded, or None; every call advances the round-robin counter."""
         eligible = self._backends
         if excluded_backend_ids:
             eligible = [each for each in eligible if each.inference_server_id not in excluded_backend_ids]
@@ -157,7 +157,7 @@ class RoutedCluster:
         return picked
 
     def reserve(self, backend: Backend, input_tokens: int, priority: int) -> Reservation | None:
-        """Count one attempt's work against the cluster until the worker's next report; None if its registration left."""
+        """Reserve one attempt's work on the worker until its next report; None if its registration has ended."""
         if self._backend_of(backend.registration) is None:
             return None
         reservation = Reservation(self._reservations, backend.inference_server_id, input_tokens, priority)
@@ -166,23 +166,23 @@ class RoutedCluster:
         return reservation
 
     def backends(self) -> tuple[Backend, ...]:
-        """All routable workers, by id."""
+        """All routable workers, sorted by id."""
         return tuple(self._backends)
 
     def stats_observed_at_unix_ms(self) -> int:
-        """The latest observation time among the workers, by their own clocks."""
+        """The latest observation time of the workers in Unix milliseconds, by their own clocks."""
         return max((each.stats.stats_observed_at_unix_ms for each in self._backends), default=0)
 
     def stats_capabilities(self) -> tuple[str, ...]:
-        """All workers' capability labels, first seen first."""
+        """The capability labels of all workers, in the order of first occurrence."""
         return tuple(dict.fromkeys(label for each in self._backends for label in each.stats.stats_capabilities))
 
     def stats_sources(self) -> tuple[str, ...]:
-        """All workers' source labels, first seen first."""
+        """The source labels of all workers, in the order of first occurrence."""
         return tuple(dict.fromkeys(label for each in self._backends for label in each.stats.stats_sources))
 
     def snapshot(self) -> Snapshot:
-        """The aggregate now, with pending reservations; at least one worker must be left."""
+        """The current aggregate with pending reservations added; requires at least one worker."""
         source = self._source.stats
         pending = self._reservations
         input_tps = self._input_tps.value()
@@ -236,7 +236,7 @@ class RoutedCluster:
 
     def _summed_output_tps(self) -> float:
         if self._odd_output_tps:
-            # Infinity and NaN cannot be taken out of a running sum again, so they are added up anew: only broken workers
-            # report them.
+            # Infinity and NaN cannot be subtracted from a running sum, so the sum is computed anew; only faulty workers
+            # report such values.
             return sum(each.stats.output_tps for each in self._backends)
         return self._output_tps.value()

@@ -1,14 +1,14 @@
-"""A sum of floats that terms can be taken out of again without leaving a rounding error behind.
+"""A sum of floats from which terms can be subtracted again without a rounding error.
 
-Every finite float is an integer over a power of two, so the sum is kept as one integer over the largest power met so far;
-it is the same whatever order terms came and went in, and is rounded once, when read.
+Every finite float is an integer over a power of two, so the sum is kept as one integer over the largest power so far. It
+does not depend on the order in which terms are added and subtracted, and is rounded once, when read.
 """
 
 import math
 
 
 class ExactSum:
-    """Sum of finite floats; the caller keeps infinities and NaN out."""
+    """Sum of finite floats; the caller must not pass infinities or NaN."""
 
     __slots__ = ("_numerator", "_shift")
 
@@ -17,7 +17,7 @@ class ExactSum:
         self._shift = 0
 
     def add(self, term: float, sign: int = 1) -> None:
-        """Put a finite `term` in, or with `sign` -1 take out one that was put in before."""
+        """Add a finite `term`, or with `sign` -1 subtract one that was added before."""
         numerator, denominator = term.as_integer_ratio()
         shift = denominator.bit_length() - 1
         if shift > self._shift:
@@ -26,7 +26,7 @@ class ExactSum:
         self._numerator += sign * numerator << (self._shift - shift)
 
     def value(self) -> float:
-        """The sum, correctly rounded; infinite if it is beyond the largest float."""
+        """The sum, correctly rounded; infinite if it is larger than the largest float."""
         try:
             return self._numerator / (1 << self._shift)
         except OverflowError:

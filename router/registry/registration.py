@@ -1,6 +1,6 @@
 """One live registration and the cluster generation it belongs to.
 
-Both are compared by object identity: an id may be used again, a generation never is (docs/control-plane.md, "Generations").
+Both are compared by object identity: an id may be used again, a generation is not (docs/control-plane.md, "Generations").
 """
 
 from router.ports.identity import Identity
@@ -8,29 +8,29 @@ from router.ports.tunnels import TunnelSet
 
 
 class ClusterGeneration:
-    """One lifetime of (routing key, cluster id): from its first registration to the end of its last."""
+    """One generation of (routing key, cluster id): from its first registration to the end of its last."""
 
     __slots__ = ("registrations", "retired")
 
     def __init__(self) -> None:
         self.registrations = 0
-        """How many live registrations share it."""
+        """Number of live registrations that share it."""
         self.retired = False
-        """True once that number has fallen to 0; nothing of it is ever routed to again."""
+        """True once that number has fallen to 0; no request is routed to this generation again."""
 
 
 class Registration:
-    """One admitted registration stream: made by `Registry.begin`, over with `Registry.end`."""
+    """One admitted registration stream: created by `Registry.begin`, ended by `Registry.end`."""
 
     __slots__ = ("applying", "ended", "generation", "identity", "models", "tunnels")
 
     def __init__(self, identity: Identity, tunnels: TunnelSet, generation: ClusterGeneration) -> None:
         self.identity = identity
         self.tunnels = tunnels
-        """The connections of exactly this generation; nobody else's request travels on them."""
+        """The connections of exactly this registration."""
         self.generation = generation
         self.models: frozenset[str] = frozenset()
-        """The models it advertises, whatever their status. While an update is being applied: the old ones too."""
+        """The models it advertises, active or not; while an update is being applied, also those of the previous one."""
         self.applying = False
         self.ended = False
 

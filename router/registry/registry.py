@@ -1,6 +1,6 @@
-"""Who is registered and what they can serve, right now. Pure memory: no I/O, no clock, no suspension point.
+"""Which workers are registered and what they can serve now. Pure memory: no I/O, no clock, no suspension point.
 
-Every method runs to its end before anything else of the event loop, so callers see either all of a change or nothing of it.
+Every method is synchronous, so other callbacks of the event loop see either the whole of a change or nothing of it.
 Source: docs/control-plane.md, "Registrations" and "What is routable".
 """
 
@@ -18,13 +18,13 @@ class Registry:
     """All live registrations of this process and the targets their workers serve."""
 
     def __init__(self, on_active_count: Callable[[TargetKey, int], None] | None = None) -> None:
-        """`on_active_count` is told the number of routable workers of a target whenever it changes."""
+        """`on_active_count` is called with the number of routable workers of a target whenever that number changes."""
         self._on_active_count = on_active_count
         self._registrations: dict[str, Registration] = {}
         self._generations: dict[tuple[str | None, str], ClusterGeneration] = {}
         self._advertisers: dict[TargetKey, int] = {}
         self._targets: dict[TargetKey, Target] = {}
-        # For listing: the routable models of one routing key without a walk over all of them.
+        # For listing: the routable models by routing key, so that no walk over all targets is needed.
         self._models: dict[str | None, set[str]] = {}
 
     # Registrations
@@ -52,10 +52,10 @@ class Registry:
         rtt_ns: int | None,
         now: float,
     ) -> None:
-        """Take over one full report: `models` is everything the worker advertises from now on.
+        """Apply one complete report: `models` are all models the worker advertises from now on.
 
-        A model becomes (or stays) routable exactly if the worker calls it active, sent figures for it, its tunnel is
-        connected and its round trip is known. `now` is monotonic seconds. Does nothing for a registration that has ended.
+        A model is routable exactly if the worker reports it as active and with stats, its tunnel is `connected` and its
+        round trip is known (`rtt_ns`, nanoseconds). `now` is monotonic seconds. No effect for a registration that has ended.
         Raises RuntimeError if called while the same registration's previous report is still being applied.
         """
         if registration.ended:
@@ -69,12 +69,12 @@ class Registry:
             registration.applying = False
 
     def withdraw(self, registration: Registration) -> None:
-        """Take a worker out of routing while it stays registered and its models stay advertised: its tunnel is dead."""
+        """Remove a worker whose tunnel is dead from routing; it stays registered and its models stay advertised."""
         for model in registration.models:
             self._withdraw(registration, TargetKey(registration.identity.routing_key, model))
 
     def end(self, registration: Registration) -> None:
-        """Retire a registration: its id is free and its routes are gone. Harmless when already ended."""
+        """End a registration: its id becomes free and its routes are removed. No effect if it has ended already."""
         if registration.ended:
             return
         registration.ended = True
@@ -89,7 +89,7 @@ class Registry:
         self.withdraw(registration)
 
     def live(self, inference_server_id: str) -> Registration | None:
-        """The live registration of this id."""
+        """The live registration of this id; None if there is none."""
         return self._registrations.get(inference_server_id)
 
     def registrations(self) -> list[Registration]:
@@ -99,11 +99,11 @@ class Registry:
     # Targets
 
     def target(self, key: TargetKey) -> Target | None:
-        """The target, if at least one worker is routable for it."""
+        """The target; None if no worker is routable for it."""
         return self._targets.get(key)
 
     def targets(self) -> list[Target]:
-        """All targets with a routable worker."""
+        """All targets that have a routable worker."""
         return list(self._targets.values())
 
     def is_advertised(self, key: TargetKey) -> bool:
@@ -111,12 +111,12 @@ class Registry:
         return key in self._advertisers
 
     def active_models(self, routing_key: str | None, model_ids: Collection[str] = ()) -> list[str]:
-        """Routable models of exactly this routing key, ascending; only those of `model_ids` unless that is empty."""
+        """Routable models of exactly this routing key, ascending; only those in `model_ids` unless that is empty."""
         models = self._models.get(routing_key, set())
         return sorted(models.intersection(model_ids) if model_ids else models)
 
     def all_active_models(self) -> list[str]:
-        """Routable models over all routing keys, each once, ascending."""
+        """Routable models of all routing keys, each once, ascending."""
         return sorted(set().union(*self._models.values()))
 
     # Steps

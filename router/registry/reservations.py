@@ -1,7 +1,7 @@
-"""Work sent to a cluster since its workers last reported: counted at once, forgotten with the worker's next report.
+"""Work sent to a cluster since its workers last reported: added at once, dropped at the worker's next report.
 
-Source: docs/control-plane.md, "Reservations". The effect of a reservation on the queue time map is a step: every priority from
-its own on waits `delta` longer. Steps commute, so the map is built from totals instead of by replaying reservations in order.
+Source: docs/control-plane.md, "Reservations". The effect of a reservation on the queue time map is a step: its own priority
+and all less urgent ones wait `delta` longer. Steps commute, so the map is built from totals, in any order of reservations.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ class Reservation:
         self.priority = priority
         self.live = True
         self.delta_ms: int | None = None
-        """What it adds to the queue time from its priority on, as last computed by `Reservations`; None = cannot be said."""
+        """Milliseconds it adds to the queue time from its priority on, as `Reservations` last computed; None = unknown."""
 
     def release(self) -> None:
-        """Take the work out again before the worker reports. No effect if it is out already."""
+        """Remove the work before the worker's next report. No effect if it has been removed already."""
         if self.live:
             self._ledger.release(self)
 
@@ -41,14 +41,14 @@ class Reservations:
         self.count = 0
         self.tokens = 0
         self._by_server: dict[str, list[Reservation]] = {}
-        # Per priority: milliseconds added to it and to all less urgent ones, and by how many reservations. Valid for the
-        # throughput `_tps`; None until somebody reads. A reservation of 0 tokens adds no time but still names its priority.
+        # Per priority: milliseconds added to it and to all less urgent ones, and number of reservations. Valid for the
+        # throughput `_tps`; None until the first read. A reservation of 0 tokens adds no time, only its priority as a key.
         self._steps: dict[int, list[int]] | None = None
         self._tps = 0.0
         self._unknown = 0
 
     def add(self, reservation: Reservation) -> None:
-        """Count `reservation`."""
+        """Add `reservation` to the totals."""
         self._by_server.setdefault(reservation.inference_server_id, []).append(reservation)
         self.count += 1
         self.tokens += reservation.input_tokens
@@ -56,7 +56,7 @@ class Reservations:
             self._step_up(reservation, self._steps)
 
     def release(self, reservation: Reservation) -> None:
-        """Forget one live reservation and report the change."""
+        """Remove one reservation and report the change."""
         of_server = self._by_server[reservation.inference_server_id]
         of_server.remove(reservation)
         if not of_server:
@@ -65,17 +65,17 @@ class Reservations:
         self._on_release()
 
     def drop_server(self, inference_server_id: str) -> None:
-        """Forget all reservations on one worker: it reported, or it left."""
+        """Remove all reservations on one worker, which has reported or is no longer routable."""
         for reservation in self._by_server.pop(inference_server_id, ()):
             self._forget(reservation)
 
     def drop_all(self) -> None:
-        """Forget everything: the cluster is gone."""
+        """Remove all reservations: the cluster has no worker any more."""
         for inference_server_id in list(self._by_server):
             self.drop_server(inference_server_id)
 
     def queue_times(self, base: Mapping[int, int], input_tps: float) -> Mapping[int, int]:
-        """`base` with every pending reservation added, at the cluster's summed throughput; empty if it cannot be said."""
+        """`base` (milliseconds by priority) plus pending reservations at `input_tps` tokens a second; empty if unknown."""
         if not base or not self.count:
             return base
         steps = self._steps_at(input_tps)

@@ -1,4 +1,4 @@
-"""What a worker reports about one model: its status and the figures of its engine.
+"""What a worker reports about one model: its status and the statistics of its engine.
 
 Source: message `ModelStats` of tunnel_protocol/control/stargate.proto; docs/control-plane.md, "Aggregates".
 """
@@ -6,14 +6,14 @@ Source: message `ModelStats` of tunnel_protocol/control/stargate.proto; docs/con
 from collections.abc import Mapping
 from types import MappingProxyType
 
-"""Counters on the wire are unsigned 64-bit; sums of them stop here instead of growing on."""
+"""Counters on the wire are unsigned 64-bit; sums of them saturate at this value."""
 
 NO_ESTIMATES: Mapping[int, int] = MappingProxyType({})
 """The queue time map of a worker that reports none."""
 
 
 class ModelStats:
-    """The figures of one heartbeat for one model. Treated as immutable once handed to the registry.
+    """The statistics of one report for one model. Immutable once passed to the registry.
 
     Counters are 0..2^64-1; the map of queue time estimates is kept with its priorities ascending.
     """
@@ -84,7 +84,7 @@ class ModelStats:
 
 
 class ModelUpdate:
-    """One model of one registration message: whether the worker calls it active, and its figures if it sent any."""
+    """One model of one registration message: whether the worker reports it as active, and its stats if it sent any."""
 
     __slots__ = ("active", "stats")
 

@@ -1,6 +1,6 @@
-"""One routing target: who can serve (routing key, model) at this moment.
+"""One target: the workers that can serve (routing key, model) now.
 
-Source: docs/control-plane.md, "What is routable". Snapshots are cached per cluster and taken anew only for clusters that changed.
+Source: docs/control-plane.md, "What is routable". Snapshots are cached per cluster; a new one is taken only after a change.
 """
 
 from bisect import bisect_left
@@ -16,12 +16,12 @@ class TargetKey(NamedTuple):
     """What a request asks for."""
 
     routing_key: str | None
-    """None = unscoped, which matches nothing but None."""
+    """None = unscoped, which matches only None."""
     model: str
 
 
 class RetiredTargetError(Exception):
-    """Publishing into a target that has been taken out of the registry; a new one of the same key is needed."""
+    """The target has been removed from the registry; a new one of the same key is needed."""
 
 
 class Target:
@@ -44,21 +44,21 @@ class Target:
         self.active_count = 0
         """Number of routable workers over all clusters."""
         self.version = 0
-        """Grows with every change of what `candidates` shows."""
+        """Increases with every change of `candidates`."""
         self.balancer_state: dict[object, object] = {}
-        """Belongs to the balancing algorithms; dies with the target."""
+        """State of the balancing algorithms for this target; dropped with it."""
         self.retired = False
-        """True once the last worker has left: out of the registry for good."""
+        """True once the last worker has been withdrawn: the target is removed from the registry and not used again."""
         self._clusters: dict[str, RoutedCluster] = {}
         self._cluster_ids: list[str] = []
         self._snapshots: list[Snapshot] = []
         self._changed: list[RoutedCluster] = []
 
     def candidates(self) -> Sequence[Snapshot]:
-        """One snapshot per cluster, by cluster id; costs only what has changed since the last call.
+        """One snapshot per cluster, sorted by cluster id; the cost grows only with the changes since the last call.
 
-        Snapshots are immutable and may be kept. The sequence is the target's own and follows it: use it within one
-        decision, before anything else can run.
+        Snapshots are immutable and may be kept. The sequence itself changes with the target: use it only within one
+        decision, without a suspension point.
         """
         if self._changed:
             for cluster in self._changed:
@@ -68,7 +68,7 @@ class Target:
         return self._snapshots
 
     def pick(self, cluster_id: str, excluded_backend_ids: Collection[str]) -> tuple[RoutedCluster, Backend] | None:
-        """The cluster of a candidate and its next worker that is not excluded; None if there is none, or no such cluster."""
+        """The cluster of this id and its next worker that is not excluded; None if there is no such cluster or worker."""
         cluster = self._clusters.get(cluster_id)
         if cluster is None:
             return None
@@ -76,9 +76,9 @@ class Target:
         return None if backend is None else (cluster, backend)
 
     def publish(self, backend: Backend) -> None:
-        """Make a worker routable, or replace what it published. Raises `RetiredTargetError`.
+        """Make a worker routable, or replace its backend. Raises `RetiredTargetError`.
 
-        Leftovers of an earlier, retired generation of its cluster go.
+        Backends of an earlier, retired generation of its cluster are removed.
         """
         if self.retired:
             raise RetiredTargetError
@@ -96,7 +96,7 @@ class Target:
             self._note_change(cluster)
 
     def withdraw(self, registration: Registration) -> None:
-        """Take out what exactly this registration published, and leftovers of a retired generation of its cluster."""
+        """Remove the backend that this registration published, and those of a retired generation of its cluster."""
         cluster = self._clusters.get(registration.identity.cluster_id)
         if cluster is None:
             return

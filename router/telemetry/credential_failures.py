@@ -1,6 +1,6 @@
-"""Tokens and certificates that are not accepted, told once when it begins and once when it is over, and counted every time.
+"""Refused tokens and certificates: logged when a worker begins to fail and when it is accepted again, and always counted.
 
-A worker that is refused comes again each second, for ever: one line per change is a log that can be read. Meaning of the metric:
+A refused worker retries every second without end, so there is one log line per change. Meaning of the metric:
 docs/operations.md, "Metrics".
 """
 
@@ -15,8 +15,8 @@ from router.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 
 MAX_KNOWN = 1_000
-"""Workers whose failure is remembered; of more than that the longest quiet ones are told again. Also how many have a series of their
-own: ids of workers that were not accepted are anybody's invention."""
+"""Failing workers that are remembered; beyond it the one whose last failure is oldest is dropped and may be logged again.
+Also the limit of series by id: an unauthenticated worker can send any id."""
 
 _CRYPTO_ERROR = 0x100
 _CERTIFICATE_ALERTS = frozenset((41, 42, 43, 44, 45, 46, 48))
@@ -24,7 +24,7 @@ _CERTIFICATE_ALERTS = frozenset((41, 42, 43, 44, 45, 46, 48))
 
 
 class Credential(Enum):
-    """What was not accepted; the value is the metric's label."""
+    """The kind of credential that was refused; the value is the metric's label."""
 
     REGISTRATION_TOKEN = "registration_token"  # noqa: S105 - a name
     TUNNEL_TOKEN = "tunnel_token"  # noqa: S105
@@ -41,19 +41,19 @@ _TEXTS = {
 
 
 def is_certificate_error(error_code: int | None) -> bool:
-    """Whether a QUIC connection closed with this code did so over a certificate (RFC 9001 section 4.8)."""
+    """Whether this code of a QUIC CONNECTION_CLOSE is a TLS alert about a certificate (RFC 9001 section 4.8)."""
     return error_code is not None and error_code - _CRYPTO_ERROR in _CERTIFICATE_ALERTS
 
 
 class CredentialFailures:
-    """Who fails at the moment, and why."""
+    """The workers that fail now, and the causes."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._failing: OrderedDict[tuple[Credential, str, str], str] = OrderedDict()
         self._counter = metrics.worker_credential_failures_total
 
     def failed(self, credential: Credential, cause: str, *, host: str, inference_server_id: str = "") -> None:
-        """A worker was refused, or refused us. `host` is its address without port, the id empty where it is not known yet."""
+        """A worker was refused, or refused this router. `host` is its address without port; the id is empty if unknown."""
         key = (credential, inference_server_id, host)
         if self._counter.series() >= MAX_KNOWN and not self._counter.value((credential.value, *key[1:])):
             self._counter.inc((credential.value, OVERFLOW, OVERFLOW))

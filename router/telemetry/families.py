@@ -1,9 +1,9 @@
-"""Counters, gauges and histograms that cost a fraction of a microsecond, and their text exposition.
+"""Counters, gauges and histograms that cost less than a microsecond per update, and their text exposition.
 
-The client library's own metric objects spend several microseconds on locks and label look-ups, and print `1.0` where
-dashboards of the router expect `1`; so the cells live here, in plain dictionaries of one event loop, and the library is
-used for what is not on the path (process figures; its parser is the oracle of the tests). Format: Prometheus text format
-0.0.4; the exact spelling is described in docs/operations.md, "Metrics".
+The metric objects of `prometheus_client` spend several microseconds on locks and label look-ups, and print `1.0` where
+existing dashboards expect `1`. So the values are kept here, in plain dictionaries used by one event loop; the library is used
+outside of the request path (process metrics), and its parser in tests. Format: Prometheus text format 0.0.4; the exact
+spelling is described in docs/operations.md, "Metrics".
 """
 
 import re
@@ -18,10 +18,10 @@ Labels = tuple[str, ...]
 """Label values in the order in which the family declares its label names."""
 
 OVERFLOW = "__overflow__"
-"""Stands for a label value that was refused because the family already has as many as it may."""
+"""The label value that replaces further ones when a family has reached its limit."""
 
 SERIES = Limit("metrics.series", pieces=100_000)
-"""Series one family may hold; what comes later is added up under `OVERFLOW` labels."""
+"""Maximum number of series of one family; later ones are added up under `OVERFLOW` labels."""
 
 _MAX_SERIES = SERIES.pieces or 0
 
@@ -30,7 +30,7 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 class MetricNameError(ValueError):
-    """A metric name (with its prefix) is not legal in the exposition format; `name` is the full name."""
+    """A metric name is not legal in the exposition format; `name` is the name with its prefix."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"'{name}' is not a valid metric name")
@@ -38,7 +38,7 @@ class MetricNameError(ValueError):
 
 
 class Description(NamedTuple):
-    """What is known of a family before it has a series."""
+    """Name, help text and label names of a family."""
 
     name: str
     help: str
@@ -46,10 +46,10 @@ class Description(NamedTuple):
 
 
 class LabelGuard(Protocol):
-    """Decides which label values a family may take on; asked once per new series."""
+    """Decides which label values a family may have; called once per new series."""
 
     def admit(self, family: str, label_names: Labels, labels: Labels) -> Labels:
-        """The labels to use in place of `labels`: the same, or some replaced by `OVERFLOW`."""
+        """The labels to use instead of `labels`: the same, or some replaced by `OVERFLOW`."""
 
 
 def number(value: float) -> str:
@@ -67,18 +67,18 @@ def number(value: float) -> str:
 
 
 def label_text(names: Sequence[str], values: Sequence[str]) -> str:
-    """`a="1",b="2"`: escaped and sorted by label name."""
+    """Labels as `a="1",b="2"`, escaped and sorted by label name."""
     pairs = sorted(zip(names, values, strict=True))
     return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs)
 
 
 class Family:
-    """What counters, gauges and histograms share: description, guarded admission of series, head lines."""
+    """Base of counters, gauges and histograms: description, limit of series, HELP and TYPE lines."""
 
     kind = ""
 
     def __init__(self, prefix: str, description: Description, guard: LabelGuard | None = None) -> None:
-        """Raises `MetricNameError` if prefix and name do not make a legal metric name."""
+        """Raises `MetricNameError` if prefix and name are not a legal metric name."""
         self.full_name = prefix + description.name
         if not _NAME.fullmatch(self.full_name):
             raise MetricNameError(self.full_name)
@@ -88,11 +88,11 @@ class Family:
         self._head = f"# HELP {self.full_name} {description.help}\n# TYPE {self.full_name} {self.kind}\n"
 
     def series(self) -> int:
-        """How many series the family has right now."""
+        """Current number of series."""
         raise NotImplementedError
 
     def lines(self, out: list[str]) -> None:
-        """Append the family's exposition to `out`; nothing if it has no series."""
+        """Append the lines of the family to `out`; none if it has no series."""
         raise NotImplementedError
 
     def _admitted(self, labels: Labels) -> Labels:
@@ -114,7 +114,7 @@ class _Scalar(Family):
         self._readers: dict[Labels, Callable[[], float]] = {}
 
     def series(self) -> int:
-        """How many series there are."""
+        """Current number of series."""
         return len(self._cells)
 
     def value(self, labels: Labels = ()) -> float:
@@ -122,13 +122,13 @@ class _Scalar(Family):
         return self._cells.get(labels, 0)
 
     def track(self, read: Callable[[], float], labels: Labels = ()) -> None:
-        """From now on the series has the value `read()` at the moment of each scrape. `read` must be cheap."""
+        """From now on call `read` for the value of the series at each scrape. It must be cheap."""
         admitted = self._admitted(labels)
         self._readers[admitted] = read
         self._cells[admitted] = 0
 
     def lines(self, out: list[str]) -> None:
-        """One line per series, sorted, after asking the readers."""
+        """Append one line per series, sorted; calls the readers of `track` first."""
         cells = self._cells
         for labels, read in self._readers.items():
             cells[labels] = read()
@@ -148,7 +148,7 @@ class _Scalar(Family):
 
 
 class Counter(_Scalar):
-    """A number that only grows."""
+    """A number that only increases."""
 
     kind = "counter"
 
@@ -160,12 +160,12 @@ class Counter(_Scalar):
             self._add(labels, amount)
 
     def create(self, labels: Labels = ()) -> None:
-        """Make the series appear with value 0 before anything is counted."""
+        """Create the series with value 0."""
         self._cells.setdefault(self._admitted(labels), 0)
 
 
 class Gauge(_Scalar):
-    """A number that goes up and down, set by its owner or read from it at each scrape."""
+    """A number that increases and decreases, set by its owner or read at each scrape."""
 
     kind = "gauge"
 
@@ -184,14 +184,14 @@ class Gauge(_Scalar):
             self._add(labels, amount)
 
     def remove(self, labels: Labels = ()) -> None:
-        """Drop the series; harmless if there is none."""
+        """Remove the series; no effect if there is none."""
         self._readers.pop(labels, None)
         if self._cells.pop(labels, None) is not None:
             self._order = []
 
 
 class _Distribution:
-    """The cell of a histogram: observations per bucket (not cumulative) and their sum."""
+    """The values of one series of a histogram: observations per bucket (not cumulative) and their sum."""
 
     __slots__ = ("counts", "sum", "texts")
 
@@ -215,16 +215,16 @@ class Histogram(Family):
         self._order: list[Labels] = []
 
     def series(self) -> int:
-        """How many series there are."""
+        """Current number of series."""
         return len(self._cells)
 
     def count(self, labels: Labels = ()) -> int:
-        """How many values were observed."""
+        """Number of observed values."""
         cell = self._cells.get(labels)
         return 0 if cell is None else sum(cell.counts)
 
     def observe(self, value: float, labels: Labels = ()) -> None:
-        """Count `value` into the first bucket whose bound is not below it."""
+        """Count `value` in the first bucket whose bound is not below it."""
         cell = self._cells.get(labels)
         if cell is None:
             cell = self._cells.setdefault(self._admitted(labels), _Distribution(len(self.bounds) + 1))
@@ -232,7 +232,7 @@ class Histogram(Family):
         cell.sum += value
 
     def lines(self, out: list[str]) -> None:
-        """Cumulative buckets, sum and count per series."""
+        """Append cumulative buckets, sum and count per series."""
         if not self._cells:
             return
         if len(self._order) != len(self._cells):

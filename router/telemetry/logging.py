@@ -1,11 +1,11 @@
-"""Log lines: one event a line on stdout, for people or as JSON, at the level that `RUST_LOG` names.
+"""Log lines: one event per line on stdout, as text or JSON, at the level in `RUST_LOG`.
 
     2026-01-05T10:20:30.123456Z  INFO load balancer config loaded default_lb=power-of-n model_overrides=0
 
-Texts are quoted, except names that operators search for bare. What peers sent can neither break a line nor fill the
-disk: control characters are escaped and long values cut. Names that could carry secrets are masked, whoever logs them.
-What a line costs its caller is making the text: a thread of its own writes it, and a reader that is gone, a full disk or
-a blocked pipe cost lines and nothing else. The format is described in docs/operations.md, "Logs".
+Texts are quoted, except names that operators search for without quotes. In values that peers sent, control characters are
+escaped and long texts cut, so that they cannot break a line or fill the disk. Fields with the name of a secret are masked.
+The caller only renders the text; a thread writes it, so a closed or blocked pipe or a full disk loses lines and does not
+block the event loop. The format is described in docs/operations.md, "Logs".
 """
 
 import logging
@@ -24,7 +24,7 @@ from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.observers.sampler import SampleLines, Sampler, summary_event
 
 _MESSAGES = frozenset({"error", "addr"})
-"""Fields whose text stands without quotes, whatever it is: the last of a line, and for reading."""
+"""Fields whose text is never quoted: the last field of a line, meant for reading."""
 
 _NAMES = frozenset(
     {
@@ -48,7 +48,7 @@ _NAMES = frozenset(
         ),
     }
 )
-"""Fields that operators search for without quotes (`inference_server_id=w-1`); quoted only if they are no plain name."""
+"""Fields that operators search for without quotes (`inference_server_id=w-1`); quoted only if not a plain name."""
 
 _SECRET = ("authorization", "token", "secret", "password", "prompt", "cookie")
 _MASKED = "<masked>"
@@ -82,7 +82,7 @@ _COLOURS = {"debug": "\x1b[34m", "info": "\x1b[32m", "warning": "\x1b[33m", "err
 
 
 class Levels:
-    """What a filter expression says: the level of our own lines and of the libraries'."""
+    """The log levels of a filter expression: for the router's own lines and for those of libraries."""
 
     def __init__(self, own: int, libraries: int) -> None:
         self.own = own
@@ -90,9 +90,9 @@ class Levels:
 
     @classmethod
     def of(cls, expression: str | None) -> "Levels":
-        """Read `info`, `debug`, `warn,stargate=debug`, ...; unset or not understood means `info`.
+        """Parse `info`, `debug`, `warn,stargate=debug`, ...; unset or invalid means `info`.
 
-        Directives for other targets are accepted and have no effect: their crates do not exist here.
+        Directives for other targets are accepted and ignored: these crates of the reference router do not exist here.
         """
         own: int | None = None
         everything: int | None = None
@@ -108,7 +108,7 @@ class Levels:
                 own = number
         if own is None:
             own = logging.INFO if everything is None else everything
-        # Libraries speak up from the level asked for, but never below warnings unless debugging was asked for globally.
+        # Libraries log at the global level, but not below `warning`; with a global `debug`, at `info`.
         libraries = max(everything if everything is not None else logging.WARNING, logging.INFO)
         return cls(own, max(libraries, logging.WARNING) if everything != logging.DEBUG else logging.INFO)
 
@@ -116,9 +116,9 @@ class Levels:
 def set_up(
     form: Literal["text", "json"], environment: Mapping[str, str], out: TextIO | None = None, *, cache: bool = True
 ) -> LineWriter | None:
-    """Configure structlog and the standard library's logging for the whole process; `out` is stdout unless given.
+    """Configure structlog and the standard library's logging for the process; `out` is stdout unless given.
 
-    Returns the writer of the lines, to be closed at the end; None for an `out` without a descriptor, as tests have it.
+    Returns the writer of the lines, to be closed at the end; None for an `out` without a file descriptor, as in tests.
     """
     stream = sys.stdout if out is None else out
     levels = Levels.of(environment.get("RUST_LOG"))
@@ -135,20 +135,20 @@ def set_up(
     root = logging.getLogger()
     root.handlers[:] = [LibraryLines()]
     root.setLevel(levels.libraries)
-    # What libraries would print on stderr, and wait there for its reader.
+    # Warnings that libraries would print on stderr, where a blocked pipe could block the event loop.
     logging.captureWarnings(True)
     sys.unraisablehook = _unraisable
     return writer
 
 
 def writer_in_use() -> LineWriter | None:
-    """The writer that `set_up` made for this process, if any."""
+    """The writer that `set_up` created for this process; None if there is none."""
     factory = structlog.get_config()["logger_factory"]
     return factory.writer if isinstance(factory, LineLoggerFactory) else None
 
 
 def flush(timeout_s: float) -> None:
-    """Wait until the lines logged by now are written, or lost, or the time is over."""
+    """Wait until the lines logged so far are written or lost, at most `timeout_s` seconds."""
     writer = writer_in_use()
     if writer is not None:
         writer.flush(timeout_s)
@@ -179,27 +179,27 @@ def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
 
 
 def _no_reminder() -> None:
-    """Without a writer there is nobody to tell what was left out."""
+    """Does nothing: without a writer no summary of left-out lines is written."""
 
 
 class FrequentLine:
-    """An info line that is written once per request or more often: as structlog writes it, at a third of the cost.
+    """An info line that is written at least once per request: in the same format as structlog's, at a third of the cost.
 
-    To be made after `set_up`. Where structlog is set up otherwise (in tests), it is asked to write the line.
+    Create it after `set_up`. If structlog is configured otherwise (in tests), structlog writes the line.
     """
 
     def __init__(self, event: str, *fields: str) -> None:
         self._event = event
         self._fields = fields
         self.enabled: bool = structlog.get_logger().bind().is_enabled_for(logging.INFO)
-        """Whether the line is written at all; ask first, then one that is not costs nothing."""
+        """Whether the line is written; check it before the values are computed, so that a disabled line costs nothing."""
         configured = structlog.get_config()
         last = configured["processors"][-1]
         self._line = last.form.of_info(event, fields) if isinstance(last, _Unfailing) else None
         self._write = configured["logger_factory"]().info
 
     def write(self, *values: object) -> None:
-        """Write the line with the values of its fields, in their order."""
+        """Write the line with the values of its fields, in the order of the fields."""
         if not self.enabled:
             return
         if self._line is None:
@@ -209,7 +209,7 @@ class FrequentLine:
 
 
 class _Unfailing:
-    """The last processor: makes the line, and makes one that says so where a value cannot be shown."""
+    """The last processor: renders the line; if a value cannot be rendered, a line that says so."""
 
     def __init__(self, form: "_Text | _Json") -> None:
         self.form = form
@@ -218,13 +218,13 @@ class _Unfailing:
         message = event.get("event", "")
         try:
             return self.form(logger, method, structlog.processors.format_exc_info(logger, method, event))
-        except Exception as error:  # noqa: BLE001 - whatever a value's own methods raise
+        except Exception as error:  # noqa: BLE001 - the methods of a value can raise anything
             shown = message if isinstance(message, str) else type(message).__name__
             return self.form(logger, method, {"event": shown, "not_shown_because": type(error).__name__})
 
 
 class _Now:
-    """The time of a line; what is the same for all lines of a second is made once."""
+    """The timestamp of a line; the part up to the second is rendered once a second."""
 
     def __init__(self) -> None:
         self._second = -1
@@ -239,7 +239,7 @@ class _Now:
 
 
 class _Text:
-    """The line for people."""
+    """Renders an event as a line of text."""
 
     def __init__(self, colours: bool) -> None:
         self._now = _Now()
@@ -256,7 +256,7 @@ class _Text:
         return line if trace is None else f"{line}\n{_trace(str(trace))}"
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
-        """Makes lines of one event, given the values of its fields in order; the same text as a call, for less."""
+        """A function that renders lines of one event from the values of its fields; the same text as `__call__`, faster."""
         now, head = self._now, f" {self._levels['info']} {_escaped(event)}"
         known = [(f" {name}=", style, style.harmless, style.quote) for name, style in _styles(fields)]
 
@@ -275,7 +275,7 @@ class _Text:
 
 
 class _Json:
-    """The same event as one JSON object."""
+    """Renders an event as one JSON object."""
 
     def __init__(self) -> None:
         self._now = _Now()
@@ -287,7 +287,7 @@ class _Json:
         return _encoded(document)
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
-        """Makes lines of one event, given the values of its fields in order; the same text as a call, for less."""
+        """A function that renders lines of one event from the values of its fields; the same text as `__call__`, faster."""
         now = self._now
         known = _styles(fields)
 
@@ -304,7 +304,7 @@ def _encoded(document: dict[str, Any]) -> str:
     try:
         return msgspec.json.encode(document).decode()
     except UnicodeEncodeError:
-        # A lone surrogate (from a file, or from bytes of the command line) has no UTF-8; it is shown as its escape.
+        # A lone surrogate (from a file, or from bytes of the command line) has no UTF-8 form; its escape is written.
         return msgspec.json.encode(_without_surrogates(document)).decode()
 
 
@@ -317,15 +317,15 @@ def _without_surrogates(value: Any) -> Any:
 
 
 class _Style(Enum):
-    """How the text of a field is shown, by the field's name. `harmless` tells of a text that nothing in it needs care."""
+    """How the text of a field is rendered, by the field's name. `harmless` is the pattern of texts that need no escaping."""
 
     QUOTED = ('"', r"[ !#-\[\]-~]{0,2000}")
     NAME = ("", r"[A-Za-z0-9_.:/@+~-]{1,2000}")
-    """Bare if it is a plain name, else quoted."""
+    """Without quotes if it is a plain name, else quoted."""
     MESSAGE = ("", r"[ -~]{0,2000}")
-    """Bare."""
+    """Without quotes."""
     SECRET = ("", r"(?!)")
-    """Not at all."""
+    """Masked."""
 
     def __init__(self, quote: str, harmless: str) -> None:
         self.quote = quote
@@ -357,7 +357,7 @@ def _plain(value: Any, style: _Style) -> Any:
 
 
 def _value(value: Any, style: _Style) -> str:
-    # The exact type first: it decides for nearly every field, and this is most of what a line costs.
+    # The exact type is tested first: it decides nearly every field, and this function is most of the cost of a line.
     kind = value.__class__
     if kind is str:
         return _text(value, style)
@@ -387,7 +387,7 @@ def _text(value: str, style: _Style) -> str:
 
 
 def _trace(text: str) -> str:
-    """The lines of a traceback; its last line may hold what a peer sent."""
+    """The lines of a traceback; its last line may contain text that a peer sent."""
     if len(text) > _MAX_TRACE_CHARS:
         text = f"{text[: _MAX_TRACE_CHARS // 2]}\n...\n{text[-_MAX_TRACE_CHARS // 2 :]}"
     return "\n".join(

@@ -1,4 +1,4 @@
-"""How late the event loop runs its timers: the first thing to look at when everything is slow at once."""
+"""Measures how late the event loop runs its timers."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from router.telemetry.families import Histogram
 
 STALL_S = 2.0
-"""A timer this late means that nothing was served meanwhile."""
+"""Seconds of delay from which on the event loop counts as stalled."""
 
 RECOVERY_S = 5.0
-"""How long a stall counts after its end: what has piled up is worked off first."""
+"""Seconds that a stall counts after its end, while accumulated work is done."""
 
 
 class LoopLag:
-    """Measures once per interval from `start` to `stop`."""
+    """Measures every `interval_s` seconds from `start` to `stop`."""
 
     def __init__(self, histogram: Histogram, interval_s: float = 1.0) -> None:
         self._histogram = histogram
@@ -25,19 +25,19 @@ class LoopLag:
         self._stalled_until = float("-inf")
 
     def start(self) -> None:
-        """Begin, or go on, on the running loop."""
+        """Start or resume on the running event loop."""
         loop = asyncio.get_running_loop()
         self._due = loop.time() + self._interval_s
         self._timer = loop.call_later(self._interval_s, self._measure)
 
     def stop(self) -> None:
-        """Measure no more."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
         self._due = float("inf")
 
     def stalled(self) -> bool:
-        """Whether the loop stood still for more than `STALL_S` just now, or within the last `RECOVERY_S`."""
+        """Whether the event loop is delayed by more than `STALL_S` now, or was within the last `RECOVERY_S`."""
         now = asyncio.get_running_loop().time()
         if now - self._due > STALL_S:
             self._stalled_until = now + RECOVERY_S

@@ -1,12 +1,12 @@
-"""Every metric of the router, in one place: name, meaning, labels.
+"""Defines every metric of the router: name, help text, labels.
 
-Two sets. The *contract* set is what dashboards of existing deployments know: names, labels, label values and buckets never
-change. The *additional* set is ours and may grow. `GET /metrics` shows the contract set (and both if so configured),
+Two sets. The *contract* set is that of the reference router, which existing dashboards use: names, labels, label values and
+buckets do not change. The *additional* set may grow. `GET /metrics` shows the contract set (and both if so configured),
 `GET /metrics/all` always both. Meaning of each family: docs/operations.md, "Metrics".
 
-Use: `metrics.requests_total.inc((routing_key, model, inference_server_id, status))`; labels are a tuple in the order
-written here; an absent routing key is the empty string. A call costs well under a microsecond and never fails for any label
-value: what clients and workers can invent is bounded by `LabelBounds`, and added up under `__overflow__` beyond that.
+Use: `metrics.requests_total.inc((routing_key, model, inference_server_id, status))`; labels are a tuple in the order written
+here; an absent routing key is the empty string. A call costs less than a microsecond and does not fail for any label value:
+`LabelBounds` limits the values that clients and workers choose; further ones are added up under `__overflow__`.
 """
 
 from collections.abc import Hashable
@@ -24,10 +24,10 @@ REPLAY_BOUNDS_BYTES = (0, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16
 WIDE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 REGISTERED_TARGETS = Limit("metrics.registered_targets", pieces=100_000)
-"""Distinct (routing key, model) pairs that workers have served since the start; further ones count as never registered."""
+"""Distinct (routing key, model) pairs that workers have served since the start; further ones count as unregistered."""
 
 UNREGISTERED_TARGETS = Limit("metrics.unregistered_targets", pieces=1_000)
-"""Distinct (routing key, model) pairs recorded although no worker ever registered them."""
+"""Distinct (routing key, model) pairs recorded that no worker has registered."""
 
 REASONS = Limit("metrics.reasons", pieces=100)
 """Distinct values of a `reason` label per family."""
@@ -38,9 +38,9 @@ _MAX_REASONS = REASONS.pieces or 0
 
 
 class LabelBounds:
-    """Bounds what callers from outside can make of labels: targets nobody registered, and reasons.
+    """Limits the label values that clients and workers choose: unregistered targets, and reasons.
 
-    A target becomes known, for good, when it first shows up in `active_inference_servers`.
+    A target counts as registered from its first value in `active_inference_servers` on.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class LabelBounds:
         self._reasons: dict[str, set[Hashable]] = {}
 
     def register(self, routing_key: str, model: str) -> None:
-        """From now on this target is always recorded under its own name, unless too many were registered before it."""
+        """Record this target under its own name from now on, unless too many were registered before."""
         if len(self._registered) < _MAX_REGISTERED:
             self._registered.add((routing_key, model))
             self._unregistered.discard((routing_key, model))
@@ -81,7 +81,7 @@ class Metrics:
     """All families of one router process."""
 
     def __init__(self, prefix: str = METRICS_PREFIX) -> None:
-        """`prefix` is put before every name as it is; raises `MetricNameError` if that makes an illegal name."""
+        """`prefix` is put before every name. Raises `MetricNameError` if a name is not legal with it."""
         self._prefix = prefix
         self._bounds = LabelBounds()
         self._contract: list[Family] = []
@@ -94,12 +94,12 @@ class Metrics:
             self.tls_reloads_total.create(("server_identity", result))
 
     def set_active_inference_servers(self, routing_key: str | None, model: str, count: int) -> None:
-        """Report the number of routable inference servers of a target; also makes the target known to label bounds."""
+        """Set the number of routable inference servers of a target, and register the target with `LabelBounds`."""
         self._bounds.register(routing_key or "", model)
         self.active_inference_servers.set(count, (routing_key or "", model))
 
     def render(self, *, additional: bool = False) -> bytes:
-        """The exposition of the contract set, with `additional` of all families; those without series are left out."""
+        """The exposition of the contract set, or with `additional` of all families; those without series are left out."""
         families = self._contract
         if additional:
             families = sorted(families + self._additional, key=lambda family: family.full_name)

@@ -1,6 +1,6 @@
-"""What can be set about metrics."""
+"""Settings of metrics."""
 
 from typing import Final
 
 METRICS_PREFIX: Final = "stargate_"
-"""Put before every metric name, if nothing else is said: what existing dashboards know."""
+"""Default prefix of every metric name; existing dashboards use it."""

@@ -1,4 +1,4 @@
-"""The name under which tests have always imported a system of real processes; it lives in `llm_request_router.testing`."""
+"""The old import name of the test system of real processes, which is in `llm_request_router.testing`."""
 
 from llm_request_router.testing import DNS_NAME, Ports, Process, ProcessEndedError, Reply, System, Worker
 

@@ -1,4 +1,4 @@
-"""The name under which the pytest plug-in could always be asked for (`-p router.testing.plugin`)."""
+"""The old name of the pytest plug-in (`-p router.testing.plugin`)."""
 
 from llm_request_router.pytest_plugin import llm_router, pytest_configure, pytest_runtest_makereport
 

@@ -1,4 +1,4 @@
-"""The name under which tests have always imported these; they live in `llm_request_router.testing.processes`."""
+"""The old import name of `llm_request_router.testing.processes`."""
 
 from llm_request_router.testing.processes import Process, ProcessEndedError
 

@@ -1,4 +1,4 @@
-"""The name under which tests have always imported these; they live in `llm_request_router.testing.system`."""
+"""The old import name of `llm_request_router.testing.system`."""
 
 from llm_request_router.testing.system import DNS_NAME, Ports, Reply, System, Worker
 

@@ -1,15 +1,15 @@
-"""The connection slot of one registration generation: which connections it has, and who may change that. Sans-I/O.
+"""The connection slot of one registration generation: which connections it has, and which transitions are allowed. Sans-I/O.
 
 The states are those of docs/protocol.md, "Connection sets":
 
-    DISCONNECTED   nothing
-    CONNECTED      one or more connections, possibly all of them dead
-    INSTALLING     a reverse connection is being set up, there was none before
-    REPLACING      a reverse connection is being set up while an unhealthy one is still recorded
-    RETIRED        the registration is over; terminal, every later transition is refused
+    DISCONNECTED   no connection
+    CONNECTED      one or more connections, possibly all of them closed
+    INSTALLING     a reverse connection is being installed, there was none before
+    REPLACING      a reverse connection is being installed while an unhealthy one is still recorded
+    RETIRED        the registration has ended; terminal, every later transition is refused
 
-A slot belongs to exactly one registration object, never to an id: a successor under the same id has a slot of its own, so
-neither can ever borrow the other's connections.
+A slot belongs to exactly one registration object, not to an id: a later registration of the same id has a slot of its own,
+so neither can use the other's connections.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,18 +26,18 @@ class SlotConnection(Protocol):
 
     @property
     def suspected(self) -> bool:
-        """Whether its peer has fallen silent: still open, but its place may be taken."""
+        """Whether its peer is silent: the connection is open, but may be replaced."""
 
     @property
     def free_streams(self) -> int:
-        """How many streams can be opened on it right now without waiting."""
+        """Number of streams that can be opened on it now without waiting."""
 
 
 ConnectionT = TypeVar("ConnectionT", bound=SlotConnection)
 
 
 class SlotState(Enum):
-    """Where a slot stands; see the module's docstring."""
+    """The state of a slot; see the module's docstring."""
 
     DISCONNECTED = auto()
     CONNECTED = auto()
@@ -47,13 +47,13 @@ class SlotState(Enum):
 
 
 class InstallPermit:
-    """The right to complete one reverse installation; compared by identity."""
+    """Permits its holder to complete one reverse installation; compared by identity."""
 
     __slots__ = ()
 
 
 class ConnectionSlot(Generic[ConnectionT]):
-    """The state machine. Every method is synchronous; `on_change` is called after each transition, never within one."""
+    """The state machine. Every method is synchronous; `on_change` is called after each transition, not during one."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.state = SlotState.DISCONNECTED
@@ -65,29 +65,29 @@ class ConnectionSlot(Generic[ConnectionT]):
 
     @property
     def retired(self) -> bool:
-        """Whether the registration is over."""
+        """Whether the registration has ended."""
         return self.state is SlotState.RETIRED
 
     def healthy(self) -> bool:
-        """Whether any member is open."""
+        """Whether any connection is open."""
         return any(not member.closed for member in self.members)
 
     def needs_replenishing(self) -> bool:
-        """Whether any member has closed."""
+        """Whether any connection has closed."""
         return any(member.closed for member in self.members)
 
     def suspected(self) -> bool:
-        """Whether there are open members and every one of them has fallen silent."""
+        """Whether there are open connections and all of them are silent."""
         return self.healthy() and self._replaceable()
 
     def free_streams(self) -> int:
-        """How many streams can be opened without waiting, over all open members."""
+        """Number of streams that can be opened without waiting, over all open connections."""
         return sum(member.free_streams for member in self.members if not member.closed)
 
     def pick(self) -> ConnectionT | None:
-        """The member for the next exchange: round-robin start, then the first open one; None if there is none.
+        """The connection for the next exchange: the first open one from a round-robin start; None if there is none.
 
-        A silent member, or one without a free stream, is passed over while another will do.
+        A silent connection, or one without a free stream, is chosen only if no other is open.
         """
         members = self.members
         if len(members) == 1:
@@ -106,7 +106,7 @@ class ConnectionSlot(Generic[ConnectionT]):
         return second
 
     def next_open(self) -> ConnectionT | None:
-        """The next open member in turn, whatever its state: the one to be probed now."""
+        """The next open connection in turn, silent or not: the one to be probed now."""
         members = self.members
         for offset in range(len(members)):
             member = members[(self._turns + offset) % len(members)]
@@ -116,7 +116,7 @@ class ConnectionSlot(Generic[ConnectionT]):
         return None
 
     def replace_all(self, members: Sequence[ConnectionT]) -> tuple[ConnectionT, ...] | None:
-        """A complete direct set was established: it becomes the set. The displaced members, or None if refused (retired)."""
+        """Replace all connections by a complete direct set. Returns the replaced ones, or None if the slot is retired."""
         if self.state is SlotState.RETIRED:
             return None
         displaced = self.members
@@ -125,7 +125,7 @@ class ConnectionSlot(Generic[ConnectionT]):
         return displaced
 
     def begin_install(self) -> InstallPermit | None:
-        """A reverse connection is about to be set up. None if refused: a live one exists, another is under way, or retired."""
+        """Permit the installation of a reverse connection; None if one is healthy or being installed, or after `retire`."""
         if self.state is SlotState.DISCONNECTED:
             state = SlotState.INSTALLING
         elif self.state is SlotState.CONNECTED and self._replaceable():
@@ -137,7 +137,7 @@ class ConnectionSlot(Generic[ConnectionT]):
         return install
 
     def complete_install(self, install: InstallPermit, member: ConnectionT) -> tuple[ConnectionT, ...] | None:
-        """The set-up that `install` stands for succeeded. The displaced members, or None if the connection was refused."""
+        """Install `member` by the permit `install`. Returns the replaced connections, or None if the permit is not valid."""
         if install is not self._install:
             return None
         self._install = None
@@ -149,7 +149,7 @@ class ConnectionSlot(Generic[ConnectionT]):
         return displaced
 
     def abandon_install(self, install: InstallPermit) -> None:
-        """The set-up that `install` stands for failed; another one may begin. No effect if it is over already."""
+        """The installation of the permit `install` failed; another one may begin. No effect if the permit is not valid."""
         if install is not self._install:
             return
         self._install = None
@@ -157,19 +157,15 @@ class ConnectionSlot(Generic[ConnectionT]):
         self._become(state, self.members)
 
     def reverse_closed(self, member: ConnectionT) -> bool:
-        """A reverse connection closed; it is forgotten if it is this slot's. Says whether it was."""
+        """A reverse connection closed: remove it if it is this slot's. Returns whether it was."""
         if not any(member is mine for mine in self.members):
             return False
-        if self.state is SlotState.CONNECTED:
-            self._become(SlotState.DISCONNECTED, ())
-        elif self.state is SlotState.REPLACING:
-            self._become(SlotState.INSTALLING, ())
-        else:
-            return False
+        # No other state has members.
+        self._become(SlotState.INSTALLING if self.state is SlotState.REPLACING else SlotState.DISCONNECTED, ())
         return True
 
     def retire(self) -> tuple[ConnectionT, ...]:
-        """The registration is over: nothing can be installed or picked again. The members it had."""
+        """End the slot: nothing can be installed or picked any more. Returns the connections it had."""
         displaced = self.members
         if self.state is not SlotState.RETIRED:
             self._install = None

@@ -1,7 +1,7 @@
-"""Whom the router dials, and how often: a registration must not make it a source of datagrams for somebody else.
+"""Which addresses the router dials, and how often: a registration must not make it send datagrams to an uninvolved host.
 
-Addresses at which no inference server can be are refused, and dials that fail are repeated ever more rarely. Pure, with the clock and
-the randomness of its owner. See docs/control-plane.md, "Dialling".
+Addresses at which no inference server can be are refused, and the pauses after failed dials grow. Pure: the caller gives
+the clock and the random numbers. Source: docs/control-plane.md, "Dialling".
 """
 
 import ipaddress
@@ -16,16 +16,16 @@ from router.tunnels.addresses import DialTarget
 from tunnel_protocol.limit import Limit
 
 FAILED_DIALS = Limit("tunnels.failed_dials_remembered", pieces=4_096)
-"""Targets whose last dials failed; beyond it the oldest is forgotten."""
+"""Targets whose last dial failed that are remembered; one more removes the oldest."""
 
 DIALS_TO_TARGET = Limit("tunnels.dials_to_one_target", pieces=2)
-"""Dials under way to one address and port."""
+"""Concurrent dials of one address and port."""
 
 DIALS_TO_HOST = Limit("tunnels.dials_to_one_host", pieces=32)
-"""Dials under way to one address, whatever the port."""
+"""Concurrent dials of one address, over all ports."""
 
 DIALS = Limit("tunnels.dials", pieces=512)
-"""Dials under way in all."""
+"""Concurrent dials of all addresses."""
 
 _Key = TypeVar("_Key")
 
@@ -33,13 +33,13 @@ FREE_FAILURES = 1
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
 JITTER = 0.25
-"""A pause is longer by up to this share of it, by chance: workers that were lost together are not dialled together again and again."""
+"""Each pause is extended by a random share of up to this much, so that workers lost together are not redialled together."""
 
 
 def check_dialled_address(target: DialTarget, *, is_ours: Callable[[str, int], bool]) -> None:
     """Raise `TunnelError` unless an inference server can be at `target`.
 
-    `is_ours` tells whether an address and port is a UDP socket of this router itself.
+    `is_ours` returns whether an address and port is a UDP socket of this router itself.
     """
     address = _meant(ipaddress.ip_address(target.ip))
     why = None
@@ -60,13 +60,13 @@ def check_dialled_address(target: DialTarget, *, is_ours: Callable[[str, int], b
 
 
 def _meant(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address to which packets for `address` go, if it has one inside: RFC 4291 section 2.5.5, 6052, 3056."""
+    """The IPv4 address embedded in `address` (RFC 4291 section 2.5.5, RFC 6052, RFC 3056), else `address` itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     inside = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
     if address.ipv4_mapped is not None or address in _NAT64:
         return inside
-    if address in _IPV4_COMPATIBLE and inside not in _THIS_NETWORK:  # `::` and `::1` are no such addresses
+    if address in _IPV4_COMPATIBLE and inside not in _THIS_NETWORK:  # `::` and `::1` are not IPv4-compatible addresses
         return inside
     return address.sixtofour or address
 
@@ -85,7 +85,7 @@ class _Failures:
 
 
 class DialPolicy:
-    """Counts dials under way, and failures per target."""
+    """Counts concurrent dials, and failures per target."""
 
     def __init__(self, clock: Callable[[], float], random: Random) -> None:
         self._clock = clock
@@ -96,7 +96,7 @@ class DialPolicy:
         self._under_way = 0
 
     def begin(self, target: DialTarget) -> None:
-        """A dial begins; `end` has to follow. Raises `TunnelError` if it may not begin now."""
+        """A dial begins; `end` has to follow. Raises `TunnelError` if it is not allowed now."""
         key = target.ip, target.port
         known = self._failures.get(key)
         if known is not None and self._clock() < known.not_before:
@@ -116,7 +116,7 @@ class DialPolicy:
         self._under_way += 1
 
     def end(self, target: DialTarget, *, failed: bool) -> None:
-        """A dial has ended."""
+        """A dial has ended; after a failure the target's next pause is longer."""
         key = target.ip, target.port
         self._under_way -= 1
         _count_down(self._to_target, key)

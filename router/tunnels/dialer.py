@@ -1,6 +1,6 @@
-"""Dials direct inference servers: one UDP socket per address family, a whole set of connections or none.
+"""Dials direct inference servers from one UDP socket per address family; a connection set is established whole or not.
 
-raw-quic needs no set-up after the QUIC handshake: the connection is usable at once. See docs/protocol.md, "Addresses".
+raw-quic needs no handshake after that of QUIC: the connection is usable at once. See docs/protocol.md, "Addresses".
 """
 
 import socket
@@ -27,11 +27,11 @@ from tunnel_protocol.quic.tls import ClientTls
 _log = structlog.get_logger()
 
 SERVER_NAME = "stargate"
-"""The name a direct worker's certificate must carry, whatever its address."""
+"""The name that a direct worker's certificate must contain, independent of its address."""
 
 
 class DirectDialer:
-    """Owns the outgoing sockets; made by `open`."""
+    """Owns the outgoing sockets; created by `open`."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class DirectDialer:
         self._settings = settings
         self._policy = DialPolicy(time.monotonic, Random())  # noqa: S311 - nothing is kept secret by it
         self.own_ports: set[int] = set()
-        """UDP ports of this router beside those of the dialler: never dialled at an address of this host."""
+        """Further UDP ports of this router, which are not dialled at an address of this host."""
 
     @classmethod
     async def open(
@@ -59,7 +59,7 @@ class DirectDialer:
         settings: TunnelSettings,
         metrics: Metrics,
     ) -> "DirectDialer":
-        """Bind a socket for IPv4 (raises OSError) and, where the host has it, one for IPv6."""
+        """Bind a socket for IPv4 and, where the host has IPv6, one for it. Raises OSError if IPv4 fails."""
         endpoints = {4: await Endpoint.client(socket.AF_INET, quic)}
         try:
             endpoints[6] = await Endpoint.client(socket.AF_INET6, quic)
@@ -68,7 +68,7 @@ class DirectDialer:
         return cls(endpoints, tls, framing, settings, metrics)
 
     async def dial(self, tunnels: DirectTunnels) -> list[Tunnel]:
-        """A complete set for this registration; raises `TunnelError`, and closes what it had, if any connection fails."""
+        """Dial a complete set for this registration. If any connection fails, closes the others and raises `TunnelError`."""
         target = dial_target(tunnels.identity.url)
         check_dialled_address(target, is_ours=self._is_ours)
         self._policy.begin(target)
@@ -87,26 +87,26 @@ class DirectDialer:
         return dialed
 
     def _is_ours(self, ip: str, port: int) -> bool:
-        """Whether a UDP socket of this router has that port at an address of this host."""
+        """Whether `ip` is an address of this host and `port` a UDP port of this router."""
         ports = {endpoint.local_address[1] for endpoint in self._endpoints.values()} | self.own_ports
         return port in ports and _is_local(ip)
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """Number of open connections."""
         return sum(len(endpoint.connections) for endpoint in self._endpoints.values())
 
     def observe_ticks(self, observer: TickObserver) -> None:
-        """Tell `observer` of each tick of the endpoints."""
+        """Notify `observer` of each tick of the endpoints."""
         for endpoint in self._endpoints.values():
             endpoint.observe_ticks(observer)
 
     def log_buffers(self) -> None:
-        """Log if the sockets' buffers are smaller than a busy router needs (see `UdpSocket.log_buffers`)."""
+        """Log a warning if the sockets' buffers are too small for high load (see `UdpSocket.log_buffers`)."""
         self._endpoints[4].log_buffers()
 
     def begin_shutdown(self) -> None:
-        """Tunnels that close from now on, with the end of their registration, tell the worker why."""
+        """From now on tunnels close with the reason `shutdown` when their registration ends."""
         for endpoint in self._endpoints.values():
             endpoint.farewell = SHUTDOWN
 
@@ -139,7 +139,7 @@ class DirectDialer:
 
 
 def _is_local(ip: str) -> bool:
-    """Whether `ip` is an address of this host: exactly those can be bound."""
+    """Whether `ip` is an address of this host: only those can be bound."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -150,16 +150,16 @@ def _is_local(ip: str) -> bool:
 
 
 class _OutgoingConnection:
-    """Handler of a dialled connection: a worker opens no streams on it."""
+    """Handler of a dialled connection; the worker must not open streams on it."""
 
     def __init__(self, tunnels: DirectTunnels) -> None:
         self._tunnels = tunnels
         self.tunnel: Tunnel | None = None
 
     def on_stream(self, stream: Stream) -> None:
-        """Refuse it."""
+        """Refuse the stream."""
 
     def on_closed(self, error: ConnectionClosedError) -> None:  # noqa: ARG002 - why it closed changes nothing here
-        """Tell the set."""
+        """Notify the connection set."""
         if self.tunnel is not None:
             self._tunnels.connection_closed(self.tunnel)

@@ -1,4 +1,4 @@
-"""The connection set of an inference server that the router dials: built whole, replaced whole.
+"""The connection set of an inference server that the router dials; it is dialled and replaced as a whole.
 
 See docs/protocol.md, "Connection sets".
 """
@@ -31,7 +31,7 @@ class _Reach(Enum):
 
 
 class DirectTunnels(RegistrationTunnels):
-    """As many connections as configured; dialled at each update that finds none open, and on demand of the attempts."""
+    """As many connections as configured; dialled at an update that finds none open, and when an attempt calls `reconnect`."""
 
     direct = True
 
@@ -52,15 +52,15 @@ class DirectTunnels(RegistrationTunnels):
         self._recovering_since = 0.0
 
     def connection_closed(self, tunnel: Tunnel) -> None:
-        """A connection closed; it stays recorded as dead until the set is replaced."""
+        """A connection closed; it stays recorded as closed until the set is replaced."""
         if any(tunnel is member for member in self.slot.members):
             self.health.connection_closed()
 
     async def reconnect(self) -> None:
-        """Dial the whole set anew and replace it; streams that run on the old one are undisturbed.
+        """Dial a new set and replace the old one; streams that are open on the old one continue.
 
-        Concurrent callers share one dial, which goes on if one of them gives up. Raises `TunnelError`; the old set is then
-        kept as it is.
+        Concurrent callers share one dial, which goes on if one of them is cancelled. Raises `TunnelError`; the old set is
+        then kept.
         """
         if self.slot.retired:
             raise TunnelError(self._retired_text())
@@ -77,7 +77,7 @@ class DirectTunnels(RegistrationTunnels):
             raise
 
     async def tunnel_step(self) -> TunnelStep:
-        """Dial if nothing is open; replenish a set that has lost a member."""
+        """Dial if no connection is open; replenish a set in which one has closed."""
         if self.slot.healthy():
             self._reach = _Reach.CONNECTED
             if self.slot.needs_replenishing():
@@ -97,7 +97,7 @@ class DirectTunnels(RegistrationTunnels):
         return TunnelStep.CONNECTED
 
     def retire(self) -> None:
-        """The registration is over: also ends a dial under way."""
+        """End the set with its registration; also cancels a running dial."""
         super().retire()
         if self._dialing is not None:
             self._dialing.cancel()
@@ -132,7 +132,7 @@ class DirectTunnels(RegistrationTunnels):
     def _dialed(self, task: asyncio.Task[None]) -> None:
         self._dialing = None
         if not task.cancelled():
-            task.exception()  # retrieved: whoever waited has seen it, and nobody may have waited to the end
+            task.exception()  # retrieved, or asyncio would log it: all callers may have been cancelled
 
     def _retired_text(self) -> str:
         return f"no connection for exact inference server registration '{self.identity.inference_server_id}'"

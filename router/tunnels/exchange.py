@@ -1,10 +1,9 @@
-"""One request and its response on one QUIC stream: joins a stream, a framing and the owner's sink.
+"""One request and its response on one QUIC stream: connects a stream, a framing and the owner's sink.
 
 Everything is a synchronous callback: received bytes go from the stream through the framing into the sink within one call, so
-a chunk costs no task, no future and no copy. See docs/protocol.md, "Request streams" and "Failures".
+a chunk needs no task, no future and no copy. See docs/protocol.md, "Request streams" and "Failures".
 
-A sink that pauses while a received piece is being taken apart still gets the rest of that piece; it is at most what the
-stream window allows.
+A sink that pauses while a received piece is being parsed still gets the rest of that piece, at most the stream window.
 """
 
 from typing import Protocol
@@ -16,25 +15,25 @@ from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.stream_interface import Stream
 
 ABANDONED = 0
-"""The code of every RESET_STREAM and STOP_SENDING on tunnels; peers attach no meaning to it."""
+"""The error code of every RESET_STREAM and STOP_SENDING on tunnels; peers do not interpret it."""
 
 
 class ExchangeCallbacks(Protocol):
-    """The tunnel an exchange runs on, as the exchange sees it."""
+    """What an exchange uses of its tunnel."""
 
     inference_server_id: str
     pieces_received: int
-    """Counts received pieces of response; a sign of life of the worker."""
+    """Number of received pieces of responses; a change shows that the worker is alive."""
 
     def exchange_over(self) -> None:
-        """Called once by every exchange, when both of its directions are over."""
+        """Called once by every exchange, when both of its directions have ended."""
 
 
 class StreamExchange:
-    """Implements the `Exchange` port, and is the handler of its stream and the sink of its framing.
+    """Implements the `Exchange` port, `StreamHandler` for its stream and `ResponseSink` for its framing.
 
-    After the response ended the sink still hears about an upload that is going on (`on_upload_writable`,
-    `on_upload_stopped`); after `on_failed` or `cancel` it hears nothing.
+    After the end of the response, a running upload is still reported to the sink (`on_upload_writable`,
+    `on_upload_stopped`); after `on_failed` or `cancel` no callback follows.
     """
 
     __deletable__ = ["_framing"]  # noqa: RUF012 - for mypyc, which wants a list
@@ -71,7 +70,7 @@ class StreamExchange:
             raise TunnelError(f"failed to send request head: {error.reason}") from error
 
     def begin(self, stream: Stream, first: bytes, *, end: bool) -> None:
-        """Send the head on the stream that was opened for this exchange; raises `TunnelError` if it is gone already."""
+        """Send the head on the stream opened for this exchange; raises `TunnelError` if the exchange has already failed."""
         if self._failure is not None:
             raise self._failure
         if end:
@@ -98,7 +97,7 @@ class StreamExchange:
         self._settle()
 
     def abort_upload(self) -> None:
-        """Abandon the request body (RESET_STREAM 0); the response goes on. No effect after `end_body`."""
+        """Abandon the request body (RESET_STREAM 0); the response continues. No effect after `end_body`."""
         if self._upload_over or self._stream is None:
             return
         self._upload_over = True
@@ -106,7 +105,7 @@ class StreamExchange:
         self._settle()
 
     def cancel(self) -> None:
-        """Abandon both directions with code 0; the sink is not called again. Harmless when already over."""
+        """Abandon both directions with code 0; the sink is not called again. No effect after the end."""
         self._sink = NULL_SINK
         self._abandon()
 
@@ -116,7 +115,7 @@ class StreamExchange:
             self._stream.pause_reading()
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Continue after `pause`."""
         if self._stream is not None and not self._response_over:
             self._stream.resume_reading()
 
@@ -127,7 +126,7 @@ class StreamExchange:
     # --- StreamHandler (called by the QUIC connection) ---------------------------------------------------------------
 
     def on_data(self, data: bytes, fin: bool) -> None:
-        """Take received bytes apart; whatever is complete reaches the sink before this returns."""
+        """Parse received bytes; every complete part is passed to the sink before this returns."""
         if self._response_over:
             return
         self._owner.pieces_received += 1
@@ -139,24 +138,24 @@ class StreamExchange:
             self._settle(fin=fin)
 
     def on_reset(self, error_code: int) -> None:
-        """The worker broke the response off."""
+        """The worker reset the response (RESET_STREAM)."""
         if not self._response_over:
             self._fail(f"stream reset by inference server '{self._owner.inference_server_id}' (code {error_code})")
 
     def on_stop(self, error_code: int) -> None:  # noqa: ARG002 - the code means nothing on tunnels
-        """The worker does not want the rest of the request body. Not a failure: an answer may follow."""
+        """The worker does not take the rest of the request body (STOP_SENDING). Not a failure: a response may follow."""
         if not self._upload_over:
             self._upload_over = True
             self._sink.on_upload_stopped()
             self._settle()
 
     def on_writable(self) -> None:
-        """The stream takes request body again."""
+        """The stream accepts request body again."""
         if not self._upload_over:
             self._sink.on_upload_writable()
 
     def on_connection_lost(self, error: ConnectionClosedError) -> None:
-        """The tunnel is gone: a failure of whatever direction was still running."""
+        """The connection has closed: every direction that was still open fails."""
         reason = f"connection to inference server '{self._owner.inference_server_id}' is closed"
         if error.reason:
             reason = f"{reason}: {error.reason}"
@@ -170,15 +169,15 @@ class StreamExchange:
     # --- ResponseSink (called by the framing) ------------------------------------------------------------------------
 
     def on_head(self, head: ResponseHead) -> None:
-        """Pass the head on."""
+        """Pass the response head to the sink."""
         self._sink.on_head(head)
 
     def on_body(self, data: bytes) -> None:
-        """Pass a chunk on."""
+        """Pass a chunk of the response body to the sink."""
         self._sink.on_body(data)
 
     def on_end(self) -> None:
-        """Pass the end on."""
+        """Report the end of the response to the sink."""
         self._response_over = True
         self._sink.on_end()
 
@@ -187,7 +186,7 @@ class StreamExchange:
     def _fail(self, reason: str) -> None:
         error = TunnelError(reason, accepted=self.upload_acknowledged())
         if self._stream is None:
-            # Opened, but its opener has not resumed yet: `begin` is going to raise this.
+            # The stream is open, but the task that opened it has not resumed yet: `begin` will raise this.
             self._failure = error
             return
         sink = self._sink
@@ -208,11 +207,11 @@ class StreamExchange:
         if not self._response_over or self._over:
             return
         if not fin and self._stream is not None:
-            # The framing saw the end of the response before FIN (trailers): nothing after it is of interest.
+            # The framing saw the end of the response before FIN (trailers): later bytes are ignored.
             self._stream.stop(ABANDONED)
         if self._upload_over:
             self._over = True
-            # Cut the reference cycles, so that an exchange is freed when its owner drops it and not by the collector.
+            # Cut the reference cycles: an exchange is freed when its owner drops it, without the garbage collector.
             self._sink = NULL_SINK
             del self._framing
             self._owner.exchange_over()

@@ -1,11 +1,11 @@
-"""Health of one registration's tunnels: a probe through the tunnel every second, its round trip, and when a worker is lost.
+"""Health of one registration's tunnels: periodic probes, their round trip time, and when a worker counts as lost.
 
-A probe is an ordinary exchange, `GET /health`, so its round trip includes stream credit, the worker and its engine; and it is
-what keeps an otherwise idle tunnel from timing out. See docs/protocol.md, "Health".
+A probe is an ordinary exchange, `GET /health`, so its round trip includes the wait for stream credit, the worker and its
+engine; it also keeps an otherwise idle tunnel from timing out. Source: docs/protocol.md, "Health".
 
-A worker that vanishes without a word (frozen, powered off, cut off) closes nothing. It counts as *lost* when a probe has
-stayed unanswered for `silence_ms` and the worker has given no other sign of life meanwhile. The connection is left open: a
-later answer to that very probe makes the worker *recovered*.
+A worker that vanishes (frozen, powered off, network failure) closes no connection. It counts as *lost* when a probe has been
+unanswered for `silence_ms` and nothing else was received from the worker meanwhile. The connection is left open: a
+later answer to that probe makes the worker *recovered*.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tunnel_protocol.head import RequestHead, ResponseHead
 _log = structlog.get_logger()
 
 SLOW_FACTOR = 3
-"""A worker may take this many times its last round trip to answer before silence counts."""
+"""The silence limit is at least this many times the last round trip."""
 
 
 def probe_head(inference_server_id: str) -> RequestHead:
@@ -42,7 +42,7 @@ def probe_head(inference_server_id: str) -> RequestHead:
 
 
 class _Answer:
-    """The sink of one probe: `done` becomes the status once the body has been read to its end."""
+    """The sink of one probe: sets `done` to the status once the body has been read to its end."""
 
     __slots__ = ("_status", "done")
 
@@ -84,9 +84,9 @@ class HealthMonitor:
         grace_ms: int,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """`grace_ms`: how long after its last connection closed a worker becomes lost."""
+        """`grace_ms`: milliseconds from the close of the last connection until the worker counts as lost."""
         self.rtt_ns: int | None = None
-        """Round trip of the latest probe; None while pending: not probed yet, failed, or no connection."""
+        """Round trip of the latest probe in nanoseconds; None if not probed yet, failed, or without a connection."""
         self._inference_server_id = inference_server_id
         self._slot = slot
         self._settings = settings
@@ -102,17 +102,17 @@ class HealthMonitor:
         self._on_recovered: Callable[[], None] = _ignore
 
     def listen(self, on_lost: Callable[[], None], on_recovered: Callable[[], None]) -> None:
-        """Who is told; nobody is before this is called."""
+        """Set the callbacks; before this nothing is called."""
         self._on_lost = on_lost
         self._on_recovered = on_recovered
 
     def stop(self) -> None:
-        """Nobody is told anything any more."""
+        """Call no callback any more."""
         self._stopped = True
         self._on_lost = self._on_recovered = _ignore
 
     async def run(self) -> None:
-        """Probe for ever: one probe, then a pause, then the next."""
+        """Probe until cancelled: one probe, then a pause, then the next."""
         while True:
             tunnel = self._slot.next_open()
             if tunnel is None:
@@ -122,14 +122,14 @@ class HealthMonitor:
             await asyncio.sleep(self._settings.health_interval_ms / 1000)
 
     async def measure(self) -> int | None:
-        """One probe right now, for a caller who cannot do without a round trip; None if it fails or takes too long."""
+        """Make one probe now and return its round trip in nanoseconds; None if it fails or times out."""
         tunnel = self._slot.next_open()
         if tunnel is None or tunnel.suspected:
             return None
         return await self._measure(tunnel, min(self._settings.silence_ms, self._settings.request_timeout_ms))
 
     def connection_closed(self) -> None:
-        """A connection of the set closed. If it was the last, the worker becomes lost, now or after the grace time."""
+        """A connection of the set closed. If it was the last, the worker counts as lost, now or after the grace time."""
         if self._stopped or self._slot.healthy():
             return
         self.rtt_ns = None
@@ -166,18 +166,18 @@ class HealthMonitor:
         loop = asyncio.get_running_loop()
         answer = _Answer(loop.create_future())
         watch = _SilenceWatch(tunnel, self._silence_s(), partial(self._suspect, tunnel))
-        exchange = None
         try:
             async with asyncio.timeout(limit_ms / 1000):
                 exchange = await tunnel.open(self._head, answer, end=True)
-                watch.sent()
-                status = await answer.done
+                try:
+                    watch.sent()
+                    status = await answer.done
+                finally:
+                    exchange.cancel()
         except TimeoutError:
             raise TunnelError("quic request timed out") from None
         finally:
             watch.stop()
-            if exchange is not None:
-                exchange.cancel()
         if not 200 <= status < 300:
             raise TunnelError(f"health check answered with status {status}")
         return self._clock_ns() - started_ns
@@ -203,10 +203,10 @@ class HealthMonitor:
 
 
 class _SilenceWatch:
-    """Waits for a stretch of silence on a tunnel while a probe is out.
+    """Waits for a period of silence on a tunnel while a probe is unanswered.
 
-    A probe that still waits for stream credit says nothing about a worker, whose streams may all be busy; it is then asked
-    for an acknowledgement instead, which its QUIC stack gives however busy it is.
+    A probe that still waits for stream credit shows nothing about the worker, whose streams may all be in use; then a PING
+    frame is sent instead, which its QUIC stack acknowledges under any load.
     """
 
     def __init__(self, tunnel: Tunnel, silence_s: float, on_silence: Callable[[float], None]) -> None:
@@ -217,7 +217,7 @@ class _SilenceWatch:
         self._wait()
 
     def sent(self) -> None:
-        """The probe is on its way: from now on silence is an answer not given."""
+        """The probe has been sent: from now on silence means that it is unanswered."""
         self._asked = True
         self.stop()
         self._wait()

@@ -1,8 +1,8 @@
-"""One connection that a worker opened: its tunnel handshake, and afterwards its life as a tunnel.
+"""One connection that a worker opened: its reverse handshake, and afterwards its events as a tunnel.
 
-The conversation is the router's half of docs/protocol.md, "Reverse handshake": the worker's first stream carries who it is,
-the checks run in a fixed order, and the answer is either an installed tunnel or a refusal that is delivered before the
-connection closes. Whatever the peer does wrong costs it this connection and nobody else anything.
+The router's half of docs/protocol.md, "Reverse handshake": the worker identifies itself on its first stream, the checks run
+in a fixed order, and the answer is either an installed tunnel or a refusal that is delivered before the connection closes.
+An error of the peer closes this connection and affects no other one.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ DUPLICATE = "duplicate connection"
 
 
 class Registrations(Protocol):
-    """Who is registered."""
+    """Finds live registrations; the registry implements it."""
 
     def live(self, inference_server_id: str) -> Registration | None:
-        """The live registration of this id."""
+        """The live registration of this id; None if there is none."""
 
 
 class HandshakeContext(Protocol):
-    """What a conversation needs of the listener."""
+    """What a handshake uses of the listener."""
 
     registrations: Registrations
     authenticator: Authenticator
@@ -49,14 +49,14 @@ class HandshakeContext(Protocol):
     credential_failures: CredentialFailures
 
     def identified(self, incoming: "IncomingConnection", server_id: str) -> None:
-        """The worker has said who it is; whether it may is being decided."""
+        """The worker has sent its id; authentication and the checks are running."""
 
     def decided(self, incoming: "IncomingConnection") -> None:
-        """The connection is a tunnel now, or closed: it is no longer pending."""
+        """The connection is a tunnel now, or has closed: it is no longer pending."""
 
 
 class IncomingConnection:
-    """Handler of one incoming connection and of its handshake stream."""
+    """The handler of one incoming connection and of its handshake stream."""
 
     def __init__(self, connection: TunnelConnection, context: HandshakeContext) -> None:
         self.connection = connection
@@ -77,14 +77,14 @@ class IncomingConnection:
     # --- ConnectionHandler -------------------------------------------------------------------------------------------
 
     def on_stream(self, stream: Stream) -> StreamHandler | None:
-        """Take the first stream; a worker opens no other one, before or after."""
+        """Accept the first stream as the handshake stream; refuse every further one."""
         if self._stream is not None or self._over:
             return None
         self._stream = stream
         return self
 
     def on_closed(self, error: ConnectionClosedError) -> None:  # noqa: ARG002 - why it closed changes nothing here
-        """The connection is gone, whoever closed it."""
+        """The connection has closed, by either side."""
         self._end()
         if self._tunnels is not None and self._tunnel is not None:
             self._tunnels.connection_closed(self._tunnel)
@@ -92,7 +92,7 @@ class IncomingConnection:
     # --- StreamHandler -----------------------------------------------------------------------------------------------
 
     def on_data(self, data: bytes, fin: bool) -> None:
-        """Collect the one message of the worker."""
+        """Collect the bytes of the worker's one message."""
         if self._decision is not None or self._over or self._stream is None:
             return
         try:
@@ -103,25 +103,25 @@ class IncomingConnection:
         if hello is None:
             return
         if not fin:
-            # One message is all there is to say; do not grant credit for more.
+            # The handshake has one message: grant no credit for more bytes.
             self._stream.stop()
         self._context.identified(self, hello.inference_server_id)
         self._decision = asyncio.get_running_loop().create_task(self._decide(hello))
         self._decision.add_done_callback(self._decided)
 
     def on_reset(self, error_code: int) -> None:
-        """The worker abandoned its handshake."""
+        """The worker reset its handshake stream: the handshake fails."""
         if self._decision is None:
             self._fail(f"handshake stream reset (code {error_code})")
 
     def on_stop(self, error_code: int) -> None:
-        """The worker does not wait for the answer; if it was a refusal, `when_sent` tells that it is done."""
+        """The worker does not read the answer; after a refusal, `when_sent` is called, which closes the connection."""
 
     def on_writable(self) -> None:
-        """The answer is far below the high-water mark."""
+        """Does nothing: the answer is far below the high-water mark."""
 
     def on_connection_lost(self, error: ConnectionClosedError) -> None:
-        """`on_closed` does what is to be done."""
+        """Does nothing: `on_closed` handles it."""
 
     # --- the checks --------------------------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class IncomingConnection:
         if self._over:
             return
         _log.info("reverse handshake authenticated", inference_server_id=worker_id, routing_key=routing_key)
-        # From here to the installation nothing suspends: the registration cannot end or change in between.
+        # No suspension point from here to the installation: the registration cannot end or change in between.
         registration = self._context.registrations.live(worker_id)
         tunnels = None if registration is None or not registration.identity.reverse else registration.tunnels
         if registration is None or not isinstance(tunnels, ReverseTunnels):
@@ -173,7 +173,7 @@ class IncomingConnection:
         self._tunnel = tunnel
         self._end()
         self._context.metrics.reverse_handshakes_total.inc(("accepted",))
-        if self._stream is not None:
+        if self._stream is not None:  # pragma: no branch - what is decided came on it
             self._stream.write(self._handshake.accept(), fin=True)
         _log.info(
             "reverse tunnel connection established", inference_server_id=worker_id, peer=_address(self.connection)
@@ -181,7 +181,7 @@ class IncomingConnection:
         return True
 
     def _refuse(self, reason: str) -> None:
-        """Answer, and close only when the reason has arrived: a close overtakes what is still on its way."""
+        """Send the reason, and close only when it is acknowledged: a close would overtake bytes in flight."""
         if self._over or self._stream is None:
             return
         self._deadline.cancel()
@@ -193,7 +193,7 @@ class IncomingConnection:
         self._stream.when_sent(self._close)
 
     def make_way(self) -> None:
-        """Too many handshakes are under way, and this one is the most expendable of them."""
+        """Close this connection, because there are too many pending handshakes."""
         if not self._over:
             self._context.metrics.reverse_handshakes_total.inc(("made way",))
             self._close()
@@ -227,7 +227,7 @@ class IncomingConnection:
         self.connection.close()
 
     def _end(self) -> None:
-        """The handshake is over, one way or the other."""
+        """The handshake has ended, by a tunnel or by a failure: cancel its timers and task."""
         if self._over:
             return
         self._over = True

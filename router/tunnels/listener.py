@@ -1,4 +1,4 @@
-"""The reverse listener: the UDP port workers dial, and what their handshakes are decided by.
+"""The reverse listener: the UDP port that workers dial, and what the decision about their handshakes needs.
 
 See docs/protocol.md, "Reverse handshake".
 """
@@ -23,11 +23,11 @@ from tunnel_protocol.quic.tls import ServerTls
 _log = structlog.get_logger()
 
 _REPORT_EVERY_S = 10.0
-"""How often a line tells of connections that made way: a stranger can cause as many of them as it likes."""
+"""Pause between two log lines about closed pending connections, which any unauthenticated host can cause."""
 
 
 class ReverseListener:
-    """Accepts workers' connections until told otherwise; made by `listen`."""
+    """Accepts connections of workers from `listen` to `stop_accepting` or `close`."""
 
     def __init__(
         self,
@@ -57,42 +57,42 @@ class ReverseListener:
 
     @property
     def connections(self) -> int:
-        """How many connections are open, tunnels or not."""
+        """Number of open connections, tunnels or not."""
         return 0 if self._endpoint is None else len(self._endpoint.connections)
 
     @property
     def half_open(self) -> tuple[int, int]:
-        """QUIC handshakes under way, without and with a proved address."""
+        """Numbers of running QUIC handshakes: without and with a validated peer address (RFC 9000 section 8)."""
         return (0, 0) if self._endpoint is None else self._endpoint.half_open
 
     @property
     def pending(self) -> int:
-        """Connections that are not tunnels (yet)."""
+        """Number of connections that are not tunnels yet."""
         return len(self._pending)
 
     def observe_ticks(self, observer: TickObserver) -> None:
-        """Tell `observer` of each tick of the endpoint."""
+        """Notify `observer` of each tick of the endpoint."""
         if self._endpoint is not None:
             self._endpoint.observe_ticks(observer)
 
     def replace_tls(self, tls: ServerTls) -> None:
-        """Serve another identity from the next handshake on; running connections keep theirs."""
+        """Use another TLS identity from the next handshake on; open connections keep theirs."""
         if self._endpoint is not None:
             self._endpoint.replace_tls(tls)
 
     def stop_accepting(self) -> None:
-        """Drain: refuse new connections, keep every tunnel."""
+        """Refuse new connections and keep every tunnel, for a drain."""
         if self._endpoint is not None:
             self._endpoint.stop_accepting()
 
     def begin_shutdown(self) -> None:
-        """Tunnels that close from now on, with the end of their registration, tell the worker why."""
+        """From now on tunnels close with the reason `shutdown` when their registration ends."""
         if self._endpoint is not None:
             self._endpoint.farewell = SHUTDOWN
 
     @property
     def listening(self) -> bool:
-        """Whether datagrams are taken."""
+        """Whether the socket is open and receives datagrams."""
         return self._endpoint is not None and not self._endpoint.closed
 
     async def close(self) -> None:
@@ -101,15 +101,15 @@ class ReverseListener:
             await self._endpoint.close(0, SHUTDOWN)
 
     def decided(self, incoming: IncomingConnection) -> None:
-        """A connection is a tunnel now, or closed."""
+        """A connection is a tunnel now, or has closed: it is no longer pending."""
         self._pending.discard(incoming)
 
     def identified(self, incoming: IncomingConnection, server_id: str) -> None:
-        """A worker has said who it is."""
+        """A worker has sent its id."""
         self._makes_way(self._pending.identified(incoming, incoming.connection.peer_address[0], server_id))
 
     def _on_failed(self, connection: Connection, error: ConnectionClosedError) -> None:
-        """A worker that does not trust this router's certificate leaves before it says who it is."""
+        """The QUIC handshake failed: record it if the worker does not trust this router's certificate."""
         if error.by_peer and is_certificate_error(error.error_code):
             host = connection.peer_address[0]
             self.credential_failures.failed(Credential.ROUTER_CERTIFICATE, str(error), host=host)

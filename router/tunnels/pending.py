@@ -1,7 +1,7 @@
-"""The connections that are not tunnels yet, and which of them makes way when there are too many.
+"""The connections that are not tunnels yet, and which of them is closed when there are too many.
 
-A worker says who it is within a round trip of its QUIC handshake. Connections that stay silent cost their attacker little
-and hold state here: a newcomer is never turned away for their sake, the oldest of the most frequent address goes instead.
+A worker sends its id within a round trip after its QUIC handshake. Connections that send nothing cost an attacker little and
+hold state here: so a new connection is always added, and the oldest one of the address with the most is closed.
 """
 
 from typing import Generic, TypeVar
@@ -10,13 +10,13 @@ from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.sources import SourceQueue, source_of
 
 PER_SERVER_ID = Limit("tunnels.pending_handshakes_per_server_id", pieces=8)
-"""Connections being decided that claim the same id."""
+"""Connections that claim the same id and are being decided."""
 
 T = TypeVar("T")
 
 
 class PendingHandshakes(Generic[T]):
-    """Members first are anonymous, then have a server id; each method that adds tells who has to go for it."""
+    """Connections are first anonymous, then have a server id. Each method that adds one returns the one to close for it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -26,15 +26,15 @@ class PendingHandshakes(Generic[T]):
         self._ids: dict[T, str] = {}
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of pending connections."""
         return len(self._anonymous) + len(self._identified)
 
     def __contains__(self, member: object) -> bool:
-        """Whether this one is pending."""
+        """Whether this connection is pending."""
         return member in self._anonymous or member in self._identified
 
     def add(self, member: T, host: str) -> T | None:
-        """A connection whose QUIC handshake is complete. Returns who makes way, who is no member any more."""
+        """Add a connection whose QUIC handshake is complete. Returns the one to close, which is removed, or None."""
         gone = self._anonymous.most_expendable() if len(self._anonymous) >= self._limit else None
         if gone is not None:
             self._anonymous.discard(gone)
@@ -42,7 +42,7 @@ class PendingHandshakes(Generic[T]):
         return gone
 
     def identified(self, member: T, host: str, server_id: str) -> T | None:
-        """A member has said who it is; it no longer competes with those that have not. Returns who makes way."""
+        """`member` has sent its id; it no longer counts as anonymous. Returns the one to close, which is removed, or None."""
         if not self._anonymous.discard(member):
             return None
         same = self._by_id.get(server_id)
@@ -60,7 +60,7 @@ class PendingHandshakes(Generic[T]):
         return gone
 
     def discard(self, member: T) -> None:
-        """The member is decided, or gone."""
+        """Remove `member`: it is decided, or has closed."""
         if self._anonymous.discard(member) or not self._identified.discard(member):
             return
         server_id = self._ids.pop(member)

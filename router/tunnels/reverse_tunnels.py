@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 
 
 class ReverseTunnels(RegistrationTunnels):
-    """At most one connection, which comes and goes as the worker dials."""
+    """At most one connection, which the worker dials."""
 
     direct = False
 
@@ -31,17 +31,17 @@ class ReverseTunnels(RegistrationTunnels):
     # --- called by the listener --------------------------------------------------------------------------------------
 
     def begin_install(self) -> InstallPermit | None:
-        """Ask for the right to install a connection; None if the worker has a live one or is installing one already.
+        """Permit the installation of a connection; None if the worker has a healthy one or is installing one.
 
-        A silent connection gives way only if the worker has reported since it fell silent. If the worker as a whole is silent it does not
-        dial either: somebody else does, who knows its id.
+        A silent connection is replaced only if the worker has reported since the silence began. A worker that sends no
+        reports does not dial either: the new connection then comes from another host that uses its id.
         """
         if self.slot.suspected() and not all(tunnel.silent_since < self._reported_at for tunnel in self.slot.members):
             return None
         return self.slot.begin_install()
 
     def complete_install(self, install: InstallPermit, tunnel: Tunnel) -> bool:
-        """Make `tunnel` this worker's connection. False if that right was lost meanwhile."""
+        """Make `tunnel` this worker's connection. False if the permit is no longer valid."""
         displaced = self.slot.complete_install(install, tunnel)
         if displaced is None:
             return False
@@ -49,12 +49,8 @@ class ReverseTunnels(RegistrationTunnels):
             old.release()
         return True
 
-    def abandon_install(self, install: InstallPermit) -> None:
-        """The connection will not come: another one may."""
-        self.slot.abandon_install(install)
-
     def connection_closed(self, tunnel: Tunnel) -> None:
-        """An installed connection closed; nothing happens unless it is still this worker's."""
+        """An installed connection closed; no effect if it has been replaced."""
         if self.slot.reverse_closed(tunnel):
             _log.warning(
                 "reverse tunnel connection closed, removed from pool",
@@ -65,11 +61,11 @@ class ReverseTunnels(RegistrationTunnels):
     # --- WorkerTunnels -----------------------------------------------------------------------------------------------
 
     def reported(self) -> None:
-        """A message has arrived on the registration's stream: the worker lives, whatever its connection does."""
+        """A message has arrived on the registration's stream, so the worker is alive even if its connection is silent."""
         self._reported_at = asyncio.get_running_loop().time()
 
     async def tunnel_step(self) -> TunnelStep:
-        """Whether the worker has dialled. The first call never waits, so that the worker learns at once where to dial."""
+        """Wait for the worker to dial. The first call does not wait, so that the worker gets the dial address at once."""
         if not self._endpoint_advertised:
             self._endpoint_advertised = True
             return TunnelStep.REVERSE_DISCONNECTED
@@ -94,5 +90,5 @@ class ReverseTunnels(RegistrationTunnels):
 
 
 def _seconds(milliseconds: int) -> float | int:
-    """Whole seconds as a whole number: that is how the line has always looked."""
+    """Milliseconds as seconds; an int if whole, for the format of the log line."""
     return milliseconds / 1000 if milliseconds % 1000 else milliseconds // 1000

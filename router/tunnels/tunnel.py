@@ -1,6 +1,6 @@
 """A tunnel: one QUIC connection with one inference server, plus its framing, on which exchanges are opened.
 
-A tunnel that was taken out of its set lives on until the exchanges running on it have ended, then closes its connection.
+A tunnel that was removed from its set stays open until the exchanges running on it have ended, then closes its connection.
 See docs/protocol.md, "Connection sets".
 """
 
@@ -19,21 +19,21 @@ from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 _log = structlog.get_logger()
 
 SHUTDOWN = "shutdown"
-"""Why tunnels close when the router ends: the reason in CONNECTION_CLOSE (docs/protocol.md, "Failures")."""
+"""Reason in the CONNECTION_CLOSE frame of tunnels that close because the router ends (docs/protocol.md, "Failures")."""
 
 PING_S = 1.0
-"""How often the peer of a released tunnel is asked for a sign of life."""
+"""Pause in seconds between two PING frames on a released tunnel."""
 
 SILENT_S = 5.0
-"""Without any for this long it is dead, and what still runs is broken off."""
+"""A released tunnel that receives nothing for this many seconds is closed, which breaks off its exchanges."""
 
 
 class TunnelConnection(Protocol):
-    """What a tunnel asks of a QUIC connection."""
+    """What a tunnel uses of a QUIC connection."""
 
     @property
     def peer_address(self) -> tuple[str, int]:
-        """Where the peer's packets come from."""
+        """Address and port the peer's packets come from."""
 
     @property
     def closed(self) -> bool:
@@ -41,17 +41,17 @@ class TunnelConnection(Protocol):
 
     @property
     def free_streams(self) -> int:
-        """Streams that can be opened without waiting."""
+        """Number of streams that can be opened without waiting."""
 
     @property
     def last_received_at(self) -> float:
         """Loop time of the last datagram from the peer."""
 
     def ping(self) -> None:
-        """Make the peer acknowledge something."""
+        """Send a PING frame, which the peer acknowledges."""
 
     def try_open_stream(self, handler: StreamHandler) -> Stream | None:
-        """Open a bidirectional stream if that is possible without waiting."""
+        """Open a bidirectional stream without waiting; None if no stream is free."""
 
     async def open_stream(self, handler: StreamHandler) -> Stream:
         """Open a bidirectional stream, waiting in arrival order for credit."""
@@ -61,17 +61,17 @@ class TunnelConnection(Protocol):
 
 
 class Tunnel:
-    """Implements the slot's `SlotConnection` and the exchange's `ExchangeCallbacks`."""
+    """One tunnel; implements `SlotConnection` for its slot and `ExchangeCallbacks` for its exchanges."""
 
     def __init__(self, connection: TunnelConnection, framing: Framing, inference_server_id: str) -> None:
         self.connection = connection
         self.inference_server_id = inference_server_id
         self.suspected = False
         self.silent_since = float("-inf")
-        """Loop time at which the silence began for which it was suspected last."""
+        """Loop time at which the silence began that made it suspected last."""
         self.pieces_received = 0
         self.running = 0
-        """Exchanges that are open or being opened."""
+        """Number of exchanges that are open or being opened."""
         self._framing = framing
         self._released = False
 
@@ -82,11 +82,11 @@ class Tunnel:
 
     @property
     def free_streams(self) -> int:
-        """Streams that can be opened right now without waiting."""
+        """Number of streams that can be opened now without waiting."""
         return self.connection.free_streams
 
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange | None:
-        """`open` without waiting: None if no stream is free; raises `TunnelError`."""
+        """As `open`, without waiting: None if no stream is free. Raises `TunnelError`."""
         exchange = StreamExchange(self, self._framing, sink)
         first = exchange.encode_head(head)
         try:
@@ -113,19 +113,19 @@ class Tunnel:
         except StreamCreditError as full:
             self.exchange_over()
             raise TunnelError(str(full)) from full
-        except BaseException:  # cancelled while waiting for credit, or lost in the same instant
+        except BaseException:  # cancelled while waiting for credit, or the connection closed
             self.exchange_over()
             raise
         return exchange
 
     def exchange_over(self) -> None:
-        """One exchange has ended."""
+        """One exchange has ended; the last one closes a released tunnel."""
         self.running -= 1
         if self._released and self.running == 0:
             self.connection.close()
 
     def release(self) -> None:
-        """No new exchange will be opened: close the connection, now or when the last running exchange ends."""
+        """Open no further exchange; close the connection now, or when the last running exchange ends."""
         if self._released:
             return
         self._released = True
@@ -135,7 +135,7 @@ class Tunnel:
             self._linger(asyncio.get_running_loop().time())
 
     def _linger(self, released_at: float) -> None:
-        """Nobody probes a released tunnel: keep a quiet response from idling out, and do not wait for a dead worker."""
+        """Send PING frames on a released tunnel, which has no probes: prevents the idle timeout, detects a dead worker."""
         if self.closed or self.running == 0:
             return
         loop = asyncio.get_running_loop()

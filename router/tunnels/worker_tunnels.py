@@ -1,7 +1,7 @@
-"""The tunnels of one registration generation, from its admission to its end.
+"""The tunnels of one registration generation, from its admission to its end: the common part of reverse and direct tunnels.
 
-What reverse and direct tunnels have in common; `reverse_tunnels` and `direct_tunnels` say how connections come about. Both
-implement the registry's `TunnelSet` and the control plane's `WorkerTunnels`. See docs/protocol.md, "Connection sets".
+`reverse_tunnels` and `direct_tunnels` add how connections are made. Both implement the ports `TunnelSet` and
+`WorkerTunnels`. See docs/protocol.md, "Connection sets".
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 
 class RegistrationTunnels:
-    """One slot, its health, and exchanges on its connections. Never outlives its registration, never serves another."""
+    """One slot, its health monitor, and exchanges on its connections. Belongs to one registration and ends with it."""
 
     direct: bool
 
@@ -43,11 +43,11 @@ class RegistrationTunnels:
         return self.slot.healthy()
 
     def free_streams(self) -> int:
-        """How many streams can be opened right now without waiting, over all open connections."""
+        """Number of streams that can be opened now without waiting, over all open connections."""
         return self.slot.free_streams()
 
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange | None:
-        """`open` without waiting: None if the next open connection has no free stream; raises `TunnelError`."""
+        """As `open`, without waiting: None if the next open connection has no free stream. Raises `TunnelError`."""
         return self._pick().try_open(head, sink, end=end)
 
     async def open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange:
@@ -68,23 +68,23 @@ class RegistrationTunnels:
     # --- WorkerTunnels -----------------------------------------------------------------------------------------------
 
     def start(self, on_lost: Callable[[], None], on_recovered: Callable[[], None]) -> None:
-        """Begin the health loop."""
+        """Start the health loop; it calls `on_lost` and `on_recovered` alternately, `on_lost` first."""
         self.health.listen(on_lost, on_recovered)
         if not self.slot.retired:
             self._loop_task = asyncio.get_running_loop().create_task(self.health.run())
             self._loop_task.add_done_callback(self._health_loop_ended)
 
     def reported(self) -> None:
-        """A message has arrived on the registration's stream. Of no use to those who dial the worker."""
+        """A message has arrived on the registration's stream; direct tunnels ignore it."""
 
     async def rtt_ns(self) -> int | None:
-        """The health loop's latest round trip in nanoseconds, or one probe's; None if that fails."""
+        """The latest round trip in nanoseconds, or if there is none that of a probe made now; None if the probe fails."""
         if self.health.rtt_ns is not None:
             return self.health.rtt_ns
         return await self.health.measure()
 
     def retire(self) -> None:
-        """The registration is over: waiters wake, the health loop is cancelled; running exchanges finish."""
+        """End with the registration: wake all waiters and cancel the health loop; running exchanges finish."""
         self.health.stop()
         if self._loop_task is not None:
             self._loop_task.cancel()
@@ -117,7 +117,7 @@ class RegistrationTunnels:
     def _health_loop_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
-        # Cannot happen short of a defect; without probes this worker would slowly fade from routing, so say why.
+        # Only a defect ends the loop; without probes the worker's figures become stale, so log the reason.
         _log.error(
             "health loop ended unexpectedly",
             inference_server_id=self.identity.inference_server_id,

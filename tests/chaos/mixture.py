@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("e2e", "property")), str(HERE.parents[1])]
+    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 import aiohttp  # noqa: E402 - found by what stands above, as all below
-from attacks import ATTACKS, GOOD_POLICY, POLICY_FILE, Attack  # noqa: E402
-from receipts import MODEL, client, exchange, resident_bytes  # noqa: E402
 
 from llm_request_router.testing import System  # noqa: E402
+from support.attacks import ATTACKS, GOOD_POLICY, POLICY_FILE, Attack  # noqa: E402
+from support.receipts import MODEL, exchange, http_session, resident_bytes  # noqa: E402
 
 CLIENTS = 4
 WARM_UP_REQUESTS = 200
@@ -123,7 +123,7 @@ def _run(seconds: float, attacks: Sequence[Attack], directory: Path) -> Report:
 async def _load(
     system: System, seconds: float, attacks: Sequence[Attack]
 ) -> tuple[int, Counter[str], int, float, float]:
-    async with client() as session:
+    async with http_session() as session:
         for number in range(WARM_UP_REQUESTS // CLIENTS):
             await asyncio.gather(*(exchange(session, system, f"warm-{number}-{at}", 3) for at in range(CLIENTS)))
         before, cpu, began = resident_bytes(system.router.pid), _cpu(system), time.monotonic()

@@ -7,7 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from receipts import CHAT, MODEL
+
+from support.http_client import CHAT
+from support.receipts import MODEL
 
 IDLE_MS, HEAD_MS = 1_500, 800
 

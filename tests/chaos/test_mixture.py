@@ -1,8 +1,9 @@
 """Twenty seconds of `make chaos`: all attacks at once, and nobody else notices."""
 
 import pytest
-from attacks import ATTACKS
 from mixture import attacks_named, run
+
+from support.attacks import ATTACKS
 
 SECONDS = 20.0
 

@@ -5,9 +5,9 @@ import time
 from random import Random
 
 import pytest
-from receipts import MODEL, active_workers, client, counted, exchange, start_worker
 
 from llm_request_router.testing import Process, System
+from support.receipts import MODEL, active_workers, counted, exchange, http_session, start_worker
 
 WORKERS, CLIENTS, LOAD_S, REQUEST_LIMIT_S = 4, 24, 10.0, 20.0
 DOCUMENTED = {"answered", "broken off", "error 404", "error 502", "error 503"}
@@ -43,7 +43,7 @@ class Fleet:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", [5])
-def test_every_request_ends_with_its_own_bytes_or_a_documented_error(llm_router, seed):
+async def test_every_request_ends_with_its_own_bytes_or_a_documented_error(llm_router, seed):
     fleet = Fleet(llm_router, Random(seed))
     fleet.all_routable()
     end = time.monotonic() + LOAD_S
@@ -63,20 +63,18 @@ def test_every_request_ends_with_its_own_bytes_or_a_documented_error(llm_router,
             await asyncio.to_thread(fleet.kill_some)
             await asyncio.to_thread(fleet.all_routable)
 
-    async def scenario() -> list[str]:
-        outcomes: list[str] = []
-        # a request without an end raises TimeoutError here, and fails the test
-        async with client(timeout_s=REQUEST_LIMIT_S) as session, asyncio.TaskGroup() as group:
-            group.create_task(killer())
-            for number in range(CLIENTS):
-                group.create_task(caller(session, number, outcomes))
-        async with client(timeout_s=REQUEST_LIMIT_S) as session:
-            await asyncio.to_thread(fleet.all_routable)
-            after = [await exchange(session, llm_router, f"after-{number}") for number in range(40)]
-        assert "answered" in after[-10:], f"no recovery: {counted(after)}"
-        return outcomes
+    outcomes: list[str] = []
+    # a request without an end raises TimeoutError here, and fails the test
+    async with http_session(timeout_s=REQUEST_LIMIT_S) as session, asyncio.TaskGroup() as group:
+        group.create_task(killer())
+        for number in range(CLIENTS):
+            group.create_task(caller(session, number, outcomes))
+    async with http_session(timeout_s=REQUEST_LIMIT_S) as session:
+        await asyncio.to_thread(fleet.all_routable)
+        after = [await exchange(session, llm_router, f"after-{number}") for number in range(40)]
+    assert "answered" in after[-10:], f"no recovery: {counted(after)}"
 
-    outcomes = asyncio.run(scenario())
+    outcomes = outcomes
     found = counted(outcomes)
     assert set(found) <= DOCUMENTED, found
     print(f"{fleet.kills} kills, {found}")  # noqa: T201 - shown with -s and on failure

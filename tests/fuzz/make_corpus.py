@@ -11,11 +11,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT), str(ROOT / "tests" / "property")]
-
-from hostile_packets import crypto_frame, gaps, initial  # noqa: E402 - found by what stands above
+sys.path[:0] = [str(HERE.parent), str(ROOT)]
 
 import certs  # noqa: E402
+from support.hostile_packets import crypto_frame, gaps, initial  # noqa: E402 - found by what stands above
 from tunnel_protocol import capnp  # noqa: E402
 from tunnel_protocol.control import llm_gateway_pb2, stargate_pb2  # noqa: E402
 from tunnel_protocol.quic.packets import varint  # noqa: E402

@@ -20,10 +20,10 @@ import structlog
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
-from decoders import Decoder, all_decoders  # noqa: E402 - found by what stands above
-from mutation import mutate  # noqa: E402
+from support.decoders import Decoder, all_decoders  # noqa: E402 - found by what stands above
+from support.mutation import mutate  # noqa: E402
 
 SLOW_S = 2.0
 """Much more than any input needs, on a busy machine too."""

@@ -5,9 +5,10 @@ import random
 import re
 
 import pytest
-from decoders import Decoder, all_decoders
-from mutation import MAX_BYTES, mutate
 from run import HERE, check, corpus, fuzz, main
+
+from support.decoders import Decoder, all_decoders
+from support.mutation import MAX_BYTES, mutate
 
 DECODERS = all_decoders()
 SECONDS, INPUTS = 3.0, 20_000

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Stack
+
+from support.processes import Stack
 
 LOG_TAIL_CHARACTERS = 6_000
 

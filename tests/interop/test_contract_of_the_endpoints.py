@@ -6,12 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from processes import OUR_WORKER, OURS, Router, Stack, wait_until
-from recording_engine import CHAT, EMBEDDINGS, RESPONSES, RecordingEngine, Refusal, chat_body, rejecting
+
+from support.processes import OUR_WORKER, OURS, RouterProcess, Stack
+from support.recording_engine import (
+    CHAT_ANSWER,
+    EMBEDDINGS_ANSWER,
+    RESPONSES_ANSWER,
+    RecordingEngine,
+    Refusal,
+    chat_body,
+    rejecting,
+)
+from support.waiting import wait_until
 
 WORKERS = {"solo": ("", ["solo", "two"]), "other": ("", ["two"]), "m-1": ("shared", ["m"]), "m-2": ("shared", ["m"])}
 """Cluster and models of each worker: one model with one worker, one on two clusters, one on a cluster of two."""
-PATHS = {"/v1/chat/completions": CHAT, "/v1/responses": RESPONSES, "/v1/embeddings": EMBEDDINGS}
+PATHS = {"/v1/chat/completions": CHAT_ANSWER, "/v1/responses": RESPONSES_ANSWER, "/v1/embeddings": EMBEDDINGS_ANSWER}
 REQUIRED = ("x-model", "x-request-id", "x-input-tokens")
 
 
@@ -24,7 +34,7 @@ class Got(NamedTuple):
 class Harness:
     def __init__(self, stack: Stack, worker: tuple[str, ...], *, direct: bool) -> None:
         self.direct = direct
-        self.router: Router = stack.router(OURS, direct=direct)
+        self.router: RouterProcess = stack.router(OURS, direct=direct)
         self.engines = {name: RecordingEngine() for name in WORKERS}
         for name, (cluster, models) in WORKERS.items():
             command = [
@@ -171,7 +181,7 @@ def test_a_retryable_rejection_goes_to_the_other_cluster_with_the_same_bytes(har
     before = {labels: harness.count(labels[0], 'model="two"', labels[1]) for labels in counters}
     harness.first_of("solo", "other", rejecting())
     got = harness.post("two", body=body)
-    assert (got.status, got.body) == (200, CHAT)
+    assert (got.status, got.body) == (200, CHAT_ANSWER)
     assert [one.body for name in ("solo", "other") for one in harness.engines[name].seen] == [body, body]
     after = {labels: harness.count(labels[0], 'model="two"', labels[1]) for labels in counters}
     assert {labels: after[labels] - before[labels] for labels in counters} == counters
@@ -195,4 +205,4 @@ def test_a_rejection_by_the_only_worker_is_an_empty_503(harness):
 def test_twenty_at_once_are_all_answered(harness):
     with ThreadPoolExecutor(20) as callers:
         answers = list(callers.map(lambda _: harness.post("two"), range(20)))
-    assert [(answer.status, answer.body) for answer in answers] == [(200, CHAT)] * 20
+    assert [(answer.status, answer.body) for answer in answers] == [(200, CHAT_ANSWER)] * 20

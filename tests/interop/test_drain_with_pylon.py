@@ -3,11 +3,13 @@
 import signal
 
 import pytest
-from processes import OURS, Stack, wait_until, worker_arguments
+
+from support.processes import OURS, Stack, worker_arguments
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.interop
 
-WORKER_PATIENCE_S = 5
+WORKER_WAITS_S = 5
 """The reference's worker gives its running requests this long once its registration or the watch stream has ended."""
 
 
@@ -17,7 +19,7 @@ def test_a_stream_longer_than_the_workers_patience_survives_the_drain(stack: Sta
     router = stack.router(OURS, direct=direct)
     stack.start("pylon", [pylon, *worker_arguments(engine, router.grpc, direct=direct)])
     wait_until(router.serves, 20, "a request is served")
-    tokens = (WORKER_PATIENCE_S + 2) * 10
+    tokens = (WORKER_WAITS_S + 2) * 10
     answer = router.begin_chat(tokens=tokens, delay_ms=100, timeout_s=15)
     answer.read_line()
     router.process.signal(signal.SIGTERM)

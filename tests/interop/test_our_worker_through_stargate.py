@@ -3,12 +3,16 @@
 import signal
 
 import pytest
-from processes import OUR_WORKER, Engine, Process, Router, Stack, wait_until, worker_arguments
+
+from support.processes import OUR_WORKER, EngineProcess, LoggedProcess, RouterProcess, Stack, worker_arguments
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.interop
 
 
-def start_worker(stack: Stack, engine: Engine, router: Router, *, worker_id: str = "w1", name: str = "") -> Process:
+def start_worker(
+    stack: Stack, engine: EngineProcess, router: RouterProcess, *, worker_id: str = "w1", name: str = ""
+) -> LoggedProcess:
     arguments = worker_arguments(engine, router.grpc, worker_id=worker_id)
     return stack.start(name or f"worker-{worker_id}", [*OUR_WORKER, *arguments])
 

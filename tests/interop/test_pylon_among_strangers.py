@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from processes import OURS, Stack, wait_until, worker_arguments
 
+from support.processes import OURS, Stack, worker_arguments
+from support.waiting import wait_until
 from tunnel_protocol.quic.admission import UNPROVED_PER_ADDRESS
 
 pytestmark = pytest.mark.interop

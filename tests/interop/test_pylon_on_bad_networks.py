@@ -4,7 +4,8 @@
 """
 
 import pytest
-from tunnel_load import BAD, LOAD_S, MOVING, NETEM, assert_all_was_well, load_in_a_process, why_no_netem
+
+from support.tunnel_load import BAD, LOAD_S, MOVING, NETEM, assert_all_was_well, load_in_a_process, why_no_netem
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120 + 2 * LOAD_S)]
 

@@ -7,9 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from name_server import name_server_in_a_thread
-from processes import OURS, Engine, Process, Router, Stack, free_ports, wait_until, worker_arguments
-from relay import TcpRelay, UdpRelay
+
+from support.name_server import name_server_in_a_thread
+from support.processes import OURS, EngineProcess, LoggedProcess, RouterProcess, Stack, free_ports, worker_arguments
+from support.relay import TcpRelay, UdpRelay
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -18,8 +20,8 @@ UPDATE_INTERVAL_S = 0.2
 
 
 def start_pylon(
-    stack: Stack, pylon: str, engine: Engine, port: int, *, worker_id: str = "w1", name: str = ""
-) -> Process:
+    stack: Stack, pylon: str, engine: EngineProcess, port: int, *, worker_id: str = "w1", name: str = ""
+) -> LoggedProcess:
     return stack.start(name or f"pylon-{worker_id}", [pylon, *worker_arguments(engine, port, worker_id=worker_id)])
 
 
@@ -29,7 +31,7 @@ def with_canaries(arguments: list[str]) -> list[str]:
     return [*kept, "--active-canary-interval-ms=250", "--bringup-canary-timeout-ms=1000"]
 
 
-def served(router: Router, within_s: float = 20) -> float:
+def served(router: RouterProcess, within_s: float = 20) -> float:
     return wait_until(router.serves, within_s, "a request is served")
 
 

@@ -2,12 +2,12 @@
 
 import math
 
-from balancing_fakes import FakeCandidate, balancer, request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.balancing.estimates import duration_ms
 from router.balancing.hashing import affinity_field, cluster_field, hash64, prefix
+from support.balancing import FakeCandidate, balancer, request
 
 RATES = st.sampled_from([0.0, -1.0, math.nan, math.inf, 0.5, 10.0, 100.0, 100.0, 5000.0])
 COUNTS = st.integers(0, 4)

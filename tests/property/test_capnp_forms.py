@@ -5,8 +5,8 @@ import itertools
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from layout_forms import COMPILED, Receiver, needs_compiled, outcome
 
+from support.capnp_layouts import COMPILED, BodyReceiver, needs_compiled, outcome
 from tunnel_protocol import capnp_layouts, message_reader
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -144,7 +144,7 @@ TURNS = st.tuples(st.integers(1, 6), st.sampled_from([fail, stop, turn_around]))
 
 def cut(form, data, offset, turn=(-1, None)):
     """What a receiver is told by one form, and how the call ends."""
-    receiver = Receiver(*turn)
+    receiver = BodyReceiver(*turn)
     return outcome(form.cut_bodies, receiver, data, offset), receiver.told
 
 

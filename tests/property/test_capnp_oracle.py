@@ -4,10 +4,10 @@ import functools
 import struct
 
 import pytest
-from capnp_oracle import Oracle
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from support.capnp_oracle import Oracle
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ProtocolError
 

@@ -4,7 +4,6 @@ import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from settings_for_tests import tunnel_settings
 
 from router.ports.tunnels import TunnelError
 from router.registry.registry import Registry
@@ -12,6 +11,8 @@ from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.tunnel import Tunnel
+from support.loops import run_virtual
+from support.package_settings import tunnel_settings
 from tunnel_protocol import capnp
 from tunnel_protocol.head import RequestHead
 from tunnel_protocol.raw_quic import RAW_QUIC
@@ -94,7 +95,7 @@ class Sink:
 def test_whatever_a_worker_answers_the_sink_hears_one_well_formed_story(pieces, reset):
     connection, sink = Connection(), Sink()
     tunnel = Tunnel(connection, RAW_QUIC, "w1")
-    asyncio.run(tunnel.open(RequestHead(b"POST", b"/", []), sink, end=True))
+    run_virtual(tunnel.open(RequestHead(b"POST", b"/", []), sink, end=True))
     for piece in pieces:
         connection.handler.on_data(piece, False)
     if reset:
@@ -148,4 +149,4 @@ def test_whatever_a_peer_says_instead_of_a_handshake_ends_its_connection(pieces)
         assert connection.closed
         assert context.over == 1
 
-    asyncio.run(test())
+    run_virtual(test())

@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from http_front import Front, responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_time import run_virtual
 
 from router.http1.connection import ConnectionState
+from support.client_connection import ClientConnectionOwner, responses
+from support.loops import run_virtual
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"
 HOST = b"host: x\r\n"
@@ -58,18 +58,15 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("cut", [0, 1])
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_a_message_that_can_be_read_in_two_ways_is_refused(name, cut):
-    async def run():
-        front = Front(lambda collected: collected.response.send(200, []))
-        data = AMBIGUOUS[name]
-        await front.feed(data, range(1, len(data)) if cut else ())
-        assert not any(one.complete for one in front.requests)
-        assert not any(one.request.target == b"/hidden" for one in front.requests)
-        assert front.connection._state >= ConnectionState.CLOSING
-        assert [status for status, _, _ in responses(front.transport.out)] == [502 if front.requests else 400]
-        front.end()
-
-    asyncio.run(run())
+async def test_a_message_that_can_be_read_in_two_ways_is_refused(name, cut):
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    data = AMBIGUOUS[name]
+    await front.feed(data, range(1, len(data)) if cut else ())
+    assert not any(one.complete for one in front.requests)
+    assert not any(one.request.target == b"/hidden" for one in front.requests)
+    assert front.connection._state >= ConnectionState.CLOSING
+    assert [status for status, _, _ in responses(front.transport.out)] == [502 if front.requests else 400]
+    front.end()
 
 
 # And these break inside a body that was begun rightly: the request never becomes complete, nothing behind it is handled.
@@ -89,17 +86,14 @@ BROKEN_BODIES = {
 
 @pytest.mark.parametrize("cut", [0, 1])
 @pytest.mark.parametrize("name", BROKEN_BODIES)
-def test_a_body_that_breaks_its_framing_never_becomes_complete(name, cut):
-    async def run():
-        front = Front(lambda collected: collected.response.send(200, []))
-        data = asked(b"transfer-encoding: chunked\r\n", BROKEN_BODIES[name] + HIDDEN)
-        await front.feed(data, range(1, len(data)) if cut else ())
-        assert [one.complete for one in front.requests] == [False]
-        assert front.connection._state >= ConnectionState.CLOSING
-        assert [status for status, _, _ in responses(front.transport.out)] == [502]
-        front.end()
-
-    asyncio.run(run())
+async def test_a_body_that_breaks_its_framing_never_becomes_complete(name, cut):
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    data = asked(b"transfer-encoding: chunked\r\n", BROKEN_BODIES[name] + HIDDEN)
+    await front.feed(data, range(1, len(data)) if cut else ())
+    assert [one.complete for one in front.requests] == [False]
+    assert front.connection._state >= ConnectionState.CLOSING
+    assert [status for status, _, _ in responses(front.transport.out)] == [502]
+    front.end()
 
 
 PIECE = st.one_of(
@@ -141,7 +135,7 @@ def test_any_bytes_are_answered_in_order_refused_or_waited_for(pieces, cuts):
             number = front.requests.index(collected)
             collected.response.send(200, [(b"x-number", b"%d" % number)], b"answer %d" % number)
 
-        front = Front(answer)
+        front = ClientConnectionOwner(answer)
         await front.feed(b"".join(pieces), cuts)
         out = front.transport.out.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
         methods = [one.request.method.decode() for one in front.requests]
@@ -157,104 +151,94 @@ def test_any_bytes_are_answered_in_order_refused_or_waited_for(pieces, cuts):
             assert front.connection._state >= ConnectionState.CLOSING
         front.end()
 
-    asyncio.run(run())
+    run_virtual(run())
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400), st.lists(st.integers(1, 400), max_size=6))
 def test_noise_is_refused_or_waited_for(data, cuts):
     async def run():
-        front = Front(lambda collected: collected.response.send(200, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
         await front.feed(data, cuts)
         assert front.requests == []
         assert front.transport.out == b"" or [one[0] for one in responses(front.transport.out)] == [400]
         front.end()
 
-    asyncio.run(run())
+    run_virtual(run())
 
 
+@pytest.mark.loop("virtual")
 @pytest.mark.parametrize("begun", [b"", b"\r\n"])
-def test_an_idle_connection_stays_open(begun):
+async def test_an_idle_connection_stays_open(begun):
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
-    async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
-        await front.feed(request + begun)
-        await asyncio.sleep(3 * 86_400)
-        assert not front.transport.closed
-        await front.feed(request)
-        assert [status for status, _, _ in responses(front.transport.out)] == [200, 200]
-        front.end()
-
-    run_virtual(scenario())
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    await front.feed(request + begun)
+    await asyncio.sleep(3 * 86_400)
+    assert not front.transport.closed
+    await front.feed(request)
+    assert [status for status, _, _ in responses(front.transport.out)] == [200, 200]
+    front.end()
 
 
+@pytest.mark.loop("virtual")
 @pytest.mark.parametrize("begun", [b"G", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: x\r\n"])
 @pytest.mark.parametrize("trickle", [0, 1])
-def test_a_head_that_does_not_end_in_time_is_408_however_steadily_it_comes(begun, trickle):
-    async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
-        await front.feed(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        await asyncio.sleep(86_400)
-        await front.feed(begun)
-        for _ in range(59):
-            await asyncio.sleep(1)
-            if trickle and begun.endswith(b"\n"):
-                await front.feed(b"a: b\r\n")
-        assert [status for status, _, _ in responses(front.transport.out)] == [200]
-        await asyncio.sleep(2)
-        await front.settle()
-        assert [status for status, _, _ in responses(front.transport.out)] == [200, 408]
-        assert front.connection._state >= ConnectionState.CLOSING
-        await asyncio.sleep(2)
-        assert front.transport.closed
-        front.end()
-
-    run_virtual(scenario())
+async def test_a_head_that_does_not_end_in_time_is_408_however_steadily_it_comes(begun, trickle):
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    await front.feed(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    await asyncio.sleep(86_400)
+    await front.feed(begun)
+    for _ in range(59):
+        await asyncio.sleep(1)
+        if trickle and begun.endswith(b"\n"):
+            await front.feed(b"a: b\r\n")
+    assert [status for status, _, _ in responses(front.transport.out)] == [200]
+    await asyncio.sleep(2)
+    await front.settle()
+    assert [status for status, _, _ in responses(front.transport.out)] == [200, 408]
+    assert front.connection._state >= ConnectionState.CLOSING
+    await asyncio.sleep(2)
+    assert front.transport.closed
+    front.end()
 
 
-def test_heads_that_always_share_a_segment_with_the_one_before_are_not_late():
+@pytest.mark.loop("virtual")
+async def test_heads_that_always_share_a_segment_with_the_one_before_are_not_late():
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
-    async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
-        await front.feed(request[:10])
-        for _ in range(100):
-            await asyncio.sleep(5)
-            await front.feed(request[10:] + request[:10])
-        assert [status for status, _, _ in responses(front.transport.out)] == [200] * 100
-        front.end()
-
-    run_virtual(scenario())
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    await front.feed(request[:10])
+    for _ in range(100):
+        await asyncio.sleep(5)
+        await front.feed(request[10:] + request[:10])
+    assert [status for status, _, _ in responses(front.transport.out)] == [200] * 100
+    front.end()
 
 
+@pytest.mark.loop("virtual")
 @pytest.mark.parametrize("gap", [50, 70])
-def test_a_body_may_be_slow_but_not_silent(gap):
-    async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
-        await front.feed(asked(b"content-length: 10\r\n", b""))
-        for _ in range(10):
-            await asyncio.sleep(gap)
-            await front.settle()
-            await front.feed(b"x")
-        [(status, headers, _)] = responses(front.transport.out)
-        assert status == (200 if gap < 60 else 408)
-        assert ((b"connection", b"close") in headers) == (status == 408)
-        front.end()
-
-    run_virtual(scenario())
+async def test_a_body_may_be_slow_but_not_silent(gap):
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    await front.feed(asked(b"content-length: 10\r\n", b""))
+    for _ in range(10):
+        await asyncio.sleep(gap)
+        await front.settle()
+        await front.feed(b"x")
+    [(status, headers, _)] = responses(front.transport.out)
+    assert status == (200 if gap < 60 else 408)
+    assert ((b"connection", b"close") in headers) == (status == 408)
+    front.end()
 
 
-def test_a_client_that_is_not_read_is_not_late():
-    async def scenario():
-        front = Front(lambda collected: collected.response.send(200, []))
-        await front.feed(asked(b"content-length: 10\r\n", b"12345"))
-        front.requests[0].request.body.pause()
-        await asyncio.sleep(1000)
-        front.requests[0].request.body.resume()
-        await asyncio.sleep(50)
-        await front.feed(b"67890")
-        assert [status for status, _, _ in responses(front.transport.out)] == [200]
-        front.end()
-
-    run_virtual(scenario())
+@pytest.mark.loop("virtual")
+async def test_a_client_that_is_not_read_is_not_late():
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    await front.feed(asked(b"content-length: 10\r\n", b"12345"))
+    front.requests[0].request.body.pause()
+    await asyncio.sleep(1000)
+    front.requests[0].request.body.resume()
+    await asyncio.sleep(50)
+    await front.feed(b"67890")
+    assert [status for status, _, _ in responses(front.transport.out)] == [200]
+    front.end()

@@ -1,13 +1,12 @@
 """The HTTP front beside h11, an independent implementation: what one writes the other reads, however it is cut."""
 
-import asyncio
-
 import h11
-from http_front import Front, responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.http1.connection import ConnectionState
+from support.client_connection import ClientConnectionOwner, responses
+from support.loops import run_virtual
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyz-0123456789", min_size=1, max_size=12).map(lambda name: "x-" + name)
 VALUE = st.text([chr(code) for code in range(0x21, 0x7F)], max_size=20) | st.just("two words\tand a tab")
@@ -40,7 +39,7 @@ def test_requests_are_read_as_they_were_written_and_answered_in_order(requests, 
         def answer(collected):
             collected.response.send(200, [(b"x-seen", b"%d" % len(collected.body))], b"<%b>" % collected.request.target)
 
-        front = Front(answer)
+        front = ClientConnectionOwner(answer)
         await front.feed(b"".join(written(request) for request in requests), cuts)
         assert not front.transport.closed
         assert len(front.requests) == len(requests)
@@ -58,7 +57,7 @@ def test_requests_are_read_as_they_were_written_and_answered_in_order(requests, 
             assert (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT") in headers
         front.end()
 
-    asyncio.run(run())
+    run_virtual(run())
 
 
 @settings(max_examples=300, deadline=None)
@@ -90,14 +89,14 @@ def test_responses_are_read_as_they_were_meant_or_as_broken(status, headers, pie
                     break
             collected.response.end()
 
-        front = Front(answer)
+        front = ClientConnectionOwner(answer)
         version = b"1.0" if http_1_0 else b"1.1"
         await front.feed(b"GET / HTTP/%b\r\nhost: x\r\n\r\n" % version)
         out, closed = front.transport.out, front.transport.closed
         front.end()
         return out, closed
 
-    out, closed = asyncio.run(run())
+    out, closed = run_virtual(run())
     bodyless = status in (204, 304)
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
@@ -243,7 +242,7 @@ def test_whatever_the_front_takes_h11_frames_in_the_same_way(messages, cuts):
     data = b"".join(spelled(message) for message in messages)
 
     async def run():
-        front = Front(lambda collected: collected.response.send(404, []))
+        front = ClientConnectionOwner(lambda collected: collected.response.send(404, []))
         await front.feed(data, cuts)
         taken = [(one.request.method, one.request.target, one.body) for one in front.requests if one.complete]
         connection = front.connection
@@ -251,7 +250,7 @@ def test_whatever_the_front_takes_h11_frames_in_the_same_way(messages, cuts):
         front.end()
         return taken, closing
 
-    taken, closing = asyncio.run(run())
+    taken, closing = run_virtual(run())
     oracle = as_h11_reads(data)
     for ours, theirs in zip(taken, oracle, strict=False):
         assert ours[0] == theirs[0]

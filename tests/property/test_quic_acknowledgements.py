@@ -3,8 +3,8 @@
 import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import pull_ack_frame
-from quic_simulation import Recorder, Weather, World, nothing_left
 
+from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, nothing_left
 from tunnel_protocol.quic.settings import QuicSettings
 
 PROMISED_S = 0.025
@@ -16,11 +16,11 @@ class Watcher:
 
     def __init__(self, settings=None):
         settings = settings or QuicSettings(max_datagram_bytes=1_200)
-        self.world = World(1, Weather(delay_s=0.001), settings, settings).connect()
-        self.world.server.accept = lambda _: Recorder()
+        self.world = World(1, SimulatedNetwork(delay_s=0.001), settings, settings).connect()
+        self.world.server.accept = lambda _: StreamRecorder()
         self.world.run(lambda: nothing_left(self.world.client.engine) and nothing_left(self.world.server.engine), 5)
         self.world.idle(1)
-        self.stream = self.world.client.engine.open_stream(Recorder())
+        self.stream = self.world.client.engine.open_stream(StreamRecorder())
         self.acknowledgements = []
         """Time of every acknowledgement from now on, and which of the packets from now on it names."""
         self.world.weather.drop = self.look
@@ -113,7 +113,7 @@ def test_an_acknowledgement_rides_on_data_that_leaves_anyway():
 
     def accept(stream):
         stream.write(b"answer")
-        handlers.append(Recorder())
+        handlers.append(StreamRecorder())
         return handlers[-1]
 
     watcher.world.server.accept = accept

@@ -8,15 +8,15 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quic_simulation import Recorder, Weather, World
 
+from support.quic_simulation import SimulatedNetwork, StreamRecorder, World
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
 from tunnel_protocol.quic.settings import QuicSettings
 
 BULK = 400_000
 
 
-class Echo(Recorder):
+class Echo(StreamRecorder):
     def on_data(self, data, fin):
         super().on_data(data, fin)
         self.stream.write(data, fin=fin)
@@ -35,7 +35,7 @@ def connected(weather, seed=1):
 
 
 def send(node, size=BULK):
-    recorder = Recorder()
+    recorder = StreamRecorder()
     recorder.stream = node.engine.open_stream(recorder)
     recorder.stream.write(bytes(size), fin=True)
     return recorder
@@ -47,7 +47,7 @@ def size_used(node):
 
 def grown(mtu=1_500):
     """A connection that uses all its path has."""
-    world = connected(Weather(delay_s=0.005, mtu=mtu))
+    world = connected(SimulatedNetwork(delay_s=0.005, mtu=mtu))
     world.run(lambda: size_used(world.client) == size_used(world.server) == 1_452, 5)
     return world
 
@@ -62,7 +62,7 @@ CHANGE = st.tuples(st.floats(0.001, 3), st.integers(BASE_BYTES, 1_500))
 @settings(deadline=None, max_examples=25)
 @given(changes=st.lists(CHANGE, max_size=12), loss=st.sampled_from([0.0, 0.01]), seed=st.integers(0, 1_000))
 def test_bulk_of_both_sides_arrives_whatever_becomes_of_the_path(changes, loss, seed):
-    world = connected(Weather(delay_s=0.005, loss=loss, bytes_per_s=500_000), seed)
+    world = connected(SimulatedNetwork(delay_s=0.005, loss=loss, bytes_per_s=500_000), seed)
     for after_s, mtu in changes:
         world.later(after_s, lambda mtu=mtu: narrow(world, mtu))
     sent = [send(world.client), send(world.server)]

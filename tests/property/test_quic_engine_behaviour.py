@@ -5,14 +5,14 @@ import json
 import tracemalloc
 
 import pytest
-from quic_simulation import CLIENT_ADDRESS, Recorder, Weather, World, nothing_left
 
+from support.quic_simulation import CLIENT_ADDRESS, SimulatedNetwork, StreamRecorder, World, nothing_left
 from tunnel_protocol.observers.line_writer import LineWriter
 from tunnel_protocol.quic.aioquic_engine import one_rtt
 from tunnel_protocol.quic.settings import QuicSettings
 
 
-class Echo(Recorder):
+class Echo(StreamRecorder):
     def on_data(self, data, fin):
         super().on_data(data, fin)
         self.stream.write(data, fin=fin)
@@ -26,13 +26,13 @@ def echo(stream):
 
 def connected(weather=None, settings=None, server_settings=None, seed=1):
     settings = settings or QuicSettings()
-    world = World(seed, weather or Weather(delay_s=0.005), settings, server_settings or settings).connect()
+    world = World(seed, weather or SimulatedNetwork(delay_s=0.005), settings, server_settings or settings).connect()
     world.server.accept = world.client.accept = echo
     return world
 
 
 def exchange(node, data=b"hello"):
-    recorder = Recorder()
+    recorder = StreamRecorder()
     recorder.stream = node.engine.open_stream(recorder)
     recorder.stream.write(data, fin=True)
     return recorder
@@ -95,8 +95,8 @@ def test_a_vanished_peer_is_given_up_after_the_set_number_of_probes():
 def test_few_acknowledgements_are_sent_and_none_later_than_promised():
     world = connected()
     world.run(lambda: at_rest(world), 5)
-    world.server.accept = lambda _: Recorder()
-    data = world.client.engine.open_stream(Recorder())
+    world.server.accept = lambda _: StreamRecorder()
+    data = world.client.engine.open_stream(StreamRecorder())
     for _ in range(3):
         data.write(b"x")
         world.idle(0.001)
@@ -138,7 +138,7 @@ def test_a_client_may_move_to_another_address_and_the_new_path_is_validated():
 @pytest.mark.parametrize("seed", range(20))
 def test_a_client_that_is_moved_while_it_has_nothing_to_say_is_found_again_by_its_keepalive(seed):
     """The server sends to where it was; only a word from the client can help, and one has to be enough."""
-    weather = Weather(delay_s=0.005, loss=0.02)
+    weather = SimulatedNetwork(delay_s=0.005, loss=0.02)
     world = connected(weather, settings=QuicSettings(keepalive_ms=3_000), server_settings=QuicSettings(), seed=seed)
     assert exchange_completes(world)
     world.run(lambda: at_rest(world), 5)
@@ -153,7 +153,7 @@ def test_packets_with_a_stolen_address_do_not_move_the_connection():
     """Somebody who sends a copy of a packet from elsewhere wins nothing: that path never answers (RFC 9000 9.3.2)."""
     world = connected()
     world.run(lambda: at_rest(world), 5)
-    stream = world.client.engine.open_stream(Recorder())
+    stream = world.client.engine.open_stream(StreamRecorder())
     stream.write(b"x")
     (datagram, _), *_ = world.client.engine.poll(world.now)
     world.server.engine.receive(datagram, ("203.0.113.66", 6), world.now)
@@ -171,7 +171,7 @@ def exchange_completes(world, size=3_000):
 
 
 def test_keys_are_updated_long_before_they_wear_out():
-    world = connected(Weather(delay_s=0.005, loss=0.05, jitter_s=0.01))
+    world = connected(SimulatedNetwork(delay_s=0.005, loss=0.05, jitter_s=0.01))
     engine = world.client.engine
     assert exchange_completes(world)
     assert engine._app_crypto.send.key_phase == 0
@@ -183,7 +183,7 @@ def test_keys_are_updated_long_before_they_wear_out():
 
 
 def test_keys_may_be_updated_again_and_again_from_both_sides():
-    world = connected(Weather(delay_s=0.005, loss=0.05, jitter_s=0.01))
+    world = connected(SimulatedNetwork(delay_s=0.005, loss=0.05, jitter_s=0.01))
     phases = []
     for turn in range(40):
         (world.client, world.server)[turn % 2].engine.request_key_update()
@@ -199,7 +199,7 @@ def test_what_the_peer_sends_under_the_keys_before_an_update_is_still_read():
     world.client.engine.request_key_update()
     exchange(world.client)
     world.weather.drop = lambda sender, _: sender == "client"
-    incoming = Recorder()
+    incoming = StreamRecorder()
     world.client.accept = lambda _: incoming
     exchange(world.server, bytes(3_000))
     world.run(lambda: incoming.fin, 1)
@@ -208,7 +208,7 @@ def test_what_the_peer_sends_under_the_keys_before_an_update_is_still_read():
 
 
 def test_datagrams_grow_to_what_the_path_carries_and_shrink_when_it_shrinks():
-    world = connected(Weather(delay_s=0.005, mtu=1_400))
+    world = connected(SimulatedNetwork(delay_s=0.005, mtu=1_400))
     for _ in range(30):
         assert exchange_completes(world, 20_000)
     assert 1_380 <= world.client.engine._max_datagram_size <= 1_400
@@ -220,7 +220,7 @@ def test_datagrams_grow_to_what_the_path_carries_and_shrink_when_it_shrinks():
 
 
 def test_a_path_that_swallows_only_large_datagrams_is_noticed_although_small_ones_are_answered():
-    world = connected(Weather(delay_s=0.005))
+    world = connected(SimulatedNetwork(delay_s=0.005))
     for _ in range(5):
         assert exchange_completes(world, 20_000)
     assert world.client.engine._max_datagram_size == 1_452
@@ -250,12 +250,12 @@ def test_a_congestion_window_that_is_not_used_does_not_grow():
 
 def test_what_the_window_allows_leaves_evenly_over_the_round_trip():
     """Pacing (RFC 9002 section 7.7): not in one burst, and not only when the first acknowledgement comes."""
-    world = connected(Weather(delay_s=0.2))
+    world = connected(SimulatedNetwork(delay_s=0.2))
     for _ in range(8):
         assert exchange_completes(world, 200_000)
     world.run(lambda: at_rest(world), 5)
-    world.server.accept = lambda _: Recorder()
-    stream = world.client.engine.open_stream(Recorder())
+    world.server.accept = lambda _: StreamRecorder()
+    stream = world.client.engine.open_stream(StreamRecorder())
     stream.write(bytes(150_000))
     world.idle(0.002)
     assert stream.send_half.unsent_bytes > 80_000
@@ -278,7 +278,7 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
         return handler
 
     world.server.accept = accept
-    greedy = Recorder()
+    greedy = StreamRecorder()
     greedy.stream = world.client.engine.open_stream(greedy)
     assert not greedy.stream.write(bytes(4_000_000), fin=True)
     world.idle(2)
@@ -295,16 +295,16 @@ def test_a_slow_reader_holds_its_own_stream_back_and_nobody_elses():
 
 def test_a_writer_goes_on_as_soon_as_sending_has_emptied_its_buffer():
     """And not when the next packet of the peer happens to arrive."""
-    world = connected(Weather(delay_s=1), settings=QuicSettings(send_buffer_bytes=2_000))
+    world = connected(SimulatedNetwork(delay_s=1), settings=QuicSettings(send_buffer_bytes=2_000))
     world.run(lambda: at_rest(world), 10)
     world.idle(5)
-    writer = Recorder()
+    writer = StreamRecorder()
     assert not world.client.engine.open_stream(writer).write(bytes(3_000))
     world.run(lambda: writer.writable == 1, 0.5)
 
 
 def test_ninety_nine_small_streams_do_not_wait_for_a_greedy_one():
-    world = connected(Weather(delay_s=0.005, bytes_per_s=5e6))
+    world = connected(SimulatedNetwork(delay_s=0.005, bytes_per_s=5e6))
     greedy = exchange(world.client, bytes(5_000_000))
     world.idle(0.5)
     began = world.now
@@ -316,11 +316,11 @@ def test_ninety_nine_small_streams_do_not_wait_for_a_greedy_one():
 
 
 def test_greedy_streams_share_evenly():
-    world = connected(Weather(delay_s=0.005, bytes_per_s=5e6))
+    world = connected(SimulatedNetwork(delay_s=0.005, bytes_per_s=5e6))
     received = {}
 
     def accept(stream):
-        handler = Recorder()
+        handler = StreamRecorder()
         handler.stream = stream
         received[stream.stream_id] = handler
         return handler
@@ -340,7 +340,7 @@ def test_stream_credit_is_renewed_and_a_blocked_opener_hears_of_it():
     for _ in range(50):
         while world.client.engine.free_streams:
             done.append(exchange(world.client))
-        assert world.client.engine.open_stream(Recorder()) is None
+        assert world.client.engine.open_stream(StreamRecorder()) is None
         before = world.client.credit
         world.run(lambda before=before: world.client.credit > before, 5)
     world.run(lambda: all(r.fin for r in done), 5)
@@ -349,7 +349,7 @@ def test_stream_credit_is_renewed_and_a_blocked_opener_hears_of_it():
 
 def test_memory_is_flat_over_many_exchanges():
     """To the byte; test_quic_soak.py has the long run."""
-    world = connected(Weather(delay_s=0.001, loss=0.01))
+    world = connected(SimulatedNetwork(delay_s=0.001, loss=0.01))
 
     def run(count):
         for _ in range(count // 20):
@@ -412,7 +412,7 @@ def test_qlog_and_key_log_on_request(tmp_path):
 @pytest.mark.parametrize("seed", range(10))
 def test_the_long_way_with_qlog_moves_the_same_bytes_over_a_bad_network(seed, tmp_path):
     settings = QuicSettings(qlog_dir=tmp_path)
-    weather = Weather(delay_s=0.005, loss=0.1, duplication=0.1, jitter_s=0.01)
+    weather = SimulatedNetwork(delay_s=0.005, loss=0.1, duplication=0.1, jitter_s=0.01)
     world = connected(weather, settings=settings, server_settings=QuicSettings(), seed=seed)
     for _ in range(5):
         assert exchange_completes(world, 50_000)

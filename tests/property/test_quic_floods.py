@@ -5,8 +5,15 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quic_simulation import CLIENT_ADDRESS, SERVER_ADDRESS, Recorder, Weather, World, nothing_left
 
+from support.quic_simulation import (
+    CLIENT_ADDRESS,
+    SERVER_ADDRESS,
+    SimulatedNetwork,
+    StreamRecorder,
+    World,
+    nothing_left,
+)
 from tunnel_protocol.quic.aioquic_engine.bounded import ACK_FRAMES, CONNECTION_FRAMES, PACKET_FRAMES
 from tunnel_protocol.quic.aioquic_engine.connection import PATH_PROBES
 from tunnel_protocol.quic.packets import varint
@@ -86,7 +93,7 @@ def test_ack_frames_are_counted_per_packet(ecn):
 
 def test_frames_about_streams_are_counted_per_packet():
     hostile = Hostile()
-    hostile.world.server.accept = lambda _: Recorder()
+    hostile.world.server.accept = lambda _: StreamRecorder()
     hostile.say(b"\x0a\x00\x01x" + b"\x11\x00\x05" * (PACKET_FRAMES.pieces - 1))  # a new stream counts
     assert hostile.ended_with() is None
     hostile.say(b"\x11\x00\x05" * (PACKET_FRAMES.pieces + 1))
@@ -95,9 +102,9 @@ def test_frames_about_streams_are_counted_per_packet():
 
 def test_our_own_packets_keep_to_the_bound_however_many_streams_are_cancelled_at_once():
     many = QuicSettings(max_streams_bidi=2_000, max_datagram_bytes=65_527)
-    world = World(1, Weather(mtu=65_527), many, many).connect()
-    world.server.accept = lambda _: Recorder()
-    streams = [world.client.engine.open_stream(Recorder()) for _ in range(1_500)]
+    world = World(1, SimulatedNetwork(mtu=65_527), many, many).connect()
+    world.server.accept = lambda _: StreamRecorder()
+    streams = [world.client.engine.open_stream(StreamRecorder()) for _ in range(1_500)]
     for stream in streams:
         stream.write(b"x")
     world.run(lambda: len(world.server.engine.streams) == 1_500, 5)
@@ -123,7 +130,7 @@ def in_flight(hostile, count):
     engine._remote_max_streams_bidi = count
     engine._loss._cc.congestion_window = 1 << 30
     for _ in range(count):
-        engine.open_stream(Recorder()).write(bytes(100))
+        engine.open_stream(StreamRecorder()).write(bytes(100))
         hostile.world.now += 0.01
         engine.poll(hostile.world.now)
 
@@ -144,7 +151,7 @@ COSTLY = {
 @pytest.mark.parametrize("kind", COSTLY)
 def test_300_packets_full_of_any_frame_cost_little_with_900_packets_in_flight(kind):
     hostile = Hostile()
-    hostile.world.server.accept = lambda _: Recorder()
+    hostile.world.server.accept = lambda _: StreamRecorder()
     hostile.say(b"\x0a\x00\x01x")
     in_flight(hostile, 900)
     hostile.engine._seal(bytes(600))  # a number that is not in flight: acknowledging it again brings nothing
@@ -212,7 +219,7 @@ def test_a_peer_that_moves_with_every_packet_has_a_bounded_number_of_probes_in_f
 
 def test_the_last_stream_of_all_makes_no_state_for_those_before_it():
     hostile, opened = Hostile(), []
-    hostile.world.server.accept = lambda stream: opened.append(stream.stream_id) or Recorder()
+    hostile.world.server.accept = lambda stream: opened.append(stream.stream_id) or StreamRecorder()
     hostile.say(b"\x0a" + varint(4 * 99) + b"\x01x")
     assert opened == [0, 396]
     assert len(hostile.engine.streams) == 2
@@ -224,7 +231,7 @@ def test_the_last_stream_of_all_makes_no_state_for_those_before_it():
 @settings(max_examples=40, deadline=None)
 def test_every_stream_is_opened_once_in_whatever_order_its_frames_come(numbers):
     hostile, opened = Hostile(), []
-    hostile.world.server.accept = lambda stream: opened.append(stream.stream_id >> 2) or Recorder()
+    hostile.world.server.accept = lambda stream: opened.append(stream.stream_id >> 2) or StreamRecorder()
     for number in numbers:
         hostile.say(b"\x0a" + varint(4 * number) + b"\x01x")
     expected = list(dict.fromkeys([0, *numbers]))

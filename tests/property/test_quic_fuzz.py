@@ -5,8 +5,8 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from quic_simulation import CLIENT_ADDRESS, Recorder, Weather, World, nothing_left
 
+from support.quic_simulation import CLIENT_ADDRESS, SimulatedNetwork, StreamRecorder, World, nothing_left
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 
@@ -14,14 +14,14 @@ STRANGER = ("198.51.100.9", 9)
 NOTHING_SPECIAL = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-class Echo(Recorder):
+class Echo(StreamRecorder):
     def on_data(self, data, fin):
         super().on_data(data, fin)
         self.stream.write(data, fin=fin)
 
 
 def connected(seed=0, settings=None):
-    world = World(seed, Weather(delay_s=0.001), QuicSettings(), settings or QuicSettings()).connect()
+    world = World(seed, SimulatedNetwork(delay_s=0.001), QuicSettings(), settings or QuicSettings()).connect()
 
     def accept(stream):
         echo = Echo()
@@ -33,7 +33,7 @@ def connected(seed=0, settings=None):
 
 
 def still_serves(world):
-    recorder = Recorder()
+    recorder = StreamRecorder()
     world.client.engine.open_stream(recorder).write(b"are you there?" * 200, fin=True)
     world.run(lambda: recorder.fin, 30)
     assert recorder.received == b"are you there?" * 200
@@ -77,7 +77,7 @@ def test_damaged_copies_of_real_datagrams_change_nothing(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_handshake_survives_damaged_copies(seed):
-    world = World(seed, Weather(delay_s=0.001))
+    world = World(seed, SimulatedNetwork(delay_s=0.001))
     rng = random.Random(seed)
     send = world.send
 
@@ -172,12 +172,12 @@ def test_rare_frames_are_understood_either_way(long_way, tmp_path):
     handlers = []
 
     def accept(_):
-        handlers.append(Recorder())
+        handlers.append(StreamRecorder())
         return handlers[-1]
 
     world.server.accept = accept
     client = world.client.engine
-    ids = [world.client.engine.open_stream(Recorder()).stream_id for _ in range(3)]
+    ids = [world.client.engine.open_stream(StreamRecorder()).stream_id for _ in range(3)]
     assert ids == [0, 4, 8]
 
     def say(payload):

@@ -9,14 +9,14 @@ import os
 import random
 
 import pytest
-from quic_simulation import Leftovers, Recorder, Weather, World, must, nothing_left
 
+from support.quic_simulation import Leftovers, SimulatedNetwork, StreamRecorder, World, must, nothing_left
 from tunnel_protocol.quic.settings import QuicSettings
 
 RUNS = int(os.environ.get("QUIC_RUNS", "2000"))
 
 
-class Talker(Recorder):
+class Talker(StreamRecorder):
     """Writes its text in pieces, respecting the high-water mark; may pause, reset or stop at some point."""
 
     def __init__(self, world, rng, text, plan):
@@ -74,7 +74,7 @@ class Talker(Recorder):
 
 def scenario(seed):
     rng = random.Random(seed)
-    weather = Weather(
+    weather = SimulatedNetwork(
         loss=rng.choice((0, 0.01, 0.05, 0.2)),
         duplication=rng.choice((0, 0, 0.05, 0.3)),
         delay_s=rng.choice((0.0001, 0.005, 0.05)),
@@ -159,7 +159,7 @@ def test_every_byte_arrives_once_and_in_order_and_nothing_is_left(seed):
     def open_some():
         for node in left:
             if left[node] and not node.engine.free_streams:
-                assert node.engine.open_stream(Recorder()) is None
+                assert node.engine.open_stream(StreamRecorder()) is None
             while left[node] and node.engine.free_streams:
                 talker = make_talker(world, rng, sizes)
                 left[node] -= 1
@@ -196,12 +196,12 @@ def test_every_byte_arrives_once_and_in_order_and_nothing_is_left(seed):
 def test_streams_of_a_closed_connection_are_told_and_released(seed):
     rng, world = scenario(seed)
     world.weather.loss = 0.0
-    world.server.accept = lambda _: Recorder()
-    recorders = [Recorder() for _ in range(2)]
+    world.server.accept = lambda _: StreamRecorder()
+    recorders = [StreamRecorder() for _ in range(2)]
     for recorder in recorders:
         world.client.engine.open_stream(recorder).write(rng.randbytes(5_000))
     world.idle(0.3)
-    recorders.append(Recorder())
+    recorders.append(StreamRecorder())
     world.client.engine.open_stream(recorders[-1]).write(bytes(1_000_000))  # more than can be under way
     world.idle(0)
     world.server.engine.shutdown(0, "shutdown")

@@ -9,15 +9,17 @@ from aioquic.quic.packet import (
     pull_quic_transport_parameters,
     push_quic_transport_parameters,
 )
-from quic_simulation import Recorder, Weather, World, nothing_left
 
+from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, nothing_left
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.settings import QuicSettings
 
 
 def connected(settings=None, **more):
-    world = World(1, Weather(delay_s=0.005), settings or QuicSettings(), settings or QuicSettings(), **more).connect()
+    world = World(
+        1, SimulatedNetwork(delay_s=0.005), settings or QuicSettings(), settings or QuicSettings(), **more
+    ).connect()
     world.run(lambda: nothing_left(world.client.engine) and nothing_left(world.server.engine), 5)
     return world
 
@@ -31,17 +33,17 @@ def tell(world, payload):
 @pytest.mark.parametrize("long_way", [False, True])
 def test_a_peer_that_limits_the_whole_connection_is_obeyed_and_its_renewal_used(long_way, tmp_path):
     settings = QuicSettings(qlog_dir=tmp_path / "qlog") if long_way else QuicSettings()
-    world = World(1, Weather(delay_s=0.005), settings, QuicSettings())
+    world = World(1, SimulatedNetwork(delay_s=0.005), settings, QuicSettings())
     world.server_factory._server.max_data = 20_000
     world.connect()
     answers = []
 
     def accept(_):
-        answers.append(Recorder())
+        answers.append(StreamRecorder())
         return answers[-1]
 
     world.server.accept = accept
-    streams = [world.client.engine.open_stream(Recorder()) for _ in range(3)]
+    streams = [world.client.engine.open_stream(StreamRecorder()) for _ in range(3)]
     for stream in streams:
         stream.write(bytes(15_000), fin=True)
     world.idle(1)
@@ -60,7 +62,7 @@ def test_a_stream_nobody_wants_is_given_back_and_its_credit_renewed():
     world = connected(QuicSettings(max_streams_bidi=2))
     world.server.accept = lambda _: None
     for _ in range(6):
-        recorder = Recorder()
+        recorder = StreamRecorder()
         world.run(lambda: world.client.engine.free_streams, 5)
         stream = world.client.engine.open_stream(recorder)
         stream.write(b"please")
@@ -71,8 +73,8 @@ def test_a_stream_nobody_wants_is_given_back_and_its_credit_renewed():
 def test_a_reset_that_is_acknowledged_twice_ends_its_stream_once():
     """It was sent again although the first had only been late."""
     world = connected()
-    world.server.accept = lambda _: Recorder()
-    recorder = Recorder()
+    world.server.accept = lambda _: StreamRecorder()
+    recorder = StreamRecorder()
     stream = world.client.engine.open_stream(recorder)
     stream.write(b"x", fin=True)
     world.idle(0.1)
@@ -109,9 +111,9 @@ def test_a_peers_largest_datagram_is_respected():
 
 def test_qlog_names_what_is_said_about_streams_in_general(tmp_path):
     logging = [QuicSettings(qlog_dir=tmp_path / side, max_streams_bidi=2) for side in ("client", "server")]
-    world = World(1, Weather(delay_s=0.005), *logging).connect()
+    world = World(1, SimulatedNetwork(delay_s=0.005), *logging).connect()
 
-    class Answer(Recorder):
+    class Answer(StreamRecorder):
         def on_data(self, data, fin):
             super().on_data(data, fin)
             self.stream.write(data, fin=fin)
@@ -124,8 +126,8 @@ def test_qlog_names_what_is_said_about_streams_in_general(tmp_path):
     world.server.accept = accept
     for _ in range(6):
         while world.client.engine.free_streams:
-            world.client.engine.open_stream(Recorder()).write(b"x", fin=True)
-        assert world.client.engine.open_stream(Recorder()) is None
+            world.client.engine.open_stream(StreamRecorder()).write(b"x", fin=True)
+        assert world.client.engine.open_stream(StreamRecorder()) is None
         world.idle(0.2)
     world.client.engine.shutdown(0, "")
     world.client.tick()
@@ -157,7 +159,7 @@ def test_a_connection_that_has_ended_stays_as_it_is():
     world.client.tick()
     assert world.client.error.reason == "first"
     assert engine.deadline() is None
-    assert engine.open_stream(Recorder()) is None
+    assert engine.open_stream(StreamRecorder()) is None
     assert engine.free_streams == 0
     assert engine.finished
 
@@ -172,12 +174,12 @@ def test_an_end_that_was_begun_keeps_its_reason():
 
 
 def test_a_handler_that_fails_at_the_end_costs_nobody_else_his_farewell():
-    class Clumsy(Recorder):
+    class Clumsy(StreamRecorder):
         def on_connection_lost(self, error):
             raise ZeroDivisionError
 
     world = connected()
-    polite = Recorder()
+    polite = StreamRecorder()
     world.client.engine.open_stream(Clumsy()).write(b"x")
     world.client.engine.open_stream(polite).write(b"x")
     world.client.engine.shutdown(0, "over")

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from quic_simulation import Recorder, Weather, World, must, nothing_left
 
+from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, must, nothing_left
 from tunnel_protocol.quic.settings import QuicSettings
 
 EXCHANGES = int(os.environ.get("QUIC_EXCHANGES", "40000"))
@@ -40,7 +40,7 @@ class Answerer:
     def on_connection_lost(self, error): ...
 
 
-class Asker(Recorder):
+class Asker(StreamRecorder):
     def __init__(self, caller):
         super().__init__()
         self.caller = caller
@@ -91,7 +91,7 @@ def resident_bytes():
 
 @pytest.mark.timeout(120 + EXCHANGES // 2_000)
 def test_memory_is_flat_over_a_day_of_exchanges_on_one_tunnel(capsys):
-    world = World(1, Weather(delay_s=0.001, loss=0.002), QuicSettings(), QuicSettings()).connect()
+    world = World(1, SimulatedNetwork(delay_s=0.001, loss=0.002), QuicSettings(), QuicSettings()).connect()
     world.server.accept = Answerer
     caller = Caller(world.client)
 

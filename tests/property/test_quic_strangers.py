@@ -6,11 +6,11 @@ import time
 import tracemalloc
 
 import pytest
-from hostile_packets import client_hello, crypto_frame, gaps, initial
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quic_simulation import Recorder, World, identity
 
+from support.hostile_packets import client_hello, crypto_frame, gaps, initial
+from support.quic_simulation import StreamRecorder, World, identity
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.aioquic_engine.bounded import HANDSHAKE_PACKET_FRAMES, PACKET_FRAMES
@@ -287,11 +287,11 @@ def exchanges(seed):
 
     def accept(stream):
         far.append(stream)
-        return Recorder()
+        return StreamRecorder()
 
     world.server.accept = accept
     for _ in range(3):
-        near = Recorder()
+        near = StreamRecorder()
         world.client.engine.open_stream(near).write(b"request", fin=True)
         world.run(lambda: far, 5)
         far.pop().write(b"response", fin=True)

@@ -6,8 +6,8 @@ from datetime import timedelta
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from quic_simulation import Recorder, Weather, World, must, nothing_left
 
+from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, must, nothing_left
 from tunnel_protocol.quic.settings import QuicSettings
 
 WINDOW = 4_000
@@ -17,7 +17,7 @@ IDLE_S = 100_000
 """So long that nothing which is stuck is swept away before anybody looks."""
 
 
-class Side(Recorder):
+class Side(StreamRecorder):
     """One end of a stream with a model of what it wrote."""
 
     def __init__(self, node):
@@ -50,7 +50,7 @@ class TwoEngines(RuleBasedStateMachine):
             max_streams_bidi=5,
             idle_timeout_ms=IDLE_S * 1_000,
         )
-        self.world = World(seed, Weather(delay_s=0.005), limits, limits).connect()
+        self.world = World(seed, SimulatedNetwork(delay_s=0.005), limits, limits).connect()
         self.all = []
         self.told = []
         """Who has to hear of the end of the connection."""
@@ -157,7 +157,7 @@ class TwoEngines(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        world.weather = Weather(delay_s=0.005)
+        world.weather = SimulatedNetwork(delay_s=0.005)
         for _ in range(40):
             # Streams the other side has just learnt of come to an end in the next round.
             self.finish_everything()

@@ -194,50 +194,41 @@ def message(number: int, size: int = 0) -> InferenceServerRegistration:
     return InferenceServerRegistration(inference_server_id=str(number), inference_server_url="x" * size)
 
 
-def test_inbox_hands_out_in_order_and_signals_last() -> None:
-    async def run() -> None:
-        inbox = Inbox()
-        inbox.put(message(1))
-        inbox.put(message(2))
-        inbox.end(Signal.CLOSED)
-        assert await inbox.get() == message(1)
-        inbox.recovered()
-        assert await inbox.get() is Signal.RECOVERED
-        assert await inbox.get() == message(2)
-        assert await inbox.get() is Signal.CLOSED
-
-    asyncio.run(run())
+async def test_inbox_hands_out_in_order_and_signals_last() -> None:
+    inbox = Inbox()
+    inbox.put(message(1))
+    inbox.put(message(2))
+    inbox.end(Signal.CLOSED)
+    assert await inbox.get() == message(1)
+    inbox.recovered()
+    assert await inbox.get() is Signal.RECOVERED
+    assert await inbox.get() == message(2)
+    assert await inbox.get() is Signal.CLOSED
 
 
-def test_inbox_wakes_its_reader_and_survives_a_cancelled_one() -> None:
-    async def run() -> None:
-        inbox = Inbox()
-        reader = asyncio.create_task(inbox.get())
-        await asyncio.sleep(0)
-        reader.cancel()
-        await asyncio.wait([reader])
-        reader = asyncio.create_task(inbox.get())
-        await asyncio.sleep(0)
-        inbox.put(message(1))
-        inbox.put(message(2))
-        assert await reader == message(1)
-
-    asyncio.run(run())
+async def test_inbox_wakes_its_reader_and_survives_a_cancelled_one() -> None:
+    inbox = Inbox()
+    reader = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    reader.cancel()
+    await asyncio.wait([reader])
+    reader = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    inbox.put(message(1))
+    inbox.put(message(2))
+    assert await reader == message(1)
 
 
-def test_inbox_drops_the_oldest_reports_beyond_its_bounds() -> None:
-    async def run() -> None:
-        inbox = Inbox()
-        for number in range(100):
-            inbox.put(message(number))
-        inbox.end(Signal.FAILED)
-        left = [await inbox.get() for _ in range(65)]
-        assert left == [*(message(number) for number in range(36, 100)), Signal.FAILED]
-        inbox = Inbox()
-        for number in range(3):
-            inbox.put(message(number, 3 << 20))
-        assert await inbox.get() == message(2, 3 << 20)
-        inbox.put(message(4))
-        assert await inbox.get() == message(4)
-
-    asyncio.run(run())
+async def test_inbox_drops_the_oldest_reports_beyond_its_bounds() -> None:
+    inbox = Inbox()
+    for number in range(100):
+        inbox.put(message(number))
+    inbox.end(Signal.FAILED)
+    left = [await inbox.get() for _ in range(65)]
+    assert left == [*(message(number) for number in range(36, 100)), Signal.FAILED]
+    inbox = Inbox()
+    for number in range(3):
+        inbox.put(message(number, 3 << 20))
+    assert await inbox.get() == message(2, 3 << 20)
+    inbox.put(message(4))
+    assert await inbox.get() == message(4)

@@ -1,6 +1,5 @@
 """Which parts are made follows from the command line."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,9 @@ def test_discovery_is_off_by_pods_or_by_name() -> None:
     assert pods.own.advertise_addr == "pod-7.stargate.external:50071"
 
 
-def test_workers_are_checked_only_with_an_endpoint() -> None:
+async def test_workers_are_checked_only_with_an_endpoint() -> None:
     assert isinstance(assembly.authenticator(settings("--secrets-path=/none"), Metrics()), OpenAuthenticator)
 
-    async def asked() -> None:
-        found = assembly.authenticator(settings("--worker-auth-endpoint=http://127.0.0.1:9"), Metrics())
-        assert isinstance(found, GatewayAuthenticator)
-        await found.close()
-
-    asyncio.run(asked())
+    found = assembly.authenticator(settings("--worker-auth-endpoint=http://127.0.0.1:9"), Metrics())
+    assert isinstance(found, GatewayAuthenticator)
+    await found.close()

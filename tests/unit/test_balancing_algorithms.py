@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from balancing_fakes import FakeCandidate, FakeCluster, FakeTarget, balancer, request, selector
 
 from router.balancing import AdmissionRejected, Choice, Chosen, ConfigError, Selector, Unavailable, load_config
 from router.balancing.catalog import builtin_algorithms
 from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition
 from router.balancing.explain import explain
+from support.balancing import FakeCandidate, FakeCluster, FakeTarget, balancer, request, selector
 
 TPS = {"last_mean_input_tps": 100.0}
 

@@ -5,7 +5,6 @@ import random
 from collections import Counter
 
 import pytest
-from balancing_fakes import FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
 
 from router.balancing import (
     AdmissionRejected,
@@ -26,6 +25,7 @@ from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
 from router.balancing.sampling import sample
 from router.operators.explain_command import render_text
+from support.balancing import FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
 
 
 def config(**document):

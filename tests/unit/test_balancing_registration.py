@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from balancing_fakes import FakeCandidate, FakeTarget, request
 
 import router.balancing.algorithms
 from router.balancing import (
@@ -25,6 +24,7 @@ from router.balancing.algorithm import installed_algorithms
 from router.balancing.catalog import Catalog, builtin_algorithms
 from router.balancing.explain import explain
 from router.balancing.registration import NoSettings
+from support.balancing import FakeCandidate, FakeTarget, request
 
 ONE_FILE = '''
 """`sticky-site`: the clusters of one site first, the one with the fewest running requests among them."""

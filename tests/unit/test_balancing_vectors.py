@@ -6,7 +6,6 @@ import pathlib
 import random
 
 import pytest
-from balancing_fakes import FakeCandidate, FakeTarget, balancer, candidate, close, number, request, selector, shares
 
 from router.balancing import (
     ConfigError,
@@ -37,6 +36,7 @@ from router.balancing.selector import admission_candidates
 from router.balancing.widening import WideningSettings, unlocked_count
 from router.proxy.validation import InvalidRequestError, text
 from router.proxy.validation import number as header_number
+from support.balancing import FakeCandidate, FakeTarget, balancer, candidate, close, number, request, selector, shares
 from tunnel_protocol.queue_time import queue_time_delta_ms
 
 VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())

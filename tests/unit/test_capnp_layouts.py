@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from layout_forms import COMPILED, Receiver, both_forms, needs_compiled, outcome
 
+from support.capnp_layouts import COMPILED, BodyReceiver, both_forms, needs_compiled, outcome
 from tunnel_protocol import capnp, capnp_layouts
 from tunnel_protocol.errors import ProtocolError
 
@@ -159,7 +159,9 @@ def test_every_bit_of_a_message_counts_as_it_does_as_written(form: Any) -> None:
             data = bytes(changed)
             assert outcome(form.canonical_entries, data) == outcome(capnp_layouts.canonical_entries, data), bit
             assert form.canonical_body_size(data, 0) == capnp_layouts.canonical_body_size(data, 0), bit
-            assert form.cut_bodies(Receiver(), data + body, 0) == capnp_layouts.cut_bodies(Receiver(), data + body, 0)
+            assert form.cut_bodies(BodyReceiver(), data + body, 0) == capnp_layouts.cut_bodies(
+                BodyReceiver(), data + body, 0
+            )
 
 
 @both_forms
@@ -228,7 +230,7 @@ def test_messages_in_other_types_are_treated_as_they_are_as_written(form: Any, v
     for offset in (-1, -len(body), 0, 1, len(body) - 39, len(body), 1 << 40, (1 << 63) - 1):
         expected = outcome(capnp_layouts.canonical_body_size, view(body), offset)
         assert outcome(form.canonical_body_size, view(body), offset) == expected
-        ours, theirs = Receiver(), Receiver()
+        ours, theirs = BodyReceiver(), BodyReceiver()
         expected = outcome(capnp_layouts.cut_bodies, theirs, view(body + body), offset)
         assert outcome(form.cut_bodies, ours, view(body + body), offset) == expected
         assert [(type(content), content) for content in ours.told] == [
@@ -242,17 +244,17 @@ def test_bodies_are_cut_until_something_else_comes(form: Any) -> None:
     stream = b"".join(map(form.encode_body, bodies))
     more = form.encode_body(b"more")
     for rest in (b"", form.encode_body(b"") + more, HEADERS + more, *(more[:at] for at in range(len(more)))):
-        receiver = Receiver()
+        receiver = BodyReceiver()
         assert form.cut_bodies(receiver, stream + rest, 0) == len(stream)
         assert receiver.told == bodies
-    receiver = Receiver()
+    receiver = BodyReceiver()
     assert form.cut_bodies(receiver, stream, 48) == len(stream)
     assert receiver.told == bodies[1:]
 
 
 @both_forms
 def test_who_wants_no_bodies_gets_none(form: Any) -> None:
-    receiver = Receiver()
+    receiver = BodyReceiver()
     receiver.on_body = None
     assert form.cut_bodies(receiver, form.encode_body(b"abc"), 0) == 0
     assert form.cut_bodies(object(), b"x" * 40, 0) == 0
@@ -262,7 +264,7 @@ def test_who_wants_no_bodies_gets_none(form: Any) -> None:
 
 @both_forms
 def test_who_closes_is_told_of_nothing_more(form: Any) -> None:
-    receiver = Receiver(turn=2, act=lambda receiver: setattr(receiver, "on_body", None))
+    receiver = BodyReceiver(turn=2, act=lambda receiver: setattr(receiver, "on_body", None))
     assert form.cut_bodies(receiver, form.encode_body(b"abc") * 5, 0) == 2 * 48
     assert receiver.told == [b"abc"] * 2
 
@@ -270,7 +272,7 @@ def test_who_closes_is_told_of_nothing_more(form: Any) -> None:
 @both_forms
 def test_who_is_to_be_told_may_change_in_between(form: Any) -> None:
     other: list[bytes] = []
-    receiver = Receiver(turn=2, act=lambda receiver: setattr(receiver, "on_body", other.append))
+    receiver = BodyReceiver(turn=2, act=lambda receiver: setattr(receiver, "on_body", other.append))
     assert form.cut_bodies(receiver, form.encode_body(b"abc") * 5, 0) == 5 * 48
     assert (receiver.told, other) == ([b"abc"] * 2, [b"abc"] * 3)
 
@@ -279,10 +281,10 @@ def test_who_is_to_be_told_may_change_in_between(form: Any) -> None:
 def test_what_is_raised_ends_everything(form: Any) -> None:
     fault = KeyError("mine")
 
-    def fail(_: Receiver) -> None:
+    def fail(_: BodyReceiver) -> None:
         raise fault
 
-    receiver = Receiver(turn=2, act=fail)
+    receiver = BodyReceiver(turn=2, act=fail)
     with pytest.raises(KeyError) as caught:
         form.cut_bodies(receiver, form.encode_body(b"abc") * 5, 0)
     assert caught.value is fault
@@ -301,11 +303,11 @@ def one_of_everything(form: Any) -> None:
     form.canonical_entries(raw)
     form.canonical_entries(raw[:-8])
     form.canonical_body_size(body, 0)
-    form.cut_bodies(Receiver(turn=2, act=lambda receiver: setattr(receiver, "on_body", None)), body * 3, 0)
+    form.cut_bodies(BodyReceiver(turn=2, act=lambda receiver: setattr(receiver, "on_body", None)), body * 3, 0)
     outcome(form.encode_map, 0, [*ENTRIES, (b"n", b"\xff")])
     outcome(form.encode_map, 0, [*ENTRIES, (b"n", "v")])
     outcome(form.canonical_entries, raw.replace(b"200", b"2\x000"))
-    outcome(form.cut_bodies, Receiver(turn=1, act=lambda _: int("no number")), body * 3, 0)
+    outcome(form.cut_bodies, BodyReceiver(turn=1, act=lambda _: int("no number")), body * 3, 0)
 
 
 def many(form: Any, rounds: int) -> None:
@@ -347,7 +349,7 @@ def test_calls_hold_none_of_their_arguments() -> None:
     entries, odd, refused = [(name, value)], [(name, value, content)], [(name, bad)]
     raw, body = capnp_layouts.encode_map(0, entries), capnp_layouts.encode_body(content)
     capitals = raw.replace(b"x-name", b"X-Name")
-    receiver = Receiver()
+    receiver = BodyReceiver()
     held = [name, value, content, bad, entries, odd, refused, entries[0], odd[0], refused[0], raw, body, capitals]
     held += [receiver, receiver.on_body]
     before = [sys.getrefcount(one) for one in held]

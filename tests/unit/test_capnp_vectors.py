@@ -5,8 +5,8 @@ import pathlib
 from typing import Any
 
 import pytest
-from recorder import Recorder
 
+from support.framing_recorder import FramingRecorder
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ProtocolError
 from tunnel_protocol.raw_quic import RAW_QUIC
@@ -58,7 +58,7 @@ def test_message_vector(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", CAPNP["sequences"], ids=lambda v: v["name"])
 def test_stream_vector_in_pieces_of_any_size(vector: dict[str, Any], step: int) -> None:
     raw = bytes.fromhex(vector["hex"])
-    sink = Recorder()
+    sink = FramingRecorder()
     exchange = RAW_QUIC.worker_exchange(sink) if "/v1/" in str(vector) else RAW_QUIC.router_exchange(sink)
 
     def feed() -> None:

@@ -290,7 +290,12 @@ def test_where_the_compiled_form_is_required_no_other_is_tested(
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", loudness, "test_nothing.py"],
         cwd=tree,
-        env={**os.environ, "LLM_ROUTER_PURE_PYTHON": pure, "LLM_ROUTER_COMPILE": "require", "PYTHONPATH": str(tree)},
+        env={
+            **os.environ,
+            "LLM_ROUTER_PURE_PYTHON": pure,
+            "LLM_ROUTER_COMPILE": "require",
+            "PYTHONPATH": f"{tree}{os.pathsep}{ROOT / 'tests'}",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from virtual_time import run_virtual
 
 from router.process.freed_memory import FreedMemory, find_trim
+
+pytestmark = pytest.mark.loop("virtual")
+
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -58,22 +60,19 @@ print(before, high, megabytes())
 """
 
 
-def test_it_is_given_back_once_per_interval_until_stopped():
-    async def test():
-        calls = []
-        memory = FreedMemory(calls.append, interval_s=10)
-        memory.start()
-        await asyncio.sleep(35)
-        assert calls == [0, 0, 0]
-        memory.stop()
-        await asyncio.sleep(35)
-        assert len(calls) == 3
-        memory.stop()
-
-    run_virtual(test())
+async def test_it_is_given_back_once_per_interval_until_stopped():
+    calls = []
+    memory = FreedMemory(calls.append, interval_s=10)
+    memory.start()
+    await asyncio.sleep(35)
+    assert calls == [0, 0, 0]
+    memory.stop()
+    await asyncio.sleep(35)
+    assert len(calls) == 3
+    memory.stop()
 
 
-def test_without_such_a_function_nothing_happens(monkeypatch):
+async def test_without_such_a_function_nothing_happens(monkeypatch):
     async def test():
         memory = FreedMemory(find_trim(), interval_s=10)
         memory.start()
@@ -81,7 +80,7 @@ def test_without_such_a_function_nothing_happens(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert find_trim() is None
-    run_virtual(test())
+    await test()
 
 
 @pytest.mark.skipif(not GLIBC, reason="needs glibc")

@@ -2,10 +2,8 @@
 
 import asyncio
 
-from settings_for_tests import tunnel_settings
+import pytest
 from structlog.testing import capture_logs
-from tunnel_fakes import FakeConnection, FakeStream, LineFraming
-from virtual_time import run_virtual
 
 from router.ports.identity import Identity
 from router.registry.registry import Registry
@@ -13,8 +11,12 @@ from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection
 from router.tunnels.reverse_tunnels import ReverseTunnels
+from support.fake_quic import FakeConnection, FakeStream, LineFraming
+from support.package_settings import tunnel_settings
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
+
+pytestmark = pytest.mark.loop("virtual")
 
 
 class Anyone:
@@ -56,93 +58,75 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def test_the_connection_closes_as_soon_as_the_refusal_was_acknowledged():
-    async def test():
-        connection, _, stream = arrive(HandshakeContext())
-        stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
-        await settle()
-        assert capnp.decode_handshake_ack(stream.sent) == (False, "unauthorized inference_server_id")
-        assert stream.fin
-        assert connection.closes == []
-        stream.sent_callbacks[0]()
-        assert connection.closes == [(0, "")]
-
-    run_virtual(test())
+async def test_the_connection_closes_as_soon_as_the_refusal_was_acknowledged():
+    connection, _, stream = arrive(HandshakeContext())
+    stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
+    await settle()
+    assert capnp.decode_handshake_ack(stream.sent) == (False, "unauthorized inference_server_id")
+    assert stream.fin
+    assert connection.closes == []
+    stream.sent_callbacks[0]()
+    assert connection.closes == [(0, "")]
 
 
-def test_a_refusal_that_is_never_acknowledged_is_given_up_after_the_connect_timeout():
-    async def test():
-        connection, _, stream = arrive(HandshakeContext())
-        stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
-        await asyncio.sleep(1.9)
-        assert connection.closes == []
-        with capture_logs() as logs:
-            await asyncio.sleep(0.2)
-        assert connection.closes == [(0, "")]
-        assert logs == [
-            {
-                "event": "timed out waiting for reverse handshake NACK delivery",
-                "log_level": "warning",
-                "timeout_ms": 2000,
-            }
-        ]
-
-    run_virtual(test())
-
-
-def test_a_tunnel_is_installed_before_the_answer_is_written():
-    async def test():
-        context = HandshakeContext()
-        tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), context.settings, Metrics())
-        context.registrations.begin(tunnels.identity, tunnels)
-        _, incoming, stream = arrive(context)
-        write, healthy_at_write = stream.write, []
-
-        def spy(data, fin=False):
-            healthy_at_write.append(tunnels.healthy())
-            return write(data, fin)
-
-        stream.write = spy
-        stream.handler.on_data(capnp.encode_handshake("w1", None), True)
-        await settle()
-        assert healthy_at_write == [True]
-        assert capnp.decode_handshake_ack(stream.sent) == (True, "")
-        assert context.over == [incoming]
-        incoming.on_closed(ConnectionClosedError(0, "", by_peer=True))
-        assert not tunnels.slot.members
-
-    run_virtual(test())
-
-
-def test_a_handshake_without_fin_is_enough_and_nothing_more_is_read():
-    async def test():
-        _, _, stream = arrive(HandshakeContext())
-        stream.handler.on_data(capnp.encode_handshake("nobody", None), False)
-        assert stream.calls == ["stop 0"]
-        stream.handler.on_data(b"more", True)
-        await settle()
-        assert stream.fin
-
-    run_virtual(test())
-
-
-def test_only_the_first_stream_is_taken():
-    async def test():
-        _, incoming, _ = arrive(HandshakeContext())
-        assert incoming.on_stream(FakeStream(None, 4)) is None
-        incoming.on_closed(ConnectionClosedError(None, "", by_peer=False))
-
-    run_virtual(test())
-
-
-def test_a_peer_that_never_speaks_is_closed_at_the_deadline_and_not_before():
-    async def test():
-        context = HandshakeContext()
-        connection, _, _ = arrive(context)
-        await asyncio.sleep(9.9)
-        assert connection.closes == []
+async def test_a_refusal_that_is_never_acknowledged_is_given_up_after_the_connect_timeout():
+    connection, _, stream = arrive(HandshakeContext())
+    stream.handler.on_data(capnp.encode_handshake("nobody", None), True)
+    await asyncio.sleep(1.9)
+    assert connection.closes == []
+    with capture_logs() as logs:
         await asyncio.sleep(0.2)
-        assert connection.closes == [(0, "")]
-        assert len(context.over) == 1
+    assert connection.closes == [(0, "")]
+    assert logs == [
+        {
+            "event": "timed out waiting for reverse handshake NACK delivery",
+            "log_level": "warning",
+            "timeout_ms": 2000,
+        }
+    ]
 
-    run_virtual(test())
+
+async def test_a_tunnel_is_installed_before_the_answer_is_written():
+    context = HandshakeContext()
+    tunnels = ReverseTunnels(Identity("w1", "w1", "http://e", None, True), context.settings, Metrics())
+    context.registrations.begin(tunnels.identity, tunnels)
+    _, incoming, stream = arrive(context)
+    write, healthy_at_write = stream.write, []
+
+    def spy(data, fin=False):
+        healthy_at_write.append(tunnels.healthy())
+        return write(data, fin)
+
+    stream.write = spy
+    stream.handler.on_data(capnp.encode_handshake("w1", None), True)
+    await settle()
+    assert healthy_at_write == [True]
+    assert capnp.decode_handshake_ack(stream.sent) == (True, "")
+    assert context.over == [incoming]
+    incoming.on_closed(ConnectionClosedError(0, "", by_peer=True))
+    assert not tunnels.slot.members
+
+
+async def test_a_handshake_without_fin_is_enough_and_nothing_more_is_read():
+    _, _, stream = arrive(HandshakeContext())
+    stream.handler.on_data(capnp.encode_handshake("nobody", None), False)
+    assert stream.calls == ["stop 0"]
+    stream.handler.on_data(b"more", True)
+    await settle()
+    assert stream.fin
+
+
+async def test_only_the_first_stream_is_taken():
+    _, incoming, _ = arrive(HandshakeContext())
+    assert incoming.on_stream(FakeStream(None, 4)) is None
+    incoming.on_closed(ConnectionClosedError(None, "", by_peer=False))
+
+
+async def test_a_peer_that_never_speaks_is_closed_at_the_deadline_and_not_before():
+    context = HandshakeContext()
+    connection, _, _ = arrive(context)
+    await asyncio.sleep(9.9)
+    assert connection.closes == []
+    await asyncio.sleep(0.2)
+    assert connection.closes == [(0, "")]
+    assert len(context.over) == 1

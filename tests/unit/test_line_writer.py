@@ -13,19 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.waiting import wait_until
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.observers.line_writer import LINES, LineWriter
 
 
 def told(count: int) -> str:
     return f"lost {count}"
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 20) -> None:
-    end = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < end
-        threading.Event().wait(0.005)
 
 
 @pytest.fixture
@@ -157,7 +151,7 @@ def test_what_a_full_file_lost_is_told_when_it_can_grow_again(tmp_path: Path) ->
         assert writer.dropped == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    eventually(lambda: b"lost 1\n" in path.read_bytes())
+    wait_until(lambda: b"lost 1\n" in path.read_bytes())
     writer.write("third")
     assert writer.close(20)
     assert path.read_text().splitlines() == ["first", "seco", "lost 1", "third"]
@@ -182,12 +176,12 @@ def test_a_file_is_opened_again_on_request_and_the_old_one_kept_if_that_fails(tm
     assert writer.flush(20)
     path.rename(directory / "log.1")
     writer.reopen()
-    eventually(path.exists)
+    wait_until(path.exists)
     writer.write("two")
     assert writer.flush(20)
     directory.rename(tmp_path / "moved")
     writer.reopen()
-    eventually(lambda: bool(errors))
+    wait_until(lambda: bool(errors))
     writer.write("three")
     assert writer.close(20)
     assert (tmp_path / "moved" / "log.1").read_text() == "one\n"
@@ -234,5 +228,5 @@ def test_reminders_are_written_until_there_are_none(tmp_path: Path) -> None:
         tmp_path / "log", told, name="log", reminders=lambda: ([left.pop()], bool(left)) if left else ([], False)
     )
     writer.remind()
-    eventually(lambda: (tmp_path / "log").read_text() == "one\ntwo\n")
+    wait_until(lambda: (tmp_path / "log").read_text() == "one\ntwo\n")
     assert writer.close(20)

@@ -1,6 +1,5 @@
 """The policy in effect: what is taken, what is refused, and how often that is told."""
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -39,7 +38,7 @@ def load(path: Path) -> tuple[Policy, Metrics]:
         b'{"request_algorithms":{"random":"round-robin"}}',
     ],
 )
-def test_a_document_that_cannot_be_used_is_told_once_in_a_line_that_can_be_written(
+async def test_a_document_that_cannot_be_used_is_told_once_in_a_line_that_can_be_written(
     tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "lb.json"
@@ -47,8 +46,8 @@ def test_a_document_that_cannot_be_used_is_told_once_in_a_line_that_can_be_writt
     policy, metrics = load(path)
     path.write_bytes(content)
     with structlog.testing.capture_logs() as lines:
-        asyncio.run(policy.poll())
-        asyncio.run(policy.poll())
+        await policy.poll()
+        await policy.poll()
     (line,) = lines
     json.dumps(line, ensure_ascii=False).encode()
     assert metrics.lb_config_last_reload_success.value() == 0
@@ -57,29 +56,29 @@ def test_a_document_that_cannot_be_used_is_told_once_in_a_line_that_can_be_writt
     caught.value.report().encode()
 
 
-def test_each_state_of_a_file_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+async def test_each_state_of_a_file_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
     path = tmp_path / "lb.json"
     path.write_bytes(b"{}")
     policy, metrics = load(path)
 
-    def told() -> list[str]:
+    async def told() -> list[str]:
         with structlog.testing.capture_logs() as lines:
-            asyncio.run(policy.poll())
-            asyncio.run(policy.poll())
+            await policy.poll()
+            await policy.poll()
         return [line["error"] for line in lines if line["log_level"] == "warning"]
 
     path.unlink()
-    assert told() == ["No such file or directory (os error 2)"]
+    assert await told() == ["No such file or directory (os error 2)"]
     os.mkfifo(path)
-    assert told() == ["not a regular file"]
+    assert await told() == ["not a regular file"]
     path.unlink()
     path.write_bytes(b"")
-    assert told() == ["Expecting value at line 1 column 1"]
+    assert await told() == ["Expecting value at line 1 column 1"]
     path.write_bytes(b"{}")
-    assert told() == []
+    assert await told() == []
     assert metrics.lb_config_last_reload_success.value() == 1
     path.write_bytes(b'{"default":"random"}')
-    assert told() == []
+    assert await told() == []
     assert metrics.lb_config_reloads_total.value(("success",)) == 1
 
 

@@ -1,8 +1,8 @@
 """The raw-quic framing, told as conversations: what each role sends, what it makes of what it hears."""
 
 import pytest
-from recorder import Recorder
 
+from support.framing_recorder import FramingRecorder
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ProtocolError
 from tunnel_protocol.framing import RouterExchange, WorkerExchange
@@ -15,13 +15,13 @@ BODY = capnp.encode_body(b"hello")
 TRAILERS = capnp.encode_trailers([(b"x-checksum", b"1")])
 
 
-def router() -> tuple[RouterExchange, Recorder]:
-    sink = Recorder()
+def router() -> tuple[RouterExchange, FramingRecorder]:
+    sink = FramingRecorder()
     return RAW_QUIC.router_exchange(sink), sink
 
 
-def worker() -> tuple[WorkerExchange, Recorder]:
-    sink = Recorder()
+def worker() -> tuple[WorkerExchange, FramingRecorder]:
+    sink = FramingRecorder()
     return RAW_QUIC.worker_exchange(sink), sink
 
 

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 import structlog
-from virtual_time import VirtualTimeLoop
 
 from router.process.readiness import NotReady, Readiness
 from router.telemetry.loop_lag import RECOVERY_S, STALL_S, LoopLag
 from router.telemetry.metrics import Metrics
+from support.loops import VirtualTimeLoop
 
 
 def test_a_reason_is_told_when_it_appears_and_when_it_goes() -> None:
@@ -49,22 +49,19 @@ class Histogram:
         self.seen.append(value)
 
 
+@pytest.mark.loop("virtual")
 @pytest.mark.parametrize(("stood_still_s", "stalled"), [(STALL_S * 0.9, False), (STALL_S * 1.6, True)])
-def test_a_loop_that_stood_still_is_stalled_for_a_while(stood_still_s: float, stalled: bool) -> None:
-    loop = VirtualTimeLoop()
+async def test_a_loop_that_stood_still_is_stalled_for_a_while(stood_still_s: float, stalled: bool) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
     lag = LoopLag(Histogram())  # type: ignore[arg-type]
-
-    async def scenario() -> None:
-        lag.start()
-        await asyncio.sleep(1.5)
-        assert not lag.stalled()
-        loop.stand_still(stood_still_s)
-        assert lag.stalled() is stalled
-        await asyncio.sleep(RECOVERY_S * 0.9)
-        assert lag.stalled() is stalled
-        await asyncio.sleep(RECOVERY_S * 0.2)
-        assert not lag.stalled()
-        lag.stop()
-
-    loop.run_until_complete(scenario())
-    loop.close()
+    lag.start()
+    await asyncio.sleep(1.5)
+    assert not lag.stalled()
+    loop.stand_still(stood_still_s)
+    assert lag.stalled() is stalled
+    await asyncio.sleep(RECOVERY_S * 0.9)
+    assert lag.stalled() is stalled
+    await asyncio.sleep(RECOVERY_S * 0.2)
+    assert not lag.stalled()
+    lag.stop()

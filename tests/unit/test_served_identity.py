@@ -1,6 +1,5 @@
 """The identity of the reverse listener: loaded, watched, rotated, and what is told about it."""
 
-import asyncio
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,19 +51,19 @@ def mount(tmp_path: Path) -> Mount:
     return Mount(tmp_path)
 
 
-def poll(served: ServedIdentity) -> list[Identity]:
+async def poll(served: ServedIdentity) -> list[Identity]:
     activated: list[Identity] = []
-    asyncio.run(served.poll(activated.append))
+    await served.poll(activated.append)
     return activated
 
 
-def test_without_files_a_fresh_identity_is_made_and_never_expires() -> None:
+async def test_without_files_a_fresh_identity_is_made_and_never_expires() -> None:
     metrics = Metrics()
     served = ServedIdentity.load(settings("--quic-insecure"), metrics)
     assert not served.mounted
     assert not served.expired()
     assert metrics.tls_certificate_expiry_seconds.series() == 0
-    assert poll(served) == []
+    assert await poll(served) == []
 
 
 def test_a_mounted_pair_is_served_and_its_expiry_told(mount: Mount) -> None:
@@ -77,29 +76,29 @@ def test_a_mounted_pair_is_served_and_its_expiry_told(mount: Mount) -> None:
     assert abs(metrics.tls_certificate_expiry_seconds.value(GAUGE) - expected) < 60
 
 
-def test_a_rotated_secret_is_activated_once(mount: Mount) -> None:
+async def test_a_rotated_secret_is_activated_once(mount: Mount) -> None:
     mount.put(make_self_signed(["stargate"], days=30))
     metrics = Metrics()
     served = ServedIdentity.load(mount.settings(), metrics)
     replacement = make_self_signed(["stargate"], days=60)
     mount.put(replacement)
-    assert poll(served) == [replacement]
-    assert poll(served) == []
+    assert await poll(served) == [replacement]
+    assert await poll(served) == []
     assert metrics.tls_reloads_total.value(("server_identity", "success")) == 1
 
 
-def test_a_bad_pair_is_refused_once_and_the_old_one_kept(mount: Mount) -> None:
+async def test_a_bad_pair_is_refused_once_and_the_old_one_kept(mount: Mount) -> None:
     good = make_self_signed(["stargate"], days=30)
     mount.put(good)
     metrics = Metrics()
     served = ServedIdentity.load(mount.settings(), metrics)
     mount.put(Identity(good.cert_pem, make_self_signed(["stargate"], days=30).key_pem))
-    assert poll(served) == poll(served) == []
+    assert await poll(served) == await poll(served) == []
     assert served.identity == good
     assert metrics.tls_reloads_total.value(("server_identity", "rejected")) == 1
     assert metrics.tls_last_reload_success.value(GAUGE) == 0
     mount.put(good)
-    assert poll(served) == []
+    assert await poll(served) == []
     assert metrics.tls_last_reload_success.value(GAUGE) == 1
 
 

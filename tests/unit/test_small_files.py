@@ -1,6 +1,5 @@
 """One reader of small files: regular, bounded in bytes and time, given up in a thread that holds nobody."""
 
-import asyncio
 import os
 import threading
 from pathlib import Path
@@ -47,7 +46,7 @@ def test_the_operating_systems_reason_is_told(tmp_path: Path) -> None:
         read_small_file("a\0b", SMALL)
 
 
-def test_a_read_that_hangs_is_given_up_and_only_so_many_are_left_hanging() -> None:
+async def test_a_read_that_hangs_is_given_up_and_only_so_many_are_left_hanging() -> None:
     reader, released = FileReader(deadline_s=0.01), threading.Event()
     most = HANGING_READS.pieces or 0
 
@@ -56,17 +55,18 @@ def test_a_read_that_hangs_is_given_up_and_only_so_many_are_left_hanging() -> No
 
     for _ in range(most):
         with pytest.raises(HangingReadError, match=r"longer than 0\.01 s"):
-            asyncio.run(hang())
-    for run in (lambda: asyncio.run(hang()), lambda: reader.run("p", lambda: 1)):
-        with pytest.raises(HangingReadError, match="earlier reads have not ended"):
-            run()
+            await hang()
+    with pytest.raises(HangingReadError, match="earlier reads have not ended"):
+        await hang()
+    with pytest.raises(HangingReadError, match="earlier reads have not ended"):
+        reader.run("p", lambda: 1)
     released.set()
     while reader.running:  # the suite's time limit bounds this
         pass
     assert FileReader().run("p", lambda: 5) == 5
 
 
-def test_what_the_work_raises_is_its_callers() -> None:
+async def test_what_the_work_raises_is_its_callers() -> None:
     def fail() -> int:
         raise TimeoutError("the disk's own")
 
@@ -74,7 +74,7 @@ def test_what_the_work_raises_is_its_callers() -> None:
     with pytest.raises(TimeoutError, match="the disk's own"):
         reader.run("p", fail)
     with pytest.raises(TimeoutError, match="the disk's own"):
-        asyncio.run(reader.result("p", fail))
+        await reader.result("p", fail)
     with pytest.raises(HangingReadError):
         FileReader(deadline_s=0.01).run("p", lambda: threading.Event().wait(1))
 

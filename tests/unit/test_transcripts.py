@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from recorder import Recorder
 
+from support.framing_recorder import FramingRecorder
 from tunnel_protocol.control import stargate_pb2
 from tunnel_protocol.errors import ProtocolError
 from tunnel_protocol.handshake import RouterHandshake, WorkerHandshake
@@ -37,14 +37,14 @@ def without(headers: HeaderList, *names: bytes) -> HeaderList:
 def test_captured_request_is_read_and_written_alike(exchange: dict[str, Any]) -> None:
     raw, messages = bytes.fromhex(exchange["router_to_worker"]), exchange["router_to_worker_messages"]
     fin = exchange["router_to_worker_end"] == "fin"
-    sink = Recorder()
+    sink = FramingRecorder()
     RAW_QUIC.worker_exchange(sink).receive(raw, fin)
     head = entries(messages)
     assert sink.head == RequestHead(head[0][1], head[1][1], without(head, b"x-method", b"x-path"))
     assert sink.pieces == [piece for piece in bodies(messages) if piece]
     assert sink.ended == fin
 
-    ours = RAW_QUIC.router_exchange(Recorder())
+    ours = RAW_QUIC.router_exchange(FramingRecorder())
     assert isinstance(sink.head, RequestHead)
     written = ours.encode_head(sink.head) + b"".join(map(ours.encode_body, sink.pieces)) + ours.encode_end()
     if b"" not in bodies(messages):  # empty messages are legal to read; we write none
@@ -54,14 +54,14 @@ def test_captured_request_is_read_and_written_alike(exchange: dict[str, Any]) ->
 def test_head_that_a_worker_drops_without_an_answer_is_a_protocol_error() -> None:
     (exchange,) = [e for e in WORKER["exchanges"] if e["name"] == "no_path"]
     with pytest.raises(ProtocolError, match="without a usable x-method and x-path"):
-        RAW_QUIC.worker_exchange(Recorder()).receive(bytes.fromhex(exchange["router_to_worker"]), True)
+        RAW_QUIC.worker_exchange(FramingRecorder()).receive(bytes.fromhex(exchange["router_to_worker"]), True)
 
 
 @pytest.mark.parametrize("exchange", ANSWERED, ids=lambda e: e["name"])
 def test_captured_answer_is_read_and_written_alike(exchange: dict[str, Any]) -> None:
     raw, messages = bytes.fromhex(exchange["worker_to_router"]), exchange["worker_to_router_messages"]
     fin = exchange["worker_to_router_end"] == "fin"
-    sink = Recorder()
+    sink = FramingRecorder()
     RAW_QUIC.router_exchange(sink).receive(raw, fin)
     head = entries(messages)
     status = dict(head)[b"x-status"]
@@ -69,7 +69,7 @@ def test_captured_answer_is_read_and_written_alike(exchange: dict[str, Any]) -> 
     assert sink.pieces == bodies(messages)
     assert sink.ended == fin
 
-    ours = RAW_QUIC.worker_exchange(Recorder())
+    ours = RAW_QUIC.worker_exchange(FramingRecorder())
     assert isinstance(sink.head, ResponseHead)
     written = ours.encode_head(sink.head) + b"".join(map(ours.encode_body, sink.pieces)) + ours.encode_end()
     if head[-1][0] == b"x-status":  # an engine's own x-status is replaced in its place there; ours stands last
@@ -79,7 +79,7 @@ def test_captured_answer_is_read_and_written_alike(exchange: dict[str, Any]) -> 
 def test_probe_is_written_as_captured() -> None:
     probe = ROUTER["health_probe"]
     head = entries(probe["messages"])
-    ours = RAW_QUIC.router_exchange(Recorder()).encode_head(RequestHead(b"GET", b"/health", head[2:]))
+    ours = RAW_QUIC.router_exchange(FramingRecorder()).encode_head(RequestHead(b"GET", b"/health", head[2:]))
     assert ours == bytes.fromhex(probe["router_to_worker"])
     assert request_headers_to_worker(head[2:]) == head[2:]
 

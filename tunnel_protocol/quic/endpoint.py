@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -262,6 +262,12 @@ class TickState(Enum):
     """Datagrams are being received or sent, or handlers called; work scheduled meanwhile is done in this tick."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten comparisons (Python 3.11), and these run in every tick.
+_IDLE: Final = TickState.IDLE
+_PLANNED: Final = TickState.PLANNED
+_RUNNING: Final = TickState.RUNNING
+
+
 class Endpoint:
     """A UDP socket with its connections; made by `listen` or `client`."""
 
@@ -294,7 +300,7 @@ class Endpoint:
         self._dialled: dict[Address, dict[Connection, None]] = {}
         """Dialled connections by peer address; a stateless reset can only come from one of these addresses."""
         self._touched: dict[Connection, None] = {}
-        self._tick = TickState.IDLE
+        self._tick = _IDLE
         self._watching_writable = False
         self._closed = False
         self._observer: TickObserver | None = None
@@ -416,8 +422,8 @@ class Endpoint:
     def schedule(self, connection: Connection) -> None:
         """Deliver and send for `connection` in the current tick, or at the end of the event loop's iteration."""
         self._touched[connection] = None
-        if self._tick is TickState.IDLE:
-            self._tick = TickState.PLANNED
+        if self._tick is _IDLE:
+            self._tick = _PLANNED
             self.loop.call_soon(self._flush)
 
     def established(self, connection: Connection) -> None:
@@ -457,7 +463,7 @@ class Endpoint:
         routes, touched = self._routes, self._touched
         self._accepts_left = ACCEPTS_PER_TURN
         # What the engines schedule before `_flush` is part of this tick.
-        before, self._tick = self._tick, TickState.RUNNING
+        before, self._tick = self._tick, _RUNNING
         for data, address in self._udp.receive(self.settings.receive_batch):
             connection = routes.get(data[1:9] if data and data[0] < 0x80 else destination_cid(data))
             if connection is None:
@@ -472,8 +478,8 @@ class Endpoint:
                 connection.last_received_at = now
             touched[connection] = None
         self._flush()
-        if before is TickState.PLANNED:
-            self._tick = TickState.PLANNED  # that flush is still to come
+        if before is _PLANNED:
+            self._tick = _PLANNED  # that flush is still to come
         if self._udp.unreadable and not self._closed:
             # The event loop would call this again at once in a busy loop.
             self.loop.remove_reader(self._udp.fileno())
@@ -513,7 +519,7 @@ class Endpoint:
         if self._closed:
             return
         now = self.loop.time()
-        before, self._tick = self._tick, TickState.RUNNING
+        before, self._tick = self._tick, _RUNNING
         self._accepts_left = ACCEPTS_PER_TURN
         while self._accepts_left:
             first = self._first_packets.take()
@@ -525,8 +531,8 @@ class Endpoint:
                     self._give(connection, data, first.address, now)
                 self._touched[connection] = None
         self._flush()
-        if before is TickState.PLANNED:
-            self._tick = TickState.PLANNED  # that flush is still to come
+        if before is _PLANNED:
+            self._tick = _PLANNED  # that flush is still to come
         if self._first_packets:
             self._plan_accepts()
 
@@ -601,7 +607,7 @@ class Endpoint:
         self.schedule(connection)
 
     def _flush(self) -> None:
-        self._tick = TickState.RUNNING
+        self._tick = _RUNNING
         if self._closed:
             return
         polled = self._call_handlers()
@@ -624,11 +630,11 @@ class Endpoint:
             connection.arm(now)
             if connection.engine.finished:
                 self._forget(connection)
-        self._tick = TickState.IDLE
+        self._tick = _IDLE
         if udp.blocked:
             self._await_writable()
         elif self._touched:
-            self._tick = TickState.PLANNED
+            self._tick = _PLANNED
             self.loop.call_soon(self._flush)
 
     def _call_handlers(self) -> "dict[Connection, None]":

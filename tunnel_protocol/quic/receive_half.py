@@ -5,6 +5,7 @@ so the window bounds the memory, including bytes received out of order.
 """
 
 from enum import IntEnum
+from typing import Final
 
 from tunnel_protocol.quic.reassembly import Reassembly
 
@@ -47,6 +48,16 @@ class ReceiveState(IntEnum):
     """The connection has ended (not a state of the RFC)."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_RECV: Final = ReceiveState.RECV
+_DATA_READ: Final = ReceiveState.DATA_READ
+_RESET_READ: Final = ReceiveState.RESET_READ
+_LOST: Final = ReceiveState.LOST
+_DATA_RECVD: Final = ReceiveState.DATA_RECVD
+_RESET_RECVD: Final = ReceiveState.RESET_RECVD
+_SIZE_KNOWN: Final = ReceiveState.SIZE_KNOWN
+
+
 class ReceiveHalf:
     """Received bytes of one stream that the handler has not taken."""
 
@@ -68,7 +79,7 @@ class ReceiveHalf:
     )
 
     def __init__(self, window: int) -> None:
-        self.state = ReceiveState.RECV
+        self.state = _RECV
         self._inbox: bytes | bytearray = b""
         self._out_of_order: Reassembly | None = None
         self._taken = 0
@@ -88,12 +99,12 @@ class ReceiveHalf:
     @property
     def over(self) -> bool:
         """Whether the receiving part has ended and the handler has taken the end or the reset, or has stopped the stream."""
-        return self.state is ReceiveState.DATA_READ or self.state is ReceiveState.RESET_READ
+        return self.state is _DATA_READ or self.state is _RESET_READ
 
     @property
     def wanted(self) -> bool:
         """Whether the handler still expects data, FIN or a reset."""
-        return self.stop_code is None and not self.over and self.state is not ReceiveState.LOST
+        return self.stop_code is None and not self.over and self.state is not _LOST
 
     @property
     def pieces_out_of_order(self) -> int:
@@ -113,29 +124,29 @@ class ReceiveHalf:
         self._out_of_order = None
         self.limit_pending = False
         self.stop_code = error_code
-        if self.state is ReceiveState.DATA_RECVD:
-            self.state = ReceiveState.DATA_READ  # all of it has arrived and was not wanted: nothing to tell the peer
-        elif self.state is ReceiveState.RESET_RECVD:
-            self.state = ReceiveState.RESET_READ
+        if self.state is _DATA_RECVD:
+            self.state = _DATA_READ  # all of it has arrived and was not wanted: nothing to tell the peer
+        elif self.state is _RESET_RECVD:
+            self.state = _RESET_READ
         else:
             self.stop_pending = True
-            if self.state is ReceiveState.SIZE_KNOWN:
-                self.state = ReceiveState.DATA_READ
+            if self.state is _SIZE_KNOWN:
+                self.state = _DATA_READ
 
     def has_news(self) -> bool:
         """Whether `take` or `take_reset` has something for a handler that is not paused."""
-        return self.wanted and (len(self._inbox) > 0 or self.state is ReceiveState.DATA_RECVD)
+        return self.wanted and (len(self._inbox) > 0 or self.state is _DATA_RECVD)
 
     def take(self) -> tuple[bytes, bool] | None:
         """Bytes for the handler, and whether they are the last; None if there are none. Grants flow control credit for them."""
         inbox = self._inbox
-        fin = self.state is ReceiveState.DATA_RECVD
+        fin = self.state is _DATA_RECVD
         if not inbox and not fin:
             return None
         self._inbox = b""
         self._taken = self.received
         if fin:
-            self.state = ReceiveState.DATA_READ
+            self.state = _DATA_READ
         elif self.final_size is None and self.limit - self._taken <= self._window >> 1:
             self.limit = self._taken + self._window
             self.limit_pending = True
@@ -144,7 +155,7 @@ class ReceiveHalf:
     def take_reset(self) -> int:
         """The error code of the peer's RESET_STREAM; drops bytes that were not taken."""
         self._inbox = b""
-        self.state = ReceiveState.RESET_READ
+        self.state = _RESET_READ
         return self.reset_code
 
     # --- filling packets ---------------------------------------------------------------------------------------------
@@ -178,12 +189,12 @@ class ReceiveHalf:
             self._raise_highest(end)
         if fin:
             self._set_final_size(end)
-        if self.state > ReceiveState.DATA_RECVD:
+        if self.state > _DATA_RECVD:
             return False
         if self.stop_code is not None:
             if self.final_size is None:
                 return False
-            self._end_discarding(ReceiveState.DATA_READ)
+            self._end_discarding(_DATA_READ)
             return True
         if offset == self.received and self._out_of_order is None:
             if data:
@@ -197,7 +208,7 @@ class ReceiveHalf:
         elif not self._take_out_of_order(offset, data, end):
             return False
         if self.received == self.final_size:
-            self.state = ReceiveState.DATA_RECVD
+            self.state = _DATA_RECVD
         return True
 
     def on_reset_stream(self, error_code: int, final_size: int) -> bool:
@@ -206,19 +217,19 @@ class ReceiveHalf:
             raise StreamError(FLOW_CONTROL_ERROR, "over stream data limit")
         self._set_final_size(final_size)
         self.highest = final_size
-        if self.state >= ReceiveState.DATA_RECVD:
+        if self.state >= _DATA_RECVD:
             return False
         self._out_of_order = None
         if self.stop_code is not None:
-            self._end_discarding(ReceiveState.RESET_READ)
+            self._end_discarding(_RESET_READ)
         else:
             self.reset_code = error_code
-            self.state = ReceiveState.RESET_RECVD
+            self.state = _RESET_RECVD
         return True
 
     def connection_lost(self) -> None:
         """The connection has ended: drop all bytes."""
-        self.state = ReceiveState.LOST
+        self.state = _LOST
         self._inbox = b""
         self._out_of_order = None
 
@@ -231,8 +242,8 @@ class ReceiveHalf:
             if size < self.highest:
                 raise StreamError(FINAL_SIZE_ERROR, "final size below received data")
             self.final_size = size
-            if self.state is ReceiveState.RECV:
-                self.state = ReceiveState.SIZE_KNOWN
+            if self.state is _RECV:
+                self.state = _SIZE_KNOWN
         elif size != self.final_size:
             raise StreamError(FINAL_SIZE_ERROR, "final size changed")
 

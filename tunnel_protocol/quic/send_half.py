@@ -5,6 +5,7 @@ Offsets: `base` <= `sent` <= `written`. Bytes below `base` are acknowledged, byt
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from tunnel_protocol.errors import StreamClosedError
 from tunnel_protocol.quic.ranges import Ranges
@@ -35,6 +36,16 @@ class SendState(IntEnum):
     """The connection has ended (not a state of the RFC)."""
 
 
+# Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
+_READY: Final = SendState.READY
+_DATA_RECVD: Final = SendState.DATA_RECVD
+_RESET_RECVD: Final = SendState.RESET_RECVD
+_RESET_SENT: Final = SendState.RESET_SENT
+_SEND: Final = SendState.SEND
+_LOST: Final = SendState.LOST
+_DATA_SENT: Final = SendState.DATA_SENT
+
+
 class SendHalf:
     """The bytes of one stream that are not sent or not acknowledged."""
 
@@ -59,7 +70,7 @@ class SendHalf:
     )
 
     def __init__(self, limit: int, high_water: int) -> None:
-        self.state = SendState.READY
+        self.state = _READY
         self._buffer: bytes | bytearray = b""
         self._base = 0
         self.sent = 0
@@ -84,12 +95,12 @@ class SendHalf:
     @property
     def over(self) -> bool:
         """Whether the peer has acknowledged all bytes and the FIN, or the RESET_STREAM."""
-        return self.state is SendState.DATA_RECVD or self.state is SendState.RESET_RECVD
+        return self.state is _DATA_RECVD or self.state is _RESET_RECVD
 
     @property
     def abandoned(self) -> bool:
         """Whether no more bytes are sent because of a reset or the end of the connection."""
-        return self.state >= SendState.RESET_SENT
+        return self.state >= _RESET_SENT
 
     @property
     def unsent_bytes(self) -> int:
@@ -100,8 +111,8 @@ class SendHalf:
 
     def write(self, data: bytes | bytearray, fin: bool) -> bool:
         """Queue bytes; False if they are dropped. Raises `StreamClosedError` after a FIN or reset by the writer."""
-        if self.final_size is not None or self.state > SendState.SEND:
-            if self.stopped_by_peer is not None or self.state is SendState.LOST:
+        if self.final_size is not None or self.state > _SEND:
+            if self.stopped_by_peer is not None or self.state is _LOST:
                 return False
             raise StreamClosedError("stream is closed for sending")
         if data:
@@ -113,9 +124,9 @@ class SendHalf:
                 self._buffer = bytearray(self._buffer)
                 self._buffer += data
             self.written += len(data)
-            self.state = SendState.SEND
+            self.state = _SEND
         if fin:
-            self.state = SendState.SEND
+            self.state = _SEND
             self.final_size = self.written
             self.fin_pending = True
         return True
@@ -132,7 +143,7 @@ class SendHalf:
         """Drop unacknowledged bytes and make RESET_STREAM pending; False if this part has ended or was reset."""
         if self.over or self.abandoned:
             return False
-        self.state = SendState.RESET_SENT
+        self.state = _RESET_SENT
         self.reset_code = error_code
         self.reset_pending = True
         self.fin_pending = self._fin_acked = self.wants_writable = False
@@ -143,9 +154,9 @@ class SendHalf:
 
     def when_sent(self, callback: Callable[[], None]) -> bool:
         """Store `callback` for the end of this sending part; True if it has ended, then the caller calls `callback` itself."""
-        if self.over or self.state is SendState.RESET_SENT:
+        if self.over or self.state is _RESET_SENT:
             return True
-        if self.state is not SendState.LOST:
+        if self.state is not _LOST:
             if self._on_sent is None:
                 self._on_sent = []
             self._on_sent.append(callback)
@@ -195,7 +206,7 @@ class SendHalf:
 
     def _fin_sent(self) -> None:
         self.fin_pending = False
-        self.state = SendState.DATA_SENT
+        self.state = _DATA_SENT
 
     def has_data(self) -> bool:
         """Whether `next_data` would return something, given connection credit."""
@@ -217,11 +228,11 @@ class SendHalf:
         if limit <= self.limit:
             return False
         self.limit = limit
-        return self.sent < self.written and self.state <= SendState.SEND
+        return self.sent < self.written and self.state <= _SEND
 
     def on_data_acked(self, start: int, stop: int, fin: bool) -> None:
         """A piece returned by `next_data` was acknowledged."""
-        if self.state > SendState.DATA_SENT:
+        if self.state > _DATA_SENT:
             return
         if start == self._base:
             if self._acked is not None:
@@ -236,11 +247,11 @@ class SendHalf:
         if fin:
             self._fin_acked = True
         if self._fin_acked and self._base == self.written:
-            self.state = SendState.DATA_RECVD
+            self.state = _DATA_RECVD
 
     def on_data_lost(self, start: int, stop: int, fin: bool) -> bool:
         """A piece returned by `next_data` was lost: queue it again; False if it is no longer needed."""
-        if self.state > SendState.DATA_SENT:
+        if self.state > _DATA_SENT:
             return False
         if stop > start:
             if self._lost is None:
@@ -252,13 +263,13 @@ class SendHalf:
 
     def on_reset_acked(self) -> None:
         """RESET_STREAM was acknowledged."""
-        if self.state is SendState.RESET_SENT:
-            self.state = SendState.RESET_RECVD
+        if self.state is _RESET_SENT:
+            self.state = _RESET_RECVD
 
     def connection_lost(self) -> None:
         """The connection has ended: nothing more is sent, no callback is made. An acknowledged end stays acknowledged."""
         if not self.over:
-            self.state = SendState.LOST
+            self.state = _LOST
         self._on_sent = None
         self._buffer = b""
         self._lost = self._acked = None

@@ -1,1 +1,1 @@
-"""The built-in algorithms: each module is one, announced by its `ALGORITHM`. See docs/balancing.md, "Adding an algorithm"."""
+"""The built-in algorithms: each module registers one by its `ALGORITHM`. See docs/balancing.md, "Adding an algorithm"."""

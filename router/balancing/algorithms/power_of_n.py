@@ -1,4 +1,4 @@
-"""`power-of-n`: the best of a small random sample, ties decided by chance."""
+"""`power-of-n`: chooses the best of a small random sample; ties are decided at random."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ MAX_SAMPLE_COUNT = 64
 
 @dataclass(frozen=True)
 class PowerOfNSettings:
-    """Settings."""
+    """Settings of `power-of-n`."""
 
     sample_count: int
     comparator: str
 
     @classmethod
     def read(cls, fields: Fields) -> "PowerOfNSettings":
-        """From a configuration."""
+        """Read the settings from a definition."""
         count = fields.unsigned("sample_count", 2, nullable=False)
         if not 1 <= count <= MAX_SAMPLE_COUNT:
             fields.refuse(f"power-of-n sample_count must be between 1 and {MAX_SAMPLE_COUNT}, got {count}")
@@ -33,7 +33,7 @@ class PowerOfNSettings:
 
 
 class PowerOfN:
-    """Stateless; its own balancer."""
+    """One definition of the algorithm; without state, so it is also the balancer of every target."""
 
     def __init__(self, settings: PowerOfNSettings, random: Random) -> None:
         self.settings = settings
@@ -42,7 +42,7 @@ class PowerOfN:
         self._random = random
 
     def balancer(self, routing_key: str | None, model: str) -> "PowerOfN":  # noqa: ARG002 - nothing to remember
-        """Itself."""
+        """The algorithm itself."""
         return self
 
     def choose(
@@ -74,7 +74,7 @@ class PowerOfN:
         candidates: Sequence[Candidate],
         elapsed_ms: float,  # noqa: ARG002
     ) -> Explanation:
-        """The scores that a sample is compared by."""
+        """The score of each candidate by the comparator."""
         tokens, priority, score = request.input_tokens or 0, request.priority, self._score
         columns = {one.cluster_id: {"score": score(one, tokens, priority)} for one in candidates}
         return Explanation({}, columns, self.settings.comparator)

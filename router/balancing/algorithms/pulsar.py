@@ -1,4 +1,4 @@
-"""`pulsar`: every affinity key has a stable ranking of clusters, weighted by throughput; the first feasible one is taken."""
+"""`pulsar`: each affinity key has a stable ranking of clusters, weighted by throughput; the first feasible one is chosen."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from router.balancing.request import RoutingRequest
 
 @dataclass(frozen=True)
 class PulsarSettings:
-    """Settings."""
+    """Settings of `pulsar`."""
 
     seed: str | None
     consider_kv_free_tokens: bool
 
     @classmethod
     def read(cls, fields: Fields) -> "PulsarSettings":
-        """From a configuration."""
+        """Read the settings from a definition."""
         return cls(fields.text("seed"), fields.boolean("consider_kv_free_tokens"))
 
 
@@ -41,7 +41,7 @@ class Pulsar:
         return PulsarBalancer(ranking, consider_kv=settings.consider_kv_free_tokens)
 
     def may_take(self, request: RoutingRequest, candidate: Candidate) -> bool:
-        """Whether it stands in the ranking and has KV cache enough."""
+        """Whether the candidate is in the ranking and has enough KV cache."""
         return self._rule(request, candidate) is None
 
     def explanation(
@@ -50,7 +50,7 @@ class Pulsar:
         candidates: Sequence[Candidate],
         elapsed_ms: float,  # noqa: ARG002
     ) -> Explanation:
-        """The ranking, and who cannot be taken."""
+        """The ranking, and which candidates cannot be chosen."""
         start = prefix(self.settings.seed, request.routing_key, request.model)
         found = {candidate.cluster_id: self._rule(request, candidate) for candidate in candidates}
         rules = {cluster_id: rule for cluster_id, rule in found.items() if rule is not None}
@@ -61,7 +61,7 @@ class Pulsar:
 
 
 class PulsarBalancer:
-    """Decides for one target."""
+    """The balancer of one target."""
 
     def __init__(self, ranking: RendezvousRanking, *, consider_kv: bool) -> None:
         self._ranking = ranking

@@ -1,4 +1,4 @@
-"""`pulsar-wait-and-widen`: the pulsar ranking, taken in bands of doubling size, with wait-and-widen inside each band."""
+"""`pulsar-wait-and-widen`: the pulsar ranking, divided into bands of doubling size, with wait-and-widen in each band."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from router.balancing.widening import WideningSettings, widen, widening_rule
 
 
 def bands(count: int) -> Iterator[tuple[int, int]]:
-    """Half-open index ranges of sizes 1, 2, 4, ... over `count` ranks, the last one cut."""
+    """Half-open index ranges of sizes 1, 2, 4, ... over `count` ranks; the last one ends at `count`."""
     start, size = 0, 1
     while start < count:
         yield start, min(start + size, count)
@@ -29,7 +29,7 @@ def bands(count: int) -> Iterator[tuple[int, int]]:
 
 
 def less_loaded(one: Candidate, other: Candidate, request: RoutingRequest) -> bool:
-    """Shorter queue; if equal, fewer running requests, relative to concurrency where both report it."""
+    """Whether `one` has a shorter queue or, if equal, fewer running requests (per concurrency if both report it)."""
     first, second = queue_delay_ms(one, request.priority), queue_delay_ms(other, request.priority)
     if first != second:
         return first < second
@@ -43,7 +43,7 @@ def less_loaded(one: Candidate, other: Candidate, request: RoutingRequest) -> bo
 
 @dataclass(frozen=True)
 class PulsarWaitAndWidenSettings:
-    """Settings; `widening` holds those of the family. Some are accepted for configurations that were written for wait-and-widen."""
+    """Settings; `widening` holds those shared with wait-and-widen. Some are accepted only for compatibility with it."""
 
     widening: WideningSettings
     seed: str | None
@@ -57,7 +57,7 @@ class PulsarWaitAndWidenSettings:
 
     @classmethod
     def read(cls, fields: Fields) -> "PulsarWaitAndWidenSettings":
-        """From a configuration."""
+        """Read the settings from a definition."""
         return cls(
             widening=WideningSettings.read(fields),
             seed=fields.text("seed"),
@@ -85,11 +85,11 @@ class PulsarWaitAndWiden:
         return PulsarWaitAndWidenBalancer(self, ranking)
 
     def may_take(self, request: RoutingRequest, candidate: Candidate) -> bool:
-        """Whether it stands in the ranking and has KV cache enough."""
+        """Whether the candidate is in the ranking and has enough KV cache."""
         return ranking_rule(candidate, request.input_tokens, consider_kv=self.consider_kv) is None
 
     def explanation(self, request: RoutingRequest, candidates: Sequence[Candidate], elapsed_ms: float) -> Explanation:
-        """The ranking, and who cannot be taken by its rules or by those of the bands."""
+        """The ranking, and which candidates cannot be chosen by its rules or by those of the bands."""
         rules = {}
         for candidate in candidates:
             rule = ranking_rule(candidate, request.input_tokens, consider_kv=self.consider_kv) or widening_rule(
@@ -102,7 +102,7 @@ class PulsarWaitAndWiden:
 
 
 class PulsarWaitAndWidenBalancer:
-    """Decides for one target."""
+    """The balancer of one target."""
 
     def __init__(self, algorithm: PulsarWaitAndWiden, ranking: RendezvousRanking) -> None:
         self._algorithm = algorithm
@@ -111,7 +111,7 @@ class PulsarWaitAndWidenBalancer:
     def choose(
         self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float
     ) -> Choice | None:
-        """The first-ranked one if nothing speaks against it, else band by band."""
+        """The first-ranked candidate if no rule excludes it, else a choice band by band."""
         algorithm = self._algorithm
         ranking = self._ranking.ranked(request.affinity_key, candidates)
         ranked: list[Candidate] = []

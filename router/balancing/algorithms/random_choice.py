@@ -1,4 +1,4 @@
-"""`random`: uniform over the eligible candidates."""
+"""`random`: chooses uniformly among the eligible candidates."""
 
 from collections.abc import Collection, Sequence
 from random import Random
@@ -11,13 +11,13 @@ from router.balancing.sampling import sample
 
 
 class RandomChoice:
-    """Stateless; its own balancer."""
+    """One definition of the algorithm; without state, so it is also the balancer of every target."""
 
     def __init__(self, settings: NoSettings, random: Random) -> None:  # noqa: ARG002 - there are none
         self._random = random
 
     def balancer(self, routing_key: str | None, model: str) -> "RandomChoice":  # noqa: ARG002
-        """Itself."""
+        """The algorithm itself."""
         return self
 
     def choose(
@@ -27,7 +27,7 @@ class RandomChoice:
         excluded: Collection[str],
         elapsed_ms: float,  # noqa: ARG002
     ) -> Choice | None:
-        """Any eligible candidate."""
+        """A random eligible candidate."""
         sampled = sample(candidates, excluded, 1, self._random)
         return Choice(sampled[0]) if sampled else None
 

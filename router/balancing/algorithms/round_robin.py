@@ -1,4 +1,4 @@
-"""`round-robin`: one counter per target, modulo the candidates that are eligible at the moment."""
+"""`round-robin`: one counter per target, modulo the number of candidates that are eligible now."""
 
 from collections.abc import Collection, Sequence
 from random import Random
@@ -10,10 +10,10 @@ from router.balancing.request import RoutingRequest
 
 
 class RoundRobin:
-    """Makes a counter for each target."""
+    """One definition of the algorithm; creates a counter per target."""
 
     def __init__(self, settings: NoSettings, random: Random) -> None:
-        """Needs neither."""
+        """Uses neither argument."""
 
     def balancer(self, routing_key: str | None, model: str) -> "RoundRobinBalancer":  # noqa: ARG002
         """A counter at 0."""
@@ -37,7 +37,7 @@ class RoundRobinBalancer:
         excluded: Collection[str],
         elapsed_ms: float,  # noqa: ARG002
     ) -> Choice | None:
-        """The next eligible candidate; a decision without one does not count."""
+        """The next eligible candidate; without one the counter does not change."""
         if excluded:
             candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
         if not candidates:

@@ -1,4 +1,4 @@
-"""`wait-and-widen`: near clusters first, farther ones the longer a request has waited; optionally with cache affinity."""
+"""`wait-and-widen`: clusters with a short TTFT first, further ones as the request waits; optionally with cache affinity."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from router.balancing.widening import WideningSettings, widen, widen_all, wideni
 
 @dataclass(frozen=True)
 class WaitAndWidenSettings:
-    """Settings; `widening` holds those of the family."""
+    """Settings; `widening` holds those shared with `pulsar-wait-and-widen`."""
 
     widening: WideningSettings
     comparator: str
@@ -29,7 +29,7 @@ class WaitAndWidenSettings:
 
     @classmethod
     def read(cls, fields: Fields) -> "WaitAndWidenSettings":
-        """From a configuration."""
+        """Read the settings from a definition."""
         return cls(
             widening=WideningSettings.read(fields),
             comparator=fields.choice("comparator", comparators(), "ttft"),
@@ -56,11 +56,11 @@ class WaitAndWiden:
         return WaitAndWidenBalancer(self, ring)
 
     def with_fresh_rng(self) -> "WaitAndWiden":
-        """The same definition with another source of random numbers, not one to keep secrets by."""
+        """The same definition with another source of random numbers (not for secrets)."""
         return WaitAndWiden(self.settings, Random())  # noqa: S311
 
     def explanation(self, request: RoutingRequest, candidates: Sequence[Candidate], elapsed_ms: float) -> Explanation:
-        """The scores that a sample is compared by, and who cannot be in one."""
+        """The scores by which a sample is compared, and which candidates cannot be in one."""
         tokens, priority, score = request.input_tokens or 0, request.priority, self._score
         columns = {one.cluster_id: {"score": score(one, tokens, priority)} for one in candidates}
         found = {one.cluster_id: widening_rule(self.widening, request, one, elapsed_ms) for one in candidates}
@@ -68,13 +68,13 @@ class WaitAndWiden:
         return Explanation(rules, columns, self.settings.comparator)
 
     def better(self, one: Candidate, other: Candidate, request: RoutingRequest) -> bool:
-        """By the configured comparator."""
+        """Whether `one` is strictly better than `other` by the configured comparator."""
         tokens, priority = request.input_tokens or 0, request.priority
         return self._score(one, tokens, priority) < self._score(other, tokens, priority)
 
 
 class WaitAndWidenBalancer:
-    """Decides for one target: among the clusters a key prefers, else among all."""
+    """The balancer of one target: chooses among the clusters that the affinity key prefers, else among all."""
 
     def __init__(self, algorithm: WaitAndWiden, ring: AffinityRing) -> None:
         self._algorithm = algorithm
@@ -83,13 +83,13 @@ class WaitAndWidenBalancer:
         self._forecast = Forecast(ignore_queue=settings.ignore_queue_time, max_queued=settings.max_queued)
 
     def copy(self) -> "WaitAndWidenBalancer":
-        """One for explanations, with random numbers of its own. It shares the ring, which is large and remembers no decision."""
+        """A copy for explanations with its own random numbers. It shares the ring, which is large and holds no decisions."""
         return WaitAndWidenBalancer(self._algorithm.with_fresh_rng(), self._ring)
 
     def choose(
         self, request: RoutingRequest, candidates: Sequence[Candidate], excluded: Collection[str], elapsed_ms: float
     ) -> Choice | None:
-        """The core on the affinity subset, then on everything."""
+        """Widening over the candidates preferred by the affinity key, then over all."""
         algorithm = self._algorithm
         settings, random = algorithm.widening, algorithm.random
         if request.affinity_key and algorithm.affinity_count:

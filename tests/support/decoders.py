@@ -1,0 +1,265 @@
+"""Every decoder of bytes that somebody else wrote: how it is called, and which errors are its own.
+
+A decoder is right if any input makes it return or raise one of `errors`, in time, and holding no more than a few times what came in.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+import certs
+from router.balancing import ConfigError, load_config
+from router.balancing.json_document import JsonError, parse
+from router.config.cli import HelpRequested, UsageError
+from router.config.cli import parse as parse_command_line
+from router.control_plane.admission import RefusedError, admit
+from router.control_plane.message_limits import MessageLimitError, check_limits
+from router.control_plane.messages import model_updates
+from router.http1.request_parser import BrokenBodyError, RequestParser
+from router.http1.request_parser import RefusedError as RequestRefusedError
+from router.http1.target import BadTargetError, host_is_valid, origin_form
+from router.ports.tunnels import TunnelError
+from router.tunnels.addresses import dial_target
+from router.tunnels.dial_policy import check_dialled_address
+from stargate_client.sse import EventCutter, EventTooLargeError, kind_of
+from tunnel_protocol import capnp
+from tunnel_protocol.control import llm_gateway_pb2, stargate_pb2
+from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
+from tunnel_protocol.handshake import RouterHandshake, WorkerHandshake
+from tunnel_protocol.quic import packets
+from tunnel_protocol.quic.address_validation import AddressValidation, InitialHeader, is_retry_token
+from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
+from tunnel_protocol.quic.engine import destination_cid
+from tunnel_protocol.quic.receive_half import StreamError
+from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream
+from tunnel_protocol.quic.tls import ServerTls
+from tunnel_protocol.raw_quic import RAW_QUIC
+
+STRANGER = ("192.0.2.9", 4_000)
+
+
+class Decoder(NamedTuple):
+    """One thing to feed bytes to."""
+
+    name: str
+    feed: Callable[[bytes], object]
+    errors: tuple[type[Exception], ...] = ()
+
+
+class Sink:
+    """Takes a head, a body and an end in this order, and nothing else."""
+
+    def __init__(self) -> None:
+        self.body = 0
+        self.ended = False
+
+    def on_head(self, head: object) -> None:
+        assert not self.ended
+
+    def on_body(self, data: bytes) -> None:
+        assert not self.ended
+        self.body += len(data)
+
+    def on_end(self) -> None:
+        assert not self.ended
+        self.ended = True
+
+
+class Requests:
+    """The owner of a parser that wants everything."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def request_begun(self, request: object) -> None:
+        self.begun += 1
+
+    def request_complete(self, request: object) -> None: ...
+
+    def set_body_reading(self, reading: bool) -> None: ...
+
+    def invite_body(self) -> None: ...
+
+
+class StreamCallbacks:
+    """A connection of one stream."""
+
+    def __init__(self) -> None:
+        self.sending: dict[BidirectionalStream, None] = {}
+        self.control: dict[BidirectionalStream, None] = {}
+        self.ready: dict[BidirectionalStream, None] = {}
+        self.poll_scheduled = True
+        self.pieces_out_of_order = 0
+
+    def schedule_poll(self) -> None: ...
+
+    def release(self, stream: BidirectionalStream) -> None: ...
+
+
+class EngineCallbacks:
+    """Whom a QUIC connection tells."""
+
+    def on_work(self) -> None: ...
+
+    def on_established(self) -> None: ...
+
+    def on_peer_stream(self, stream: object) -> None: ...
+
+    def on_stream_credit(self) -> None: ...
+
+    def on_connection_id(self, connection_id: bytes) -> None: ...
+
+    def on_connection_id_retired(self, connection_id: bytes) -> None: ...
+
+    def on_closed(self, error: Exception) -> None: ...
+
+
+def _exchange(role: Callable[[Sink], Any]) -> Callable[[bytes], object]:
+    def feed(data: bytes) -> None:
+        exchange = role(Sink())
+        exchange.receive(data[: len(data) // 3], False)
+        exchange.receive(data[len(data) // 3 :], False)
+        exchange.receive(b"", True)
+
+    return feed
+
+
+def _http(data: bytes) -> int:
+    owner = Requests()
+    parser = RequestParser(owner, lambda: 0.0)
+    for start in (0, len(data) // 2):
+        parser.feed(data[start : len(data) // 2] if not start else data[start:])
+    return owner.begun
+
+
+def _frames(data: bytes) -> int:
+    owner = StreamCallbacks()
+    stream = BidirectionalStream(owner, 0, b"\0", NULL_HANDLER, window=1_250_000, send_limit=0, high_water=1)
+    at = packets.read_stream_frames(data, 0, {0: stream})
+    assert stream.receive_half.held_bytes <= len(data)
+    return at
+
+
+def _acks(data: bytes) -> object:
+    return packets.read_ack(data, 0)
+
+
+def _crypto(data: bytes) -> int:
+    stream, at = CryptoStream(from_client=True), 0
+    while at + 3 <= len(data):
+        offset, size = int.from_bytes(data[at : at + 2], "big"), data[at + 2]
+        stream.receive(offset, data[at + 3 : at + 3 + size])
+        at += 3 + size
+        assert stream.held_bytes() <= len(data)
+    return stream.received
+
+
+class Strangers:
+    """A server's end that takes first datagrams."""
+
+    def __init__(self) -> None:
+        identity = certs.make_self_signed(["stargate"])
+        self._factory = AioquicFactory(QuicSettings(), ServerTls(identity.cert_pem, identity.key_pem))
+        self._validation = AddressValidation()
+
+    def datagram(self, data: bytes) -> None:
+        """What the endpoint does with a datagram of no known connection."""
+        destination_cid(data)
+        header = InitialHeader.parse(data)
+        if header is not None:
+            is_retry_token(header.token)
+            self._validation.original_cid(header, STRANGER, 1.0)
+        self._factory.answer_version(data)
+        if not self._factory.starts_connection(data):
+            return
+        engine = self._factory.accept(data, STRANGER, EngineCallbacks(), 1.0)
+        if engine is not None:
+            engine.deliver()
+            engine.poll(1.0)
+            engine.abandon(_GONE)
+            engine.deliver()
+            engine.discard()
+
+
+_GONE = ConnectionClosedError(None, "gone", by_peer=False)
+
+
+def _registration(data: bytes) -> object:
+    message = stargate_pb2.InferenceServerRegistration.FromString(data)
+    check_limits(message)
+    model_updates(message)
+    return admit(message, None, reverse_listener=True)
+
+
+def _watch(data: bytes) -> object:
+    return stargate_pb2.WatchStargatesResponse.FromString(data)
+
+
+def _auth(data: bytes) -> object:
+    return llm_gateway_pb2.AuthLlmWorkerResponse.FromString(data)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _words(data: bytes) -> object:
+    return parse_command_line(_text(data).replace("\0", " ").split("\n"), {})
+
+
+def _url(data: bytes) -> object:
+    target = dial_target(_text(data))
+    check_dialled_address(target, is_ours=lambda _ip, _port: False)
+    return target
+
+
+def _target(data: bytes) -> object:
+    host_is_valid(data)
+    return origin_form(b"GET", data)
+
+
+def _events(data: bytes) -> list[object]:
+    cutter = EventCutter()
+    return [kind_of(event) for part in (data[: len(data) // 2], data[len(data) // 2 :]) for event in cutter.feed(part)]
+
+
+def _pair(data: bytes) -> None:
+    cert, _, key = data.partition(b"\0")
+    certs.validate(certs.Identity(cert, key), datetime.now(UTC))
+
+
+def _trust(data: bytes) -> object:
+    return certs.parse_trust_bundle(data)
+
+
+def all_decoders() -> list[Decoder]:
+    """Every decoder, made anew."""
+    return [
+        Decoder("capnp_message", capnp.decode_message, (ProtocolError,)),
+        Decoder("capnp_handshake", capnp.decode_handshake, (ProtocolError,)),
+        Decoder("capnp_handshake_ack", capnp.decode_handshake_ack, (ProtocolError,)),
+        Decoder("handshake_of_worker", lambda data: RouterHandshake().receive(data, True), (ProtocolError,)),
+        Decoder("handshake_of_router", lambda data: WorkerHandshake().receive(data, True), (ProtocolError,)),
+        Decoder("raw_quic_response", _exchange(RAW_QUIC.router_exchange), (ProtocolError,)),
+        Decoder("raw_quic_request", _exchange(RAW_QUIC.worker_exchange), (ProtocolError,)),
+        Decoder("quic_stream_frames", _frames, (StreamError,)),
+        Decoder("quic_ack_frame", _acks, (IndexError,)),
+        Decoder("quic_crypto_stream", _crypto, (CryptoBufferError,)),
+        Decoder("quic_first_datagram", Strangers().datagram),
+        Decoder("http_request", _http, (RequestRefusedError, BrokenBodyError)),
+        Decoder("http_target", _target, (BadTargetError,)),
+        Decoder("registration", _registration, (DecodeError, MessageLimitError, RefusedError)),
+        Decoder("watch_response", _watch, (DecodeError,)),
+        Decoder("auth_response", _auth, (DecodeError,)),
+        Decoder("json_document", parse, (JsonError,)),
+        Decoder("policy", load_config, (ConfigError,)),
+        Decoder("command_line", _words, (UsageError, HelpRequested)),
+        Decoder("dialled_url", _url, (TunnelError,)),
+        Decoder("server_sent_events", _events, (EventTooLargeError,)),
+        Decoder("certificate_pair", _pair, (certs.IdentityError,)),
+        Decoder("trust_bundle", _trust, (certs.IdentityError, OSError)),
+    ]
