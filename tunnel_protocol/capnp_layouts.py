@@ -1,6 +1,6 @@
 """The canonical layouts of headers, body and trailers messages: encoding, decoding, and extracting bodies from a stream.
 
-The Python twin of `capnp_speedups.pyx`, which is used instead if it was compiled: `capnp.py` chooses. Both behave the
+The Python version of `capnp_speedups.pyx`, which is used instead if it was compiled: `capnp.py` chooses. Both behave the
 same; for rare cases the compiled functions call those of this module. See docs/protocol.md, "Layout".
 """
 

@@ -148,7 +148,7 @@ class StatelessResets:
         self._key = key
 
     def token(self, connection_id: bytes) -> bytes:
-        """The stateless reset token of a connection id of ours."""
+        """The stateless reset token of one of our connection ids."""
         return hmac.digest(self._key, connection_id, "sha256")[:RESET_TOKEN_BYTES]
 
     def packet(self, data: bytes) -> bytes | None:

@@ -1,6 +1,6 @@
 """Reads and writes datagrams of a non-blocking UDP socket, one system call each.
 
-The Python twin of `datagram_speedups.pyx`, which is used instead if it was compiled: that one reads many datagrams per system
+The Python version of `datagram_speedups.pyx`, which is used instead if it was compiled: that one reads many datagrams per system
 call and lets the kernel coalesce them (Linux, `recvmmsg` and `UDP_GRO`).
 """
 

@@ -1,6 +1,6 @@
 """Encodes and decodes ordinary 1-RTT packets: packet protection, STREAM and ACK frames (RFC 9000, RFC 9001).
 
-No state and no I/O. This is the Python twin of `packet_speedups.pyx`, which is used instead if it was compiled; tests run
+No state and no I/O. This is the Python version of `packet_speedups.pyx`, which is used instead if it was compiled; tests run
 against both. Packets that are not ordinary are left to the caller, which passes them to aioquic.
 """
 
