@@ -157,7 +157,7 @@ def public_names(path: Path) -> set[str]:
 
 def twins(path: Path) -> list[str]:
     """The modules beside a .pyx that say to be its twin."""
-    said = f"Python twin of `{path.name}`"
+    said = f"Python version of `{path.name}`"
     return [other.relative_to(ROOT).as_posix() for other in path.parent.glob("*.py") if said in other.read_text()]
 
 
