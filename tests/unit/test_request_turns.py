@@ -200,6 +200,36 @@ async def test_a_stream_that_comes_after_the_attempt_is_over_is_given_back():
 
 
 @scenario
+async def test_a_worker_that_is_lost_while_a_stream_is_waited_for_fails_the_attempt():
+    async def lost(head, sink, *, end):
+        raise TunnelError("connection lost")
+
+    tunnels = Tunnels(free=0)
+    tunnels.open = lost
+    owner, attempt = an_attempt(tunnels)
+    attempt.start(HEAD, 5.0)
+    await settle()
+    assert owner.heard == ["connection lost"]
+
+
+@scenario
+async def test_a_defect_of_the_tunnels_while_a_stream_is_waited_for_is_a_failed_attempt():
+    async def broken(head, sink, *, end):
+        raise ZeroDivisionError
+
+    tunnels = Tunnels(free=0)
+    tunnels.open = broken
+    owner, attempt = an_attempt(tunnels)
+    with capture_logs() as logs:
+        attempt.start(HEAD, 5.0)
+        await settle()
+    assert owner.heard == ["no stream"]
+    assert [line["event"] for line in logs] == ["waiting for a stream ended unexpectedly"]
+    attempt.discard()
+    assert owner.heard == ["no stream"]
+
+
+@scenario
 async def test_what_a_worker_still_says_after_its_answer_was_discarded_is_dropped():
     tunnels = Tunnels()
     owner, attempt = an_attempt(tunnels)
@@ -282,7 +312,7 @@ def test_a_complete_copy_is_not_lost_with_its_original():
 # --- requests
 
 
-class House:
+class Rig:
     """A proxy with one registered worker."""
 
     def __init__(self, tunnels=None, **settings):
@@ -320,50 +350,50 @@ class House:
 
 @scenario
 async def test_a_request_without_a_body_is_complete_with_its_head():
-    house = House()
-    house.ask(body=b"")
-    (exchange,) = house.tunnels.exchanges
+    rig = Rig()
+    rig.ask(body=b"")
+    (exchange,) = rig.tunnels.exchanges
     assert exchange.calls == []
     exchange.sink.on_head(OK)
     exchange.sink.on_end()
-    assert house.output.statuses == [200]
-    assert not house.proxy.running
+    assert rig.output.statuses == [200]
+    assert not rig.proxy.running
 
 
 @scenario
 async def test_a_client_that_is_slow_while_its_worker_is_dialled_is_slow_for_the_attempt():
-    house = House(Tunnels(direct=True))
-    house.tunnels.up = False
-    request = house.ask()
+    rig = Rig(Tunnels(direct=True))
+    rig.tunnels.up = False
+    request = rig.ask()
     request.resume_response()
     request.pause_response()
     await settle()
-    assert house.tunnels.exchanges == []
-    house.tunnels.dialled.set()
+    assert rig.tunnels.exchanges == []
+    rig.tunnels.dialled.set()
     await settle()
-    assert house.tunnels.exchanges[0].calls[0] == "pause"
+    assert rig.tunnels.exchanges[0].calls[0] == "pause"
 
 
 @scenario
 async def test_nothing_that_comes_after_its_end_changes_a_request():
-    house = House(max_connect_retries=0)
-    request = house.ask()
-    house.tunnels.exchanges[0].sink.on_failed(TunnelError("stream reset"))
-    assert house.output.statuses == [502]
+    rig = Rig(max_connect_retries=0)
+    request = rig.ask()
+    rig.tunnels.exchanges[0].sink.on_failed(TunnelError("stream reset"))
+    assert rig.output.statuses == [502]
     request.attempt_answered(OK)
     request.attempt_failed(TunnelError("late"))
     request.response_ended(None)
     request.client_gone()
     request._defect()
-    assert house.output.statuses == [502]
-    assert house.output.ends == ["done"]
+    assert rig.output.statuses == [502]
+    assert rig.output.ends == ["done"]
 
 
 @pytest.mark.parametrize("event", ["answered", "failed"])
 def test_an_attempt_that_nobody_made_costs_its_request_and_is_told(event):
     async def test():
-        house = House()
-        request = house.ask()
+        rig = Rig()
+        request = rig.ask()
         request._placement = None
         with capture_logs() as logs:
             if event == "answered":
@@ -371,7 +401,7 @@ def test_an_attempt_that_nobody_made_costs_its_request_and_is_told(event):
             else:
                 request.attempt_failed(TunnelError("of whom?"))
         assert "request in an impossible state" in [line["event"] for line in logs]
-        assert house.output.statuses == [502]
+        assert rig.output.statuses == [502]
         assert request._state is RequestState.OVER
 
     run_virtual(test())
@@ -379,17 +409,17 @@ def test_an_attempt_that_nobody_made_costs_its_request_and_is_told(event):
 
 @scenario
 async def test_a_choice_without_an_estimate_announces_none():
-    house = House()
-    request = house.ask()
+    rig = Rig()
+    request = rig.ask()
     placed = request._placement.choice
     unknown = Chosen(placed.candidate, placed.cluster, placed.backend, 1, True, None)
     assert EXPECTED_QUEUE_MS not in dict(request._request_head(unknown).headers)
     estimated = Chosen(placed.candidate, placed.cluster, placed.backend, 1, False, 250)
     assert dict(request._request_head(estimated).headers)[EXPECTED_QUEUE_MS] == b"250"
-    request._recorder.chosen(unknown, house.loop.time(), False, False)
+    request._recorder.chosen(unknown, rig.loop.time(), False, False)
     line = next(
         line
-        for line in house.metrics.render(additional=True).decode().splitlines()
+        for line in rig.metrics.render(additional=True).decode().splitlines()
         if line.startswith("stargate_routing_kv_free_token_fallback_selections_total{")
     )
     assert line.endswith(" 1")
@@ -406,10 +436,10 @@ def test_the_lines_of_an_ordinary_request_are_written_if_they_are_wanted(enabled
             self.written.append(values)
 
     async def test():
-        house = House()
-        log = house.proxy.access_log = SimpleNamespace(attempt=Line(), finished=Line())
-        house.ask()
-        sink = house.tunnels.exchanges[0].sink
+        rig = Rig()
+        log = rig.proxy.access_log = SimpleNamespace(attempt=Line(), finished=Line())
+        rig.ask()
+        sink = rig.tunnels.exchanges[0].sink
         sink.on_head(OK)
         sink.on_body(b"four")
         sink.on_end()

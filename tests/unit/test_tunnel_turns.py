@@ -152,23 +152,37 @@ async def test_a_set_that_is_complete_is_not_dialled_again():
 
 
 @scenario
-async def test_connections_of_a_dial_that_outlives_its_registration_are_given_back():
+async def test_connections_of_a_dial_that_ends_together_with_its_registration_are_given_back():
     connection = Worker()
+
+    async def dial(tunnels):
+        tunnels.retire()
+        return [a_tunnel(connection)]
+
+    tunnels = direct(dial)
+    with pytest.raises(TunnelError, match="no connection for exact inference server registration 'w1'"):
+        await tunnels.reconnect()
+    assert connection.closed
+
+
+@scenario
+async def test_a_registration_is_over_when_its_dial_is():
+    over = []
 
     async def dial(_):
         try:
             await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return [a_tunnel(connection)]
+        finally:
+            over.append("dial")
 
     tunnels = direct(dial)
     dialling = asyncio.create_task(tunnels.reconnect())
     await settle()
     tunnels.retire()
     await tunnels.wait_retired()
+    assert over == ["dial"]
     with pytest.raises(TunnelError, match="no connection for exact inference server registration 'w1'"):
         await dialling
-    assert connection.closed
 
 
 # --- the dialler
@@ -344,20 +358,17 @@ async def _accept(_):
 
 
 @pytest.mark.parametrize("answer", [None, AuthenticationError("no answer")])
-def test_a_decision_that_comes_after_the_connection_has_closed_is_no_more_than_that(answer):
+def test_a_decision_that_comes_after_the_connection_has_closed_installs_and_answers_nothing(answer):
     async def ask(_):
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            if answer is not None:
-                raise answer from None
+        incoming.on_closed(CLOSED)
+        if answer is not None:
+            raise answer
 
     async def test():
+        nonlocal incoming
         connection, context, incoming, stream = arrive(ask)
         tunnels = reverse()
         context.registrations.begin(tunnels.identity, tunnels)
-        await settle()
-        incoming.on_closed(CLOSED)
         await settle()
         assert stream.sent == b""
         assert tunnels.slot.members == ()
@@ -365,6 +376,7 @@ def test_a_decision_that_comes_after_the_connection_has_closed_is_no_more_than_t
         incoming._too_slow()
         assert connection.closes == []
 
+    incoming = None
     run_virtual(test())
 
 
