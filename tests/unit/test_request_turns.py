@@ -300,6 +300,22 @@ async def test_a_body_that_breaks_off_after_the_worker_has_stopped_it_is_no_fail
     assert replay.state is ReplayState.LOST
 
 
+@scenario
+async def test_a_body_that_ends_after_the_worker_has_stopped_it_is_complete_in_the_copy_only():
+    body = RequestBody(lambda _: None)
+    over = []
+    replay = a_replay()
+    exchange = Exchange(HEAD, None)
+    upload = Upload(body, replay, exchange, over.append)
+    upload.start()
+    upload.stopped()
+    body.feed(b"the rest")
+    body.finish()
+    assert (exchange.sent, exchange.calls, over) == (b"", [], [])
+    assert replay.state is ReplayState.COMPLETE
+    assert replay.chunks == [b"the rest"]
+
+
 def test_a_complete_copy_is_not_lost_with_its_original():
     replay = a_replay()
     replay.touch()
