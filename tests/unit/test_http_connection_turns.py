@@ -3,9 +3,11 @@
 import asyncio
 import math
 import socket
+from types import SimpleNamespace
 
 import httptools
 import pytest
+from structlog.testing import capture_logs
 
 from router.http1 import server as server_module
 from router.http1.connection import ClientConnection
@@ -400,6 +402,45 @@ async def test_a_server_that_was_never_started_has_nothing_to_wait_for():
     server = HttpServer(None, asyncio.get_running_loop().time, http_settings())
     await server.wait()
     assert await server.drain(1.0)
+
+
+async def test_connections_turned_away_within_ten_seconds_are_told_in_one_line():
+    class Newcomer:
+        closed = False
+
+        def abort(self):
+            self.closed = True
+
+    reasons = []
+    handler = SimpleNamespace(connection_refused=reasons.append)
+    server = HttpServer(handler, asyncio.get_running_loop().time, http_settings(max_connections=0))
+    newcomers = [Newcomer() for _ in range(4)]
+    with capture_logs() as logs:
+        for newcomer in newcomers[:3]:
+            server.connection_opened(newcomer)
+        await asyncio.sleep(11)
+        server.connection_opened(newcomers[3])
+    assert all(newcomer.closed for newcomer in newcomers)
+    assert reasons == ["connections"] * 4
+    assert [line["refused"] for line in logs] == [1, 3]
+
+
+async def test_what_several_connections_write_in_one_turn_or_tick_leaves_together():
+    flushed = []
+    connections = [SimpleNamespace(flush=lambda number=number: flushed.append(number)) for number in range(4)]
+    server = HttpServer(None, asyncio.get_running_loop().time, http_settings())
+    server.flush_later(connections[0])
+    server.flush_later(connections[1])
+    assert flushed == []
+    await asyncio.sleep(0)
+    assert flushed == [0, 1]
+    server.tick_begins()
+    server.flush_later(connections[2])
+    server.flush_later(connections[3])
+    await asyncio.sleep(0)
+    assert flushed == [0, 1]
+    server.tick_ends()
+    assert flushed == [0, 1, 2, 3]
 
 
 def test_a_system_without_one_of_the_keep_alive_times_gets_the_others(monkeypatch):

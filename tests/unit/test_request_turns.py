@@ -21,8 +21,12 @@ from router.proxy.upload import Upload
 from router.registry import ModelStats, ModelUpdate, Registry
 from router.telemetry.metrics import Metrics
 from support.package_settings import proxy_settings
+from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 from tunnel_protocol.head import EXPECTED_QUEUE_MS, RequestHead, ResponseHead
 
+as_written_only = pytest.mark.skipif(
+    AS_WRITTEN_BECAUSE is None, reason="replaces parts of compiled modules; make cover runs it as written"
+)
 pytestmark = pytest.mark.loop("virtual")
 
 HEAD = RequestHead(b"POST", b"/v1/chat/completions", [])
@@ -190,6 +194,34 @@ async def test_a_stream_that_comes_after_the_attempt_is_over_is_given_back():
     assert owner.heard == []
 
 
+async def test_a_worker_that_is_lost_while_a_stream_is_waited_for_fails_the_attempt():
+    async def lost(head, sink, *, end):
+        raise TunnelError("connection lost")
+
+    tunnels = Tunnels(free=0)
+    tunnels.open = lost
+    owner, attempt = an_attempt(tunnels)
+    attempt.start(HEAD, 5.0)
+    await settle()
+    assert owner.heard == ["connection lost"]
+
+
+async def test_a_defect_of_the_tunnels_while_a_stream_is_waited_for_is_a_failed_attempt():
+    async def broken(head, sink, *, end):
+        raise ZeroDivisionError
+
+    tunnels = Tunnels(free=0)
+    tunnels.open = broken
+    owner, attempt = an_attempt(tunnels)
+    with capture_logs() as logs:
+        attempt.start(HEAD, 5.0)
+        await settle()
+    assert owner.heard == ["no stream"]
+    assert [line["event"] for line in logs] == ["waiting for a stream ended unexpectedly"]
+    attempt.discard()
+    assert owner.heard == ["no stream"]
+
+
 async def test_what_a_worker_still_says_after_its_answer_was_discarded_is_dropped():
     tunnels = Tunnels()
     owner, attempt = an_attempt(tunnels)
@@ -256,6 +288,21 @@ async def test_a_body_that_breaks_off_after_the_worker_has_stopped_it_is_no_fail
     assert replay.state is ReplayState.LOST
 
 
+async def test_a_body_that_ends_after_the_worker_has_stopped_it_is_complete_in_the_copy_only():
+    body = RequestBody(lambda _: None)
+    over = []
+    replay = a_replay()
+    exchange = Exchange(HEAD, None)
+    upload = Upload(body, replay, exchange, over.append)
+    upload.start()
+    upload.stopped()
+    body.feed(b"the rest")
+    body.finish()
+    assert (exchange.sent, exchange.calls, over) == (b"", [], [])
+    assert replay.state is ReplayState.COMPLETE
+    assert replay.chunks == [b"the rest"]
+
+
 def test_a_complete_copy_is_not_lost_with_its_original():
     replay = a_replay()
     replay.touch()
@@ -268,7 +315,7 @@ def test_a_complete_copy_is_not_lost_with_its_original():
 # --- requests
 
 
-class Front:
+class Rig:
     """A proxy with one registered worker."""
 
     def __init__(self, tunnels=None, **settings):
@@ -305,47 +352,47 @@ class Front:
 
 
 async def test_a_request_without_a_body_is_complete_with_its_head():
-    front = Front()
-    front.ask(body=b"")
-    (exchange,) = front.tunnels.exchanges
+    rig = Rig()
+    rig.ask(body=b"")
+    (exchange,) = rig.tunnels.exchanges
     assert exchange.calls == []
     exchange.sink.on_head(OK)
     exchange.sink.on_end()
-    assert front.output.statuses == [200]
-    assert not front.proxy.running
+    assert rig.output.statuses == [200]
+    assert not rig.proxy.running
 
 
 async def test_a_client_that_is_slow_while_its_worker_is_dialled_is_slow_for_the_attempt():
-    front = Front(Tunnels(direct=True))
-    front.tunnels.up = False
-    request = front.ask()
+    rig = Rig(Tunnels(direct=True))
+    rig.tunnels.up = False
+    request = rig.ask()
     request.resume_response()
     request.pause_response()
     await settle()
-    assert front.tunnels.exchanges == []
-    front.tunnels.dialled.set()
+    assert rig.tunnels.exchanges == []
+    rig.tunnels.dialled.set()
     await settle()
-    assert front.tunnels.exchanges[0].calls[0] == "pause"
+    assert rig.tunnels.exchanges[0].calls[0] == "pause"
 
 
 async def test_nothing_that_comes_after_its_end_changes_a_request():
-    front = Front(max_connect_retries=0)
-    request = front.ask()
-    front.tunnels.exchanges[0].sink.on_failed(TunnelError("stream reset"))
-    assert front.output.statuses == [502]
+    rig = Rig(max_connect_retries=0)
+    request = rig.ask()
+    rig.tunnels.exchanges[0].sink.on_failed(TunnelError("stream reset"))
+    assert rig.output.statuses == [502]
     request.attempt_answered(OK)
     request.attempt_failed(TunnelError("late"))
     request.response_ended(None)
     request.client_gone()
     request._defect()
-    assert front.output.statuses == [502]
-    assert front.output.ends == ["done"]
+    assert rig.output.statuses == [502]
+    assert rig.output.ends == ["done"]
 
 
 @pytest.mark.parametrize("event", ["answered", "failed"])
 async def test_an_attempt_that_nobody_made_costs_its_request_and_is_told(event):
-    front = Front()
-    request = front.ask()
+    rig = Rig()
+    request = rig.ask()
     request._placement = None
     with capture_logs() as logs:
         if event == "answered":
@@ -353,28 +400,29 @@ async def test_an_attempt_that_nobody_made_costs_its_request_and_is_told(event):
         else:
             request.attempt_failed(TunnelError("of whom?"))
     assert "request in an impossible state" in [line["event"] for line in logs]
-    assert front.output.statuses == [502]
+    assert rig.output.statuses == [502]
     assert request._state is RequestState.OVER
 
 
 async def test_a_choice_without_an_estimate_announces_none():
-    front = Front()
-    request = front.ask()
+    rig = Rig()
+    request = rig.ask()
     placed = request._placement.choice
     unknown = Chosen(placed.candidate, placed.cluster, placed.backend, 1, True, None)
     assert EXPECTED_QUEUE_MS not in dict(request._request_head(unknown).headers)
     estimated = Chosen(placed.candidate, placed.cluster, placed.backend, 1, False, 250)
     assert dict(request._request_head(estimated).headers)[EXPECTED_QUEUE_MS] == b"250"
-    request._recorder.chosen(unknown, front.loop.time(), False, False)
+    request._recorder.chosen(unknown, rig.loop.time(), False, False)
     line = next(
         line
-        for line in front.metrics.render(additional=True).decode().splitlines()
+        for line in rig.metrics.render(additional=True).decode().splitlines()
         if line.startswith("stargate_routing_kv_free_token_fallback_selections_total{")
     )
     assert line.endswith(" 1")
 
 
 @pytest.mark.parametrize("enabled", [False, True])
+@as_written_only
 async def test_the_lines_of_an_ordinary_request_are_written_if_they_are_wanted(enabled):
     class Line:
         def __init__(self):
@@ -384,10 +432,10 @@ async def test_the_lines_of_an_ordinary_request_are_written_if_they_are_wanted(e
         def write(self, *values):
             self.written.append(values)
 
-    front = Front()
-    log = front.proxy.access_log = SimpleNamespace(attempt=Line(), finished=Line())
-    front.ask()
-    sink = front.tunnels.exchanges[0].sink
+    rig = Rig()
+    log = rig.proxy.access_log = SimpleNamespace(attempt=Line(), finished=Line())
+    rig.ask()
+    sink = rig.tunnels.exchanges[0].sink
     sink.on_head(OK)
     sink.on_body(b"four")
     sink.on_end()
@@ -400,6 +448,7 @@ async def test_the_lines_of_an_ordinary_request_are_written_if_they_are_wanted(e
 # --- the worker that is asked
 
 
+@as_written_only
 def test_work_is_taken_out_only_if_it_was_counted():
     cluster = SimpleNamespace(reserve=lambda *_: None)
     placement = Placement(SimpleNamespace(backend=None, cluster=cluster))
@@ -409,6 +458,7 @@ def test_work_is_taken_out_only_if_it_was_counted():
     assert placement.reservation is None
 
 
+@as_written_only
 def test_a_name_beyond_ascii_is_passed_on_and_a_control_character_is_not():
     worker = SimpleNamespace(inference_server_id="größe", inference_server_url="quic://192.0.2.1:1", cluster_id="c\t1")
     values = {value for _, value in headers_to_client([], worker)}
