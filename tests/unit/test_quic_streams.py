@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
-from tunnel_protocol.quic.receive_half import StreamError
+from tunnel_protocol.quic.receive_half import ReceiveState, StreamError
 from tunnel_protocol.quic.stream import CONNECTION_GAPS, STREAM_GAPS, BidirectionalStream
 
 
@@ -118,6 +118,16 @@ def test_a_fin_that_came_while_reading_was_paused_is_delivered_after_it():
     assert rig.calls() == []
     rig.stream.resume_reading()
     assert rig.calls() == [(b"", True)]
+
+
+def test_a_reset_that_nobody_has_heard_of_ends_a_stopped_stream_without_a_frame_to_the_peer():
+    rig = Rig()
+    rig.stream.on_stream_frame(0, b"abc", False)
+    rig.stream.on_reset_stream(7, 3)
+    rig.stream.stop(9)
+    assert rig.calls() == []
+    assert not rig.stream.receive_half.stop_pending
+    assert rig.stream.receive_half.state is ReceiveState.RESET_READ
 
 
 def test_the_window_is_constant_and_renewed_by_halves():
