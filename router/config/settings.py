@@ -281,7 +281,7 @@ class Settings:
         "PATH",
         text,
         default=None,
-        help="Append the TLS secrets of tunnels there, to decrypt captures (whoever reads it reads the tunnels).",
+        help="Append the TLS secrets of tunnels there, to decrypt captures (anyone who can read it can read the tunnels).",
         env="STARGATE_QUIC_KEYLOG_PATH",
         added=True,
     )
