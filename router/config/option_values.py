@@ -170,6 +170,15 @@ def log_format(value: str) -> Literal["text", "json"]:
     raise ValueRefusedError(f"unsupported log format '{value}', expected 'text' or 'json'")
 
 
+def reference_release(value: str) -> Literal["0.11", "0.18"]:
+    """A release line of the reference router whose behaviour peers see."""
+    if value == "0.11":
+        return "0.11"
+    if value == "0.18":
+        return "0.18"
+    raise ValueRefusedError(f"unsupported release line '{value}', expected '0.11' or '0.18'")
+
+
 def metric_families(value: str) -> Literal["contract", "all"]:
     """The set of metric families that `/metrics` shows."""
     if value == "contract":

@@ -35,7 +35,7 @@ def tunnels(settings: Settings) -> TunnelSettings:
     """Timeouts and limits of tunnels."""
     return TunnelSettings(
         connect_timeout_ms=settings.quic_connect_timeout_ms,
-        request_timeout_ms=settings.quic_request_timeout_ms,
+        request_timeout_ms=settings.head_timeout_ms,
         reverse_connect_timeout_ms=settings.reverse_tunnel_connect_timeout_ms,
         direct_connections=settings.direct_quic_connections,
         handshake_timeout_ms=10_000,
@@ -51,7 +51,7 @@ def proxy(settings: Settings) -> ProxySettings:
     """Limits and switches of the proxy. Raises `StartupError` for an invalid header name."""
     header = retry_budget_header(settings)
     return ProxySettings(
-        request_timeout_ms=settings.quic_request_timeout_ms,
+        request_timeout_ms=settings.head_timeout_ms,
         max_connect_retries=settings.proxy_max_connect_retries,
         max_request_retries=settings.proxy_max_request_retries,
         max_replay_body_bytes=settings.proxy_max_replay_body_bytes,

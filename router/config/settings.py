@@ -21,6 +21,7 @@ from router.config.option_values import (
     milliseconds_above_zero,
     parse_socket_address,
     port,
+    reference_release,
     stream_window,
     text,
     true_or_false,
@@ -77,6 +78,16 @@ class Settings:
         default=None,
         help="Host name under which workers reach a router; {pod_name} and {namespace} are filled in. "
         f"Without it {DEFAULT_HOSTNAME_TEMPLATE} is used.",
+    )
+    compat: Literal["0.11", "0.18"] = option(
+        "--compat",
+        "RELEASE",
+        reference_release,
+        default="0.18",
+        help="Release line of the reference router whose behaviour clients, workers and charts see: '0.11' (August 2026) "
+        "or '0.18'. docs/compatibility.md lists the differences.",
+        env="STARGATE_COMPAT",
+        added=True,
     )
     listen_addr: str = option(
         "--listen-addr",
@@ -207,12 +218,13 @@ class Settings:
         default=2_000,
         help="Limit for dialling a worker, and once more for setting up the framing.",
     )
-    quic_request_timeout_ms: int = option(
+    quic_request_timeout_ms: int | None = option(
         "--quic-request-timeout-ms",
         "MS",
         milliseconds,
-        default=30_000,
-        help="Limit from opening a stream to the head of the response; the body has none.",
+        default=None,
+        help="Limit from opening a stream to the head of the response; the body has none. 300000 if not given, and "
+        "30000 with --compat 0.11.",
     )
     direct_quic_connections: int = option(
         "--direct-quic-connections",
@@ -599,6 +611,18 @@ class Settings:
         return self.backend_connectivity == "reverse"
 
     @property
+    def as_of_0_18(self) -> bool:
+        """Whether peers see the behaviour of the 0.18 line, not that of 0.11 (docs/compatibility.md)."""
+        return self.compat == "0.18"
+
+    @property
+    def head_timeout_ms(self) -> int:
+        """Limit in ms from opening a tunnel stream to the response head."""
+        if self.quic_request_timeout_ms is not None:
+            return self.quic_request_timeout_ms
+        return 300_000 if self.as_of_0_18 else 30_000
+
+    @property
     def hostname_template(self) -> str:
         """The template of host names for workers; an empty one counts as none."""
         return self.advertised_hostname_template or DEFAULT_HOSTNAME_TEMPLATE
@@ -613,6 +637,7 @@ class Settings:
         """All settings by name, for the first log line."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["advertise_addr"] = str(self.advertise_addr)
+        values["quic_request_timeout_ms"] = self.head_timeout_ms
         return values
 
 

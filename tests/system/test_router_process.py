@@ -146,7 +146,7 @@ def test_the_first_log_line_tells_version_and_all_settings(llm_router: System) -
     first = llm_router.router.log().splitlines()[0]
     assert " INFO starting stargate version=" in first
     assert "commit_short_sha=" in first
-    assert "quic_request_timeout_ms: 30000" in first
+    assert "quic_request_timeout_ms: 300000" in first
 
 
 def test_router_and_worker_tell_first_which_form_runs_and_why(llm_router: System) -> None:

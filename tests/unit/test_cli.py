@@ -251,3 +251,16 @@ def test_sections_of_the_help_hold_together() -> None:
     sections = [section for section, _ in groupby(option.section for option in OPTIONS)]
     assert None not in sections
     assert len(sections) == len(set(sections))
+
+
+def test_the_release_line_is_one_of_two() -> None:
+    assert settings().compat == "0.18"
+    assert settings("--compat", "0.11").as_of_0_18 is False
+    assert settings(env={"STARGATE_COMPAT": "0.11"}).compat == "0.11"
+    assert "unsupported release line '0.12', expected '0.11' or '0.18'" in refusal("--compat=0.12")
+
+
+@pytest.mark.parametrize(("release", "expected"), [("0.11", 30_000), ("0.18", 300_000)])
+def test_the_limit_to_the_response_head_is_that_of_the_release_line(release: str, expected: int) -> None:
+    assert settings(f"--compat={release}").head_timeout_ms == expected
+    assert settings(f"--compat={release}", "--quic-request-timeout-ms=5").head_timeout_ms == 5
