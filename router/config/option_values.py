@@ -114,6 +114,11 @@ def count_above_zero(value: str) -> int:
     return _above_zero(value, "invalid count")
 
 
+def uint32_above_zero(value: str) -> int:
+    """A count of 32 bits, at least 1."""
+    return _above_zero(value, "invalid count", MAX_U32)
+
+
 def stream_window(value: str) -> int:
     """Bytes, from 1 KiB to 1 GiB."""
     number = _integer(value, MAX_U64)
@@ -122,9 +127,9 @@ def stream_window(value: str) -> int:
     return number
 
 
-def _above_zero(value: str, complaint: str) -> int:
+def _above_zero(value: str, complaint: str, largest: int = MAX_U64) -> int:
     try:
-        number = _integer(value, MAX_U64)
+        number = _integer(value, largest)
     except ValueRefusedError as error:
         raise ValueRefusedError(f"{complaint}: {error.reason}") from None
     if number == 0:

@@ -26,6 +26,7 @@ from router.config.option_values import (
     text,
     true_or_false,
     uint32,
+    uint32_above_zero,
     uint64,
     url_list,
 )
@@ -584,6 +585,31 @@ class Settings:
         default=30_000,
         help="Time to finish what runs after SIGTERM or SIGINT; a second signal ends at once.",
         section="Start and end",
+    )
+    readiness_warmup_ms: int = option(
+        "--readiness-warmup-ms",
+        "MS",
+        milliseconds,
+        default=0,
+        help="/readyz stays 503 for this long after the start, or until the number of routable workers is stable; everything "
+        "else works meanwhile. 0 is ready at once.",
+        env="STARGATE_READINESS_WARMUP_MS",
+    )
+    readiness_stabilization_sample_interval_ms: int = option(
+        "--readiness-stabilization-sample-interval-ms",
+        "MS",
+        milliseconds_above_zero,
+        default=1_000,
+        help="How often routable workers are counted while /readyz warms up.",
+        env="STARGATE_READINESS_STABILIZATION_SAMPLE_INTERVAL_MS",
+    )
+    readiness_stabilization_window: int = option(
+        "--readiness-stabilization-window",
+        "N",
+        uint32_above_zero,
+        default=5,
+        help="How often in a row that count, above 0, must be the same as before for the warm-up to end.",
+        env="STARGATE_READINESS_STABILIZATION_WINDOW",
     )
     lame_duck_ms: int = option(
         "--lame-duck-ms",
