@@ -152,16 +152,22 @@ class Settings:
         "URL",
         url_list,
         default=(),
-        help="Further routers that workers should watch; repeat it or separate with commas.",
+        help="Further routers that workers should watch, https://host:port, or http:// with the next option; repeat it or "
+        "separate with commas.",
         env="STARGATE_REMOTE_WATCH_URLS",
         repeats=True,
     )
+    allow_insecure_remote_watch_http: bool = switch(
+        "--allow-insecure-remote-watch-http",
+        help="Allow http:// in --remote-stargate-url.",
+        env="STARGATE_ALLOW_INSECURE_REMOTE_WATCH_HTTP",
+    )
     grpc_pylon_dial_addr: str | None = option(
         "--grpc-pylon-dial-addr",
-        "ADDR",
+        "URL",
         text,
         default=None,
-        help="Address workers dial for gRPC instead of the advertised one.",
+        help="Address workers dial for gRPC instead of the advertised one: http://host:port or https://host:port.",
     )
     enable_dev_peer_forwarding: bool = switch(
         "--enable-dev-peer-forwarding",

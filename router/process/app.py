@@ -12,6 +12,7 @@ from router.config import package_settings
 from router.config.settings import Settings
 from router.config.startup_checks import (
     StartupError,
+    addresses_without_scheme,
     check_options,
     check_worker_auth,
     outbound_trust,
@@ -90,6 +91,12 @@ def _warn_about_options(settings: Settings) -> None:
             "registration update max idle timeout is below the idle-timeout floor; max cap wins",
             registration_update_idle_timeout_ms=floor,
             registration_update_max_idle_timeout_ms=cap,
+        )
+    bare = addresses_without_scheme(settings)
+    if bare:
+        _log.warning(
+            "addresses for workers have no http:// or https://; they are published as they are, and --compat 0.18 refuses them",
+            addresses=", ".join(bare),
         )
     if settings.quic_insecure and not settings.reverse:
         _log.warning("workers are dialled without verification of their certificates (--quic-insecure)")

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from certs import Identity as TlsIdentity
-from router.config import package_settings
+from router.config import package_settings, startup_checks
 from router.control_plane.discovery import Discovery, Lookup
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
@@ -122,11 +122,11 @@ def _make_publisher(base: Base, bound: Bound, lookup: Lookup, watch: WatchCell) 
         poll_ms=settings.dns_poll_ms,
         heartbeat_ms=settings.watch_heartbeat_ms,
         remote_urls=remote_watch_urls(
-            settings.remote_stargate_url,
+            startup_checks.remote_watch_urls(settings),
             advertise_addr=str(bound.advertise),
             dns_name=settings.stargate_discovery_dns_name,
         ),
-        pylon_dial_addr=settings.grpc_pylon_dial_addr,
+        pylon_dial_addr=startup_checks.pylon_dial_addr(settings),
     )
 
 
