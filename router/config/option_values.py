@@ -16,13 +16,19 @@ _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
 
 
 class ValueRefusedError(Exception):
-    """A value is not valid. The usage error shows `reason` after the value, or the valid `choices`."""
+    """A value is not valid. The usage error shows `reason` after the value, or the valid `choices`.
 
-    def __init__(self, reason: str, choices: tuple[str, ...] = (), *, needs_value: bool = False) -> None:
+    `needs_value`: nothing was given; `unsupported`: no value of this option is accepted.
+    """
+
+    def __init__(
+        self, reason: str, choices: tuple[str, ...] = (), *, needs_value: bool = False, unsupported: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.choices = choices
         self.needs_value = needs_value
+        self.unsupported = unsupported
 
 
 class SocketAddress(NamedTuple):
@@ -59,6 +65,15 @@ def parse_socket_address(value: str) -> SocketAddress:
 def text(value: str) -> str:
     """Any text."""
     return value
+
+
+def not_supported(reason: str) -> Callable[[str], None]:
+    """For an option that is known and must not be ignored: every value is refused with `reason`."""
+
+    def parse(_value: str) -> None:
+        raise ValueRefusedError(reason, unsupported=True)
+
+    return parse
 
 
 def url_list(value: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from router.config.option_values import (
     metric_families,
     milliseconds,
     milliseconds_above_zero,
+    not_supported,
     parse_socket_address,
     port,
     reference_release,
@@ -637,6 +638,48 @@ class Settings:
         added=True,
     )
 
+    routing_reservation_ttl_min_ms: int | None = option(
+        "--routing-reservation-ttl-min-ms",
+        "MS",
+        milliseconds,
+        default=None,
+        help="Accepted and ignored: reservations end with the worker's next report.",
+        env="STARGATE_ROUTING_RESERVATION_TTL_MIN_MS",
+        section="Known from other releases",
+        ignored=True,
+    )
+    routing_reservation_ttl_max_ms: int | None = option(
+        "--routing-reservation-ttl-max-ms",
+        "MS",
+        milliseconds,
+        default=None,
+        help="Accepted and ignored, as the option before.",
+        env="STARGATE_ROUTING_RESERVATION_TTL_MAX_MS",
+        ignored=True,
+    )
+    allow_open_worker_auth: bool = switch(
+        "--allow-open-worker-auth",
+        help="Accepted and ignored: without --worker-auth-endpoint every worker is accepted anyway.",
+        env="STARGATE_ALLOW_OPEN_WORKER_AUTH",
+        ignored=True,
+    )
+    worker_auth_file: None = option(
+        "--worker-auth-file",
+        "PATH",
+        not_supported("without it every worker would be accepted, so the start ends here; use --worker-auth-endpoint"),
+        default=None,
+        help="Not supported yet: the start ends with a usage error.",
+        env="STARGATE_WORKER_AUTH_FILE",
+    )
+    config_file: None = option(
+        "--config-file",
+        "PATH",
+        not_supported("its settings would be missing, so the start ends here; use options or environment variables"),
+        default=None,
+        help="Not supported yet: the start ends with a usage error.",
+        env="STARGATE_CONFIG_FILE",
+    )
+
     @property
     def reverse(self) -> bool:
         """Whether workers dial this router."""
@@ -664,6 +707,11 @@ class Settings:
         """The host name of this router for workers: the template, filled in."""
         filled = self.hostname_template.replace("{pod_name}", self.pod_name or self.stargate_id)
         return filled.replace("{namespace}", self.pod_namespace or "")
+
+    @property
+    def ignored_options(self) -> list[str]:
+        """The flags of options that are given and have no effect."""
+        return [one.flag for one in OPTIONS if one.ignored and getattr(self, one.name) != one.default]
 
     def reported(self) -> dict[str, Any]:
         """All settings by name, for the first log line."""

@@ -92,6 +92,11 @@ def _warn_about_options(settings: Settings) -> None:
             registration_update_idle_timeout_ms=floor,
             registration_update_max_idle_timeout_ms=cap,
         )
+    if settings.ignored_options:
+        _log.warning(
+            "options without effect in this version are accepted and ignored",
+            options=", ".join(settings.ignored_options),
+        )
     bare = addresses_without_scheme(settings)
     if bare:
         _log.warning(
@@ -107,7 +112,7 @@ def _make_metrics(settings: Settings) -> Metrics:
         metrics = Metrics(settings.metrics_prefix)
     except MetricNameError as error:
         raise StartupError("failed to create prometheus metrics registry", str(error)) from None
-    metrics.build_info.set(1, tuple(build.described().values()))
+    metrics.build_info.set(1, (build.build_version(), build.commit()))
     metrics.draining.set(0)
     return metrics
 
