@@ -12,6 +12,7 @@ from router.config import package_settings
 from router.config.settings import Settings
 from router.config.startup_checks import (
     StartupError,
+    addresses_without_scheme,
     check_options,
     check_worker_auth,
     outbound_trust,
@@ -91,6 +92,17 @@ def _warn_about_options(settings: Settings) -> None:
             registration_update_idle_timeout_ms=floor,
             registration_update_max_idle_timeout_ms=cap,
         )
+    if settings.ignored_options:
+        _log.warning(
+            "options without effect in this version are accepted and ignored",
+            options=", ".join(settings.ignored_options),
+        )
+    bare = addresses_without_scheme(settings)
+    if bare:
+        _log.warning(
+            "addresses for workers have no http:// or https://; they are published as they are, and --compat 0.18 refuses them",
+            addresses=", ".join(bare),
+        )
     if settings.quic_insecure and not settings.reverse:
         _log.warning("workers are dialled without verification of their certificates (--quic-insecure)")
 
@@ -100,7 +112,7 @@ def _make_metrics(settings: Settings) -> Metrics:
         metrics = Metrics(settings.metrics_prefix)
     except MetricNameError as error:
         raise StartupError("failed to create prometheus metrics registry", str(error)) from None
-    metrics.build_info.set(1, tuple(build.described().values()))
+    metrics.build_info.set(1, (build.build_version(), build.commit()))
     metrics.draining.set(0)
     return metrics
 
