@@ -32,6 +32,7 @@ class SampleCandidate:
         self.queued_input_size = 100 * load
         self.num_running_queries = load
         self.max_engine_concurrency = 8
+        self.has_free_slot = load < 8
         self.total_query_input_size = 1_000 * load
         self.kv_cache_capacity_tokens = 100_000
         self.kv_cache_used_tokens = 1_000 * load

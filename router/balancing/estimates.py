@@ -20,7 +20,11 @@ def valid_tps(candidate: Candidate) -> float:
 
 
 def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
-    """Milliseconds in the queue: the cluster's own estimate for this priority, else one from its queue; None if unknown."""
+    """Milliseconds in the queue: 0 with a free slot, else the cluster's own estimate for this priority, else one from its
+    queue; None if unknown.
+    """
+    if candidate.has_free_slot:
+        return 0
     estimates = candidate.queue_time_estimate_ms_by_priority
     if not estimates:
         return queue_time_delta_ms(candidate.queued_input_size, candidate.last_mean_input_tps)

@@ -12,6 +12,7 @@ from router.config.startup_checks import retry_budget_header
 from router.control_plane.settings import ControlPlaneSettings, GatewayAuthSettings
 from router.http1.settings import ConnectionTimeouts, HttpSettings
 from router.proxy.settings import ProxySettings
+from router.registry.settings import RegistrySettings
 from router.tunnels.settings import PENDING, TunnelSettings
 from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
 from tunnel_protocol.observers.line_writer import LineWriter
@@ -45,6 +46,11 @@ def tunnels(settings: Settings) -> TunnelSettings:
         silence_ms=1_800,
         direct_grace_ms=2_000,
     )
+
+
+def registry(settings: Settings) -> RegistrySettings:
+    """How the statistics of workers become those of their cluster."""
+    return RegistrySettings(adds_up_load=settings.as_of_0_18, free_slots=settings.as_of_0_18)
 
 
 def proxy(settings: Settings) -> ProxySettings:

@@ -22,6 +22,7 @@ FIELDS = {
     "queued_input_size": 0,
     "num_running_queries": 0,
     "max_engine_concurrency": 0,
+    "has_free_slot": False,
     "total_query_input_size": 0,
     "kv_cache_capacity_tokens": 0,
     "kv_cache_used_tokens": 0,
