@@ -27,6 +27,7 @@ from router.balancing.outcome import (
     Wait,
 )
 from router.balancing.request import RoutingRequest
+from router.balancing.settings import CURRENT, BalancingSettings
 
 MAX_WAIT_MS = 60_000
 _SHORTEST_MS, _LONGEST_MS = 1, 9
@@ -72,10 +73,14 @@ class Selector:
     """Holds the active policy. `replace_config` replaces all of it; a running request keeps its resolved definition."""
 
     def __init__(
-        self, config: BalancingConfig, random: Random, plugins: Mapping[str, MakeAlgorithm] | None = None
+        self,
+        config: BalancingConfig,
+        random: Random,
+        plugins: Mapping[str, MakeAlgorithm] | None = None,
+        settings: BalancingSettings = CURRENT,
     ) -> None:
         self._random = random
-        self._catalog = Catalog(plugins)
+        self._catalog = Catalog(plugins, settings)
         self.replace_config(config)
 
     def replace_config(self, config: BalancingConfig) -> None:

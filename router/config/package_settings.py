@@ -6,6 +6,7 @@ Pure: opens nothing. The fields are documented in `router/<package>/settings.py`
 import math
 from pathlib import Path
 
+from router.balancing.settings import BalancingSettings
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import retry_budget_header
@@ -51,6 +52,11 @@ def tunnels(settings: Settings) -> TunnelSettings:
 def registry(settings: Settings) -> RegistrySettings:
     """How the statistics of workers become those of their cluster."""
     return RegistrySettings(adds_up_load=settings.as_of_0_18, free_slots=settings.as_of_0_18)
+
+
+def balancing(settings: Settings) -> BalancingSettings:
+    """Which form of the algorithms is used."""
+    return BalancingSettings(affinity_waits=settings.as_of_0_18)
 
 
 def proxy(settings: Settings) -> ProxySettings:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from router.balancing.affinity import VIRTUAL_NODES
+from router.balancing.affinity_wait import AffinityWait
 from router.balancing.algorithm import Explanation
 from router.balancing.candidate import Candidate
 from router.balancing.config_error import ConfigError
@@ -15,6 +16,7 @@ from router.balancing.hashing import prefix
 from router.balancing.outcome import Choice
 from router.balancing.ranking import RendezvousRanking, ranking_columns
 from router.balancing.registration import registration
+from router.balancing.rendezvous_weight import LAST_MEAN_INPUT_TPS, check_rendezvous_weight, read_rendezvous_weight
 from router.balancing.request import RoutingRequest
 from router.balancing.widening import WideningSettings, widen, widening_rule
 
@@ -52,19 +54,47 @@ class PulsarWaitAndWidenSettings:
     """Must not be set."""
     cache_affinity_virtual_nodes: int | None
     """No effect."""
-    cache_affinity_backend_selection_count: int | None
-    """No effect."""
+    cache_affinity_backend_selection_count: int
+    """Size of the affinity group, which is the first of the ranking; 0 counts as 1."""
+    affinity_wait: AffinityWait
+    band_widen_interval_ms: int
+    """Milliseconds between the opening of two bands of the ranking; 0 = all open at once."""
+    fallback_max_queued: int
+    """As `max_queued`, for clusters that are not in the affinity group."""
+    rendezvous_weight: str
 
     @classmethod
     def read(cls, fields: Fields) -> "PulsarWaitAndWidenSettings":
         """Read the settings from a definition."""
+        wait = AffinityWait.read(fields)
+        return cls._read(
+            fields,
+            wait,
+            fields.unsigned("band_widen_interval_ms", wait.wait_ms),
+            fields.unsigned("fallback_max_queued", 0),
+            read_rendezvous_weight(fields),
+        )
+
+    @classmethod
+    def read_without_wait(cls, fields: Fields) -> "PulsarWaitAndWidenSettings":
+        """Read the settings of the form that does not wait for affinity."""
+        return cls._read(fields, AffinityWait(), 0, 0, LAST_MEAN_INPUT_TPS)
+
+    @classmethod
+    def _read(
+        cls, fields: Fields, wait: AffinityWait, band_widen_interval_ms: int, fallback_max_queued: int, weight: str
+    ) -> "PulsarWaitAndWidenSettings":
         return cls(
             widening=WideningSettings.read(fields),
             seed=fields.text("seed"),
             consider_kv_free_tokens=fields.boolean("consider_kv_free_tokens"),
             comparator=fields.choice("comparator", comparators(), None),
             cache_affinity_virtual_nodes=fields.unsigned("cache_affinity_virtual_nodes", None, limit=VIRTUAL_NODES),
-            cache_affinity_backend_selection_count=fields.unsigned("cache_affinity_backend_selection_count", None),
+            cache_affinity_backend_selection_count=fields.unsigned("cache_affinity_backend_selection_count", 1),
+            affinity_wait=wait,
+            band_widen_interval_ms=band_widen_interval_ms,
+            fallback_max_queued=fallback_max_queued,
+            rendezvous_weight=weight,
         )
 
 
@@ -74,6 +104,7 @@ class PulsarWaitAndWiden:
     def __init__(self, settings: PulsarWaitAndWidenSettings, random: Random) -> None:
         if settings.comparator is not None:
             raise ConfigError("comparator is not supported for pulsar-wait-and-widen", "build")
+        check_rendezvous_weight(settings.rendezvous_weight)
         self.settings = settings
         self.widening = settings.widening
         self.random = random
@@ -140,4 +171,5 @@ ALGORITHM = registration(
     PulsarWaitAndWiden,
     aliases=("pulsar-multiregion",),
     position=5,
+    earlier=registration("pulsar-wait-and-widen", PulsarWaitAndWidenSettings.read_without_wait, PulsarWaitAndWiden),
 )

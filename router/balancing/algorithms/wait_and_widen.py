@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from router.balancing.affinity import VIRTUAL_NODES, AffinityRing
+from router.balancing.affinity_wait import AffinityWait
 from router.balancing.algorithm import Explanation
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import comparators
@@ -26,16 +27,27 @@ class WaitAndWidenSettings:
     seed: str | None
     cache_affinity_virtual_nodes: int
     cache_affinity_backend_selection_count: int
+    affinity_wait: AffinityWait
 
     @classmethod
     def read(cls, fields: Fields) -> "WaitAndWidenSettings":
         """Read the settings from a definition."""
+        return cls._read(fields, AffinityWait.read(fields))
+
+    @classmethod
+    def read_without_wait(cls, fields: Fields) -> "WaitAndWidenSettings":
+        """Read the settings of the form that does not wait for affinity."""
+        return cls._read(fields, AffinityWait())
+
+    @classmethod
+    def _read(cls, fields: Fields, affinity_wait: AffinityWait) -> "WaitAndWidenSettings":
         return cls(
             widening=WideningSettings.read(fields),
             comparator=fields.choice("comparator", comparators(), "ttft"),
             seed=fields.text("seed"),
             cache_affinity_virtual_nodes=fields.unsigned("cache_affinity_virtual_nodes", 150, limit=VIRTUAL_NODES),
             cache_affinity_backend_selection_count=fields.unsigned("cache_affinity_backend_selection_count", 0),
+            affinity_wait=affinity_wait,
         )
 
 
@@ -107,4 +119,5 @@ ALGORITHM = registration(
     WaitAndWiden,
     aliases=("groq-multiregion",),
     position=1,
+    earlier=registration("wait-and-widen", WaitAndWidenSettings.read_without_wait, WaitAndWiden),
 )
