@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from router.balancing import RoutingRequest
+from router.balancing import Choice, RoutingRequest
 from router.balancing.catalog import Catalog
 from router.balancing.definition import Definition, build
 
@@ -135,7 +135,7 @@ def measure(scenario: Scenario, options: argparse.Namespace) -> dict[str, object
     started = time.perf_counter_ns()
     for request in requests[options.warmup :]:
         choice = choose(request, candidates, excluded, 0.0)
-        if choice is not None:
+        if isinstance(choice, Choice):
             chosen.append(choice.candidate.cluster_id)
             depths += choice.rank_depth
     total_ns = time.perf_counter_ns() - started

@@ -1,7 +1,9 @@
 """The settings of waits for the clusters that an affinity key prefers, shared by both wait-and-widen algorithms."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from router.balancing.candidate import Candidate
 from router.balancing.fields import Fields
 
 
@@ -22,3 +24,13 @@ class AffinityWait:
         if not 0.0 <= scale <= 1.0:  # NaN is not either
             fields.refuse(f"cache_affinity_input_tokens_scale must be between 0 and 1, got {scale}")
         return cls(wait_ms, scale)
+
+
+def affinity_details(group: Sequence[Candidate], wait: AffinityWait, elapsed_ms: float) -> dict[str, object]:
+    """The affinity group of a request and what applies to it, for explanations."""
+    return {
+        "group": [candidate.cluster_id for candidate in group],
+        "wait_ms": wait.wait_ms,
+        "wait_left_ms": max(0.0, wait.wait_ms - elapsed_ms),
+        "input_tokens_scale": wait.input_tokens_scale,
+    }

@@ -5,6 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.balancing import Choice, Wait
 from router.balancing.estimates import duration_ms
 from router.balancing.hashing import affinity_field, cluster_field, hash64, prefix
 from support.balancing import FakeCandidate, balancer, request
@@ -127,7 +128,8 @@ def test_wait_and_widen_takes_the_best_of_what_is_open(
     }
     if limit is not None:
         settings |= {"max_queue_time_floor_ms": limit, "max_queue_time_ceil_ms": limit}
-    choice = balancer(settings).choose(asked, pool, excluded, elapsed)
+    chooser = balancer(settings)
+    choice = chooser.choose(asked, pool, excluded, elapsed)
     left = [c for c in eligible(pool, excluded) if limit is None or queue(c, asked) <= limit]
     distance = {c: ttft(c, asked, no_queue=no_queue, no_prefill=no_prefill) for c in left}
     opened, start, budget = [], None, elapsed
@@ -145,7 +147,14 @@ def test_wait_and_widen_takes_the_best_of_what_is_open(
         c for c in opened if not c.max_engine_concurrency or c.num_running_queries < c.max_engine_concurrency + slack
     ]
     if not able:
-        assert choice is None
+        later = [c for c in left if math.isfinite(distance[c]) and c not in opened]
+        if all(c.max_engine_concurrency and c.num_running_queries >= c.max_engine_concurrency + slack for c in later):
+            assert choice is None
+            return
+        # It may wait, and neither longer nor shorter than until a cluster with capacity is open.
+        wait = choice.seconds * 1000.0
+        assert isinstance(chooser.choose(asked, pool, excluded, elapsed + wait * 0.99), Wait)
+        assert isinstance(chooser.choose(asked, pool, excluded, elapsed + wait * 1.01), Choice)
     else:
         best = min(ttft(c, asked) for c in able)
         assert choice.candidate in able

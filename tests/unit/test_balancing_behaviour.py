@@ -25,7 +25,7 @@ from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
 from router.balancing.sampling import sample
 from router.operators.explain_command import render_text
-from support.balancing import FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
+from support.balancing import EARLIER, FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
 
 
 def config(**document):
@@ -228,8 +228,11 @@ def test_waiting_unlocks_farther_buckets():
     )
     far = FakeCandidate("far", rtt_ns=60_000_000, last_mean_input_tps=1e9)
     target = FakeTarget(near, far)
-    assert isinstance(choose(policy, target, now=0.005), Unavailable)
+    assert choose(policy, target, now=0.005).seconds == pytest.approx(0.005)
     assert choose(policy, target, now=0.010).candidate.cluster_id == "far"
+    earlier = selector(config(default="wait-and-widen"), settings=EARLIER)
+    assert isinstance(choose(earlier, target, now=0.005), Unavailable)
+    assert choose(earlier, target, now=0.010).candidate.cluster_id == "far"
 
 
 def test_kept_figures_follow_every_change_of_a_snapshot():
@@ -274,7 +277,8 @@ def test_every_sample_is_as_likely_as_every_other(count, excluded, size):
 
 
 def test_affinity_is_sticky_survives_exclusion_and_spills_when_full():
-    chooser = balancer({"algorithm": "wait-and-widen", "cache_affinity_backend_selection_count": 1, "seed": "s"})
+    settings = {"algorithm": "wait-and-widen", "cache_affinity_backend_selection_count": 1, "seed": "s"}
+    chooser = balancer(settings, settings=EARLIER)
     candidates = [FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(5)]
     asked = request(cache_affinity_key="prefix", input_tokens=1)
 

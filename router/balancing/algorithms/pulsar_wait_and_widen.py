@@ -13,7 +13,7 @@ from router.balancing.estimates import comparators, queue_delay_ms
 from router.balancing.feasibility import Feasibility, feasibility, ranking_rule
 from router.balancing.fields import Fields
 from router.balancing.hashing import prefix
-from router.balancing.outcome import Choice
+from router.balancing.outcome import Choice, Wait
 from router.balancing.ranking import RendezvousRanking, ranking_columns
 from router.balancing.registration import registration
 from router.balancing.rendezvous_weight import LAST_MEAN_INPUT_TPS, check_rendezvous_weight, read_rendezvous_weight
@@ -157,8 +157,8 @@ class PulsarWaitAndWidenBalancer:
             band = [ranked[i] for i in range(start, stop) if verdicts[i] is Feasibility.ELIGIBLE]
             if not band:
                 continue
-            found = widen(algorithm.widening, request, band, (), elapsed_ms, less_loaded, algorithm.random)
-            if found is not None:
+            found = widen(algorithm.widening, request, band, (), elapsed_ms, elapsed_ms, less_loaded, algorithm.random)
+            if found is not None and not isinstance(found, Wait):
                 position = ranked.index(found)
                 skipped = any(verdict.is_kv_skip for verdict in verdicts[:position])
                 return Choice(found, position + 1, skipped)
