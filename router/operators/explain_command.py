@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 _COLUMNS = (
     "cluster_id",
     "rank",
+    "band",
     "score",
     "rtt_ms",
     "queue_ms",
