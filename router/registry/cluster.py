@@ -132,7 +132,7 @@ class RoutedCluster:
         server_id = backend.inference_server_id
         index = bisect_left(self._server_ids, server_id)
         new = index == len(self._server_ids) or self._server_ids[index] != server_id
-        self._note_output_tps(None if new else self._backends[index].stats, backend.stats)
+        self._note_statistics(None if new else self._backends[index].stats, backend.stats)
         if new:
             self._server_ids.insert(index, server_id)
             self._backends.insert(index, backend)
@@ -158,7 +158,7 @@ class RoutedCluster:
         del self._server_ids[index]
         del self._backends[index]
         self._count(backend, -1)
-        self._note_output_tps(backend.stats, None)
+        self._note_statistics(backend.stats, None)
         self._reservations.drop_server(server_id)
         if len(self._backends) == 1:
             self._mean_queue_times = None
@@ -267,16 +267,21 @@ class RoutedCluster:
             self._input_tps.add(stats.last_mean_input_tps, sign)
         self._running_queries += sign * stats.num_running_queries
         self._total_input_size += sign * stats.total_query_input_size
-        if self._mean_queue_times is not None:
-            self._mean_queue_times.add(stats, sign)
         if isfinite(stats.output_tps):
             if stats.output_tps >= 0.0 or not self._settings.adds_up_load:
                 self._output_tps.add(stats.output_tps, sign)
         elif not self._settings.adds_up_load:
             self._odd_output_tps += sign
 
-    def _note_output_tps(self, before: ModelStats | None, now: ModelStats | None) -> None:
-        """Keep the best output rate up to date when statistics take the place of others, without a look at all workers."""
+    def _note_statistics(self, before: ModelStats | None, now: ModelStats | None) -> None:
+        """Keep what is no sum up to date when statistics take the place of others, without a look at all workers."""
+        means = self._mean_queue_times
+        if means is not None:
+            # The new ones first: a priority that both have stays known.
+            if now is not None:
+                means.add(now)
+            if before is not None:
+                means.add(before, -1)
         best = self._max_output_tps
         if best is None:
             return

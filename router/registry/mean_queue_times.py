@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from math import isfinite
 
 from router.registry.stats import NO_ESTIMATES, ModelStats
+from tunnel_protocol.limit import Limit
+
+PRIORITIES = Limit("registry.shared_priorities", pieces=4_096)
+"""Priorities of the mean: the most urgent of all that its workers report; less urgent ones then use the last one kept."""
 
 
 class MeanQueueTimes:
@@ -61,7 +65,7 @@ class MeanQueueTimes:
             return NO_ESTIMATES
         means: dict[int, int] = {}
         weighted_ms = 0
-        for priority in sorted(self._steps):
+        for priority in sorted(self._steps)[: PRIORITIES.pieces]:
             weighted_ms += self._steps[priority][0]
             means[priority] = -(-weighted_ms // self._weight)  # rounded up
         return means

@@ -237,8 +237,8 @@ def test_nothing_is_waited_for_once_every_cluster_has_failed() -> None:
 # --- explanations
 
 
-def explained(elapsed_ms: float, scale: float = 1.0, **near: Any) -> dict[str, Any]:
-    policy = selector(load_config(document(cache_affinity_wait_ms=200, cache_affinity_input_tokens_scale=scale)))
+def explained(elapsed_ms: float, scale: float = 1.0, wait_ms: int = 200, **near: Any) -> dict[str, Any]:
+    policy = selector(load_config(document(cache_affinity_wait_ms=wait_ms, cache_affinity_input_tokens_scale=scale)))
     asked = request(model_id="m", cache_affinity_key="k", input_tokens=1)
     return explain(
         policy,
@@ -264,7 +264,7 @@ def test_an_explanation_tells_the_group_and_the_wait() -> None:
     text = render_text(found)
     assert f"affinity group: {member}; asked alone for 200 ms\n" in text
     assert "=> wait: by its age alone the request gets another answer in 150 ms\n" in text
-    assert explained(60_000.0, **FULL)["outcome"] == {"kind": "unavailable"}
+    assert explained(60_000.0, wait_ms=70_000, **FULL)["outcome"] == {"kind": "unavailable"}
     assert "0.25 of the prompt counts there" in render_text(explained(0.0, 0.25))
     assert explained(0.0)["outcome"]["kind"] == "chosen"
 

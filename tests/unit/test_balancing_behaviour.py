@@ -24,6 +24,7 @@ from router.balancing.catalog import Catalog, builtin_algorithms
 from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
 from router.balancing.sampling import sample
+from router.balancing.settings import CURRENT
 from router.operators.explain_command import render_text
 from support.balancing import EARLIER, FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
 
@@ -382,11 +383,12 @@ def test_explaining_round_robin_tells_the_next_one_and_does_not_advance():
 
 @pytest.mark.parametrize("algorithm", builtin_algorithms())
 @pytest.mark.parametrize("asked_before", [False, True])
-def test_asking_changes_no_decision_that_follows(algorithm, asked_before):
-    settings = {"cache_affinity_backend_selection_count": 2} if algorithm == "wait-and-widen" else {}
+@pytest.mark.parametrize("settings", [CURRENT, EARLIER], ids=["current", "earlier"])
+def test_asking_changes_no_decision_that_follows(algorithm, asked_before, settings):
+    own = {"cache_affinity_backend_selection_count": 2} if algorithm == "wait-and-widen" else {}
 
     def decisions(*, asking):
-        policy = selector(config(models={"model-a": {"algorithm": algorithm, **settings}}), seed=3)
+        policy = selector(config(models={"model-a": {"algorithm": algorithm, **own}}), seed=3, settings=settings)
         target = FakeTarget(*(FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(7)))
         asked = request(input_tokens=10)
         found = [choose(policy, target, asked)] if asked_before else []

@@ -9,6 +9,7 @@ import pytest
 
 from router.registry import Backend, Identity, ModelStats, Registration, RoutedCluster, Snapshot, Target, TargetKey
 from router.registry.exact_sum import ExactSum
+from router.registry.mean_queue_times import PRIORITIES
 from router.registry.registration import ClusterGeneration
 from router.registry.settings import CURRENT, RegistrySettings
 from tunnel_protocol.queue_time import queue_time_delta_ms
@@ -335,6 +336,16 @@ def test_a_worker_without_queued_work_counts_as_one_that_does_not_wait() -> None
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: 250, 3: 250}
     rig.publish("b", last_mean_input_tps=100.0)
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: 500}
+
+
+def test_of_more_priorities_than_are_kept_the_most_urgent_count() -> None:
+    rig = Rig()
+    most = PRIORITIES.pieces or 0
+    for server_id, parity in (("a", 0), ("b", 1)):
+        rig.publish(server_id, **queued(100.0, **{f"p{2 * rank + parity}": rank for rank in range(most)}))
+    shown = rig.snapshot.queue_time_estimate_ms_by_priority
+    assert list(shown) == list(range(most))
+    assert shown[most - 1] == most // 2 - 1
 
 
 # Reservations
