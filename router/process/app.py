@@ -66,6 +66,7 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     tunnel_limits = package_settings.tunnels(settings)
     registry = Registry(
         lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
+        package_settings.registry(settings),
     )
     base = Base(settings=settings, metrics=metrics, registry=registry, reloads=reloads, tasks=tasks, opened=opened)
     authenticator = assembly.authenticator(settings, metrics)
