@@ -1,5 +1,6 @@
 """Opens, connects and closes the parts of the program."""
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from certs import Identity
 from kubernetes_router.critical_tasks import CriticalTasks
 from kubernetes_router.health import HealthServer
 from kubernetes_router.identity import WatchedIdentity
+from kubernetes_router.kubernetes_api import KubernetesApi, api_address
 from kubernetes_router.listening import bind_tcp, bound_address, write_ports_file
 from kubernetes_router.metrics import TUNNELS, Metrics
 from kubernetes_router.settings import Settings
+from kubernetes_router.slices import PortNames
 from kubernetes_router.startup_checks import check_options
 from kubernetes_router.targets import HostnameTemplate, TargetList
+from kubernetes_router.watcher import SliceWatcher
 
 _log = structlog.get_logger()
 
@@ -31,9 +35,10 @@ class Application:
         self.draining = True
 
 
-async def start(settings: Settings, opened: AsyncExitStack) -> Application:
+async def start(settings: Settings, environment: Mapping[str, str], opened: AsyncExitStack) -> Application:
     """Start all parts; what must be closed is pushed onto `opened`. Raises `StartupError`."""
     check_options(settings)
+    address = api_address(settings, environment)
     metrics = Metrics()
     tunnels_identity = _watch_tunnels_identity(settings, metrics)
     targets = TargetList(HostnameTemplate(settings.advertised_hostname_template, settings.target_namespace))
@@ -60,6 +65,9 @@ async def start(settings: Settings, opened: AsyncExitStack) -> Application:
     opened.push_async_callback(health.drain, 0)
     if tunnels_identity is not None:
         tasks.start("TLS reload", tunnels_identity.poll_every(settings.tls_poll_ms / 1000, _nothing_serves_it))
+    source = KubernetesApi(address, namespace=settings.target_namespace, service=settings.target_service_name)
+    names = PortNames(grpc=settings.grpc_port_name, quic=settings.quic_port_name)
+    tasks.start("EndpointSlice watcher", SliceWatcher(source, targets, names, metrics).run())
     addresses = {"health": bound_address(health_socket)}
     _log.info("ready to serve workers", **{name: str(address) for name, address in addresses.items()})
     if settings.ports_file is not None:

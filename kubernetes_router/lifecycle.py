@@ -28,7 +28,7 @@ def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
     writer = log_lines.set_up(settings.log_format, environment)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(settings))
+            return runner.run(_run(settings, environment))
     except StartupError as error:
         log_lines.flush(_LAST_LINES_S)
         say(f"{error.report()}\n")  # not a log line: operators expect this format
@@ -57,11 +57,11 @@ class Signals:
         os._exit(1)
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, environment: Mapping[str, str]) -> int:
     signals = Signals()
     _log.info("starting stargate-k8s-router", **compilation.reported(), config=settings.reported())
     async with AsyncExitStack() as opened:
-        starting = asyncio.create_task(start(settings, opened))
+        starting = asyncio.create_task(start(settings, environment, opened))
         await _first(starting, signals.received)
         if not starting.done():
             starting.cancel()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from certs import make_self_signed
-from kubernetes_router.settings import COMMAND_LINE, Settings
+from kubernetes_router.kubernetes_api import ApiAddress, api_address
+from kubernetes_router.settings import COMMAND_LINE, SERVICE_ACCOUNT, Settings
 from kubernetes_router.startup_checks import check_options, remote_watch_urls
 from router.config.command_line import UsageError
 from router.config.startup_checks import StartupError
@@ -157,3 +158,32 @@ def test_the_help_names_every_option_and_an_example() -> None:
         assert option.shown in shown
     assert "  stargate-k8s-router --target-namespace nvcf" in shown
     assert max(len(line) for line in shown.splitlines()) <= 120
+
+
+CLUSTER = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
+)
+def test_the_kubernetes_api_is_that_of_the_pod(host: str, url: str) -> None:
+    found = api_address(settings(), {**CLUSTER, "KUBERNETES_SERVICE_HOST": host})
+    assert found == ApiAddress(url, f"{SERVICE_ACCOUNT}/token", f"{SERVICE_ACCOUNT}/ca.crt")
+
+
+def test_or_the_one_that_is_given() -> None:
+    arguments = ("--kubernetes-api-url=https://api:6443/", "--kubernetes-token-path=t", "--kubernetes-ca-path=c")
+    assert api_address(settings(*arguments), CLUSTER) == ApiAddress("https://api:6443", "t", "c")
+
+
+@pytest.mark.parametrize("environment", [{}, {"KUBERNETES_SERVICE_HOST": "x"}, {"KUBERNETES_SERVICE_PORT": "1"}])
+def test_outside_of_a_cluster_it_must_be_given(environment: dict[str, str]) -> None:
+    with pytest.raises(StartupError, match="--kubernetes-api-url gives the address"):
+        api_address(settings(), environment)
+
+
+@pytest.mark.parametrize("url", ["http://api:6443", "api:6443", "https://", "https://x:0", "https://x:y", "https://[x"])
+def test_it_is_asked_by_https_only(url: str) -> None:
+    with pytest.raises(StartupError, match="must be https://host:port") as caught:
+        api_address(settings(f"--kubernetes-api-url={url}"), {})
+    assert caught.value.causes == (url,)
