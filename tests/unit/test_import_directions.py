@@ -58,7 +58,15 @@ SETTINGS_OF_A_PACKAGE = re.compile(r"router\.\w+\.settings(\.\w+)?")
 """What `config` may import beside itself: it fills the settings of each package, and knows nothing else of it."""
 
 SANS_IO = ("tunnel_protocol", "router/registry", "router/balancing")
-SANS_IO_MODULES = ("kubernetes_router/slices.py", "kubernetes_router/targets.py")
+SANS_IO_MODULES = (
+    "kubernetes_router/backoff.py",
+    "kubernetes_router/grpc_messages.py",
+    "kubernetes_router/http2/frames.py",
+    "kubernetes_router/http2/stream.py",
+    "kubernetes_router/slice_events.py",
+    "kubernetes_router/slices.py",
+    "kubernetes_router/targets.py",
+)
 MAY_USE_ASYNCIO = {
     "tunnel_protocol/quic/endpoint.py",
     "tunnel_protocol/small_file.py",
