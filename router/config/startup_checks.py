@@ -81,13 +81,14 @@ def _check_peer_forwarding(settings: Settings) -> None:
 
 def _check_pairs(settings: Settings) -> None:
     if settings.reverse:
-        _both_or_none("--tls-cert-path", settings.tls_cert_path, "--tls-key-path", settings.tls_key_path)
-    _both_or_none(
+        both_or_none("--tls-cert-path", settings.tls_cert_path, "--tls-key-path", settings.tls_key_path)
+    both_or_none(
         *("--grpc-tls-cert-path", settings.grpc_tls_cert_path), *("--grpc-tls-key-path", settings.grpc_tls_key_path)
     )
 
 
-def _both_or_none(cert_flag: str, cert: str | None, key_flag: str, key: str | None) -> None:
+def both_or_none(cert_flag: str, cert: str | None, key_flag: str, key: str | None) -> None:
+    """Raise `StartupError` if only one of certificate and key is configured."""
     if cert is not None and key is None:
         raise StartupError(f"{key_flag} is required with {cert_flag}")
     if key is not None and cert is None:

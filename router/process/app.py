@@ -19,7 +19,7 @@ from router.config.startup_checks import (
     read_trust_bundle,
 )
 from router.control_plane.worker_auth import GatewayAuthenticator
-from router.process import assembly, build
+from router.process import assembly
 from router.process.critical_tasks import CriticalTasks
 from router.process.opening import (
     Base,
@@ -36,6 +36,7 @@ from router.process.router import Router
 from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
 from router.registry import Registry
+from router.telemetry import build
 from router.telemetry.families import MetricNameError
 from router.telemetry.logging import writer_in_use
 from router.telemetry.metrics import Metrics
