@@ -74,7 +74,7 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
         "--quic-keylog-path=/k",
     )
     tunnels, quic = package_settings.tunnels(given), package_settings.quic(given)
-    assert (tunnels.connect_timeout_ms, tunnels.request_timeout_ms) == (111, 222)
+    assert (tunnels.connect_timeout_ms, tunnels.probe_timeout_ms) == (111, 222)
     assert (tunnels.reverse_connect_timeout_ms, tunnels.direct_connections) == (333, 4)
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
     assert (quic.stream_window_bytes, quic.max_consecutive_ptos) == (65536, 5)
