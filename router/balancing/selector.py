@@ -199,7 +199,7 @@ class Selector:
             left = request.received_at + min(request.max_wait_ms, MAX_WAIT_MS) / 1000 - now
             if left > 0:
                 return Wait(min(left, self._random.randint(_SHORTEST_MS, _LONGEST_MS) / 1000))
-        return Unavailable()
+        return Unavailable(at_capacity=eligible > 0)
 
 
 def _sleep(asked: Wait, request: RoutingRequest, eligible: int, now: float) -> Wait | Unavailable:
@@ -207,7 +207,7 @@ def _sleep(asked: Wait, request: RoutingRequest, eligible: int, now: float) -> W
     allowed_ms = MAX_WAIT_MS if request.max_wait_ms is None else min(request.max_wait_ms, MAX_WAIT_MS)
     left = request.received_at + allowed_ms / 1000 - now
     if not eligible or left <= 0:
-        return Unavailable()
+        return Unavailable(at_capacity=eligible > 0)
     # A shorter sleep than the clock can tell apart would repeat the decision at the same age.
     return Wait(min(max(asked.seconds, _SHORTEST_SLEEP_S), LONGEST_SLEEP_S, left), left * 1000)
 

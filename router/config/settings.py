@@ -397,8 +397,18 @@ class Settings:
     )
     proxy_no_repeat_accepted: bool = switch(
         "--proxy-no-repeat-accepted",
-        help="Never send a request again that a worker has received in full, so that nothing is generated twice.",
+        help="With --compat 0.11: never send a request again that a worker has received in full, so that nothing is "
+        "generated twice. With 0.18 that is so without it, from when the request was handed to the tunnel.",
         env="STARGATE_PROXY_NO_REPEAT_ACCEPTED",
+        added=True,
+    )
+    trust_routing_method: bool = option(
+        "--trust-routing-method",
+        "true|false",
+        true_or_false,
+        default=True,
+        help="Whether x-routing-method of a request chooses the algorithm. false: the header is ignored and not passed on.",
+        env="STARGATE_TRUST_ROUTING_METHOD",
         added=True,
     )
     lb_config_path: str | None = option(

@@ -18,18 +18,32 @@ from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
-from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, LocalReply, headers_to_client
+from router.proxy.local_replies import (
+    NO_CANDIDATES,
+    OVERLOADED,
+    TOO_MUCH_INPUT_WORK,
+    UNAVAILABLE,
+    LocalReply,
+    headers_to_client,
+)
 from router.proxy.overflow import with_free_stream
 from router.proxy.placement import Placement, RoutedChoice
 from router.proxy.recorder import RequestRecorder
-from router.proxy.replay import ReplayBudget, ReplayBuffer
+from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
 from router.proxy.retry import Verdict
 from router.proxy.retry_state import RetryState
 from router.proxy.settings import ProxySettings
 from router.proxy.validation import InvalidRequestError, Validator, ValidRequest
 from router.registry import Registry, TargetKey
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.head import EXPECTED_QUEUE_MS, HeaderList, RequestHead, ResponseHead, request_headers_to_worker
+from tunnel_protocol.head import (
+    EXPECTED_QUEUE_MS,
+    ROUTING_METHOD,
+    HeaderList,
+    RequestHead,
+    ResponseHead,
+    request_headers_to_worker,
+)
 
 _log = structlog.get_logger()
 
@@ -178,14 +192,23 @@ class ProxiedRequest:
             self._routing_timer = proxy.loop.call_later(outcome.seconds, self.route)
         elif isinstance(outcome, AdmissionRejected):
             self._recorder.not_admitted(outcome.reason)
-            self._refuse(TOO_MUCH_INPUT_WORK)
+            self._refuse(OVERLOADED if proxy.settings.overload_answer else TOO_MUCH_INPUT_WORK)
         else:
             self._recorder.nobody_left(
                 failed_backends=len(retries.failed_backends),
                 routing_retries=retries.routing_retries,
                 after_failures=retries.excludes_anything,
             )
-            self._refuse(NO_CANDIDATES if isinstance(outcome, NotFound) else UNAVAILABLE)
+            if isinstance(outcome, NotFound):
+                if proxy.settings.unknown_targets_unlabelled:
+                    self._recorder.unknown_target()
+                self._refuse(NO_CANDIDATES)
+            elif proxy.settings.overload_answer and (outcome.at_capacity or retries.refused_for_capacity):
+                if outcome.at_capacity:
+                    self._recorder.without_capacity()
+                self._refuse(OVERLOADED)
+            else:
+                self._refuse(UNAVAILABLE)
 
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
@@ -243,6 +266,8 @@ class ProxiedRequest:
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
             self._headers = request_headers_to_worker(self._request.headers)
+            if not self._proxy.settings.trust_routing_method:
+                self._headers = [entry for entry in self._headers if entry[0] != ROUTING_METHOD]
         headers = self._headers
         if chosen.expected_queue_ms is not None:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]
@@ -281,7 +306,7 @@ class ProxiedRequest:
 
     # --- AttemptCallbacks ------------------------------------------------------------------------------------------
 
-    def attempt_failed(self, error: TunnelError) -> None:
+    def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
         """The attempt got no response head: try again, or answer 502."""
         if self._state is _OVER:
             return
@@ -290,8 +315,9 @@ class ProxiedRequest:
             self._defect()
             return
         recorder, replay = self._recorder, self._replay
+        self._retry_state.refused_for_capacity = False
         recorder.attempt_failed(placement.backend, error.reason, replay.held_bytes)
-        verdict = self._retry_state.after_failure(error, replay, self._proxy.clock())
+        verdict = self._retry_state.after_failure(error, replay, self._proxy.clock(), handed_over=handed_over)
         if verdict is Verdict.AGAIN:
             self._retry_after_failure(placement)
             return
@@ -303,6 +329,8 @@ class ProxiedRequest:
             recorder.not_replayable(placement.backend, 502, "retryable_proxy_error", "proxy error")
         elif verdict is Verdict.ACCEPTED:
             recorder.accepted_already()
+        elif verdict is Verdict.AMBIGUOUS:
+            recorder.ambiguous_delivery()
         self._answer(413 if verdict is Verdict.TOO_LARGE else 502)
 
     def _retry_after_failure(self, placement: Placement) -> None:
@@ -324,12 +352,14 @@ class ProxiedRequest:
         recorder, settings, replay = self._recorder, self._proxy.settings, self._replay
         now = self._proxy.clock()
         recorder.attempt_answered(placement.backend, head.status, replay.held_bytes, now)
-        if retry.releases_reservation(head):
+        once = settings.retry_signal_once
+        if retry.releases_reservation(head, signal_once=once):
             placement.release()
-        reason = retry.retry_reason(head, signal_required=settings.require_retry_signal)
+        reason = retry.retry_reason(head, signal_required=settings.require_retry_signal, signal_once=once)
         if reason is None:
             self._pass_on(head, placement, attempt, now)
             return
+        refused = self._retry_state.refused_for_capacity = retry.refused_for_capacity(head)
         verdict = self._retry_state.after_answer(replay, now)
         if verdict is Verdict.AGAIN:
             attempt.discard()
@@ -342,7 +372,14 @@ class ProxiedRequest:
                 recorder.not_replayable(placement.backend, head.status, reason, "response")
             else:
                 recorder.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
-            self._pass_on(head, placement, attempt, now)
+            if not refused or not settings.overload_answer:
+                self._pass_on(head, placement, attempt, now)
+                return
+            attempt.discard()
+            if replay.state is ReplayState.TOO_LARGE:
+                self._answer(413)
+            else:
+                self._refuse(OVERLOADED, placement.backend.inference_server_id)
 
     def _retry_after_answer(self, status: int, reason: str, placement: Placement) -> None:
         retries = self._retry_state
@@ -418,9 +455,9 @@ class ProxiedRequest:
         self._response.send(status, [])
         self._finish("failed")
 
-    def _refuse(self, answer: LocalReply) -> None:
-        """Send a local reply because no attempt is made."""
-        self._recorder.answered("", answer.status)
+    def _refuse(self, answer: LocalReply, server_id: str = "") -> None:
+        """Send a local reply because no attempt is made, or instead of the refusal of the worker `server_id`."""
+        self._recorder.answered(server_id, answer.status)
         self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 

@@ -68,6 +68,14 @@ class RequestRecorder:
         )
         self._metrics.admission_rejections_total.inc((*self._labels, reason))
 
+    def without_capacity(self) -> None:
+        """Clusters are left, and none of them has capacity for the request."""
+        self._metrics.admission_rejections_total.inc((*self._labels, "routing_capacity_unavailable"))
+
+    def unknown_target(self) -> None:
+        """Nobody has registered the target: its names, which the client chose, are no labels from here on."""
+        self._labels = ("", "")
+
     def nobody_left(self, *, failed_backends: int, routing_retries: int, after_failures: bool) -> None:
         """No eligible cluster is left."""
         _log.warning(
@@ -149,6 +157,10 @@ class RequestRecorder:
     def accepted_already(self) -> None:
         """A retry is not made because the worker has received the whole request and could generate a second time."""
         self._metrics.accepted_not_repeated_total.inc(self._labels)
+
+    def ambiguous_delivery(self) -> None:
+        """A retry is not made because the whole request was handed to the tunnel and may have been processed."""
+        self._metrics.proxy_ambiguous_delivery_total.inc(())
 
     # --- dialled workers -------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import structlog
 from router.balancing import Definition, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
 from router.http1.request import ClientRequest
 from router.proxy.settings import ProxySettings
+from tunnel_protocol.head import ROUTING_METHOD
 from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
 _log = structlog.get_logger()
@@ -68,6 +69,7 @@ class Validator:
         self._selector = selector
         header = settings.retry_budget_header
         self._budget_header = None if header is None else header.lower().encode()
+        self._trust_method = settings.trust_routing_method
         self._max_body = settings.max_replay_body_bytes
 
     def validate(self, request: ClientRequest) -> ValidRequest:
@@ -83,7 +85,7 @@ class Validator:
         if model is None:
             raise InvalidRequestError(400, "missing x-model")
         routing_key = text(get(b"x-routing-key"))
-        method = self._method(get(b"x-routing-method"), routing_key, model)
+        method = self._method(get(ROUTING_METHOD), routing_key, model) if self._trust_method else None
         routing = RoutingRequest(
             routing_key=routing_key,
             model=model,
