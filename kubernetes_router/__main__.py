@@ -20,9 +20,10 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # unused here; their default action would end the process
     faulthandler.enable()
     from kubernetes_router.settings import COMMAND_LINE
+    from router.telemetry import build
 
     try:
-        settings = COMMAND_LINE.settings_or_exit(sys.argv[1:], os.environ)
+        settings = COMMAND_LINE.settings_or_exit(sys.argv[1:], os.environ, build.build_version)
     except BrokenPipeError:
         os._exit(0)  # `--help | head`: the reader has closed the pipe
     from kubernetes_router.lifecycle import run_process

@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from router.config.command_line import CommandLine, HelpRequested, UsageError
+from router.config.command_line import CommandLine, HelpRequested, UsageError, VersionRequested
 from router.config.settings import Settings
 
-__all__ = ["COMMAND_LINE", "HelpRequested", "UsageError", "help_text", "parse", "settings_or_exit"]
+__all__ = ["COMMAND_LINE", "HelpRequested", "UsageError", "VersionRequested", "help_text", "parse", "settings_or_exit"]
 
 COMMAND_LINE: Final = CommandLine(
     Settings,

@@ -8,7 +8,7 @@ twice, an empty environment variable counts as set, and error texts that operato
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
 
@@ -30,12 +30,17 @@ class HelpRequested(Exception):  # noqa: N818 - asked for, not an error
     """`--help` or `-h` was found before any error."""
 
 
+class VersionRequested(Exception):  # noqa: N818 - asked for, not an error
+    """`--version` or `-V` was found before any error."""
+
+
 class CommandLine(Generic[S]):
     """The command line of one program, whose options are the fields of `settings` (see `router.config.option`)."""
 
     def __init__(self, settings: type[S], program: str, *, about: str, introduction: Sequence[str]) -> None:
         """`about` is the first line of the help, `introduction` the lines between the usage and the options."""
         self._settings = settings
+        self._program = program
         self._about = about
         self._introduction = introduction
         self.options: tuple[Option, ...] = options_of(settings)
@@ -45,33 +50,38 @@ class CommandLine(Generic[S]):
         self._usage = f"Usage: {program} [OPTIONS] " + " ".join(option.shown for option in self._required)
 
     def parse(self, arguments: Sequence[str], environment: Mapping[str, str]) -> S:
-        """Parse arguments and environment. Raises `UsageError` or `HelpRequested`."""
+        """Parse arguments and environment. Raises `UsageError`, `HelpRequested` or `VersionRequested`."""
         given = self._read(arguments)
         values: dict[str, Any] = {}
         missing: list[Option] = []
         for option in self.options:
-            texts = given.get(option.flag)
+            texts, variable = given.get(option.flag), None
             if texts is None and option.env is not None and option.env in environment:
-                texts = [environment[option.env]]
+                texts, variable = [environment[option.env]], option.env
             if texts is None:
                 if option.required:
                     missing.append(option)
                 continue  # the default of the field, or missing
             if option.repeats:
-                values[option.name] = tuple(part for one in texts for part in _value(option, one))
+                values[option.name] = tuple(part for one in texts for part in _value(option, one, variable))
             else:
-                values[option.name] = _value(option, texts[0])
+                values[option.name] = _value(option, texts[0], variable)
         if missing:
             lines = "".join(f"\n  {option.shown}" for option in missing)
             raise UsageError(f"the following required arguments were not provided:{lines}")
         return self._settings(**values)
 
-    def settings_or_exit(self, arguments: Sequence[str], environment: Mapping[str, str]) -> S:
-        """As `parse`, but exits instead of raising: 0 with the help on stdout, 2 with the error on stderr."""
+    def settings_or_exit(
+        self, arguments: Sequence[str], environment: Mapping[str, str], version: Callable[[], str]
+    ) -> S:
+        """As `parse`, but exits instead of raising: 0 with help or `version` on stdout, 2 with the error on stderr."""
         try:
             return self.parse(arguments, environment)
         except HelpRequested:
             print(self.help_text(min(shutil.get_terminal_size((110, 24)).columns, 110)))
+            sys.exit(0)
+        except VersionRequested:
+            print(f"{self._program} {version()}")
             sys.exit(0)
         except UsageError as error:
             print(f"error: {error.message}\n\n{self._usage}\n\nFor more information, try '--help'.", file=sys.stderr)
@@ -94,7 +104,8 @@ class CommandLine(Generic[S]):
             for option in self.options:
                 if option.section == section:
                     out += _help_entry(option, width)
-        out += ["", "Help:", "  -h, --help", "      Show this text.", ""]
+        out += ["", "Help:", "      -h, --help", "          Show this text."]
+        out += ["      -V, --version", "          Show the version of this build.", ""]
         out += [
             "Exit codes: 0 after a clean drain, 1 for a failed start, a failed part or a drain that took too long, 2 for usage.",
             "Environment: RUST_LOG sets the log level (trace, debug, info, warn, error, off; info if unset).",
@@ -108,6 +119,8 @@ class CommandLine(Generic[S]):
         for word in words:
             if word == "--help" or (word.startswith("-h") and not word.startswith("--")):
                 raise HelpRequested
+            if word == "--version" or (word.startswith("-V") and not word.startswith("--")):
+                raise VersionRequested
             flag, equals, value = word.partition("=")
             option = self._by_flag.get(flag)
             if option is None:
@@ -136,18 +149,26 @@ def _needs_value(option: Option) -> str:
     return f"a value is required for '{option.shown}' but none was supplied"
 
 
-def _value(option: Option, given: str) -> Any:
+def _value(option: Option, given: str, variable: str | None = None) -> Any:
+    """The value of the text `given` on the command line, or in the environment variable `variable`."""
     try:
         return option.parse(given)
     except ValueRefusedError as error:
-        if error.needs_value and option.value_name is not None:
-            raise UsageError(_needs_value(option)) from None
-        message = f"invalid value '{given}' for '{option.shown}'"
-        if error.choices:
-            message = f"{message}\n  [possible values: {', '.join(error.choices)}]"
-        elif error.reason:
-            message = f"{message}: {error.reason}"
+        message = _refusal(option, given, error)
+        if variable is not None:
+            message = f"{message}\n\n  it comes from the environment variable {variable}"
         raise UsageError(message) from None
+
+
+def _refusal(option: Option, given: str, error: ValueRefusedError) -> str:
+    if error.unsupported:
+        return f"the argument '{option.shown}' is not supported yet: {error.reason}"
+    if error.needs_value and option.value_name is not None:
+        return _needs_value(option)
+    message = f"invalid value '{given}' for '{option.shown}'"
+    if error.choices:
+        return f"{message}\n  [possible values: {', '.join(error.choices)}]"
+    return f"{message}: {error.reason}" if error.reason else message
 
 
 def _help_entry(option: Option, width: int) -> list[str]:

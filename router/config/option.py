@@ -28,6 +28,8 @@ class Option:
     added: bool = False
     """No counterpart in the reference router; the default keeps its behaviour."""
     repeats: bool = False
+    ignored: bool = False
+    """Known from other releases and without effect; a start that has it says so."""
     required: bool = False
     name: str = ""
     """Name of the field."""
@@ -58,6 +60,7 @@ def option(
     section: str | None = None,
     added: bool = False,
     repeats: bool = False,
+    ignored: bool = False,
 ) -> _T:
     """A field for an option with a value. `repeats`: it may be given several times, and `parse` returns a tuple."""
     written = Option(
@@ -69,6 +72,7 @@ def option(
         env=env,
         added=added,
         repeats=repeats,
+        ignored=ignored,
     )
     return dataclasses.field(default=default, metadata={_KEY: written})
 
@@ -101,6 +105,7 @@ def switch(
     help: str,  # noqa: A002 - as above
     env: str | None = None,
     added: bool = False,
+    ignored: bool = False,
 ) -> bool:
     """A field for an option without a value: off unless given. In the environment it is `true` or `false`."""
     written = Option(
@@ -110,6 +115,7 @@ def switch(
         help=help,
         env=env,
         added=added,
+        ignored=ignored,
     )
     return dataclasses.field(default=False, metadata={_KEY: written})
 

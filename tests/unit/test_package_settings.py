@@ -6,11 +6,15 @@ import math
 import pkgutil
 from pathlib import Path
 
+import pytest
+
 import router
+from router.balancing.settings import BalancingSettings
 from router.config import package_settings
 from router.config.cli import parse
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
+from router.registry.settings import RegistrySettings
 from tunnel_protocol.quic.settings import QuicSettings
 
 GRPC = SocketAddress("0.0.0.0", 50071)
@@ -91,6 +95,15 @@ def test_nobody_is_asked_about_workers_without_an_endpoint() -> None:
     )
     assert asked is not None
     assert (asked.endpoint, asked.deadline_s, asked.cache_s) == ("http://g", 0.7, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "current"), [((), True), (("--compat=0.18",), True), (("--compat=0.11",), False)]
+)
+def test_the_release_line_decides_how_load_is_counted_and_who_waits(arguments: tuple[str, ...], current: bool) -> None:
+    given = settings(*arguments)
+    assert package_settings.registry(given) == RegistrySettings(adds_up_load=current, free_slots=current)
+    assert package_settings.balancing(given) == BalancingSettings(affinity_waits=current)
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_transport() -> None:
