@@ -18,7 +18,7 @@ from kubernetes_router.listening import bind_tcp, bound_address, write_ports_fil
 from kubernetes_router.metrics import GRPC, TUNNELS, Metrics
 from kubernetes_router.settings import Settings
 from kubernetes_router.slices import PortNames
-from kubernetes_router.startup_checks import check_options, remote_watch_urls
+from kubernetes_router.startup_checks import check_options, pylon_dial_addr, remote_watch_urls
 from kubernetes_router.targets import HostnameTemplate, TargetList
 from kubernetes_router.watch import WatchPublisher
 from kubernetes_router.watcher import SliceWatcher
@@ -53,7 +53,7 @@ async def start(settings: Settings, environment: Mapping[str, str], opened: Asyn
     publisher = WatchPublisher(
         targets,
         grpc_port=settings.advertised_grpc_port,
-        dial_addr=settings.grpc_pylon_dial_addr.strip(),
+        dial_addr=pylon_dial_addr(settings),
         remote_urls=remote_watch_urls(settings),
         heartbeat_s=settings.watch_heartbeat_ms / 1000,
     )
