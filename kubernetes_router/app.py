@@ -32,6 +32,7 @@ class Application:
 
     tasks: CriticalTasks
     grpc: GrpcListener
+    metrics: Metrics
     draining: bool = False
 
     async def drain(self) -> None:
@@ -58,7 +59,7 @@ async def start(settings: Settings, environment: Mapping[str, str], opened: Asyn
         heartbeat_s=settings.watch_heartbeat_ms / 1000,
     )
     grpc = GrpcListener(targets, publisher, metrics, connect_timeout_s=settings.connect_timeout_ms / 1000)
-    application = Application(tasks=tasks, grpc=grpc)
+    application = Application(tasks=tasks, grpc=grpc, metrics=metrics)
 
     def not_ready() -> str | None:
         if application.draining:

@@ -41,7 +41,7 @@ class GrpcListener:
     def __init__(
         self, targets: TargetList, publisher: WatchPublisher, metrics: Metrics, *, connect_timeout_s: float
     ) -> None:
-        self._targets = targets
+        self.targets = targets
         self._publisher = publisher
         self._metrics = metrics
         self._connect_timeout_s = connect_timeout_s
@@ -133,7 +133,7 @@ class GrpcListener:
                 stream, self._on_over, self._metrics, connect_timeout_s=self._connect_timeout_s
             )
             self._calls.add(registration)
-            registration.start(headers, self._targets, _connect)
+            registration.start(headers, self.targets, _connect)
         else:
             self._refuse(stream, GrpcStatus.UNIMPLEMENTED, "this program serves workers: watch and register")
 
