@@ -34,6 +34,7 @@ from router.process.reloads import Reloads
 from router.process.router import Router
 from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
+from router.process.tracing import FLUSH_S, open_tracer
 from router.registry import Registry
 from router.telemetry.families import MetricNameError
 from router.telemetry.logging import writer_in_use
@@ -59,6 +60,9 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     check_options(settings)
     _warn_about_options(settings)
     metrics = _make_metrics(settings)
+    tracer = open_tracer(settings, metrics)
+    if tracer is not None:
+        opened.push_async_callback(tracer.close, FLUSH_S)
     key_log = _open_key_log(settings, metrics, reloads, opened)
     identity, certificates = _read_tls(settings, metrics)
     quic = package_settings.quic(settings, key_log)
@@ -66,7 +70,15 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     registry = Registry(
         lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
     )
-    base = Base(settings=settings, metrics=metrics, registry=registry, reloads=reloads, tasks=tasks, opened=opened)
+    base = Base(
+        settings=settings,
+        metrics=metrics,
+        registry=registry,
+        reloads=reloads,
+        tasks=tasks,
+        opened=opened,
+        tracer=tracer,
+    )
     authenticator = assembly.authenticator(settings, metrics)
     if isinstance(authenticator, GatewayAuthenticator):
         opened.push_async_callback(authenticator.close)

@@ -26,6 +26,7 @@ from router.process.ports_file import write_ports_file
 from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
 from router.proxy.proxy import Proxy
+from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
@@ -181,6 +182,8 @@ def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) 
 async def _serve_http(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy, loop_lag: LoopLag) -> HttpServer:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
+    if base.tracer is not None:
+        proxy.tracing = ProxyTracing(base.tracer, base.registry, proxy.clock)
     debug_config = package_settings.debug_config(settings, bound.addresses, bound.advertise)
     routes = Routes(
         proxy,
