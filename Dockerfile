@@ -23,7 +23,8 @@ RUN LLM_ROUTER_COMPILE=require /opt/build/bin/python -m pip wheel --disable-pip-
 
 FROM python:3.12-slim
 ARG COMMIT=unknown
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TMPDIR=/dev/shm STARGATE_COMMIT=$COMMIT PATH=/opt/router/bin:$PATH
+ARG BUILD_VERSION=
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TMPDIR=/dev/shm STARGATE_COMMIT=$COMMIT STARGATE_BUILD_VERSION=$BUILD_VERSION PATH=/opt/router/bin:$PATH
 COPY --from=build /opt/router /opt/router
 RUN ln -s /opt/router/bin/stargate /usr/local/bin/stargate
 USER 1000:1000

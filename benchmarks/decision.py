@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from router.balancing import RoutingRequest
+from router.balancing import Choice, RoutingRequest
 from router.balancing.catalog import Catalog
 from router.balancing.definition import Definition, build
 
@@ -69,6 +69,7 @@ class BenchCandidate:
     __slots__ = (
         "active_backend_count",
         "cluster_id",
+        "has_free_slot",
         "kv_cache_capacity_tokens",
         "kv_cache_free_tokens",
         "kv_cache_used_tokens",
@@ -96,6 +97,7 @@ class BenchCandidate:
         self.kv_cache_free_tokens = 122_880 - 64 * (i % 23)
         self.num_running_queries = i % 9
         self.max_engine_concurrency = 16
+        self.has_free_slot = False
         self.total_query_input_size = 384 * (i % 6)
         self.queue_time_estimate_ms_by_priority = {0: i % 5, 2: 2 + i % 11, 4: 4 + i % 17}
         self.rtt_ns = (500 + 75 * (i % 19)) * 1000
@@ -133,7 +135,7 @@ def measure(scenario: Scenario, options: argparse.Namespace) -> dict[str, object
     started = time.perf_counter_ns()
     for request in requests[options.warmup :]:
         choice = choose(request, candidates, excluded, 0.0)
-        if choice is not None:
+        if isinstance(choice, Choice):
             chosen.append(choice.candidate.cluster_id)
             depths += choice.rank_depth
     total_ns = time.perf_counter_ns() - started

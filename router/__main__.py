@@ -26,9 +26,10 @@ def main() -> None:
 
         sys.exit(explain_command.main(sys.argv[2:]))
     from router.config.cli import settings_or_exit
+    from router.telemetry import build
 
     try:
-        settings = settings_or_exit(sys.argv[1:], os.environ)
+        settings = settings_or_exit(sys.argv[1:], os.environ, build.build_version)
     except BrokenPipeError:
         # `--help | head`: the reader has closed the pipe.
         os._exit(0)

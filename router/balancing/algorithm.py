@@ -11,7 +11,7 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from router.balancing.candidate import Candidate
-from router.balancing.outcome import Choice
+from router.balancing.outcome import Choice, Wait
 from router.balancing.request import RoutingRequest
 
 ENTRY_POINT_GROUP = "llm_request_router.algorithms"
@@ -26,10 +26,11 @@ class Balancer(Protocol):
         candidates: Sequence[Candidate],
         excluded: Collection[str],
         elapsed_ms: float,
-    ) -> Choice | None:
-        """A choice among `candidates` (not empty), or None. Must not keep `candidates`, sleep or raise.
+    ) -> Choice | Wait | None:
+        """A choice among `candidates` (not empty); a wait if there will be one at a greater age; None otherwise.
 
-        `excluded` are cluster ids; `elapsed_ms` is the age of the request in milliseconds.
+        Must not keep `candidates`, sleep or raise. `excluded` are cluster ids; `elapsed_ms` is the age of the request in
+        milliseconds. A request waits 60 s at most, without `x-max-wait-ms` too, and is asked for again every 25 ms.
         """
 
 
@@ -51,6 +52,8 @@ class Algorithm(Protocol):
         """A new balancer for a target."""
 
 
+Details = Mapping[str, object]
+"""What a balancer reports of a decision besides candidates, for explanations."""
 MayTake = Callable[[RoutingRequest, Candidate], bool]
 """Whether a candidate can be chosen at all, independent of its load. Those that cannot do not count for admission."""
 Explain = Callable[[RoutingRequest, Sequence[Candidate], float], Explanation]
@@ -63,6 +66,15 @@ def copy_of(balancer: Balancer) -> Balancer | None:
     """A balancer in the same state, for explanations; None if this one has no `copy()`."""
     copy: Callable[[], Balancer] | None = getattr(balancer, "copy", None)
     return None if copy is None else copy()
+
+
+def details_of(
+    balancer: Balancer, request: RoutingRequest, candidates: Sequence[Candidate], elapsed_ms: float
+) -> Details | None:
+    """What the balancer's `details` returns, which must not change any state; None if it has none or nothing to tell."""
+    details: Callable[[RoutingRequest, Sequence[Candidate], float], Details | None] | None
+    details = getattr(balancer, "details", None)
+    return None if details is None else details(request, candidates, elapsed_ms)
 
 
 def may_take_of(algorithm: Algorithm) -> MayTake | None:

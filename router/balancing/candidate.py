@@ -52,6 +52,13 @@ class Candidate(Protocol):
         """Concurrency of the scheduler; 0 = not reported."""
 
     @property
+    def has_free_slot(self) -> bool:
+        """Whether it reports its concurrency and runs fewer requests, those on their way included: a request does not queue.
+
+        Always False with `--compat 0.11`, where the queue counts all the same.
+        """
+
+    @property
     def total_query_input_size(self) -> int:
         """Prompt tokens of all requests."""
 

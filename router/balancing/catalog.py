@@ -7,6 +7,7 @@ from pathlib import Path
 import router.balancing.algorithms
 from router.balancing.algorithm import MakeAlgorithm
 from router.balancing.registration import Registration
+from router.balancing.settings import CURRENT, BalancingSettings
 
 
 def builtin_algorithms() -> dict[str, Registration]:
@@ -22,7 +23,9 @@ def builtin_algorithms() -> dict[str, Registration]:
 class Catalog:
     """Algorithms by every spelling of their names. A plug-in does not replace a built-in algorithm of the same name."""
 
-    def __init__(self, plugins: Mapping[str, MakeAlgorithm] | None = None) -> None:
+    def __init__(
+        self, plugins: Mapping[str, MakeAlgorithm] | None = None, settings: BalancingSettings = CURRENT
+    ) -> None:
         builtin = builtin_algorithms()
         added = {name: make for name, make in sorted((plugins or {}).items()) if name not in builtin}
         self._makers: dict[str, MakeAlgorithm] = {**builtin, **added}
@@ -31,6 +34,8 @@ class Catalog:
             self._names |= {name: name for name in group}
             aliases = {alias: name for name in group for alias in self._aliases_of(name)}
             self._names |= {alias: name for alias, name in aliases.items() if alias not in self._names}
+        if not settings.affinity_waits:
+            self._makers |= {name: one.earlier for name, one in builtin.items() if one.earlier is not None}
         # A name takes precedence over an alias.
         self._names |= {name: name for name in self._makers}
 

@@ -11,6 +11,7 @@ from router.balancing.config_error import ConfigError
 from router.balancing.definition import Definition, parse_definition, parse_name
 from router.balancing.fields import type_name
 from router.balancing.json_document import JsonError, JsonObject, parse
+from router.balancing.settings import CURRENT, BalancingSettings
 from tunnel_protocol.limit import Limit
 
 DEFINITIONS = Limit("policy.definitions", pieces=10_000)
@@ -64,9 +65,11 @@ class BalancingConfig:
         return found
 
 
-def load_config(content: bytes, plugins: Mapping[str, MakeAlgorithm] | None = None) -> BalancingConfig:
+def load_config(
+    content: bytes, plugins: Mapping[str, MakeAlgorithm] | None = None, settings: BalancingSettings = CURRENT
+) -> BalancingConfig:
     """Parse a document that may name built-in algorithms and `plugins`. Raises `ConfigError`."""
-    catalog = Catalog(plugins)
+    catalog = Catalog(plugins, settings)
     try:
         document = parse(content)
     except JsonError as error:

@@ -53,6 +53,14 @@ def parse_definition(value: object, catalog: Catalog) -> Definition:
         raise ConfigError("missing field `algorithm`")
     algorithm = parse_name(given.pop("algorithm"), catalog)
     given.pop("request_algorithms", None)
+    return checked_definition(algorithm, given, catalog)
+
+
+def checked_definition(algorithm: str, given: Mapping[str, object], catalog: Catalog) -> Definition:
+    """A definition from the canonical name of an algorithm and its settings by document key; null counts as absent.
+
+    The one place where keys become settings that have been checked by name, type and range. Raises `ConfigError`.
+    """
     fields = Fields(given)
     _read_shared(fields)
     registered = catalog.registration(algorithm)

@@ -13,6 +13,7 @@ from router.balancing.config_error import ConfigError
 from router.balancing.definition import Definition
 from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector
+from router.balancing.settings import CURRENT, BalancingSettings
 
 BUDGET_S = 2.0
 """Seconds that all decisions of one dry run may take together."""
@@ -32,6 +33,7 @@ class SampleCandidate:
         self.queued_input_size = 100 * load
         self.num_running_queries = load
         self.max_engine_concurrency = 8
+        self.has_free_slot = load < 8
         self.total_query_input_size = 1_000 * load
         self.kv_cache_capacity_tokens = 100_000
         self.kv_cache_used_tokens = 1_000 * load
@@ -55,11 +57,13 @@ class SampleTarget:
         return cluster_id, cluster_id
 
 
-def dry_run(config: BalancingConfig, plugins: Mapping[str, MakeAlgorithm]) -> None:
+def dry_run(
+    config: BalancingConfig, plugins: Mapping[str, MakeAlgorithm], settings: BalancingSettings = CURRENT
+) -> None:
     """Decide with every definition of `config`, which are built then. Raises `ConfigError` (stage `build`)."""
     rng = Random()  # noqa: S311 - nothing is kept secret by it
     try:
-        selector = Selector(config, rng, plugins)
+        selector = Selector(config, rng, plugins, settings)
         until = time.monotonic() + BUDGET_S
         for _, definition in config.definitions():
             _decide(selector, definition)

@@ -20,7 +20,11 @@ def valid_tps(candidate: Candidate) -> float:
 
 
 def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
-    """Milliseconds in the queue: the cluster's own estimate for this priority, else one from its queue; None if unknown."""
+    """Milliseconds in the queue: 0 with a free slot, else the cluster's own estimate for this priority, else one from its
+    queue; None if unknown.
+    """
+    if candidate.has_free_slot:
+        return 0
     estimates = candidate.queue_time_estimate_ms_by_priority
     if not estimates:
         return queue_time_delta_ms(candidate.queued_input_size, candidate.last_mean_input_tps)
@@ -32,7 +36,7 @@ def queue_estimate_ms(candidate: Candidate, priority: int) -> int | None:
     return estimate
 
 
-def delay_seconds(work: int, rate: float) -> float:
+def delay_seconds(work: float, rate: float) -> float:
     """Seconds for `work` tokens at `rate` tokens per second; infinite without a rate."""
     if work == 0:
         return 0.0
@@ -65,6 +69,22 @@ def ttft_ms(
         tps = candidate.last_mean_input_tps
         total += input_tokens / tps * 1000.0 if 0.0 < tps < _INF else _INF
     return total
+
+
+def discounted_ttft_ms(
+    candidate: Candidate,
+    input_tokens: int,
+    priority: int,
+    scale: float,
+    *,
+    ignore_queue: bool = False,
+    ignore_prefill: bool = False,
+) -> float:
+    """As `ttft_ms`, if only `scale` (0 to 1) of the input tokens have to be processed because the others are cached."""
+    if scale == 1.0:
+        return ttft_ms(candidate, input_tokens, priority, ignore_queue=ignore_queue, ignore_prefill=ignore_prefill)
+    total = ttft_ms(candidate, 0, priority, ignore_queue=ignore_queue)
+    return total if ignore_prefill else total + delay_seconds(scale * input_tokens, valid_tps(candidate)) * 1000.0
 
 
 def _queue_time(candidate: Candidate, input_tokens: int, priority: int) -> float:  # noqa: ARG001 - one shape for all

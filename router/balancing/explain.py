@@ -8,13 +8,14 @@ import math
 from collections.abc import Sequence
 
 from router.balancing.admission import input_work_seconds, rejection
-from router.balancing.algorithm import Explanation, explanation_of
+from router.balancing.algorithm import Balancer, Explanation, details_of, explanation_of
 from router.balancing.candidate import Candidate
 from router.balancing.definition import Definition
 from router.balancing.estimates import duration_ms, queue_delay_ms, ttft_ms
 from router.balancing.feasibility import Feasibility
+from router.balancing.outcome import Wait
 from router.balancing.request import RoutingRequest
-from router.balancing.selector import Selector, TargetView, admission_candidates
+from router.balancing.selector import MAX_WAIT_MS, Selector, TargetView, admission_candidates
 
 Document = dict[str, object]
 
@@ -53,9 +54,14 @@ def explain(
         "candidates": _rows(explained, request, candidates, excluded),
     }
     refusal = _admission(effective, request, candidates, excluded, document)
-    document["outcome"] = refusal or _outcome(
-        selector, effective, request, target, candidates, excluded, elapsed_ms, advertised=advertised
-    )
+    balancer = None if target is None or not candidates else selector.dry_run_balancer(effective, request, target)
+    if balancer is None:
+        document["outcome"] = {"kind": "unavailable" if advertised or excluded else "not_found"}
+        return document
+    details = details_of(balancer, request, candidates, elapsed_ms)
+    if details is not None:
+        document["affinity"] = dict(details)
+    document["outcome"] = refusal or _outcome(balancer, request, candidates, excluded, elapsed_ms)
     return document
 
 
@@ -81,22 +87,20 @@ def _admission(
 
 
 def _outcome(
-    selector: Selector,
-    effective: Definition,
+    balancer: Balancer,
     request: RoutingRequest,
-    target: TargetView[object, object] | None,
     candidates: Sequence[Candidate],
     excluded: set[str],
     elapsed_ms: float,
-    *,
-    advertised: bool,
 ) -> Document:
-    if not candidates or target is None:
-        return {"kind": "unavailable" if advertised or excluded else "not_found"}
-    choice = selector.dry_run_balancer(effective, request, target).choose(request, candidates, excluded, elapsed_ms)
+    choice = balancer.choose(request, candidates, excluded, elapsed_ms)
+    left = any(candidate.cluster_id not in excluded for candidate in candidates)
     if choice is None:
-        waits = request.max_wait_ms is not None and any(c.cluster_id not in excluded for c in candidates)
-        return {"kind": "wait" if waits else "unavailable"}
+        return {"kind": "wait" if left and request.max_wait_ms is not None else "unavailable"}
+    if isinstance(choice, Wait):
+        if not left or elapsed_ms >= MAX_WAIT_MS:
+            return {"kind": "unavailable"}
+        return {"kind": "wait", "wait_ms": _finite(choice.seconds * 1000.0)}
     return {
         "kind": "chosen",
         "cluster_id": choice.candidate.cluster_id,

@@ -52,10 +52,27 @@ class Chosen(Generic[ClusterT, BackendT]):
         )
 
 
-class Wait(NamedTuple):
-    """No candidate is acceptable now, but the request may wait: call `select` again after `seconds`."""
+class Wait:
+    """No candidate is acceptable now, but the request may wait.
 
-    seconds: float
+    An algorithm returns it with the seconds after which its answer changes by the age of the request alone; `Selector.select`
+    with the seconds after which it is to be called again.
+    """
+
+    # Not a named tuple: the result of every decision is compared with this type, which is faster so.
+    __slots__ = ("remaining_ms", "seconds")
+
+    def __init__(self, seconds: float, remaining_ms: float | None = None) -> None:
+        self.seconds = seconds
+        self.remaining_ms = remaining_ms
+        """Milliseconds left to wait; set by `select` if the algorithm asked for the wait, else None."""
+
+
+def shorter(one: Wait | None, other: Wait | None) -> Wait | None:
+    """The wait that ends first; None if there is none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one if one.seconds <= other.seconds else other
 
 
 class NotFound(NamedTuple):

@@ -21,7 +21,7 @@ LAST = 1_000
 class Registration:
     """An algorithm with declared settings, created by `registration`. Can be called as a `MakeAlgorithm`."""
 
-    __slots__ = ("_make", "_read", "aliases", "fields", "name", "position")
+    __slots__ = ("_make", "_read", "aliases", "earlier", "fields", "name", "position")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Registration:
         make: MakeAlgorithm,
         aliases: tuple[str, ...],
         position: int,
+        earlier: "Registration | None",
     ) -> None:
         self._read = read
         self._make = make
@@ -39,6 +40,8 @@ class Registration:
         """Other spellings."""
         self.position = position
         """Position in the list of names in error messages, lower first."""
+        self.earlier = earlier
+        """Its form without waits for affinity (`BalancingSettings.affinity_waits`); None if that is the same."""
         nothing = Fields({})
         read(nothing)
         self.fields = frozenset(nothing.names)
@@ -70,8 +73,12 @@ def registration(
     *,
     aliases: tuple[str, ...] = (),
     position: int = LAST,
+    earlier: Registration | None = None,
 ) -> Registration:
-    """Register an algorithm. `read` must read every field at each call; `make` may raise `ConfigError`."""
+    """Register an algorithm. `read` must read every field at each call; `make` may raise `ConfigError`.
+
+    `earlier` is a form of a built-in algorithm for another release line; its aliases and position are not used.
+    """
 
     def make_from(settings: dict[str, object], random: Random) -> Algorithm:
         fields = Fields(settings, "build")
@@ -79,4 +86,4 @@ def registration(
         fields.check()
         return make(typed, random)
 
-    return Registration(name, read, make_from, aliases, position)
+    return Registration(name, read, make_from, aliases, position, earlier)

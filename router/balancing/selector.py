@@ -27,9 +27,13 @@ from router.balancing.outcome import (
     Wait,
 )
 from router.balancing.request import RoutingRequest
+from router.balancing.settings import CURRENT, BalancingSettings
 
 MAX_WAIT_MS = 60_000
 _SHORTEST_MS, _LONGEST_MS = 1, 9
+LONGEST_SLEEP_S = 0.025
+"""Seconds after which a request that an algorithm lets wait is decided again at the latest, as clusters change meanwhile."""
+_SHORTEST_SLEEP_S = 0.0001
 
 ClusterT_co = TypeVar("ClusterT_co", covariant=True)
 BackendT_co = TypeVar("BackendT_co", covariant=True)
@@ -72,10 +76,14 @@ class Selector:
     """Holds the active policy. `replace_config` replaces all of it; a running request keeps its resolved definition."""
 
     def __init__(
-        self, config: BalancingConfig, random: Random, plugins: Mapping[str, MakeAlgorithm] | None = None
+        self,
+        config: BalancingConfig,
+        random: Random,
+        plugins: Mapping[str, MakeAlgorithm] | None = None,
+        settings: BalancingSettings = CURRENT,
     ) -> None:
         self._random = random
-        self._catalog = Catalog(plugins)
+        self._catalog = Catalog(plugins, settings)
         self.replace_config(config)
 
     def replace_config(self, config: BalancingConfig) -> None:
@@ -144,6 +152,8 @@ class Selector:
             choice = self._balancer(effective, request, target).choose(request, candidates, failed_clusters, elapsed_ms)
             if choice is None:
                 return self._no_choice(request, eligible, now)
+            if isinstance(choice, Wait):
+                return _sleep(choice, request, eligible, now)
             found = choice.candidate
             picked = target.pick(found.cluster_id, failed_backends)
             if picked is not None:
@@ -190,6 +200,16 @@ class Selector:
             if left > 0:
                 return Wait(min(left, self._random.randint(_SHORTEST_MS, _LONGEST_MS) / 1000))
         return Unavailable()
+
+
+def _sleep(asked: Wait, request: RoutingRequest, eligible: int, now: float) -> Wait | Unavailable:
+    """The part of a wait that an algorithm asked for until the next decision; it does not need `x-max-wait-ms`."""
+    allowed_ms = MAX_WAIT_MS if request.max_wait_ms is None else min(request.max_wait_ms, MAX_WAIT_MS)
+    left = request.received_at + allowed_ms / 1000 - now
+    if not eligible or left <= 0:
+        return Unavailable()
+    # A shorter sleep than the clock can tell apart would repeat the decision at the same age.
+    return Wait(min(max(asked.seconds, _SHORTEST_SLEEP_S), LONGEST_SLEEP_S, left), left * 1000)
 
 
 def admission_candidates(

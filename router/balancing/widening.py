@@ -7,9 +7,10 @@ from itertools import compress
 from random import Random
 
 from router.balancing.candidate import Candidate
-from router.balancing.estimates import has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
+from router.balancing.estimates import discounted_ttft_ms, has_capacity, queue_delay_ms, queue_limit_ms, ttft_ms
 from router.balancing.fields import Fields
 from router.balancing.forecast import Forecast, times_ms
+from router.balancing.outcome import Wait
 from router.balancing.request import RoutingRequest
 from router.balancing.sampling import sample
 
@@ -99,10 +100,16 @@ def widen(
     candidates: Sequence[Candidate],
     excluded: Collection[str],
     elapsed_ms: float,
+    unlock_ms: float,
     better: Better,
     random: Random,
-) -> Candidate | None:
-    """The best of a sample of the unlocked candidates with capacity; None if there is none."""
+    scale: float = 1.0,
+) -> Candidate | Wait | None:
+    """The best of a sample of the unlocked candidates with capacity; without one, the wait until one is unlocked, if any.
+
+    `elapsed_ms` is the age of the request, `unlock_ms` the part of it that unlocks buckets; `scale` is the share of the input
+    tokens that count.
+    """
     if excluded:
         candidates = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
     if settings.limits_queue:
@@ -115,9 +122,14 @@ def widen(
         candidates = [c for c in candidates if queue_delay_ms(c, request.priority) <= limit]
     tokens, priority = request.input_tokens or 0, request.priority
     no_queue, no_prefill = settings.ignore_queue_time, settings.ignore_input_processing_time
-    times = [ttft_ms(c, tokens, priority, ignore_queue=no_queue, ignore_prefill=no_prefill) for c in candidates]
-    unlocked = _unlocked(settings, candidates, times, elapsed_ms)
+    times = [
+        discounted_ttft_ms(c, tokens, priority, scale, ignore_queue=no_queue, ignore_prefill=no_prefill)
+        for c in candidates
+    ]
+    unlocked = _unlocked(settings, candidates, times, unlock_ms)
     able = [candidate for candidate in unlocked if has_capacity(candidate, settings.max_queued)]
+    if not able:
+        return _bucket_wait(settings, candidates, times, unlock_ms)
     return _best_of_sample(settings, able, request, better, random)
 
 
@@ -128,12 +140,13 @@ def widen_all(
     candidates: Sequence[Candidate],
     excluded: Collection[str],
     elapsed_ms: float,
+    unlock_ms: float,
     better: Better,
     random: Random,
-) -> Candidate | None:
+) -> Candidate | Wait | None:
     """As `widen`, for all candidates of a target, with figures cached between decisions while all are in one bucket."""
     if settings.limits_queue:
-        return widen(settings, request, candidates, excluded, elapsed_ms, better, random)
+        return widen(settings, request, candidates, excluded, elapsed_ms, unlock_ms, better, random)
     column = forecast.column(candidates, request.priority)
     times = times_ms(column, request.input_tokens or 0, ignore_prefill=settings.ignore_input_processing_time)
     able = column.able
@@ -141,14 +154,16 @@ def widen_all(
         stays = [candidate.cluster_id not in excluded for candidate in candidates]
         times, candidates = list(compress(times, stays)), list(compress(candidates, stays))
         able = list(compress(candidates, compress(column.has_capacity, stays)))
-    unlocked = _unlocked(settings, candidates, times, elapsed_ms)
+    unlocked = _unlocked(settings, candidates, times, unlock_ms)
     if unlocked is not candidates:
         able = [candidate for candidate in unlocked if has_capacity(candidate, settings.max_queued)]
+    if not able:
+        return _bucket_wait(settings, candidates, times, unlock_ms)
     return _best_of_sample(settings, able, request, better, random)
 
 
 def _unlocked(
-    settings: WideningSettings, candidates: Sequence[Candidate], times: Sequence[float], elapsed_ms: float
+    settings: WideningSettings, candidates: Sequence[Candidate], times: Sequence[float], unlock_ms: float
 ) -> Sequence[Candidate]:
     """The candidates whose bucket is unlocked; `candidates` itself if all are in one bucket."""
     if not times:
@@ -156,19 +171,40 @@ def _unlocked(
     least, most = min(times), max(times)
     if most < math.inf and most - least <= settings.ttft_bucket_size_ms:
         return candidates
-    order = sorted(zip(times, candidates, strict=True), key=lambda pair: (pair[0], pair[1].cluster_id))
+    order = _by_time(candidates, times)
     count = unlocked_count(
-        [time for time, _ in order], elapsed_ms, settings.ttft_bucket_size_ms, settings.next_bucket_unlock_factor
+        [time for time, _ in order], unlock_ms, settings.ttft_bucket_size_ms, settings.next_bucket_unlock_factor
     )
     return [candidate for _, candidate in order[:count]]
 
 
+def _bucket_wait(
+    settings: WideningSettings, candidates: Sequence[Candidate], times: Sequence[float], unlock_ms: float
+) -> Wait | None:
+    """The wait until the first locked candidate with capacity is unlocked; the same steps as in `unlocked_count`."""
+    if not times:
+        return None
+    start, budget = min(times), unlock_ms
+    for time, candidate in _by_time(candidates, times):
+        if not math.isfinite(time):
+            return None
+        gap = time - start
+        if gap > settings.ttft_bucket_size_ms:
+            budget -= gap * settings.next_bucket_unlock_factor
+            start = time
+        if budget < 0.0 and has_capacity(candidate, settings.max_queued):
+            return Wait(-budget / 1000.0)
+    return None
+
+
+def _by_time(candidates: Sequence[Candidate], times: Sequence[float]) -> list[tuple[float, Candidate]]:
+    return sorted(zip(times, candidates, strict=True), key=lambda pair: (pair[0], pair[1].cluster_id))
+
+
 def _best_of_sample(
     settings: WideningSettings, able: Sequence[Candidate], request: RoutingRequest, better: Better, random: Random
-) -> Candidate | None:
+) -> Candidate:
     sampled = sample(able, (), max(1, settings.n), random)
-    if not sampled:
-        return None
     best = sampled[0]
     for candidate in sampled[1:]:
         if better(candidate, best, request):

@@ -1,6 +1,6 @@
-"""Declares an option of the router as a dataclass field with flag, environment variable, type and help text.
+"""Declares an option of a program as a dataclass field with flag, environment variable, type and help text.
 
-Name and default of the option are those of the field; an option is declared only there. `cli.py` uses `options_of` to parse
+Name and default of the option are those of the field; an option is declared only there. `command_line.py` uses `options_of` to parse
 and to print the help (docs/operations.md, "Command line").
 """
 
@@ -28,6 +28,8 @@ class Option:
     added: bool = False
     """No counterpart in the reference router; the default keeps its behaviour."""
     repeats: bool = False
+    ignored: bool = False
+    """Known from other releases and without effect; a start that has it says so."""
     required: bool = False
     name: str = ""
     """Name of the field."""
@@ -58,6 +60,7 @@ def option(
     section: str | None = None,
     added: bool = False,
     repeats: bool = False,
+    ignored: bool = False,
 ) -> _T:
     """A field for an option with a value. `repeats`: it may be given several times, and `parse` returns a tuple."""
     written = Option(
@@ -69,6 +72,7 @@ def option(
         env=env,
         added=added,
         repeats=repeats,
+        ignored=ignored,
     )
     return dataclasses.field(default=default, metadata={_KEY: written})
 
@@ -79,15 +83,17 @@ def required_option(
     parse: Callable[[str], _T],
     *,
     help: str,  # noqa: A002 - as above
+    env: str | None = None,
     section: str | None = None,
 ) -> _T:
-    """A field for an option that must be given on the command line."""
+    """A field for an option that must be given, on the command line or in the variable `env`."""
     written = Option(
         flag=flag,
         value_name=value_name,
         parse=parse,
         section=section,
         help=help,
+        env=env,
         required=True,
     )
     return cast("_T", dataclasses.field(metadata={_KEY: written}))
@@ -99,6 +105,7 @@ def switch(
     help: str,  # noqa: A002 - as above
     env: str | None = None,
     added: bool = False,
+    ignored: bool = False,
 ) -> bool:
     """A field for an option without a value: off unless given. In the environment it is `true` or `false`."""
     written = Option(
@@ -108,6 +115,7 @@ def switch(
         help=help,
         env=env,
         added=added,
+        ignored=ignored,
     )
     return dataclasses.field(default=False, metadata={_KEY: written})
 

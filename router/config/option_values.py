@@ -16,13 +16,19 @@ _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
 
 
 class ValueRefusedError(Exception):
-    """A value is not valid. The usage error shows `reason` after the value, or the valid `choices`."""
+    """A value is not valid. The usage error shows `reason` after the value, or the valid `choices`.
 
-    def __init__(self, reason: str, choices: tuple[str, ...] = (), *, needs_value: bool = False) -> None:
+    `needs_value`: nothing was given; `unsupported`: no value of this option is accepted.
+    """
+
+    def __init__(
+        self, reason: str, choices: tuple[str, ...] = (), *, needs_value: bool = False, unsupported: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.choices = choices
         self.needs_value = needs_value
+        self.unsupported = unsupported
 
 
 class SocketAddress(NamedTuple):
@@ -61,9 +67,18 @@ def text(value: str) -> str:
     return value
 
 
+def not_supported(reason: str) -> Callable[[str], None]:
+    """For an option that is known and must not be ignored: every value is refused with `reason`."""
+
+    def parse(_value: str) -> None:
+        raise ValueRefusedError(reason, unsupported=True)
+
+    return parse
+
+
 def url_list(value: str) -> tuple[str, ...]:
-    """Comma-separated parts; surrounding blanks and empty parts are removed later, where they are used."""
-    return tuple(value.split(",")) if value else ()
+    """Comma-separated parts as they are; the checks before the start look at each."""
+    return tuple(value.split(","))
 
 
 def _integer(value: str, largest: int) -> int:
@@ -114,6 +129,11 @@ def count_above_zero(value: str) -> int:
     return _above_zero(value, "invalid count")
 
 
+def uint32_above_zero(value: str) -> int:
+    """A count of 32 bits, at least 1."""
+    return _above_zero(value, "invalid count", MAX_U32)
+
+
 def stream_window(value: str) -> int:
     """Bytes, from 1 KiB to 1 GiB."""
     number = _integer(value, MAX_U64)
@@ -122,9 +142,9 @@ def stream_window(value: str) -> int:
     return number
 
 
-def _above_zero(value: str, complaint: str) -> int:
+def _above_zero(value: str, complaint: str, largest: int = MAX_U64) -> int:
     try:
-        number = _integer(value, MAX_U64)
+        number = _integer(value, largest)
     except ValueRefusedError as error:
         raise ValueRefusedError(f"{complaint}: {error.reason}") from None
     if number == 0:

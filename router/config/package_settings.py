@@ -6,12 +6,14 @@ Pure: opens nothing. The fields are documented in `router/<package>/settings.py`
 import math
 from pathlib import Path
 
+from router.balancing.settings import BalancingSettings
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import retry_budget_header
 from router.control_plane.settings import ControlPlaneSettings, GatewayAuthSettings
 from router.http1.settings import ConnectionTimeouts, HttpSettings
 from router.proxy.settings import ProxySettings
+from router.registry.settings import RegistrySettings
 from router.tunnels.settings import PENDING, TunnelSettings
 from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
 from tunnel_protocol.observers.line_writer import LineWriter
@@ -35,7 +37,8 @@ def tunnels(settings: Settings) -> TunnelSettings:
     """Timeouts and limits of tunnels."""
     return TunnelSettings(
         connect_timeout_ms=settings.quic_connect_timeout_ms,
-        request_timeout_ms=settings.head_timeout_ms,
+        # Requests may wait long for their head; a probe may not, because the next one is made only after it.
+        probe_timeout_ms=min(settings.head_timeout_ms, 30_000),
         reverse_connect_timeout_ms=settings.reverse_tunnel_connect_timeout_ms,
         direct_connections=settings.direct_quic_connections,
         handshake_timeout_ms=10_000,
@@ -45,6 +48,16 @@ def tunnels(settings: Settings) -> TunnelSettings:
         silence_ms=1_800,
         direct_grace_ms=2_000,
     )
+
+
+def registry(settings: Settings) -> RegistrySettings:
+    """How the statistics of workers become those of their cluster."""
+    return RegistrySettings(adds_up_load=settings.as_of_0_18, free_slots=settings.as_of_0_18)
+
+
+def balancing(settings: Settings) -> BalancingSettings:
+    """Which form of the algorithms is used."""
+    return BalancingSettings(affinity_waits=settings.as_of_0_18)
 
 
 def proxy(settings: Settings) -> ProxySettings:

@@ -19,6 +19,7 @@ from router.config.option_values import (
     metric_families,
     milliseconds,
     milliseconds_above_zero,
+    not_supported,
     parse_socket_address,
     port,
     reference_release,
@@ -26,6 +27,7 @@ from router.config.option_values import (
     text,
     true_or_false,
     uint32,
+    uint32_above_zero,
     uint64,
     url_list,
 )
@@ -151,16 +153,22 @@ class Settings:
         "URL",
         url_list,
         default=(),
-        help="Further routers that workers should watch; repeat it or separate with commas.",
+        help="Further routers that workers should watch, https://host:port, or http:// with the next option; repeat it or "
+        "separate with commas.",
         env="STARGATE_REMOTE_WATCH_URLS",
         repeats=True,
     )
+    allow_insecure_remote_watch_http: bool = switch(
+        "--allow-insecure-remote-watch-http",
+        help="Allow http:// in --remote-stargate-url.",
+        env="STARGATE_ALLOW_INSECURE_REMOTE_WATCH_HTTP",
+    )
     grpc_pylon_dial_addr: str | None = option(
         "--grpc-pylon-dial-addr",
-        "ADDR",
+        "URL",
         text,
         default=None,
-        help="Address workers dial for gRPC instead of the advertised one.",
+        help="Address workers dial for gRPC instead of the advertised one: http://host:port or https://host:port.",
     )
     enable_dev_peer_forwarding: bool = switch(
         "--enable-dev-peer-forwarding",
@@ -585,6 +593,31 @@ class Settings:
         help="Time to finish what runs after SIGTERM or SIGINT; a second signal ends at once.",
         section="Start and end",
     )
+    readiness_warmup_ms: int = option(
+        "--readiness-warmup-ms",
+        "MS",
+        milliseconds,
+        default=0,
+        help="/readyz stays 503 for this long after the start, or until the number of routable workers is stable; everything "
+        "else works meanwhile. 0 is ready at once.",
+        env="STARGATE_READINESS_WARMUP_MS",
+    )
+    readiness_stabilization_sample_interval_ms: int = option(
+        "--readiness-stabilization-sample-interval-ms",
+        "MS",
+        milliseconds_above_zero,
+        default=1_000,
+        help="How often routable workers are counted while /readyz warms up.",
+        env="STARGATE_READINESS_STABILIZATION_SAMPLE_INTERVAL_MS",
+    )
+    readiness_stabilization_window: int = option(
+        "--readiness-stabilization-window",
+        "N",
+        uint32_above_zero,
+        default=5,
+        help="How often in a row that count, above 0, must be the same as before for the warm-up to end.",
+        env="STARGATE_READINESS_STABILIZATION_WINDOW",
+    )
     lame_duck_ms: int = option(
         "--lame-duck-ms",
         "MS",
@@ -603,6 +636,48 @@ class Settings:
         help="Once ready, write the bound addresses there as JSON.",
         env="STARGATE_PORTS_FILE",
         added=True,
+    )
+
+    routing_reservation_ttl_min_ms: int | None = option(
+        "--routing-reservation-ttl-min-ms",
+        "MS",
+        milliseconds,
+        default=None,
+        help="Accepted and ignored: reservations end with the worker's next report.",
+        env="STARGATE_ROUTING_RESERVATION_TTL_MIN_MS",
+        section="Known from other releases",
+        ignored=True,
+    )
+    routing_reservation_ttl_max_ms: int | None = option(
+        "--routing-reservation-ttl-max-ms",
+        "MS",
+        milliseconds,
+        default=None,
+        help="Accepted and ignored, as the option before.",
+        env="STARGATE_ROUTING_RESERVATION_TTL_MAX_MS",
+        ignored=True,
+    )
+    allow_open_worker_auth: bool = switch(
+        "--allow-open-worker-auth",
+        help="Accepted and ignored: without --worker-auth-endpoint every worker is accepted anyway.",
+        env="STARGATE_ALLOW_OPEN_WORKER_AUTH",
+        ignored=True,
+    )
+    worker_auth_file: None = option(
+        "--worker-auth-file",
+        "PATH",
+        not_supported("without it every worker would be accepted, so the start ends here; use --worker-auth-endpoint"),
+        default=None,
+        help="Not supported yet: the start ends with a usage error.",
+        env="STARGATE_WORKER_AUTH_FILE",
+    )
+    config_file: None = option(
+        "--config-file",
+        "PATH",
+        not_supported("its settings would be missing, so the start ends here; use options or environment variables"),
+        default=None,
+        help="Not supported yet: the start ends with a usage error.",
+        env="STARGATE_CONFIG_FILE",
     )
 
     @property
@@ -632,6 +707,11 @@ class Settings:
         """The host name of this router for workers: the template, filled in."""
         filled = self.hostname_template.replace("{pod_name}", self.pod_name or self.stargate_id)
         return filled.replace("{namespace}", self.pod_namespace or "")
+
+    @property
+    def ignored_options(self) -> list[str]:
+        """The flags of options that are given and have no effect."""
+        return [one.flag for one in OPTIONS if one.ignored and getattr(self, one.name) != one.default]
 
     def reported(self) -> dict[str, Any]:
         """All settings by name, for the first log line."""

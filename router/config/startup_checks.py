@@ -8,6 +8,7 @@ import re
 
 from certs import IdentityError, parse_trust_bundle
 from certs.identity import PEM
+from router.config.explicit_uri import explicit_uri, shown
 from router.config.option_values import SocketAddress, ValueRefusedError, parse_socket_address
 from router.config.settings import Settings
 from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
@@ -53,6 +54,8 @@ def check_options(settings: Settings) -> None:
     _check_connectivity(settings)
     _check_peer_forwarding(settings)
     retry_budget_header(settings)
+    remote_watch_urls(settings)
+    pylon_dial_addr(settings)
     _check_pairs(settings)
     _check_available(settings)
 
@@ -78,13 +81,14 @@ def _check_peer_forwarding(settings: Settings) -> None:
 
 def _check_pairs(settings: Settings) -> None:
     if settings.reverse:
-        _both_or_none("--tls-cert-path", settings.tls_cert_path, "--tls-key-path", settings.tls_key_path)
-    _both_or_none(
+        both_or_none("--tls-cert-path", settings.tls_cert_path, "--tls-key-path", settings.tls_key_path)
+    both_or_none(
         *("--grpc-tls-cert-path", settings.grpc_tls_cert_path), *("--grpc-tls-key-path", settings.grpc_tls_key_path)
     )
 
 
-def _both_or_none(cert_flag: str, cert: str | None, key_flag: str, key: str | None) -> None:
+def both_or_none(cert_flag: str, cert: str | None, key_flag: str, key: str | None) -> None:
+    """Raise `StartupError` if only one of certificate and key is configured."""
     if cert is not None and key is None:
         raise StartupError(f"{key_flag} is required with {cert_flag}")
     if key is not None and cert is None:
@@ -109,6 +113,50 @@ def retry_budget_header(settings: Settings) -> bytes | None:
     if not _HEADER_NAME.fullmatch(encoded):
         raise StartupError(f"invalid proxy retry budget header: {settings.proxy_retry_budget_header}")
     return encoded.lower()
+
+
+def remote_watch_urls(settings: Settings) -> tuple[str, ...]:
+    """The URLs of other installations, as workers get them. Raises `StartupError` for one that does not say whether it uses TLS.
+
+    With `--compat 0.11` they are taken as they are.
+    """
+    given = settings.remote_stargate_url
+    if not settings.as_of_0_18:
+        return given
+    found = tuple(
+        _explicit(url, "--remote-stargate-url", "remote Watch URL must be an explicit http:// or https:// URI")
+        for url in given
+    )
+    cleartext = [url for url in found if url.startswith("http://")]
+    if cleartext and not settings.allow_insecure_remote_watch_http:
+        raise StartupError(
+            "http:// remote Watch URLs require --allow-insecure-remote-watch-http",
+            f"--remote-stargate-url (or STARGATE_REMOTE_WATCH_URLS) has {', '.join(cleartext)}",
+        )
+    return found
+
+
+def pylon_dial_addr(settings: Settings) -> str | None:
+    """The address workers dial for gRPC; None if it is the advertised one. Raises `StartupError` as `remote_watch_urls`."""
+    given = settings.grpc_pylon_dial_addr
+    if given is None or not settings.as_of_0_18:
+        return given
+    return _explicit(
+        given, "--grpc-pylon-dial-addr", "Pylon gRPC dial address must be an explicit http:// or https:// URI"
+    )
+
+
+def addresses_without_scheme(settings: Settings) -> list[str]:
+    """The addresses for workers that do not say whether they use TLS; only with `--compat 0.11` does a start get so far."""
+    given = [*settings.remote_stargate_url, settings.grpc_pylon_dial_addr or ""]
+    return [shown(text.strip()) for text in given if text.strip() and "://" not in text]
+
+
+def _explicit(given: str, flag: str, complaint: str) -> str:
+    try:
+        return explicit_uri(given)
+    except ValueRefusedError as error:
+        raise StartupError(complaint, f"{flag}={shown(given)}: {error.reason}") from None
 
 
 def check_worker_auth(settings: Settings) -> None:

@@ -3,20 +3,28 @@
 Source: docs/control-plane.md, "Discovery".
 """
 
+import asyncio
+import ipaddress
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 import structlog
 
 from router.control_plane.replicas import (
+    Pod,
     Replica,
+    dashed_address,
     from_addresses,
     from_pods,
+    needs_addresses,
+    one_name_per_pod,
     pod_of,
     pod_replica,
     split_port,
+    without_scope,
 )
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.telemetry.metrics import Metrics
@@ -54,16 +62,32 @@ class SelfOnly:
 
 
 class HeadlessService:
-    """Discovery by the SRV records of a headless Kubernetes Service: one per pod."""
+    """Discovery by the SRV records of a headless Kubernetes Service: one per pod.
+
+    The Service can list a pod of a Deployment twice, by its name and by a name made of its address. With `one_name_per_pod` the
+    second is not published: workers would register with the pod twice, and a front that knows pods by name would refuse it.
+    """
 
     kind = "srv"
     failure_text = "headless service SRV lookup failed"
 
     def __init__(
-        self, resolver: Resolver, *, dns_name: str, template: str, pod_name: str, namespace: str, advertise_addr: str
+        self,
+        resolver: Resolver,
+        *,
+        dns_name: str,
+        template: str,
+        pod_name: str,
+        namespace: str,
+        advertise_addr: str,
+        one_name_per_pod: bool,
     ) -> None:
         self.dns_name = dns_name
-        self.own = pod_replica(template, pod_name, namespace, split_port(advertise_addr)[1])
+        host, self._own_port = split_port(advertise_addr)
+        self._own_address = ipaddress.ip_address(without_scope(host).strip("[]"))
+        self._one_name_per_pod = one_name_per_pod
+        self._second_names: frozenset[str] = frozenset()
+        self.own = pod_replica(template, pod_name, namespace, self._own_port)
         self._resolver = resolver
         self._template = template
         self._namespace = namespace
@@ -72,18 +96,48 @@ class HeadlessService:
 
     async def replicas(self) -> list[Replica]:
         """The pods of the Service. Raises `LookupFailedError`."""
-        pods = []
+        pods: list[Pod] = []
         foreign = set()
         for record in await self._resolver.srv(f"_grpc._tcp.{self.dns_name}"):
             pod_name = pod_of(record.target, self.dns_name)
             if pod_name is None:
                 foreign.add(record.target)
             else:
-                pods.append(pod_replica(self._template, pod_name, self._namespace, record.port))
+                pods.append(Pod(pod_name, record.port, _parsed(record.addresses)))
         self._log_foreign(frozenset(foreign))
-        replicas = from_pods(pods, self.own)
+        if self._one_name_per_pod:
+            pods = await self._without_second_names(pods)
+        replicas = from_pods(
+            [pod_replica(self._template, pod.name, self._namespace, pod.port) for pod in pods], self.own
+        )
         self._log_collapsed(replicas)
         return replicas
+
+    async def _without_second_names(self, pods: list[Pod]) -> list[Pod]:
+        own_name = self.own.stargate_id
+        if needs_addresses(pods, own_name, self._own_address):
+            pods = list(await asyncio.gather(*(self._with_addresses(pod) for pod in pods)))
+        kept = one_name_per_pod(pods, own_name, self._own_address, self._own_port)
+        second = frozenset(pod.name for pod in pods) - {pod.name for pod in kept}
+        if second - self._second_names:
+            _log.info(
+                "the headless service lists pods under a second name, which is not published",
+                dns_name=self.dns_name,
+                names=", ".join(sorted(second)),
+            )
+        self._second_names = second
+        return kept
+
+    async def _with_addresses(self, pod: Pod) -> Pod:
+        """`pod` with its addresses; without, if they cannot be looked up: it is published then."""
+        if pod.addresses or dashed_address(pod.name) is not None:
+            return pod
+        try:
+            found = await self._resolver.addresses(f"{pod.name}.{self.dns_name}")
+        except LookupFailedError as error:
+            _log.debug("address of a pod not found", pod=pod.name, dns_name=self.dns_name, error=str(error))
+            return pod
+        return pod._replace(addresses=_parsed(found))
 
     def _log_foreign(self, foreign: frozenset[str]) -> None:
         for target in sorted(foreign - self._foreign):
@@ -103,6 +157,10 @@ class HeadlessService:
                 template=self._template,
             )
         self._collapsed = times > 1
+
+
+def _parsed(addresses: Iterable[str]) -> frozenset[IPv4Address | IPv6Address]:
+    return frozenset(ipaddress.ip_address(text) for text in addresses)
 
 
 class PlainDns:

@@ -4,7 +4,8 @@ Source: docs/control-plane.md, "Discovery".
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 
@@ -23,6 +24,17 @@ class SrvRecord(NamedTuple):
 
     target: str
     port: int
+    addresses: tuple[str, ...] = ()
+    """The addresses of the target, if the answer has them."""
+
+
+class Pod(NamedTuple):
+    """One name under which a headless Service lists a pod."""
+
+    name: str
+    port: int
+    addresses: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """Its addresses, as far as they are known."""
 
 
 def render_hostname(template: str, pod_name: str, namespace: str) -> str:
@@ -54,6 +66,46 @@ def pod_of(target: str, dns_name: str) -> str | None:
     """The pod name in an SRV target, which is exactly one label under the Service's name; None for any other target."""
     label, dot, domain = target.rstrip(".").partition(".")
     return label if label and dot and domain.lower() == dns_name.rstrip(".").lower() else None
+
+
+def dashed_address(name: str) -> IPv4Address | IPv6Address | None:
+    """The address that a name is made of, `10-1-2-3` or `fd00--1`; None for any other name.
+
+    Cluster DNS calls a pod so that has no host name of its own, as the pods of a Deployment.
+    """
+    for made_of, separator in ((IPv4Address, "."), (IPv6Address, ":")):
+        try:
+            return made_of(name.replace("-", separator))
+        except ValueError:
+            continue
+    return None
+
+
+def needs_addresses(pods: Sequence[Pod], own_name: str, own_address: IPv4Address | IPv6Address) -> bool:
+    """Whether `one_name_per_pod` needs the addresses of names that are not made of one."""
+    dashed = [dashed_address(pod.name) for pod in pods]
+    own_found = own_address in dashed or any(pod.name == own_name for pod in pods)
+    return any(address not in (None, own_address) for address in dashed) or not own_found
+
+
+def one_name_per_pod(
+    pods: Iterable[Pod], own_name: str, own_address: IPv4Address | IPv6Address, own_port: int
+) -> list[Pod]:
+    """`pods` without second names: of names for one address and port, one that is made of the address is left out.
+
+    So is every name of the own address and port but `own_name`.
+    """
+    by_name = {pod: dashed_address(pod.name) for pod in pods}
+    own = {(own_address, own_port)}
+    own.update((address, pod.port) for pod in by_name if pod.name == own_name for address in pod.addresses)
+    named = {(address, pod.port) for pod, made_of in by_name.items() if made_of is None for address in pod.addresses}
+    kept = []
+    for pod, made_of in by_name.items():
+        listed = {(address, pod.port) for address in (pod.addresses if made_of is None else [made_of])}
+        second = bool(listed & own) or (made_of is not None and bool(listed & named))
+        if pod.name == own_name or not second:
+            kept.append(pod)
+    return kept
 
 
 def pod_replica(template: str, pod_name: str, namespace: str, port: int) -> Replica:

@@ -42,13 +42,18 @@ class Resolver:
         self._ttl_cap_s = ttl_cap_s
         self._timeout_s = timeout_s
         self._clock = clock
-        # One entry per name and record type; the names are configured, so their number is fixed.
+        # One entry per name and record type; what is no longer valid is dropped with the next new one.
         self._answers: dict[tuple[str, str], tuple[dns.resolver.Answer, float]] = {}
 
     async def srv(self, name: str) -> list[SrvRecord]:
-        """The SRV records of `name`. Raises `LookupFailedError`."""
+        """The SRV records of `name`, with the addresses that came with them. Raises `LookupFailedError`."""
         answer = await self._resolve(name, "SRV")
-        return [SrvRecord(str(cast("SRV", record).target), cast("SRV", record).port) for record in answer]
+        known: dict[str, list[str]] = {}
+        for rrset in answer.response.additional:
+            if rrset.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
+                known.setdefault(str(rrset.name).lower(), []).extend(record.to_text() for record in rrset)
+        records = [cast("SRV", record) for record in answer]
+        return [SrvRecord(str(one.target), one.port, tuple(known.get(str(one.target).lower(), ()))) for one in records]
 
     async def addresses(self, name: str) -> list[str]:
         """The IPv4 and IPv6 addresses of `name`. Raises `LookupFailedError` if it has neither."""
@@ -74,5 +79,7 @@ class Resolver:
         except OSError as error:
             raise LookupFailedError(f"{record_type} lookup: {error.strerror or type(error).__name__}") from error
         ttl_s = answer.rrset.ttl if answer.rrset is not None else 0
-        self._answers[(name, record_type)] = (answer, self._clock() + min(ttl_s, self._ttl_cap_s))
+        now = self._clock()
+        self._answers = {key: found for key, found in self._answers.items() if now < found[1]}
+        self._answers[(name, record_type)] = (answer, now + min(ttl_s, self._ttl_cap_s))
         return answer

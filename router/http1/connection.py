@@ -194,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Queue bytes; all bytes queued in one turn of the event loop are written at once."""
-        if self._state < _GONE:
+        if self._state is _OPEN or self._state < _GONE:  # the first comparison is the cheaper one
             if not self._out:
                 self._server.flush_later(self)
             self._out.append(data)

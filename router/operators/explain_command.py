@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 _COLUMNS = (
     "cluster_id",
     "rank",
+    "band",
     "score",
     "rtt_ms",
     "queue_ms",
@@ -64,6 +65,8 @@ def render_text(document: dict[str, Any]) -> str:
     if "admission" in document:
         admission = document["admission"]
         lines.append(f"admission: {admission['seconds']} s of work, limit {admission['limit_seconds']} s")
+    if "affinity" in document:
+        lines.append(_affinity_line(document["affinity"]))
     rows = document["candidates"]
     columns = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
     table = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
@@ -81,8 +84,23 @@ def render_text(document: dict[str, Any]) -> str:
             "rejected": f"503: {outcome.get('reason')}",
             "wait": "wait: nobody acceptable yet",
         }
+        if "wait_ms" in outcome:
+            answers["wait"] = (
+                f"wait: by its age alone the request gets another answer in {_cell(outcome['wait_ms'])} ms"
+            )
         lines.append(f"=> {answers[outcome['kind']]}")
     return "\n".join(lines) + "\n"
+
+
+def _affinity_line(affinity: dict[str, Any]) -> str:
+    line = f"affinity group: {', '.join(affinity['group'])}; asked alone for {affinity['wait_ms']} ms"
+    if affinity["input_tokens_scale"] != 1.0:
+        line += f", {affinity['input_tokens_scale']:.6g} of the prompt counts there"
+    if "open_clusters" in affinity:
+        line += f"; {affinity['open_clusters']} of the ranking open now"
+        if affinity["next_band_in_ms"] is not None:
+            line += f", the next band in {_cell(affinity['next_band_in_ms'])} ms"
+    return line
 
 
 def _cell(value: object) -> str:

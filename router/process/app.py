@@ -12,13 +12,14 @@ from router.config import package_settings
 from router.config.settings import Settings
 from router.config.startup_checks import (
     StartupError,
+    addresses_without_scheme,
     check_options,
     check_worker_auth,
     outbound_trust,
     read_trust_bundle,
 )
 from router.control_plane.worker_auth import GatewayAuthenticator
-from router.process import assembly, build
+from router.process import assembly
 from router.process.critical_tasks import CriticalTasks
 from router.process.opening import (
     Base,
@@ -36,6 +37,7 @@ from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
 from router.process.tracing import FLUSH_S, open_tracer
 from router.registry import Registry
+from router.telemetry import build
 from router.telemetry.families import MetricNameError
 from router.telemetry.logging import writer_in_use
 from router.telemetry.metrics import Metrics
@@ -69,6 +71,7 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     tunnel_limits = package_settings.tunnels(settings)
     registry = Registry(
         lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
+        package_settings.registry(settings),
     )
     base = Base(
         settings=settings,
@@ -103,6 +106,17 @@ def _warn_about_options(settings: Settings) -> None:
             registration_update_idle_timeout_ms=floor,
             registration_update_max_idle_timeout_ms=cap,
         )
+    if settings.ignored_options:
+        _log.warning(
+            "options without effect in this version are accepted and ignored",
+            options=", ".join(settings.ignored_options),
+        )
+    bare = addresses_without_scheme(settings)
+    if bare:
+        _log.warning(
+            "addresses for workers have no http:// or https://; they are published as they are, and --compat 0.18 refuses them",
+            addresses=", ".join(bare),
+        )
     if settings.quic_insecure and not settings.reverse:
         _log.warning("workers are dialled without verification of their certificates (--quic-insecure)")
 
@@ -112,7 +126,7 @@ def _make_metrics(settings: Settings) -> Metrics:
         metrics = Metrics(settings.metrics_prefix)
     except MetricNameError as error:
         raise StartupError("failed to create prometheus metrics registry", str(error)) from None
-    metrics.build_info.set(1, tuple(build.described().values()))
+    metrics.build_info.set(1, (build.build_version(), build.commit()))
     metrics.draining.set(0)
     return metrics
 

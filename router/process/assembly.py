@@ -75,5 +75,6 @@ def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Look
             pod_name=settings.pod_name,
             namespace=settings.pod_namespace,
             advertise_addr=str(advertise),
+            one_name_per_pod=settings.as_of_0_18,
         )
     return PlainDns(resolver, dns_name=settings.stargate_discovery_dns_name, own=own)

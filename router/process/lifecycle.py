@@ -17,11 +17,11 @@ import uvloop
 
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.process import build
 from router.process.app import start
 from router.process.critical_tasks import CriticalTaskError
 from router.process.reloads import Reloads
 from router.process.router import Router
+from router.telemetry import build
 from router.telemetry import logging as log_lines
 from tunnel_protocol import compilation
 from tunnel_protocol.observers.standard_streams import say

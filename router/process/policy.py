@@ -16,6 +16,8 @@ from router.balancing import BalancingConfig, ConfigError, Selector, load_config
 from router.balancing.algorithm import MakeAlgorithm, installed_algorithms
 from router.balancing.dry_run import dry_run
 from router.balancing.json_document import DOCUMENT
+from router.balancing.settings import CURRENT, BalancingSettings
+from router.config import package_settings
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, causes_of
 from router.telemetry.metrics import Metrics
@@ -35,12 +37,14 @@ class Policy:
         plugins: Mapping[str, MakeAlgorithm],
         metrics: Metrics,
         reader: FileReader | None = None,
+        settings: BalancingSettings = CURRENT,
     ) -> None:
         self._reader = reader or FileReader()
         self._looking = asyncio.Lock()
         # The random numbers of load balancing must be fast, not secret.
-        self.selector = Selector(config, random.Random(), plugins)  # noqa: S311
+        self.selector = Selector(config, random.Random(), plugins, settings)  # noqa: S311
         self._plugins = plugins
+        self._settings = settings
         self._path = path
         self._active = content
         self._refused: bytes | None = None
@@ -53,12 +57,13 @@ class Policy:
     def load(cls, settings: Settings, metrics: Metrics) -> "Policy":
         """Read the file, if one is configured. Raises `StartupError`."""
         plugins = _installed()
+        balancing = package_settings.balancing(settings)
         if settings.lb_config_path is None:
-            return cls(None, None, BalancingConfig(), plugins, metrics)
+            return cls(None, None, BalancingConfig(), plugins, metrics, settings=balancing)
         path = Path(settings.lb_config_path)
         reader = FileReader()
         try:
-            content, config = reader.run(str(path), lambda: _read(path, plugins))
+            content, config = reader.run(str(path), lambda: _read(path, plugins, balancing))
         except SmallFileError as error:
             raise StartupError(f"failed to read lb config file: {path}", _cause(error)) from None
         except ConfigError as error:
@@ -66,7 +71,7 @@ class Policy:
             if error.stage == "parse":
                 failure_text = f"failed to parse lb config file: {path}"
             raise StartupError(failure_text, *causes_of(error)) from None
-        return cls(path, content, config, plugins, metrics, reader)
+        return cls(path, content, config, plugins, metrics, reader, balancing)
 
     async def poll(self) -> None:
         """Read the file, and replace the policy if it changed and a dry run with it succeeds."""
@@ -74,7 +79,13 @@ class Policy:
             await self._poll_once()
 
     async def _poll_once(self) -> None:
-        path, active, refused, plugins = self._path, self._active, self._refused, self._plugins
+        path, active, refused, plugins, settings = (
+            self._path,
+            self._active,
+            self._refused,
+            self._plugins,
+            self._settings,
+        )
         if path is None:
             return
 
@@ -83,7 +94,7 @@ class Policy:
             if content in (active, refused):
                 return content, None
             try:
-                return content, _usable(content, plugins)
+                return content, _usable(content, plugins, settings)
             except ConfigError as error:
                 return content, error
 
@@ -147,15 +158,17 @@ def _installed() -> Mapping[str, MakeAlgorithm]:
         raise StartupError("failed to create load balancer router", *causes_of(error)) from None
 
 
-def _read(path: Path, plugins: Mapping[str, MakeAlgorithm]) -> tuple[bytes, BalancingConfig]:
+def _read(
+    path: Path, plugins: Mapping[str, MakeAlgorithm], settings: BalancingSettings
+) -> tuple[bytes, BalancingConfig]:
     content = read_small_file(path, DOCUMENT)
-    return content, _usable(content, plugins)
+    return content, _usable(content, plugins, settings)
 
 
-def _usable(content: bytes, plugins: Mapping[str, MakeAlgorithm]) -> BalancingConfig:
+def _usable(content: bytes, plugins: Mapping[str, MakeAlgorithm], settings: BalancingSettings) -> BalancingConfig:
     """Parse a document and do a dry run with the policy. Raises `ConfigError`."""
-    config = load_config(content, plugins)
-    dry_run(config, plugins)
+    config = load_config(content, plugins, settings)
+    dry_run(config, plugins, settings)
     return config
 
 

@@ -1,7 +1,7 @@
 """Whether this router itself is able to serve a request, and if not, for which reasons: the answer of `/readyz`.
 
-Each reason has a sample of the gauge `not_ready`, and a log line when it begins and when it ends. The state of workers is
-not a reason, because workers find routers through readiness. See docs/operations.md, "Start and end".
+Each reason has a sample of the gauge `not_ready`, and a log line when it begins and when it ends. Only a warm-up waits for
+workers, and only for a time (`warm_up.py`). See docs/operations.md, "Readiness".
 """
 
 import enum
@@ -22,6 +22,12 @@ class NotReady(enum.Enum):
     CERTIFICATE_EXPIRED = "certificate_expired"
     EVENT_LOOP_STALLED = "event_loop_stalled"
     TUNNEL_LISTENER_CLOSED = "tunnel_listener_closed"
+    WARMING_UP = "warming_up"
+
+    @property
+    def expected(self) -> bool:
+        """Whether it belongs to every start or end, and is no warning."""
+        return self in (NotReady.DRAINING, NotReady.WARMING_UP)
 
 
 class Readiness:
@@ -51,7 +57,7 @@ class Readiness:
         now = set(self.reasons())
         for reason in NotReady:
             if reason in now - self._reported:
-                _log.warning("not ready", reason=reason.value)
+                (_log.info if reason.expected else _log.warning)("not ready", reason=reason.value)
             elif reason in self._reported - now:
                 _log.info("reason against readiness is gone", reason=reason.value, ready=not now)
         self._reported = now

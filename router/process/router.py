@@ -9,6 +9,7 @@ from router.control_plane.service import ControlPlane
 from router.http1.server import HttpServer
 from router.operators.server import OperatorsServer
 from router.process.critical_tasks import CriticalTasks
+from router.process.warm_up import WarmUpTimer
 from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
 from router.tunnels.listener import ReverseListener
@@ -30,6 +31,7 @@ class Router:
     listener: ReverseListener | None
     """None in direct mode."""
     dialer: DirectDialer
+    warm_up: WarmUpTimer
     lame_duck_s: float
     """Seconds that the HTTP port stays open after the begin of a drain."""
     opened: AsyncExitStack
@@ -41,6 +43,7 @@ class Router:
         Raises `TimeoutError` if the last steps take too long.
         """
         self.tasks.begin_stopping()
+        self.warm_up.stop()
         self.metrics.draining.set(1)
         deadline = asyncio.get_running_loop().time() + budget_s
         if self.listener is not None:

@@ -1,5 +1,6 @@
 """The last step of a start: creates the services from the opened parts and serves them."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -9,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from certs import Identity as TlsIdentity
-from router.config import package_settings
+from router.config import package_settings, startup_checks
 from router.control_plane.discovery import Discovery, Lookup
 from router.control_plane.model_discovery import ModelDiscovery
 from router.control_plane.service import ControlPlane
@@ -25,6 +26,7 @@ from router.process.polling import every
 from router.process.ports_file import write_ports_file
 from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
+from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
 from router.proxy.proxy import Proxy
 from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
@@ -56,6 +58,7 @@ async def serve(
     opened.callback(operators.stop)
     _track_gauges(base, tunnels)
     loop_lag = _start_timers(metrics, opened)
+    warm_up = _warm_up(base)
     _poll_files(base, bound, tunnels, policy)
     tasks.start_loop("WatchStargates publisher", publisher.run())
     tasks.start("metrics server", operators.serve(bound.metrics))
@@ -65,7 +68,8 @@ async def serve(
     tasks.start("control-plane gRPC server", bound.grpc.wait())
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
-    http = await _serve_http(base, bound, tunnels, policy, loop_lag)
+    http = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up)
+    warm_up.start()
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), bound.addresses)
     return Router(
@@ -77,6 +81,7 @@ async def serve(
         grpc=(bound.grpc, bound.model_discovery),
         listener=tunnels.listener,
         dialer=tunnels.dialer,
+        warm_up=warm_up,
         lame_duck_s=settings.lame_duck_ms / 1000,
         opened=opened.pop_all(),
     )
@@ -118,11 +123,11 @@ def _make_publisher(base: Base, bound: Bound, lookup: Lookup, watch: WatchCell) 
         poll_ms=settings.dns_poll_ms,
         heartbeat_ms=settings.watch_heartbeat_ms,
         remote_urls=remote_watch_urls(
-            settings.remote_stargate_url,
+            startup_checks.remote_watch_urls(settings),
             advertise_addr=str(bound.advertise),
             dns_name=settings.stargate_discovery_dns_name,
         ),
-        pylon_dial_addr=settings.grpc_pylon_dial_addr,
+        pylon_dial_addr=startup_checks.pylon_dial_addr(settings),
     )
 
 
@@ -152,6 +157,19 @@ def _start_timers(metrics: Metrics, opened: AsyncExitStack) -> LoopLag:
     return loop_lag
 
 
+def _warm_up(base: Base) -> WarmUpTimer:
+    settings = base.settings
+    warm_up = WarmUp(
+        warm_up_ms=settings.readiness_warmup_ms,
+        sample_interval_ms=settings.readiness_stabilization_sample_interval_ms,
+        window=settings.readiness_stabilization_window,
+        now=asyncio.get_running_loop().time(),
+    )
+    timer = WarmUpTimer(warm_up, partial(active_backends, base.registry))
+    base.opened.callback(timer.stop)
+    return timer
+
+
 def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) -> None:
     """Start to poll the files that may change while the router runs: certificates and the policy."""
     settings = base.settings
@@ -179,7 +197,9 @@ def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) 
         start_polling("load balancer config reload", settings.lb_config_poll_ms, policy.poll)
 
 
-async def _serve_http(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy, loop_lag: LoopLag) -> HttpServer:
+async def _serve_http(
+    base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy, loop_lag: LoopLag, warm_up: WarmUpTimer
+) -> HttpServer:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
     if base.tracer is not None:
@@ -193,7 +213,7 @@ async def _serve_http(base: Base, bound: Bound, tunnels: TunnelParts, policy: Po
         debug_config=lambda: debug_config,
     )
     http = HttpServer(routes, time.monotonic, package_settings.http(settings))
-    readiness = _make_readiness(metrics, http, tunnels, loop_lag)
+    readiness = _make_readiness(metrics, http, tunnels, loop_lag, warm_up)
     loop_lag.on_measured = readiness.poll
     if tunnels.listener is not None:
         tunnels.listener.observe_ticks(http)
@@ -207,9 +227,15 @@ async def _serve_http(base: Base, bound: Bound, tunnels: TunnelParts, policy: Po
     return http
 
 
-def _make_readiness(metrics: Metrics, http: HttpServer, tunnels: TunnelParts, loop_lag: LoopLag) -> Readiness:
+def _make_readiness(
+    metrics: Metrics, http: HttpServer, tunnels: TunnelParts, loop_lag: LoopLag, warm_up: WarmUpTimer
+) -> Readiness:
     listener, identity = tunnels.listener, tunnels.identity
-    causes = {NotReady.DRAINING: lambda: http.draining, NotReady.EVENT_LOOP_STALLED: loop_lag.stalled}
+    causes = {
+        NotReady.DRAINING: lambda: http.draining,
+        NotReady.EVENT_LOOP_STALLED: loop_lag.stalled,
+        NotReady.WARMING_UP: warm_up.warming,
+    }
     if identity is not None:
         causes[NotReady.CERTIFICATE_EXPIRED] = identity.expired
     if listener is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from router.config.settings import OPTIONS, Settings
-from router.process import build
+from router.telemetry import build
 from router.telemetry.metrics import Metrics
 from router.telemetry.otlp.access_token import AccessToken
 from router.telemetry.otlp.environment import TracingEnvironment, read_environment
@@ -67,7 +67,7 @@ def _make_tracer(settings: Settings, environment: TracingEnvironment) -> "OtlpTr
             AccessToken(settings.secrets_path),
             service_name=settings.otel_service_name,
             default_name=str(default_name),
-            attributes={"service.version": build.VERSION, "service.instance.id": settings.stargate_id},
+            attributes={"service.version": build.build_version(), "service.instance.id": settings.stargate_id},
             random=Random(),  # noqa: S311 - ids and samples, not secrets
         )
     except ImportError as error:

@@ -179,6 +179,8 @@ class ProxiedRequest:
             self._place(outcome, now)
         elif isinstance(outcome, Wait):
             retries.routing_retries += 1
+            if outcome.remaining_ms is not None:
+                self._recorder.waits(outcome.remaining_ms)
             self._routing_timer = proxy.loop.call_later(outcome.seconds, self.route)
         elif isinstance(outcome, AdmissionRejected):
             self._recorder.not_admitted(outcome.reason)

@@ -66,6 +66,15 @@ class RequestRecorder:
         if self._trace is not None:
             self._trace.chosen(chosen, now)
 
+    def waits(self, remaining_ms: float) -> None:
+        """The request waits because its algorithm asks for it; `remaining_ms` are left until it is refused."""
+        _log.debug(
+            "waiting for routing bucket eligibility",
+            routing_key=self._valid.routing.routing_key,
+            model_id=self._valid.routing.model,
+            remaining_ms=round(remaining_ms),
+        )
+
     def not_admitted(self, reason: str) -> None:
         """Input-work admission refused the request."""
         _log.warning(

@@ -10,8 +10,11 @@ from math import isfinite
 
 from router.registry.backend import Backend
 from router.registry.exact_sum import ExactSum
+from router.registry.mean_queue_times import MeanQueueTimes
 from router.registry.registration import ClusterGeneration, Registration
 from router.registry.reservations import Reservation, Reservations
+from router.registry.settings import CURRENT, RegistrySettings
+from router.registry.stats import ModelStats
 from tunnel_protocol.unsigned import MAX_U64
 
 
@@ -22,6 +25,7 @@ class Snapshot:
         "active_backend_count",
         "cluster",
         "cluster_id",
+        "has_free_slot",
         "input_processing_queries",
         "kv_cache_capacity_tokens",
         "kv_cache_free_tokens",
@@ -52,6 +56,7 @@ class Snapshot:
     queued_input_size: int
     num_running_queries: int
     max_engine_concurrency: int
+    has_free_slot: bool
     total_query_input_size: int
     kv_cache_capacity_tokens: int
     kv_cache_used_tokens: int
@@ -68,6 +73,8 @@ class RoutedCluster:
         "_backends",
         "_generation_queries",
         "_input_tps",
+        "_max_output_tps",
+        "_mean_queue_times",
         "_odd_output_tps",
         "_on_change",
         "_output_tps",
@@ -77,15 +84,21 @@ class RoutedCluster:
         "_queued_input_size",
         "_reservations",
         "_rtt_ns",
+        "_running_queries",
         "_server_ids",
+        "_settings",
         "_source",
+        "_total_input_size",
         "cluster_id",
         "generation",
         "stale",
     )
 
-    def __init__(self, first: Backend, on_change: "Callable[[RoutedCluster], None]") -> None:
+    def __init__(
+        self, first: Backend, on_change: "Callable[[RoutedCluster], None]", settings: RegistrySettings = CURRENT
+    ) -> None:
         self._on_change = on_change
+        self._settings = settings
         self.cluster_id = first.registration.identity.cluster_id
         self.generation: ClusterGeneration = first.registration.generation
         self.stale = True
@@ -103,6 +116,12 @@ class RoutedCluster:
         self._queued_input_size = 0
         self._processing_queries = 0
         self._generation_queries = 0
+        self._running_queries = 0
+        self._total_input_size = 0
+        # None = not known: the worker that had it has gone or reports less now.
+        self._max_output_tps: float | None = 0.0
+        # None while the only worker's own queue times are those of the cluster.
+        self._mean_queue_times: MeanQueueTimes | None = None
         self.publish(first)
 
     def __len__(self) -> int:
@@ -113,6 +132,7 @@ class RoutedCluster:
         server_id = backend.inference_server_id
         index = bisect_left(self._server_ids, server_id)
         new = index == len(self._server_ids) or self._server_ids[index] != server_id
+        self._note_statistics(None if new else self._backends[index].stats, backend.stats)
         if new:
             self._server_ids.insert(index, server_id)
             self._backends.insert(index, backend)
@@ -122,6 +142,10 @@ class RoutedCluster:
             self._reservations.drop_server(server_id)
         self._count(backend, 1)
         self._source = backend
+        if new and len(self._backends) == 2 and self._settings.adds_up_load:
+            self._mean_queue_times = means = MeanQueueTimes()
+            for each in self._backends:
+                means.add(each.stats)
         return new
 
     def withdraw(self, registration: Registration) -> bool:
@@ -134,7 +158,10 @@ class RoutedCluster:
         del self._server_ids[index]
         del self._backends[index]
         self._count(backend, -1)
+        self._note_statistics(backend.stats, None)
         self._reservations.drop_server(server_id)
+        if len(self._backends) == 1:
+            self._mean_queue_times = None
         if backend is self._source and self._backends:
             self._source = max(self._backends, key=lambda left: (left.received_at, left.inference_server_id))
         return True
@@ -194,19 +221,28 @@ class RoutedCluster:
         snapshot.received_at = self._source.received_at
         snapshot.last_mean_input_tps = input_tps
         snapshot.output_tps = self._summed_output_tps()
-        snapshot.max_output_tps = source.max_output_tps
         snapshot.queue_size = min(self._queue_size + pending.count, MAX_U64)
         snapshot.queued_input_size = min(self._queued_input_size + pending.tokens, MAX_U64)
-        snapshot.num_running_queries = min(source.num_running_queries + pending.count, MAX_U64)
         snapshot.max_engine_concurrency = source.max_engine_concurrency
-        snapshot.total_query_input_size = min(source.total_query_input_size + pending.tokens, MAX_U64)
         snapshot.kv_cache_capacity_tokens = source.kv_cache_capacity_tokens
         snapshot.kv_cache_used_tokens = source.kv_cache_used_tokens
         snapshot.kv_cache_free_tokens = source.kv_cache_free_tokens
         snapshot.input_processing_queries = min(self._processing_queries, MAX_U64)
         snapshot.output_generation_queries = min(self._generation_queries, MAX_U64)
+        if self._settings.adds_up_load:
+            running, total_input = self._running_queries, self._total_input_size
+            snapshot.max_output_tps = self._best_output_tps()
+        else:
+            running, total_input = source.num_running_queries, source.total_query_input_size
+            snapshot.max_output_tps = source.max_output_tps
+        snapshot.num_running_queries = min(running + pending.count, MAX_U64)
+        snapshot.has_free_slot = (
+            self._settings.free_slots and snapshot.num_running_queries < snapshot.max_engine_concurrency
+        )
+        snapshot.total_query_input_size = min(total_input + pending.tokens, MAX_U64)
+        means = self._mean_queue_times
         snapshot.queue_time_estimate_ms_by_priority = pending.queue_times(
-            source.queue_time_estimate_ms_by_priority, input_tps
+            source.queue_time_estimate_ms_by_priority if means is None else means.value(), input_tps
         )
         return snapshot
 
@@ -229,10 +265,36 @@ class RoutedCluster:
         self._generation_queries += sign * stats.output_generation_queries
         if stats.last_mean_input_tps > 0 and isfinite(stats.last_mean_input_tps):
             self._input_tps.add(stats.last_mean_input_tps, sign)
+        self._running_queries += sign * stats.num_running_queries
+        self._total_input_size += sign * stats.total_query_input_size
         if isfinite(stats.output_tps):
-            self._output_tps.add(stats.output_tps, sign)
-        else:
+            if stats.output_tps >= 0.0 or not self._settings.adds_up_load:
+                self._output_tps.add(stats.output_tps, sign)
+        elif not self._settings.adds_up_load:
             self._odd_output_tps += sign
+
+    def _note_statistics(self, before: ModelStats | None, now: ModelStats | None) -> None:
+        """Keep what is no sum up to date when statistics take the place of others, without a look at all workers."""
+        means = self._mean_queue_times
+        if means is not None:
+            # The new ones first: a priority that both have stays known.
+            if now is not None:
+                means.add(now)
+            if before is not None:
+                means.add(before, -1)
+        best = self._max_output_tps
+        if best is None:
+            return
+        if now is not None and _valid(now.max_output_tps) >= best:
+            self._max_output_tps = _valid(now.max_output_tps)
+        elif before is not None and _valid(before.max_output_tps) == best:
+            self._max_output_tps = None
+
+    def _best_output_tps(self) -> float:
+        best = self._max_output_tps
+        if best is None:
+            best = self._max_output_tps = max(_valid(each.stats.max_output_tps) for each in self._backends)
+        return best
 
     def _summed_output_tps(self) -> float:
         if self._odd_output_tps:
@@ -240,3 +302,8 @@ class RoutedCluster:
             # report such values.
             return sum(each.stats.output_tps for each in self._backends)
         return self._output_tps.value()
+
+
+def _valid(rate: float) -> float:
+    """The rate if it is finite and positive, else 0."""
+    return rate if rate > 0.0 and isfinite(rate) else 0.0

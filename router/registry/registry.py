@@ -10,6 +10,7 @@ from router.ports.identity import Identity
 from router.ports.tunnels import TunnelSet
 from router.registry.backend import Backend
 from router.registry.registration import AlreadyRegisteredError, ClusterGeneration, Registration
+from router.registry.settings import CURRENT, RegistrySettings
 from router.registry.stats import ModelUpdate
 from router.registry.target import Target, TargetKey
 
@@ -17,9 +18,14 @@ from router.registry.target import Target, TargetKey
 class Registry:
     """All live registrations of this process and the targets their workers serve."""
 
-    def __init__(self, on_active_count: Callable[[TargetKey, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_active_count: Callable[[TargetKey, int], None] | None = None,
+        settings: RegistrySettings = CURRENT,
+    ) -> None:
         """`on_active_count` is called with the number of routable workers of a target whenever that number changes."""
         self._on_active_count = on_active_count
+        self._settings = settings
         self._registrations: dict[str, Registration] = {}
         self._generations: dict[tuple[str | None, str], ClusterGeneration] = {}
         self._advertisers: dict[TargetKey, int] = {}
@@ -156,7 +162,7 @@ class Registry:
     def _publish(self, key: TargetKey, backend: Backend) -> None:
         target = self._targets.get(key)
         if target is None:
-            target = self._targets[key] = Target(key)
+            target = self._targets[key] = Target(key, self._settings)
             self._models.setdefault(key.routing_key, set()).add(key.model)
         before = target.active_count
         target.publish(backend)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from router.registry.backend import Backend
 from router.registry.cluster import RoutedCluster, Snapshot
 from router.registry.registration import Registration
+from router.registry.settings import CURRENT, RegistrySettings
 
 
 class TargetKey(NamedTuple):
@@ -31,6 +32,7 @@ class Target:
         "_changed",
         "_cluster_ids",
         "_clusters",
+        "_settings",
         "_snapshots",
         "active_count",
         "balancer_state",
@@ -39,8 +41,9 @@ class Target:
         "version",
     )
 
-    def __init__(self, key: TargetKey) -> None:
+    def __init__(self, key: TargetKey, settings: RegistrySettings = CURRENT) -> None:
         self.key = key
+        self._settings = settings
         self.active_count = 0
         """Number of routable workers over all clusters."""
         self.version = 0
@@ -88,7 +91,7 @@ class Target:
             self._drop(cluster)
             cluster = None
         if cluster is None:
-            self._insert(RoutedCluster(backend, self._note_change))
+            self._insert(RoutedCluster(backend, self._note_change, self._settings))
             self.active_count += 1
         else:
             if cluster.publish(backend):

@@ -14,6 +14,7 @@ from router.control_plane.discovery import Discovery, HeadlessService, PlainDns,
 from router.control_plane.replicas import (
     Replica,
     SrvRecord,
+    dashed_address,
     from_addresses,
     own_replica,
     pod_of,
@@ -35,6 +36,8 @@ class FakeResolver:
     def __init__(self) -> None:
         self.records: list[SrvRecord] | LookupFailedError = []
         self.ips: list[str] | LookupFailedError = []
+        self.pods: dict[str, list[str]] = {}
+        """Addresses by the first label of a name."""
         self.asked: list[str] = []
 
     async def srv(self, name: str) -> list[SrvRecord]:
@@ -45,19 +48,26 @@ class FakeResolver:
 
     async def addresses(self, name: str) -> list[str]:
         self.asked.append(name)
+        if name.endswith(f".{DNS}"):
+            if (label := name.partition(".")[0]) not in self.pods:
+                raise LookupFailedError("no such name")
+            return self.pods[label]
         if isinstance(self.ips, LookupFailedError):
             raise self.ips
         return self.ips
 
 
-def headless(resolver: FakeResolver, template: str = TEMPLATE) -> HeadlessService:
+def headless(
+    resolver: FakeResolver, template: str = TEMPLATE, *, own: str = "10.0.0.1:50071", one_name_per_pod: bool = True
+) -> HeadlessService:
     return HeadlessService(
         resolver,  # type: ignore[arg-type]
         dns_name=DNS,
         template=template,
         pod_name="pod-0",
         namespace="ns",
-        advertise_addr="10.0.0.1:50071",
+        advertise_addr=own,
+        one_name_per_pod=one_name_per_pod,
     )
 
 
@@ -113,8 +123,101 @@ async def test_srv_records_give_pods_with_their_ports_and_self_is_added(capsys: 
     ]
     assert await replicas(lookup) == expected
     assert await replicas(lookup) == expected
-    assert resolver.asked == [f"_grpc._tcp.{DNS}"] * 2
+    assert resolver.asked.count(f"_grpc._tcp.{DNS}") == 2
     assert capsys.readouterr().out.count("ignoring SRV target outside headless service domain") == 1
+
+
+# One name per pod: a headless Service can list a pod of a Deployment by its name and by its address with dashes
+
+
+def names(found: list[Replica]) -> list[str]:
+    return [replica.stargate_id for replica in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("10-244-1-5", "10.244.1.5"),
+        ("fd00--2", "fd00::2"),
+        ("2001-db8-0-0-0-0-0-1", "2001:db8::1"),
+        ("router-0", None),
+        ("10-244-1", None),
+        ("10-244-1-256", None),
+        ("router-7d4b9-x2x9z", None),
+    ],
+)
+def test_a_name_made_of_an_address_is_recognized(name: str, address: str | None) -> None:
+    found = dashed_address(name)
+    assert (None if found is None else str(found)) == address
+
+
+async def test_a_pod_listed_by_name_and_by_address_is_published_once_by_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    resolver = FakeResolver()
+    resolver.records = [
+        SrvRecord(f"{name}.{DNS}.", 50071)
+        for name in ("pod-0", "10-0-0-1", "pod-1", "10-0-0-2", "10-0-0-3", "fd00--7", "pod-6")
+    ]
+    resolver.pods = {"pod-0": ["10.0.0.1"], "pod-1": ["10.0.0.2"], "pod-6": ["10.0.0.6", "fd00::7"]}
+    lookup = headless(resolver)
+    assert names(await replicas(lookup)) == ["10-0-0-3", "pod-0", "pod-1", "pod-6"]
+    await replicas(lookup)
+    output = capsys.readouterr().out
+    assert output.count("second name") == 1
+    assert "10-0-0-1, 10-0-0-2, fd00--7" in output
+
+
+async def test_a_service_that_lists_addresses_only_names_the_own_pod_once() -> None:
+    resolver = FakeResolver()
+    resolver.records = [SrvRecord(f"{name}.{DNS}.", 50071) for name in ("10-0-0-1", "10-0-0-2")]
+    assert await replicas(headless(resolver)) == [
+        Replica("10-0-0-2", "10-0-0-2.ns.example:50071"),
+        Replica("pod-0", "pod-0.ns.example:50071"),
+    ]
+    resolver.records = [SrvRecord(f"fd00--1.{DNS}.", 50071)]
+    assert names(await replicas(headless(resolver, own="[fd00::1]:50071"))) == ["pod-0"]
+
+
+async def test_the_own_pod_under_a_host_name_of_its_own_is_published_once() -> None:
+    resolver = FakeResolver()
+    resolver.records = [SrvRecord(f"{name}.{DNS}.", 50071, ("10.0.0.1",)) for name in ("hostname", "10-0-0-1")]
+    assert names(await replicas(headless(resolver))) == ["pod-0"]
+    resolver.records = [SrvRecord(f"hostname.{DNS}.", 50071)]
+    resolver.pods = {"hostname": ["10.0.0.1"]}
+    assert names(await replicas(headless(resolver))) == ["pod-0"]
+
+
+async def test_another_port_is_another_router_and_unknown_addresses_are_published() -> None:
+    resolver = FakeResolver()
+    resolver.records = [
+        SrvRecord(f"10-0-0-1.{DNS}.", 1),
+        SrvRecord(f"pod-1.{DNS}.", 50071, ("10.0.0.1",)),
+        SrvRecord(f"pod-1.{DNS}.", 2, ("10.0.0.1",)),
+        SrvRecord(f"pod-2.{DNS}.", 50071),
+        SrvRecord(f"10-0-0-2.{DNS}.", 50071),
+    ]
+    assert await replicas(headless(resolver)) == [
+        Replica("10-0-0-1", "10-0-0-1.ns.example:1"),
+        Replica("10-0-0-2", "10-0-0-2.ns.example:50071"),
+        Replica("pod-0", "pod-0.ns.example:50071"),
+        Replica("pod-1", "pod-1.ns.example:2"),
+        Replica("pod-2", "pod-2.ns.example:50071"),
+    ]
+
+
+async def test_names_alone_need_no_further_lookup() -> None:
+    resolver = FakeResolver()
+    resolver.records = [SrvRecord(f"{name}.{DNS}.", 50071) for name in ("pod-0", "pod-1", "10-0-0-1")]
+    assert names(await replicas(headless(resolver))) == ["pod-0", "pod-1"]
+    assert resolver.asked == [f"_grpc._tcp.{DNS}"]
+
+
+async def test_with_the_older_release_line_every_name_of_the_service_is_published() -> None:
+    resolver = FakeResolver()
+    resolver.records = [SrvRecord(f"{name}.{DNS}.", 50071, ("10.0.0.1",)) for name in ("10-0-0-1", "pod-0")]
+    assert names(await replicas(headless(resolver, one_name_per_pod=False))) == ["10-0-0-1", "pod-0"]
+    assert names(await replicas(headless(resolver))) == ["pod-0"]
 
 
 async def test_own_srv_record_keeps_its_own_port() -> None:
@@ -359,7 +462,17 @@ async def test_resolver_reads_srv_and_both_address_families() -> None:
             ("four.", "A"): ["10.0.0.4"],
         }
         lookups = Resolver(ttl_cap_s=0, nameserver=server.address)
-        assert sorted(await lookups.srv("_grpc._tcp.r")) == [("pod-0.r.", 50071), ("pod-1.r.", 6)]
+        assert sorted(await lookups.srv("_grpc._tcp.r")) == [("pod-0.r.", 50071, ()), ("pod-1.r.", 6, ())]
+        server.additional = {
+            ("POD-0.r.", "A"): ["10.0.0.7"],
+            ("pod-0.r.", "AAAA"): ["fd00::7"],
+            ("pod-1.r.", "TXT"): ["x"],
+        }
+        assert sorted(await lookups.srv("_grpc._tcp.r")) == [
+            ("pod-0.r.", 50071, ("10.0.0.7", "fd00::7")),
+            ("pod-1.r.", 6, ()),
+        ]
+        server.additional = {}
         assert sorted(await lookups.addresses("r")) == ["10.0.0.1", "10.0.0.2", "fd00::1"]
         assert await lookups.addresses("four") == ["10.0.0.4"]
 

@@ -5,6 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.balancing import Choice, Wait
 from router.balancing.estimates import duration_ms
 from router.balancing.hashing import affinity_field, cluster_field, hash64, prefix
 from support.balancing import FakeCandidate, balancer, request
@@ -127,7 +128,8 @@ def test_wait_and_widen_takes_the_best_of_what_is_open(
     }
     if limit is not None:
         settings |= {"max_queue_time_floor_ms": limit, "max_queue_time_ceil_ms": limit}
-    choice = balancer(settings).choose(asked, pool, excluded, elapsed)
+    chooser = balancer(settings)
+    choice = chooser.choose(asked, pool, excluded, elapsed)
     left = [c for c in eligible(pool, excluded) if limit is None or queue(c, asked) <= limit]
     distance = {c: ttft(c, asked, no_queue=no_queue, no_prefill=no_prefill) for c in left}
     opened, start, budget = [], None, elapsed
@@ -145,7 +147,14 @@ def test_wait_and_widen_takes_the_best_of_what_is_open(
         c for c in opened if not c.max_engine_concurrency or c.num_running_queries < c.max_engine_concurrency + slack
     ]
     if not able:
-        assert choice is None
+        later = [c for c in left if math.isfinite(distance[c]) and c not in opened]
+        if all(c.max_engine_concurrency and c.num_running_queries >= c.max_engine_concurrency + slack for c in later):
+            assert choice is None
+            return
+        # It may wait, and neither longer nor shorter than until a cluster with capacity is open.
+        wait = choice.seconds * 1000.0
+        assert isinstance(chooser.choose(asked, pool, excluded, elapsed + wait * 0.99), Wait)
+        assert isinstance(chooser.choose(asked, pool, excluded, elapsed + wait * 1.01), Choice)
     else:
         best = min(ttft(c, asked) for c in able)
         assert choice.candidate in able
@@ -174,3 +183,59 @@ def test_pulsar_takes_the_first_feasible_of_its_ranking(pool, asked, excluded, c
         assert (choice.candidate, choice.rank_depth, choice.skipped_for_kv) == (c, rank, skipped)
         return
     assert choice is None
+
+
+def feasible(c, asked, excluded, consider_kv):
+    reported = c.kv_cache_free_tokens or c.kv_cache_capacity_tokens or c.kv_cache_used_tokens
+    low = consider_kv and (not reported or c.kv_cache_free_tokens < asked.input_tokens)
+    return c.cluster_id not in excluded and not low
+
+
+@given(
+    pools(),
+    REQUESTS,
+    EXCLUDED,
+    st.booleans(),
+    st.sampled_from([None, 60]),
+    st.integers(0, 3),
+    st.sampled_from([0, 100]),
+    st.sampled_from([0, 50]),
+    st.sampled_from([0.0, 99.0, 100.0, 149.0, 150.0, 1000.0]),
+)
+def test_the_hybrid_takes_only_what_is_open_and_gives_up_only_if_age_changes_nothing(
+    pool, asked, excluded, consider_kv, limit, group, wait, interval, elapsed
+):
+    settings = {
+        "algorithm": "pulsar-wait-and-widen",
+        "consider_kv_free_tokens": consider_kv,
+        "cache_affinity_backend_selection_count": group,
+        "cache_affinity_wait_ms": wait,
+        "band_widen_interval_ms": interval,
+    }
+    if limit is not None:
+        settings |= {"max_queue_time_floor_ms": limit, "max_queue_time_ceil_ms": limit}
+    chooser, order = balancer(settings), balancer({"algorithm": "pulsar"})
+    ranking = []
+    while (found := order.choose(asked, pool, [c.cluster_id for c in ranking], 0.0)) is not None:
+        ranking.append(found.candidate)
+    group = max(1, group)
+    opened = group
+    if elapsed >= wait:
+        bands = int((elapsed - wait) // interval) + 1 if interval else 60
+        opened = group + sum(2**band for band in range(1, bands + 1))
+    choice = chooser.choose(asked, pool, excluded, elapsed)
+    allowed = [c for c in ranking[:opened] if feasible(c, asked, excluded, consider_kv)]
+    if isinstance(choice, Choice):
+        assert choice.candidate in allowed
+        assert ranking[choice.rank_depth - 1] is choice.candidate
+        better = ranking[: choice.rank_depth - 1]
+        assert choice.skipped_for_kv == any(
+            c.cluster_id not in excluded and not feasible(c, asked, (), consider_kv) for c in better
+        )
+        if limit is None and ranking[0] in allowed:
+            assert choice.candidate is ranking[0]
+    elif isinstance(choice, Wait):
+        assert choice.seconds > 0
+        assert elapsed >= wait or choice.seconds <= (wait - elapsed) / 1000.0
+    else:
+        assert chooser.choose(asked, pool, excluded, 1e12) is None

@@ -7,7 +7,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.cli import HelpRequested, UsageError, parse
+from router.config.cli import HelpRequested, UsageError, VersionRequested, parse
 from router.config.settings import OPTIONS
 from router.telemetry.logging import Levels, set_up
 
@@ -26,7 +26,7 @@ ENVIRONMENT = st.dictionaries(
 
 @given(st.lists(WORDS, max_size=6), ENVIRONMENT)
 def test_any_words_give_settings_or_a_usage_error(words: list[str], environment: dict[str, str]) -> None:
-    with contextlib.suppress(HelpRequested, UsageError):
+    with contextlib.suppress(HelpRequested, UsageError, VersionRequested):
         assert parse([*REQUIRED, *words], environment).stargate_id == "r"
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +23,7 @@ from router.registry import (
     TargetKey,
 )
 from router.registry.exact_sum import ExactSum
+from router.registry.settings import CURRENT, RegistrySettings
 from tunnel_protocol.unsigned import MAX_U64
 
 IDS = ("a", "b", "c", "d")
@@ -39,6 +41,7 @@ all_stats = st.builds(
     ModelStats,
     last_mean_input_tps=rates,
     output_tps=rates,
+    max_output_tps=rates,
     queue_size=counters,
     queued_input_size=counters,
     num_running_queries=counters,
@@ -98,6 +101,7 @@ class Pending:
 
 
 class Interleavings(RuleBasedStateMachine):
+    counted: RegistrySettings = CURRENT
     workers = Bundle("workers")
     choices = Bundle("choices")
     reservations = Bundle("reservations")
@@ -105,7 +109,7 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[TargetKey, int] = {}
-        self.registry = Registry(self.counts.__setitem__)
+        self.registry = Registry(self.counts.__setitem__, self.counted)
         self.model: list[Worker] = []
         self.pending: list[Pending] = []
         self.reserved: list[Reservation] = []
@@ -337,24 +341,60 @@ class Interleavings(RuleBasedStateMachine):
         assert snapshot.received_at == float(source.order)
         tps = _float_sum(e.stats.last_mean_input_tps for e in entries if 0 < e.stats.last_mean_input_tps < math.inf)
         assert snapshot.last_mean_input_tps == tps
-        assert _same(snapshot.output_tps, _float_sum(entry.stats.output_tps for entry in entries))
+        self._check_load(snapshot, entries, source, len(pending), tokens)
         for name, added in (
             ("queue_size", len(pending)),
             ("queued_input_size", tokens),
             ("input_processing_queries", 0),
         ):
             assert getattr(snapshot, name) == min(MAX_U64, sum(getattr(e.stats, name) for e in entries) + added)
-        for name, added in (("num_running_queries", len(pending)), ("total_query_input_size", tokens)):
-            assert getattr(snapshot, name) == min(MAX_U64, getattr(source.stats, name) + added)
         assert snapshot.kv_cache_free_tokens == source.stats.kv_cache_free_tokens
         assert snapshot.cluster.stats_observed_at_unix_ms() == max(e.stats.stats_observed_at_unix_ms for e in entries)
         labels = [label for entry in entries for label in entry.stats.stats_capabilities]
         assert snapshot.cluster.stats_capabilities() == tuple(dict.fromkeys(labels))
         replayed = dict(source.stats.queue_time_estimate_ms_by_priority)
+        if self.counted.adds_up_load and len(entries) > 1:
+            replayed = _mean_queue_times([entry.stats for entry in entries])
         for each in pending:
             replayed = _replay(replayed, each.tokens, each.priority, tps)
         assert dict(snapshot.queue_time_estimate_ms_by_priority) == replayed
         assert list(snapshot.queue_time_estimate_ms_by_priority) == sorted(replayed)
+
+    def _check_load(self, snapshot: Any, entries: list[Entry], source: Entry, count: int, tokens: int) -> None:
+        together = entries if self.counted.adds_up_load else [source]
+        for name, added in (("num_running_queries", count), ("total_query_input_size", tokens)):
+            assert getattr(snapshot, name) == min(MAX_U64, sum(getattr(e.stats, name) for e in together) + added)
+        output = [entry.stats.output_tps for entry in entries]
+        best = source.stats.max_output_tps
+        if self.counted.adds_up_load:
+            output = [each for each in output if 0 <= each < math.inf]
+            best = max(each if 0 < each < math.inf else 0.0 for each in (e.stats.max_output_tps for e in entries))
+        assert _same(snapshot.output_tps, _float_sum(output))
+        assert _same(snapshot.max_output_tps, best)
+
+
+def _mean_queue_times(workers: list[ModelStats]) -> dict[int, int]:
+    """The weighted queue times, the slow way."""
+    total, silent = Fraction(0), False
+    priorities: set[int] = set()
+    for stats in workers:
+        valid = 0 < stats.last_mean_input_tps < math.inf
+        busy = bool(stats.queue_size or stats.queued_input_size)
+        silent |= busy and not (valid and stats.queue_time_estimate_ms_by_priority)
+        total += Fraction(stats.last_mean_input_tps) if valid else 0
+        priorities |= stats.queue_time_estimate_ms_by_priority.keys()
+    if silent or not total:
+        return {}
+    found = {}
+    for priority in sorted(priorities):
+        weighted = Fraction(0)
+        for stats in workers:
+            own = stats.queue_time_estimate_ms_by_priority
+            lower = [each for each in own if each <= priority]
+            if lower and 0 < stats.last_mean_input_tps < math.inf and (stats.queue_size or stats.queued_input_size):
+                weighted += Fraction(stats.last_mean_input_tps) * own[max(lower)]
+        found[priority] = math.ceil(weighted / total)
+    return found
 
 
 def _replay(estimates: dict[int, int], tokens: int, priority: int, tps: float) -> dict[int, int]:
@@ -389,9 +429,19 @@ def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
+class InterleavingsByTheLastReport(Interleavings):
+    """With the figures of a cluster as of the reference's 0.11."""
+
+    counted = RegistrySettings(adds_up_load=False, free_slots=False)
+
+
 TestInterleavings = Interleavings.TestCase
+TestInterleavingsByTheLastReport = InterleavingsByTheLastReport.TestCase
 TestInterleavings.settings = settings(
     max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestInterleavingsByTheLastReport.settings = settings(
+    max_examples=50, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -12,6 +12,7 @@ from router.balancing.config import BalancingConfig
 from router.balancing.definition import Definition, build, parse_definition
 from router.balancing.json_document import JsonObject
 from router.balancing.selector import Selector
+from router.balancing.settings import CURRENT, BalancingSettings
 
 FIELDS = {
     "active_backend_count": 1,
@@ -22,6 +23,7 @@ FIELDS = {
     "queued_input_size": 0,
     "num_running_queries": 0,
     "max_engine_concurrency": 0,
+    "has_free_slot": False,
     "total_query_input_size": 0,
     "kv_cache_capacity_tokens": 0,
     "kv_cache_used_tokens": 0,
@@ -99,17 +101,24 @@ def request(vector: Any = None, **given: Any) -> RoutingRequest:
     )
 
 
-def definition(config: Any) -> Definition:
-    return parse_definition(JsonObject(config.items()), Catalog())
+EARLIER = BalancingSettings(affinity_waits=False)
+"""The algorithms as of the reference's 0.11."""
 
 
-def balancer(config: Any, seed: int = 0, routing_key: str = "rk-1", model: str = "model-a") -> Any:
-    algorithm = build(definition(config), random.Random(seed), Catalog())
+def balancer(
+    config: Any,
+    seed: int = 0,
+    routing_key: str = "rk-1",
+    model: str = "model-a",
+    settings: BalancingSettings = CURRENT,
+) -> Any:
+    catalog = Catalog(settings=settings)
+    algorithm = build(parse_definition(JsonObject(config.items()), catalog), random.Random(seed), catalog)
     return algorithm.balancer(routing_key, model)
 
 
-def selector(config: Any = None, seed: int = 0) -> Selector:
-    return Selector(config or BalancingConfig(), random.Random(seed))
+def selector(config: Any = None, seed: int = 0, settings: BalancingSettings = CURRENT) -> Selector:
+    return Selector(config or BalancingConfig(), random.Random(seed), settings=settings)
 
 
 def tuned(name: str, **settings: Any) -> Definition:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 import certs
 from router.balancing import ConfigError, load_config
 from router.balancing.json_document import JsonError, parse
-from router.config.cli import HelpRequested, UsageError
+from router.config.cli import HelpRequested, UsageError, VersionRequested
 from router.config.cli import parse as parse_command_line
 from router.control_plane.admission import RefusedError, admit
 from router.control_plane.message_limits import MessageLimitError, check_limits
@@ -257,7 +257,7 @@ def all_decoders() -> list[Decoder]:
         Decoder("auth_response", _auth, (DecodeError,)),
         Decoder("json_document", parse, (JsonError,)),
         Decoder("policy", load_config, (ConfigError,)),
-        Decoder("command_line", _words, (UsageError, HelpRequested)),
+        Decoder("command_line", _words, (UsageError, HelpRequested, VersionRequested)),
         Decoder("dialled_url", _url, (TunnelError,)),
         Decoder("server_sent_events", _events, (EventTooLargeError,)),
         Decoder("certificate_pair", _pair, (certs.IdentityError,)),

@@ -17,6 +17,8 @@ class NameServer(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.table: dict[tuple[str, str], list[str]] = {}
+        self.additional: dict[tuple[str, str], list[str]] = {}
+        """Records that come along with every answer."""
         self.ttl = 60
         self.asked: list[tuple[str, str]] = []
         self.transport: asyncio.DatagramTransport | None = None
@@ -38,6 +40,8 @@ class NameServer(asyncio.DatagramProtocol):
         elif (name, record_type) in self.table:
             records = self.table[(name, record_type)]
             response.answer.append(dns.rrset.from_text(name, self.ttl, "IN", record_type, *records))
+            for (other, kind), texts in self.additional.items():
+                response.additional.append(dns.rrset.from_text(other, self.ttl, "IN", kind, *texts))
         assert self.transport is not None
         self.transport.sendto(response.to_wire(), addr)
 

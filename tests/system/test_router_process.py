@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -55,6 +56,26 @@ def test_help_ends_with_zero() -> None:
     ended = run("--help")
     assert ended.returncode == 0
     assert "--reverse-tunnel-listen-addr" in ended.stdout
+
+
+def test_the_version_is_printed_and_is_that_of_the_first_log_line() -> None:
+    ended = run("--version", STARGATE_BUILD_VERSION="0.18.0-7")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "stargate 0.18.0-7\n", "")
+    plain = run("-V")
+    assert plain.returncode == 0
+    assert re.fullmatch(r"stargate \S+\n", plain.stdout)
+    ended = run(*LOCAL, "--metrics-prefix=9-", STARGATE_BUILD_VERSION="0.18.0-7")
+    assert 'starting stargate version="0.18.0-7"' in ended.stdout.splitlines()[0]
+
+
+def test_options_of_other_releases_are_ignored_with_one_warning_or_end_the_start() -> None:
+    ended = run(*LOCAL, "--metrics-prefix=9-", "--allow-open-worker-auth", STARGATE_ROUTING_RESERVATION_TTL_MAX_MS="5")
+    warnings = [line for line in ended.stdout.splitlines() if " WARN " in line]
+    assert len(warnings) == 1
+    assert 'ignored options="--routing-reservation-ttl-max-ms, --allow-open-worker-auth"' in warnings[0]
+    ended = run("--config-file=/etc/stargate/stargate.toml")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: the argument '--config-file <PATH>' is not supported yet: ")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ async def test_without_a_grace_time_a_failed_lookup_leaves_a_router_alone():
 async def test_regions_that_name_each_other_serve_each_others_workers():
     with a_service() as near, a_service() as far, far.router("f-0") as f0, far.router("f-1") as f1:
         far.publish("f-0", "f-1")
-        with near.router("n-0", f"--remote-stargate-url=http://{f0.ports.grpc}") as n0:
+        remote = [f"--remote-stargate-url=http://{f0.ports.grpc}", "--allow-insecure-remote-watch-http"]
+        with near.router("n-0", *remote) as n0:
             near.publish("n-0")
             n0.add_worker("m")
             for router in (n0, f0, f1):

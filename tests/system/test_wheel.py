@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from router.process import build
+from router.telemetry import build
 from tunnel_protocol import compiled_form
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -317,26 +317,53 @@ async def test_a_hangup_replaces_the_routers_own_token_by_one_of_the_secret_as_i
             await asyncio.to_thread(system.close)
 
 
-async def test_a_watch_names_this_router_and_trimmed_unique_remote_addresses():
+async def watched(system):
+    """Two snapshots of a watch, one after the other."""
+    async with grpc.aio.insecure_channel(system.ports.grpc) as channel:
+        stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)
+        call = stub.WatchStargates(pb.WatchStargatesRequest())
+        async with asyncio.timeout(10):
+            return await call.read(), await call.read()
+
+
+async def test_a_watch_names_this_router_and_trimmed_unique_remote_addresses_with_their_scheme():
     system = await asyncio.to_thread(
-        System.start, "--remote-stargate-url= http://b:1 ,,http://a:1,http://b:1", "--watch-heartbeat-ms=100"
+        System.start,
+        *("--remote-stargate-url= http://b:1/ ,https://a:1,http://b:1", "--allow-insecure-remote-watch-http"),
+        *("--grpc-pylon-dial-addr=https://front.example:443", "--watch-heartbeat-ms=100"),
     )
     try:
-        async with grpc.aio.insecure_channel(system.ports.grpc) as channel:
-            stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)
-            call = stub.WatchStargates(pb.WatchStargatesRequest())
-            async with asyncio.timeout(10):
-                first = await call.read()
-                again = await call.read()
-            assert first == again
-            assert [info.advertise_addr for info in first.stargates] == [system.ports.grpc]
-            assert list(first.watch_stargate_urls) == ["http://a:1", "http://b:1"]
+        first, again = await watched(system)
+        assert first == again
+        assert [info.advertise_addr for info in first.stargates] == [system.ports.grpc]
+        assert [info.grpc_pylon_dial_addr for info in first.stargates] == ["https://front.example:443"]
+        assert list(first.watch_stargate_urls) == ["https://a:1", "http://b:1"]
+    finally:
+        await asyncio.to_thread(system.close)
+
+
+async def test_with_the_older_release_line_addresses_without_scheme_are_published_with_one_warning():
+    system = await asyncio.to_thread(
+        System.start,
+        *("--compat=0.11", "--remote-stargate-url= b:1 ,,http://a:1", "--grpc-pylon-dial-addr=front.example:50071"),
+        "--watch-heartbeat-ms=100",
+    )
+    try:
+        first, _ = await watched(system)
+        assert [info.grpc_pylon_dial_addr for info in first.stargates] == ["front.example:50071"]
+        assert list(first.watch_stargate_urls) == ["http://a:1", "b:1"]
+        warnings = [line for line in system.router.log().splitlines() if "have no http:// or https://" in line]
+        assert len(warnings) == 1
+        assert 'addresses="b:1, front.example:50071"' in warnings[0]
     finally:
         await asyncio.to_thread(system.close)
 
 
 async def test_a_worker_follows_watch_addresses_and_serves_through_every_router_they_name():
-    with System.start() as far, System.start(f"--remote-stargate-url=http://{far.ports.grpc}") as near:
+    with (
+        System.start() as far,
+        System.start(f"--remote-stargate-url=http://{far.ports.grpc}", "--allow-insecure-remote-watch-http") as near,
+    ):
         near.add_worker("m")
         await routable(far, "m", "worker-0")
         await routable(near, "m", "worker-0")

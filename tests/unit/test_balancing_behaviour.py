@@ -24,8 +24,9 @@ from router.balancing.catalog import Catalog, builtin_algorithms
 from router.balancing.definition import Definition, build
 from router.balancing.explain import explain
 from router.balancing.sampling import sample
+from router.balancing.settings import CURRENT
 from router.operators.explain_command import render_text
-from support.balancing import FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
+from support.balancing import EARLIER, FakeCandidate, FakeCluster, FakeTarget, balancer, close, request, selector
 
 
 def config(**document):
@@ -228,8 +229,11 @@ def test_waiting_unlocks_farther_buckets():
     )
     far = FakeCandidate("far", rtt_ns=60_000_000, last_mean_input_tps=1e9)
     target = FakeTarget(near, far)
-    assert isinstance(choose(policy, target, now=0.005), Unavailable)
+    assert choose(policy, target, now=0.005).seconds == pytest.approx(0.005)
     assert choose(policy, target, now=0.010).candidate.cluster_id == "far"
+    earlier = selector(config(default="wait-and-widen"), settings=EARLIER)
+    assert isinstance(choose(earlier, target, now=0.005), Unavailable)
+    assert choose(earlier, target, now=0.010).candidate.cluster_id == "far"
 
 
 def test_kept_figures_follow_every_change_of_a_snapshot():
@@ -274,7 +278,8 @@ def test_every_sample_is_as_likely_as_every_other(count, excluded, size):
 
 
 def test_affinity_is_sticky_survives_exclusion_and_spills_when_full():
-    chooser = balancer({"algorithm": "wait-and-widen", "cache_affinity_backend_selection_count": 1, "seed": "s"})
+    settings = {"algorithm": "wait-and-widen", "cache_affinity_backend_selection_count": 1, "seed": "s"}
+    chooser = balancer(settings, settings=EARLIER)
     candidates = [FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(5)]
     asked = request(cache_affinity_key="prefix", input_tokens=1)
 
@@ -378,11 +383,12 @@ def test_explaining_round_robin_tells_the_next_one_and_does_not_advance():
 
 @pytest.mark.parametrize("algorithm", builtin_algorithms())
 @pytest.mark.parametrize("asked_before", [False, True])
-def test_asking_changes_no_decision_that_follows(algorithm, asked_before):
-    settings = {"cache_affinity_backend_selection_count": 2} if algorithm == "wait-and-widen" else {}
+@pytest.mark.parametrize("settings", [CURRENT, EARLIER], ids=["current", "earlier"])
+def test_asking_changes_no_decision_that_follows(algorithm, asked_before, settings):
+    own = {"cache_affinity_backend_selection_count": 2} if algorithm == "wait-and-widen" else {}
 
     def decisions(*, asking):
-        policy = selector(config(models={"model-a": {"algorithm": algorithm, **settings}}), seed=3)
+        policy = selector(config(models={"model-a": {"algorithm": algorithm, **own}}), seed=3, settings=settings)
         target = FakeTarget(*(FakeCandidate(f"c{i}", last_mean_input_tps=100.0) for i in range(7)))
         asked = request(input_tokens=10)
         found = [choose(policy, target, asked)] if asked_before else []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from router.process import build
+from router.telemetry import build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,3 +32,17 @@ def test_without_a_checkout_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("STARGATE_COMMIT", raising=False)
     monkeypatch.setattr(build, "__file__", str(tmp_path / "router" / "process" / "build.py"))
     assert build.commit() == "unknown"
+
+
+def test_the_version_of_a_build_is_the_one_it_was_given_else_its_commit_else_that_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "router" / "process" / "build.py"))
+    monkeypatch.delenv("STARGATE_COMMIT", raising=False)
+    monkeypatch.setenv("STARGATE_BUILD_VERSION", "")
+    assert build.build_version() == build.VERSION
+    monkeypatch.setenv("STARGATE_COMMIT", "0123456789abcdef0123")
+    assert build.build_version() == "0123456789ab"
+    monkeypatch.setenv("STARGATE_BUILD_VERSION", "0.18.0-7")
+    assert build.build_version() == "0.18.0-7"
+    assert build.described()["version"] == "0.18.0-7"

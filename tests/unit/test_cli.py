@@ -88,7 +88,7 @@ def test_an_empty_value_after_the_equals_sign_is_a_value() -> None:
     ("arguments", "expected"),
     [
         (["--nope"], "unexpected argument '--nope' found"),
-        (["--version"], "unexpected argument '--version' found"),
+        (["--version=1"], "unexpected argument '--version' found"),
         (["hello"], "unexpected argument 'hello' found"),
         (["--"], "unexpected argument '--' found"),
         (["-x"], "unexpected argument '-x' found"),
@@ -209,10 +209,18 @@ def test_remote_urls_repeat_and_split_at_commas() -> None:
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_goes_to_stdout_and_ends_with_zero(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        settings_or_exit([flag], {})
+        settings_or_exit([flag], {}, str)
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert all(option.shown in shown for option in OPTIONS)
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_goes_to_stdout_and_ends_with_zero(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        settings_or_exit([flag], {}, lambda: "1.2.3")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "stargate 1.2.3\n"
 
 
 def test_an_error_left_of_help_is_told_first() -> None:
@@ -224,7 +232,7 @@ def test_an_error_left_of_help_is_told_first() -> None:
 
 def test_usage_errors_go_to_stderr_and_end_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        settings_or_exit(["--nope"], {})
+        settings_or_exit(["--nope"], {}, str)
     assert ended.value.code == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -264,3 +272,37 @@ def test_the_release_line_is_one_of_two() -> None:
 def test_the_limit_to_the_response_head_is_that_of_the_release_line(release: str, expected: int) -> None:
     assert settings(f"--compat={release}").head_timeout_ms == expected
     assert settings(f"--compat={release}", "--quic-request-timeout-ms=5").head_timeout_ms == 5
+
+
+def test_options_of_other_releases_are_accepted_and_named_as_ignored() -> None:
+    assert settings().ignored_options == []
+    assert settings("--routing-reservation-ttl-min-ms=1", "--allow-open-worker-auth").ignored_options == [
+        "--routing-reservation-ttl-min-ms",
+        "--allow-open-worker-auth",
+    ]
+    env = {
+        "STARGATE_ROUTING_RESERVATION_TTL_MIN_MS": "1",
+        "STARGATE_ROUTING_RESERVATION_TTL_MAX_MS": "1000",
+        "STARGATE_ALLOW_OPEN_WORKER_AUTH": "true",
+    }
+    assert len(settings(env=env).ignored_options) == 3
+    assert settings(env={"STARGATE_ALLOW_OPEN_WORKER_AUTH": "false"}).ignored_options == []
+    assert "--routing-reservation-ttl-max-ms" in refusal("--routing-reservation-ttl-max-ms=x")
+
+
+@pytest.mark.parametrize("option", ["--worker-auth-file", "--config-file"])
+def test_options_that_must_not_be_ignored_are_told_as_not_supported_yet(option: str) -> None:
+    variable = f"STARGATE_{option.removeprefix('--').replace('-', '_').upper()}"
+    with pytest.raises(UsageError) as caught:
+        parse([f"{option}=/etc/x"], {})  # a chart may pass nothing else
+    assert caught.value.message.startswith(f"the argument '{option} <PATH>' is not supported yet: ")
+    assert "\n" not in caught.value.message
+    told = refusal(env={variable: "/etc/x"})
+    assert told.startswith(f"the argument '{option} <PATH>' is not supported yet: ")
+    assert told.endswith(f"it comes from the environment variable {variable}")
+
+
+def test_a_value_of_the_environment_is_refused_with_the_name_of_its_variable() -> None:
+    told = refusal(env={"STARGATE_READINESS_WARMUP_MS": "soon"})
+    assert told.startswith("invalid value 'soon' for '--readiness-warmup-ms <MS>': ")
+    assert told.endswith("it comes from the environment variable STARGATE_READINESS_WARMUP_MS")

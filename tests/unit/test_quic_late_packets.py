@@ -45,7 +45,7 @@ def test_what_was_received_before_is_not_received_twice():
     assert not half.on_stream_frame(0, b"a", False)
     assert not half.on_stream_frame(4, b"e", False)
     assert half.on_stream_frame(1, b"bcd", False)
-    assert half.take() == (b"abcde", False)
+    assert half.take() == b"abcde"
 
 
 def test_what_becomes_of_packets_after_a_reset_changes_nothing():

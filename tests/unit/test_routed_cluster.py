@@ -9,12 +9,15 @@ import pytest
 
 from router.registry import Backend, Identity, ModelStats, Registration, RoutedCluster, Snapshot, Target, TargetKey
 from router.registry.exact_sum import ExactSum
+from router.registry.mean_queue_times import PRIORITIES
 from router.registry.registration import ClusterGeneration
+from router.registry.settings import CURRENT, RegistrySettings
 from tunnel_protocol.queue_time import queue_time_delta_ms
 from tunnel_protocol.unsigned import MAX_U64
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "load-balancing.json").read_text())
 MS = 1_000_000
+EARLIER = RegistrySettings(adds_up_load=False, free_slots=False)
 
 
 def model_stats(values: dict[str, Any]) -> ModelStats:
@@ -27,8 +30,8 @@ def model_stats(values: dict[str, Any]) -> ModelStats:
 class Rig:
     """A target with one cluster."""
 
-    def __init__(self) -> None:
-        self.target = Target(TargetKey(None, "m"))
+    def __init__(self, settings: RegistrySettings = CURRENT) -> None:
+        self.target = Target(TargetKey(None, "m"), settings)
         self.generation = ClusterGeneration()
         self.registrations: dict[str, Registration] = {}
         self.now = 0.0
@@ -62,7 +65,7 @@ class Rig:
 
 @pytest.mark.parametrize("vector", VECTORS["cluster_aggregation"], ids=lambda vector: vector["note"])
 def test_aggregates_like_the_vectors(vector: dict[str, Any]) -> None:
-    rig = Rig()
+    rig = Rig(EARLIER)
     for server_id, backend in vector["backends"].items():
         rig.publish(server_id, backend["rtt_ns"], **backend["stats"])
     expected = vector["cluster"]
@@ -133,7 +136,7 @@ def test_nobody_left_to_pick_does_not_move_the_turn() -> None:
 
 
 def test_source_leaves_and_the_most_recent_other_takes_its_place() -> None:
-    rig = Rig()
+    rig = Rig(EARLIER)
     rig.publish("a", 10 * MS, last_mean_input_tps=100, num_running_queries=11, now=1.0)
     rig.publish("b", num_running_queries=12, now=2.0)
     rig.publish("c", num_running_queries=13, now=2.0)
@@ -194,7 +197,7 @@ def test_invalid_throughput_counts_for_nothing() -> None:
 
 
 def test_odd_output_throughput_shows_while_it_is_reported_and_not_after() -> None:
-    rig = Rig()
+    rig = Rig(EARLIER)
     rig.publish("a", output_tps=2.5)
     rig.publish("b", output_tps=math.inf)
     assert rig.snapshot.output_tps == math.inf
@@ -236,6 +239,113 @@ def test_queue_time_estimates_are_ascending_however_they_were_sent() -> None:
     rig = Rig()
     rig.publish("w", queue_time_estimate_ms_by_priority={"9": 3, "0": 1, "4": 2})
     assert list(rig.snapshot.queue_time_estimate_ms_by_priority) == [0, 4, 9]
+
+
+# Load of a shared cluster
+
+
+@pytest.mark.parametrize(("settings", "running", "best"), [(CURRENT, 7, 80.0), (EARLIER, 4, 50.0)])
+def test_load_of_a_shared_cluster_is_that_of_all_workers(settings: RegistrySettings, running: int, best: float) -> None:
+    rig = Rig(settings)
+    rig.publish("a", num_running_queries=3, total_query_input_size=30, max_output_tps=80.0)
+    last = rig.publish("b", num_running_queries=4, total_query_input_size=40, max_output_tps=50.0)
+    assert (rig.snapshot.num_running_queries, rig.snapshot.max_output_tps) == (running, best)
+    assert rig.snapshot.total_query_input_size == 10 * running
+    rig.cluster.reserve(last, 5, 0)
+    assert rig.snapshot.num_running_queries == running + 1
+    assert rig.snapshot.total_query_input_size == 10 * running + 5
+
+
+def test_best_output_rate_follows_the_workers_that_are_there() -> None:
+    rig = Rig()
+    rig.publish("a", max_output_tps=80.0)
+    rig.publish("b", max_output_tps=50.0)
+    rig.publish("b", max_output_tps=60.0)
+    assert rig.snapshot.max_output_tps == 80.0
+    rig.publish("a", max_output_tps=70.0)
+    rig.publish("c", max_output_tps=10.0)
+    assert rig.snapshot.max_output_tps == 70.0
+    rig.withdraw("a")
+    assert rig.snapshot.max_output_tps == 60.0
+    for odd in (math.nan, math.inf, -1.0):
+        rig.publish("b", max_output_tps=odd)
+        assert rig.snapshot.max_output_tps == 10.0
+
+
+def test_only_valid_output_rates_are_added() -> None:
+    rig = Rig()
+    for number, rate in enumerate((2.5, math.inf, math.nan, -1.0, 0.0, 1.5)):
+        rig.publish(f"w{number}", output_tps=rate)
+    assert rig.snapshot.output_tps == 4.0
+    rig.withdraw("w0")
+    assert rig.snapshot.output_tps == 1.5
+
+
+def queued(rate: float, **waits: int) -> dict[str, Any]:
+    estimates = {name.removeprefix("p"): wait for name, wait in waits.items()}
+    return {"last_mean_input_tps": rate, "queue_size": 1, "queue_time_estimate_ms_by_priority": estimates}
+
+
+@pytest.mark.parametrize(("settings", "wait"), [(CURRENT, 1750), (EARLIER, 2000)])
+def test_queue_times_of_a_shared_cluster_are_weighted_by_throughput(settings: RegistrySettings, wait: int) -> None:
+    rig = Rig(settings)
+    rig.publish("a", **queued(100.0, p0=1000))
+    rig.publish("b", **queued(300.0, p0=2000))
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: wait}
+    rig.withdraw("a")
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: 2000}
+
+
+def test_a_priority_that_a_worker_does_not_report_waits_as_the_next_more_urgent_one() -> None:
+    rig = Rig()
+    rig.publish("a", **queued(1.0, p2=100, p6=50))
+    rig.publish("b", **queued(1.0, p4=201))
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {2: 50, 4: 151, 6: 126}
+    assert list(rig.snapshot.queue_time_estimate_ms_by_priority) == [2, 4, 6]
+    rig.publish("a", **queued(0.5, p2=100))
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {2: 34, 4: 168}
+
+
+@pytest.mark.parametrize("unknown", [{"queue_time_estimate_ms_by_priority": {}}, {"last_mean_input_tps": math.nan}])
+@pytest.mark.parametrize("work", [{"queue_size": 1}, {"queue_size": 0, "queued_input_size": 9}])
+def test_queue_times_are_left_out_while_those_of_queued_work_are_unknown(
+    unknown: dict[str, Any], work: dict[str, int]
+) -> None:
+    rig = Rig()
+    rig.publish("a", **queued(100.0, p0=1000))
+    rig.publish("b", **{**queued(300.0, p0=2000), **unknown, **work})
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {}
+    rig.publish("b", **queued(300.0, p0=2000))
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: 1750}
+
+
+def test_queue_times_need_a_throughput_and_a_priority() -> None:
+    rig = Rig()
+    for server_id in ("a", "b"):
+        rig.publish(server_id, queue_time_estimate_ms_by_priority={"0": 7})
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {}
+    for server_id in ("a", "b"):
+        rig.publish(server_id, last_mean_input_tps=1.0)
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {}
+
+
+def test_a_worker_without_queued_work_counts_as_one_that_does_not_wait() -> None:
+    rig = Rig()
+    rig.publish("a", **queued(100.0, p0=1000))
+    rig.publish("b", **{**queued(300.0, p0=2000, p3=5), "queue_size": 0})
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: 250, 3: 250}
+    rig.publish("b", last_mean_input_tps=100.0)
+    assert rig.snapshot.queue_time_estimate_ms_by_priority == {0: 500}
+
+
+def test_of_more_priorities_than_are_kept_the_most_urgent_count() -> None:
+    rig = Rig()
+    most = PRIORITIES.pieces or 0
+    for server_id, parity in (("a", 0), ("b", 1)):
+        rig.publish(server_id, **queued(100.0, **{f"p{2 * rank + parity}": rank for rank in range(most)}))
+    shown = rig.snapshot.queue_time_estimate_ms_by_priority
+    assert list(shown) == list(range(most))
+    assert shown[most - 1] == most // 2 - 1
 
 
 # Reservations
@@ -281,7 +391,11 @@ def test_released_reservation_is_out_at_once() -> None:
 
 def test_report_of_another_worker_keeps_a_reservation_at_the_summed_throughput() -> None:
     rig = Rig()
-    figures: dict[str, Any] = {"last_mean_input_tps": 100.0, "queue_time_estimate_ms_by_priority": {"4": 5}}
+    figures: dict[str, Any] = {
+        "last_mean_input_tps": 100.0,
+        "queue_time_estimate_ms_by_priority": {"4": 5},
+        "queue_size": 1,
+    }
     published = rig.publish("a", **figures)
     rig.cluster.reserve(published, 37, 4)
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {4: 375}
@@ -289,7 +403,7 @@ def test_report_of_another_worker_keeps_a_reservation_at_the_summed_throughput()
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {4: 190}
     rig.withdraw("b")
     assert rig.snapshot.queue_time_estimate_ms_by_priority == {4: 375}
-    assert rig.snapshot.queue_size == 1
+    assert rig.snapshot.queue_size == 2
 
 
 def test_worker_that_leaves_takes_its_reservations_with_it() -> None:
@@ -307,7 +421,7 @@ def test_worker_that_leaves_takes_its_reservations_with_it() -> None:
 
 
 def test_unknown_throughput_clears_the_estimates_only_while_such_work_is_pending() -> None:
-    rig = Rig()
+    rig = Rig(EARLIER)
     rig.publish("a", last_mean_input_tps=5e-324, queue_time_estimate_ms_by_priority={"4": 5})
     published = rig.publish("b", queue_time_estimate_ms_by_priority={"4": 5})
     small, huge = rig.cluster.reserve(published, 0, 4), rig.cluster.reserve(published, MAX_U64, 4)

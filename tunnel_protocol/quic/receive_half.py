@@ -71,6 +71,7 @@ class ReceiveHalf:
         "limit",
         "limit_pending",
         "paused",
+        "pieces_out_of_order",
         "received",
         "reset_code",
         "state",
@@ -82,6 +83,8 @@ class ReceiveHalf:
         self.state = _RECV
         self._inbox: bytes | bytearray = b""
         self._out_of_order: Reassembly | None = None
+        self.pieces_out_of_order = 0
+        """Number of blocks received out of order."""
         self._taken = 0
         self.received = 0
         self.highest = 0
@@ -107,11 +110,6 @@ class ReceiveHalf:
         return self.stop_code is None and not self.over and self.state is not _LOST
 
     @property
-    def pieces_out_of_order(self) -> int:
-        """Number of blocks received out of order."""
-        return 0 if self._out_of_order is None else len(self._out_of_order)
-
-    @property
     def held_bytes(self) -> int:
         """Received bytes that the handler has not taken, in order or not."""
         return len(self._inbox) + (0 if self._out_of_order is None else self._out_of_order.size)
@@ -121,7 +119,7 @@ class ReceiveHalf:
     def stop(self, error_code: int) -> None:
         """Drop all received and later bytes; make STOP_SENDING pending unless the peer has ended its sending part."""
         self._inbox = b""
-        self._out_of_order = None
+        self._drop_out_of_order()
         self.limit_pending = False
         self.stop_code = error_code
         if self.state is _DATA_RECVD:
@@ -137,8 +135,11 @@ class ReceiveHalf:
         """Whether `take` or `take_reset` has something for a handler that is not paused."""
         return self.wanted and (len(self._inbox) > 0 or self.state is _DATA_RECVD)
 
-    def take(self) -> tuple[bytes, bool] | None:
-        """Bytes for the handler, and whether they are the last; None if there are none. Grants flow control credit for them."""
+    def take(self) -> bytes | None:
+        """Bytes for the handler; None if there are none. Grants flow control credit for them.
+
+        If they are the last bytes, which may be none, `state` is DATA_READ afterwards.
+        """
         inbox = self._inbox
         fin = self.state is _DATA_RECVD
         if not inbox and not fin:
@@ -150,7 +151,7 @@ class ReceiveHalf:
         elif self.final_size is None and self.limit - self._taken <= self._window >> 1:
             self.limit = self._taken + self._window
             self.limit_pending = True
-        return inbox if type(inbox) is bytes else bytes(inbox), fin
+        return inbox if type(inbox) is bytes else bytes(inbox)
 
     def take_reset(self) -> int:
         """The error code of the peer's RESET_STREAM; drops bytes that were not taken."""
@@ -189,7 +190,8 @@ class ReceiveHalf:
             self._raise_highest(end)
         if fin:
             self._set_final_size(end)
-        if self.state > _DATA_RECVD:
+        # The first comparison is the cheaper one, and decides for all chunks but the last.
+        if self.state is not _RECV and self.state > _DATA_RECVD:
             return False
         if self.stop_code is not None:
             if self.final_size is None:
@@ -207,7 +209,7 @@ class ReceiveHalf:
                 return False
         elif not self._take_out_of_order(offset, data, end):
             return False
-        if self.received == self.final_size:
+        if self.final_size is not None and self.received == self.final_size:
             self.state = _DATA_RECVD
         return True
 
@@ -219,7 +221,7 @@ class ReceiveHalf:
         self.highest = final_size
         if self.state >= _DATA_RECVD:
             return False
-        self._out_of_order = None
+        self._drop_out_of_order()
         if self.stop_code is not None:
             self._end_discarding(_RESET_READ)
         else:
@@ -231,7 +233,11 @@ class ReceiveHalf:
         """The connection has ended: drop all bytes."""
         self.state = _LOST
         self._inbox = b""
+        self._drop_out_of_order()
+
+    def _drop_out_of_order(self) -> None:
         self._out_of_order = None
+        self.pieces_out_of_order = 0
 
     def _end_discarding(self, state: ReceiveState) -> None:
         self.stop_pending = False
@@ -277,7 +283,8 @@ class ReceiveHalf:
                 self._append(block)
             else:
                 self._inbox = bytes(block)
-        if not len(pieces):
+        self.pieces_out_of_order = len(pieces)
+        if not self.pieces_out_of_order:
             self._out_of_order = None
         if reached == self.received:
             return False

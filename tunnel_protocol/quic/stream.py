@@ -20,6 +20,8 @@ from tunnel_protocol.quic.stream_interface import StreamHandler
 
 # Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
 _DATA_RECVD: Final = SendState.DATA_RECVD
+_RECV: Final = ReceiveState.RECV
+_DATA_READ: Final = ReceiveState.DATA_READ
 _RESET_RECVD: Final = ReceiveState.RESET_RECVD
 
 
@@ -167,7 +169,12 @@ class BidirectionalStream:
             owner.pieces_out_of_order += after - before
             if after > _MAX_STREAM_GAPS or owner.pieces_out_of_order > _MAX_CONNECTION_GAPS:
                 raise StreamError(PROTOCOL_VIOLATION, "stream data too fragmented")
-        if news:
+        if not news:
+            return
+        if half.state is _RECV:  # every chunk but the last
+            if not half.paused:
+                self._owner.ready[self] = None
+        else:
             self._mark_received()
 
     def on_reset_stream(self, error_code: int, final_size: int) -> None:
@@ -240,12 +247,12 @@ class BidirectionalStream:
     def deliver(self) -> None:
         """Call the handler for everything that happened since the last call; not called during packet processing."""
         sending, receiving = self.send_half, self.receive_half
-        if receiving.wanted and not receiving.paused:
-            taken = receiving.take()
-            if taken is not None:
+        if not receiving.paused:
+            data = receiving.take()
+            if data is not None:
                 if receiving.limit_pending:
                     self._owner.control[self] = None
-                self._handler.on_data(taken[0], taken[1])
+                self._handler.on_data(data, receiving.state is _DATA_READ)
         if receiving.state is _RESET_RECVD:
             self._handler.on_reset(receiving.take_reset())
         if self._stop_to_report is not None:
@@ -256,11 +263,12 @@ class BidirectionalStream:
             sending.wants_writable = False
             if sending.final_size is None and not sending.abandoned:
                 self._handler.on_writable()
-        if sending.over and sending.awaited:
-            sending.call_back()
-        if sending.over and receiving.over:
-            self._handler = NULL_HANDLER
-            self._owner.release(self)
+        if sending.over:
+            if sending.awaited:
+                sending.call_back()
+            if receiving.over:
+                self._handler = NULL_HANDLER
+                self._owner.release(self)
 
     def connection_lost(self, error: ConnectionClosedError) -> None:
         """Notify the handler that the connection has ended, and drop all state."""

@@ -12,6 +12,7 @@ from router.balancing.hashing import prefix
 from router.balancing.outcome import Choice
 from router.balancing.ranking import RendezvousRanking, ranking_columns
 from router.balancing.registration import registration
+from router.balancing.rendezvous_weight import LAST_MEAN_INPUT_TPS, check_rendezvous_weight, read_rendezvous_weight
 from router.balancing.request import RoutingRequest
 
 
@@ -21,10 +22,16 @@ class PulsarSettings:
 
     seed: str | None
     consider_kv_free_tokens: bool
+    rendezvous_weight: str = LAST_MEAN_INPUT_TPS
 
     @classmethod
     def read(cls, fields: Fields) -> "PulsarSettings":
         """Read the settings from a definition."""
+        return cls(fields.text("seed"), fields.boolean("consider_kv_free_tokens"), read_rendezvous_weight(fields))
+
+    @classmethod
+    def read_without_weight(cls, fields: Fields) -> "PulsarSettings":
+        """Read the settings of the form whose weight cannot be chosen."""
         return cls(fields.text("seed"), fields.boolean("consider_kv_free_tokens"))
 
 
@@ -32,6 +39,7 @@ class Pulsar:
     """One definition of the algorithm."""
 
     def __init__(self, settings: PulsarSettings, random: Random) -> None:  # noqa: ARG002 - nothing is random
+        check_rendezvous_weight(settings.rendezvous_weight)
         self.settings = settings
 
     def balancer(self, routing_key: str | None, model: str) -> "PulsarBalancer":
@@ -84,4 +92,10 @@ class PulsarBalancer:
         return None
 
 
-ALGORITHM = registration("pulsar", PulsarSettings.read, Pulsar, position=4)
+ALGORITHM = registration(
+    "pulsar",
+    PulsarSettings.read,
+    Pulsar,
+    position=4,
+    earlier=registration("pulsar", PulsarSettings.read_without_weight, Pulsar),
+)

@@ -1,4 +1,4 @@
-"""Version and commit of this build, for the first log line and a metric."""
+"""Version and commit of this build, for `--version`, the first log line and a metric."""
 
 import os
 from pathlib import Path
@@ -6,18 +6,30 @@ from pathlib import Path
 VERSION = "0.1.0"
 """The version; pyproject.toml reads it from here."""
 
+UNKNOWN = "unknown"
+"""The commit of a build that does not tell it."""
+
 _SHORT = 12
 
 
 def commit() -> str:
     """The short commit: that of the image, else that of the checkout the program runs from, else `unknown`."""
     built_from = os.environ.get("STARGATE_COMMIT", "").strip()
-    return built_from[:_SHORT] or _checked_out(Path(__file__).resolve().parents[2] / ".git") or "unknown"
+    return built_from[:_SHORT] or _checked_out(Path(__file__).resolve().parents[2] / ".git") or UNKNOWN
+
+
+def build_version() -> str:
+    """The version this build was given (STARGATE_BUILD_VERSION), else its commit, else the version of the program."""
+    given = os.environ.get("STARGATE_BUILD_VERSION", "").strip()
+    if given:
+        return given
+    known = commit()
+    return VERSION if known == UNKNOWN else known
 
 
 def described() -> dict[str, str]:
-    """Version and commit, by their field names in the first log line."""
-    return {"version": VERSION, "commit_short_sha": commit()}
+    """The build, by field names of the first log line."""
+    return {"version": build_version(), "commit_short_sha": commit(), "release": VERSION}
 
 
 def _checked_out(git: Path) -> str | None:

@@ -1,0 +1,16 @@
+"""Settings of load balancing that are not in its document; `router/config` fills them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalancingSettings:
+    """Which form of the algorithms is used (docs/compatibility.md)."""
+
+    affinity_waits: bool
+    """The widening algorithms wait for the clusters of an affinity key, as a document may configure; otherwise the form of the
+    algorithms is used that knows neither these waits nor their settings."""
+
+
+CURRENT = BalancingSettings(affinity_waits=True)
+"""The algorithms of this version, for policies that are made without settings."""
