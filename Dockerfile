@@ -2,9 +2,10 @@
 FROM python:3.12-slim AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-COPY requirements/run.txt requirements/run.txt
+COPY requirements/run.txt requirements/otel.txt requirements/
 RUN python -m venv /opt/router \
-    && /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-compile -r requirements/run.txt
+    && /opt/router/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-compile \
+        -r requirements/run.txt -r requirements/otel.txt
 COPY requirements/build.txt requirements/build.txt
 RUN python -m venv /opt/build \
     && /opt/build/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-compile -r requirements/build.txt
