@@ -30,8 +30,8 @@ HOP_BY_HOP = frozenset(
 )
 """Hop-by-hop header names (RFC 9110 section 7.6.1), besides those that a `Connection` header lists."""
 
-_NEVER_HOP_BY_HOP = frozenset((b"content-length", b"host"))
-"""Names that remain although a `Connection` header lists them: without them the message would be another one."""
+_NEVER_HOP_BY_HOP = frozenset((b"content-length",))
+"""Names that remain although a `Connection` header lists them: without it the message would be another one."""
 
 EXPECTED_QUEUE_MS = b"x-stargate-expected-queue-ms"
 RETRYABLE = b"x-stargate-retryable"
@@ -39,7 +39,6 @@ RETRY_REASON = b"x-stargate-retry-reason"
 RETRY_AFTER_MS = b"x-stargate-retry-after-ms"
 UPSTREAM_RETRYABLE = b"x-stargate-upstream-retryable"
 ERROR_CODE = b"x-stargate-error-code"
-ROUTING_METHOD = b"x-routing-method"
 METHOD = b"x-method"
 PATH = b"x-path"
 STATUS = b"x-status"

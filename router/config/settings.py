@@ -408,7 +408,7 @@ class Settings:
         "true|false",
         true_or_false,
         default=True,
-        help="Whether x-routing-method of a request chooses the algorithm. false: the header is ignored and not passed on.",
+        help="Whether x-routing-method of a request chooses the algorithm. false: the header is ignored.",
         env="STARGATE_TRUST_ROUTING_METHOD",
         added=True,
     )

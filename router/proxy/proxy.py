@@ -39,7 +39,6 @@ from router.registry import Registry, TargetKey
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.head import (
     EXPECTED_QUEUE_MS,
-    ROUTING_METHOD,
     HeaderList,
     RequestHead,
     ResponseHead,
@@ -272,8 +271,6 @@ class ProxiedRequest:
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
             self._headers = request_headers_to_worker(self._request.headers)
-            if not self._proxy.settings.trust_routing_method:
-                self._headers = [entry for entry in self._headers if entry[0] != ROUTING_METHOD]
         headers = self._headers
         if chosen.expected_queue_ms is not None:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]

@@ -13,7 +13,7 @@ from router.proxy.placement import RoutedChoice
 from router.proxy.request_trace import RequestTrace
 from router.proxy.validation import ValidRequest
 from router.registry import Backend
-from router.telemetry.metrics import Metrics
+from router.telemetry.metrics import UNKNOWN_TARGET, Metrics
 from tunnel_protocol.head import HeaderList
 
 _log = structlog.get_logger()
@@ -93,7 +93,7 @@ class RequestRecorder:
 
     def unknown_target(self) -> None:
         """Nobody has registered the target: its names, which the client chose, are no labels from here on."""
-        self._labels = ("", "")
+        self._labels = UNKNOWN_TARGET
 
     def nobody_left(self, *, failed_backends: int, routing_retries: int, after_failures: bool) -> None:
         """No eligible cluster is left."""

@@ -34,9 +34,10 @@ def verdict(
 ) -> Verdict:
     """Whether to retry, or the first reason against it, in the documented order.
 
-    `accepted`: a worker has the whole request. `ambiguous`: a worker may have it, and that alone forbids to send it again.
+    `accepted`: a worker has the whole request. `ambiguous`: a worker may have it, and that alone forbids to send it again (a body
+    that was too large to be sent again keeps its own answer).
     """
-    if ambiguous:
+    if ambiguous and replay is not ReplayState.TOO_LARGE:
         return Verdict.AMBIGUOUS
     if budget_over:
         return Verdict.BUDGET_OVER

@@ -40,7 +40,7 @@ class ProxySettings:
     """The paths whose POST requests go to workers."""
 
     trust_routing_method: bool
-    """Whether clients choose the algorithm by `x-routing-method`; if not, that header is ignored and not passed on."""
+    """Whether clients choose the algorithm by `x-routing-method`; if not, that header is ignored."""
 
     request_timeout_ms: int
     """Time from opening a tunnel stream to the response head, per attempt."""

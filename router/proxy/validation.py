@@ -11,7 +11,6 @@ import structlog
 from router.balancing import Definition, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
 from router.http1.request import ClientRequest
 from router.proxy.settings import ProxySettings
-from tunnel_protocol.head import ROUTING_METHOD
 from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
 _log = structlog.get_logger()
@@ -85,7 +84,7 @@ class Validator:
         if model is None:
             raise InvalidRequestError(400, "missing x-model")
         routing_key = text(get(b"x-routing-key"))
-        method = self._method(get(ROUTING_METHOD), routing_key, model) if self._trust_method else None
+        method = self._method(get(b"x-routing-method"), routing_key, model) if self._trust_method else None
         routing = RoutingRequest(
             routing_key=routing_key,
             model=model,

@@ -34,6 +34,9 @@ UNREGISTERED_TARGETS = Limit("metrics.unregistered_targets", pieces=1_000)
 REASONS = Limit("metrics.reasons", pieces=100)
 """Distinct values of a `reason` label per family."""
 
+UNKNOWN_TARGET = ("", "")
+"""The labels of all targets that nobody has registered."""
+
 _MAX_REGISTERED = REGISTERED_TARGETS.pieces or 0
 _MAX_UNREGISTERED = UNREGISTERED_TARGETS.pieces or 0
 _MAX_REASONS = REASONS.pieces or 0
@@ -67,7 +70,7 @@ class LabelBounds:
 
     def _target(self, routing_key: str, model: str) -> bool:
         key = (routing_key, model)
-        return key in self._registered or _fits(self._unregistered, key, _MAX_UNREGISTERED)
+        return key == UNKNOWN_TARGET or key in self._registered or _fits(self._unregistered, key, _MAX_UNREGISTERED)
 
 
 def _fits(known: set[Hashable], value: Hashable, limit: int) -> bool:
@@ -100,7 +103,7 @@ class Metrics:
             self.tls_reloads_total.create(("server_identity", result))
         self.proxy_ambiguous_delivery_total.create()
         if as_of_0_18:
-            self.requests_total.create(("", "", "", "404"))
+            self.requests_total.create((*UNKNOWN_TARGET, "", "404"))
 
     def set_active_inference_servers(self, routing_key: str | None, model: str, count: int) -> None:
         """Set the number of routable inference servers of a target, and register the target with `LabelBounds`."""

@@ -19,7 +19,7 @@ from router.telemetry.metrics import Metrics
 from support.http_client import HttpAnswer, HttpClient
 from support.package_settings import http_settings, proxy_settings
 from support.waiting import eventually
-from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.head import HeaderList, RequestHead, ResponseHead
 
 
 class PlayedExchange:
@@ -89,6 +89,16 @@ class PlayedExchange:
         if not self.cancelled:
             self.cancelled = True
             self.sink.on_failed(TunnelError(reason, accepted=accepted))
+
+    def answer_raw(self, status: int, headers: HeaderList, data: bytes = b"ok") -> None:
+        """As `answer`, with headers as they are, repeated ones too."""
+        self.sink.on_head(ResponseHead(status, headers))
+        self.body(data)
+        self.end()
+
+    def stop_upload(self) -> None:
+        """The worker takes no more of the body."""
+        self.sink.on_upload_stopped()
 
     def answer(self, status: int = 200, data: bytes = b"ok", **headers: object) -> None:
         self.head(status, **headers)
@@ -234,16 +244,15 @@ class GatewayInMemory:
         client.send(data)
         return await client.answer()
 
+    def series(self, family: str, *labels: str) -> list[str]:
+        """The series of a family whose labels contain all of `labels`."""
+        lines = self.metrics.render(additional=True).decode().splitlines()
+        found = [line for line in lines if line.startswith((f"stargate_{family}{{", f"stargate_{family} "))]
+        return [line for line in found if all(label in line for label in labels)]
+
     def count(self, family: str, *labels: str) -> float:
         """The sum over all series of a family whose labels contain all of `labels`."""
-        prefix = f"stargate_{family}{{"
-        total = 0.0
-        for line in self.metrics.render(additional=True).decode().splitlines():
-            if line.startswith((prefix, f"stargate_{family} ")):
-                text, _, value = line.rpartition(" ")
-                if all(label in text for label in labels):
-                    total += float(value)
-        return total
+        return sum(float(line.rpartition(" ")[2]) for line in self.series(family, *labels))
 
 
 @asynccontextmanager
