@@ -36,6 +36,11 @@ def worker() -> None:
     _become("stargate_client")
 
 
+def kubernetes_router() -> None:
+    """Console script `stargate-k8s-router`: replaces this process by the program in front of several routers."""
+    _become("kubernetes_router")
+
+
 def _become(module: str) -> None:
     words = [*command(module), *sys.argv[1:]]
     os.execve(words[0], words, {**os.environ, **environment(os.environ)})  # noqa: S606 - no shell is wanted

@@ -26,7 +26,7 @@ def main() -> None:
 
         sys.exit(explain_command.main(sys.argv[2:]))
     from router.config.cli import settings_or_exit
-    from router.process import build
+    from router.telemetry import build
 
     try:
         settings = settings_or_exit(sys.argv[1:], os.environ, build.build_version)

@@ -1,6 +1,6 @@
-"""Declares an option of the router as a dataclass field with flag, environment variable, type and help text.
+"""Declares an option of a program as a dataclass field with flag, environment variable, type and help text.
 
-Name and default of the option are those of the field; an option is declared only there. `cli.py` uses `options_of` to parse
+Name and default of the option are those of the field; an option is declared only there. `command_line.py` uses `options_of` to parse
 and to print the help (docs/operations.md, "Command line").
 """
 
@@ -83,15 +83,17 @@ def required_option(
     parse: Callable[[str], _T],
     *,
     help: str,  # noqa: A002 - as above
+    env: str | None = None,
     section: str | None = None,
 ) -> _T:
-    """A field for an option that must be given on the command line."""
+    """A field for an option that must be given, on the command line or in the variable `env`."""
     written = Option(
         flag=flag,
         value_name=value_name,
         parse=parse,
         section=section,
         help=help,
+        env=env,
         required=True,
     )
     return cast("_T", dataclasses.field(metadata={_KEY: written}))

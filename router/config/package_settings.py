@@ -37,7 +37,8 @@ def tunnels(settings: Settings) -> TunnelSettings:
     """Timeouts and limits of tunnels."""
     return TunnelSettings(
         connect_timeout_ms=settings.quic_connect_timeout_ms,
-        request_timeout_ms=settings.head_timeout_ms,
+        # Requests may wait long for their head; a probe may not, because the next one is made only after it.
+        probe_timeout_ms=min(settings.head_timeout_ms, 30_000),
         reverse_connect_timeout_ms=settings.reverse_tunnel_connect_timeout_ms,
         direct_connections=settings.direct_quic_connections,
         handshake_timeout_ms=10_000,

@@ -118,7 +118,7 @@ class HealthMonitor:
             if tunnel is None:
                 self.rtt_ns = None
             else:
-                await self._measure(tunnel, self._settings.request_timeout_ms)
+                await self._measure(tunnel, self._settings.probe_timeout_ms)
             await asyncio.sleep(self._settings.health_interval_ms / 1000)
 
     async def measure(self) -> int | None:
@@ -126,7 +126,7 @@ class HealthMonitor:
         tunnel = self._slot.next_open()
         if tunnel is None or tunnel.suspected:
             return None
-        return await self._measure(tunnel, min(self._settings.silence_ms, self._settings.request_timeout_ms))
+        return await self._measure(tunnel, min(self._settings.silence_ms, self._settings.probe_timeout_ms))
 
     def connection_closed(self) -> None:
         """A connection of the set closed. If it was the last, the worker counts as lost, now or after the grace time."""

@@ -15,7 +15,7 @@ class TunnelSettings:
     connect_timeout_ms: int
     """Timeout of the QUIC handshake of one direct connection; also of the delivery of a refusal to a worker."""
 
-    request_timeout_ms: int
+    probe_timeout_ms: int
     """Timeout of one health probe."""
 
     reverse_connect_timeout_ms: int

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from router.process import build
+from router.telemetry import build
 
 ROOT = Path(__file__).resolve().parents[2]
 

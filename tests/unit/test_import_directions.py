@@ -9,16 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("certs", "tunnel_protocol", "router", "stargate_client", "llm_request_router", "benchmarks")
+PACKAGES = (
+    "certs",
+    "tunnel_protocol",
+    "router",
+    "kubernetes_router",
+    "stargate_client",
+    "llm_request_router",
+    "benchmarks",
+)
 
 ALLOWED_PACKAGES = {
     "certs": {"tunnel_protocol"},  # only its limits and its reader of small files
     "tunnel_protocol": set(),
     "router": {"certs", "tunnel_protocol", "llm_request_router"},  # only router/testing, for its old name
+    "kubernetes_router": {"certs", "tunnel_protocol", "router"},  # of the router only what is named below
     "llm_request_router": set(),
     "stargate_client": {"certs", "tunnel_protocol"},
     "benchmarks": {"certs", "tunnel_protocol", "router", "stargate_client"},
 }
+ALLOWED_OF_THE_ROUTER_FOR_THE_KUBERNETES_ROUTER = ("router.config", "router.http1", "router.telemetry")
 ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
     "ports": set(),
     "http1": set(),
@@ -48,6 +58,15 @@ SETTINGS_OF_A_PACKAGE = re.compile(r"router\.\w+\.settings(\.\w+)?")
 """What `config` may import beside itself: it fills the settings of each package, and knows nothing else of it."""
 
 SANS_IO = ("tunnel_protocol", "router/registry", "router/balancing")
+SANS_IO_MODULES = (
+    "kubernetes_router/backoff.py",
+    "kubernetes_router/grpc_messages.py",
+    "kubernetes_router/http2/frames.py",
+    "kubernetes_router/http2/stream.py",
+    "kubernetes_router/slice_events.py",
+    "kubernetes_router/slices.py",
+    "kubernetes_router/targets.py",
+)
 MAY_USE_ASYNCIO = {
     "tunnel_protocol/quic/endpoint.py",
     "tunnel_protocol/small_file.py",
@@ -98,6 +117,17 @@ def test_packages_import_in_one_direction_only(package: str) -> None:
     assert wrong == []
 
 
+def test_the_kubernetes_router_imports_only_parts_of_the_router() -> None:
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in modules("kubernetes_router")
+        for name in imported(path)
+        if within(name, "router")
+        if not any(within(name, part) for part in ALLOWED_OF_THE_ROUTER_FOR_THE_KUBERNETES_ROUTER)
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("package", sorted(ALLOWED_IN_THE_ROUTER))
 def test_packages_of_the_router_import_in_one_direction_only(package: str) -> None:
     wrong = [
@@ -135,11 +165,11 @@ def test_modules_import_in_no_circle(package: str) -> None:
     TopologicalSorter({name: imported(path) & names.keys() - {name} for name, path in names.items()}).prepare()
 
 
-@pytest.mark.parametrize("where", SANS_IO)
+@pytest.mark.parametrize("where", [*SANS_IO, *SANS_IO_MODULES])
 def test_what_can_be_without_io_is_without_io(where: str) -> None:
     wrong = [
         (str(path.relative_to(ROOT)), name)
-        for path in modules(where)
+        for path in ([ROOT / where] if where.endswith(".py") else modules(where))
         for name in imported(path)
         if (within(name, "asyncio") or within(name, "socket") or within(name, "threading"))
         and str(path.relative_to(ROOT)) not in MAY_USE_ASYNCIO

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import certs
+import kubernetes_router
 import router
 import stargate_client
 import tunnel_protocol
@@ -20,7 +21,7 @@ PAGE = ROOT / "docs" / "limits.md"
 
 def _declared() -> dict[str, Limit]:
     found: dict[str, Limit] = {}
-    for package in (certs, tunnel_protocol, router, stargate_client):
+    for package in (certs, tunnel_protocol, router, kubernetes_router, stargate_client):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name.endswith(("__main__", "_speedups")) or "__mypyc" in module.name:
                 continue

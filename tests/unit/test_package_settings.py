@@ -6,11 +6,15 @@ import math
 import pkgutil
 from pathlib import Path
 
+import pytest
+
 import router
+from router.balancing.settings import BalancingSettings
 from router.config import package_settings
 from router.config.cli import parse
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
+from router.registry.settings import RegistrySettings
 from tunnel_protocol.quic.settings import QuicSettings
 
 GRPC = SocketAddress("0.0.0.0", 50071)
@@ -70,7 +74,7 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
         "--quic-keylog-path=/k",
     )
     tunnels, quic = package_settings.tunnels(given), package_settings.quic(given)
-    assert (tunnels.connect_timeout_ms, tunnels.request_timeout_ms) == (111, 222)
+    assert (tunnels.connect_timeout_ms, tunnels.probe_timeout_ms) == (111, 222)
     assert (tunnels.reverse_connect_timeout_ms, tunnels.direct_connections) == (333, 4)
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
     assert (quic.stream_window_bytes, quic.max_consecutive_ptos) == (65536, 5)
@@ -91,6 +95,15 @@ def test_nobody_is_asked_about_workers_without_an_endpoint() -> None:
     )
     assert asked is not None
     assert (asked.endpoint, asked.deadline_s, asked.cache_s) == ("http://g", 0.7, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "current"), [((), True), (("--compat=0.18",), True), (("--compat=0.11",), False)]
+)
+def test_the_release_line_decides_how_load_is_counted_and_who_waits(arguments: tuple[str, ...], current: bool) -> None:
+    given = settings(*arguments)
+    assert package_settings.registry(given) == RegistrySettings(adds_up_load=current, free_slots=current)
+    assert package_settings.balancing(given) == BalancingSettings(affinity_waits=current)
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_transport() -> None:

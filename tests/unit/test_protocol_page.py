@@ -23,7 +23,7 @@ def test_examples_are_what_we_write() -> None:
 def test_every_cited_section_is_there() -> None:
     sections = set(re.findall(r"^##+ (.+)$", PAGE, re.MULTILINE))
     cited = set()
-    for package in ("certs", "tunnel_protocol", "router", "stargate_client"):
+    for package in ("certs", "tunnel_protocol", "router", "kubernetes_router", "stargate_client"):
         for path in (ROOT / package).rglob("*.py"):
             for titles in re.findall(r'protocol\.md, ("[^"]+"(?:\s+and\s+"[^"]+")*)', path.read_text(encoding="utf-8")):
                 cited |= set(re.findall(r'"([^"]+)"', titles))

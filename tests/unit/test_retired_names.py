@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("certs", "tunnel_protocol", "router", "stargate_client", "llm_request_router", "benchmarks", "tests")
+PACKAGES = (
+    "certs",
+    "tunnel_protocol",
+    "router",
+    "kubernetes_router",
+    "stargate_client",
+    "llm_request_router",
+    "benchmarks",
+    "tests",
+)
 
 NOWHERE = re.compile(r"\b(rooms?|houses?|Patience|Desk|a_house|COMPILED_ROOMS)\b|_(room|house)\b", re.IGNORECASE)
 """Words of no English text and no identifier here."""
