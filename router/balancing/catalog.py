@@ -62,6 +62,10 @@ class Catalog:
         make = self._makers.get(name)
         return make if isinstance(make, Registration) else None
 
+    def names(self) -> list[str]:
+        """All canonical names."""
+        return list(self._makers)
+
     def is_builtin(self, name: str) -> bool:
         """Whether the algorithm with a canonical name is one of this package."""
         return name in self._builtin

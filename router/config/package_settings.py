@@ -57,7 +57,7 @@ def registry(settings: Settings) -> RegistrySettings:
 
 def balancing(settings: Settings) -> BalancingSettings:
     """Which form of the algorithms is used."""
-    return BalancingSettings(affinity_waits=settings.as_of_0_18)
+    return BalancingSettings(affinity_waits=settings.as_of_0_18, expressions=settings.as_of_0_18)
 
 
 def proxy(settings: Settings) -> ProxySettings:
@@ -74,6 +74,7 @@ def proxy(settings: Settings) -> ProxySettings:
         no_repeat_accepted=settings.proxy_no_repeat_accepted,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
         access_log=settings.access_log,
+        method_error_bodies=settings.as_of_0_18,
     )
 
 
