@@ -57,7 +57,7 @@ def registry(settings: Settings) -> RegistrySettings:
 
 def balancing(settings: Settings) -> BalancingSettings:
     """Which form of the algorithms is used."""
-    return BalancingSettings(affinity_waits=settings.as_of_0_18)
+    return BalancingSettings(affinity_waits=settings.as_of_0_18, expressions=settings.as_of_0_18)
 
 
 def proxy(settings: Settings) -> ProxySettings:
@@ -79,6 +79,7 @@ def proxy(settings: Settings) -> ProxySettings:
         unknown_targets_unlabelled=settings.as_of_0_18,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
         access_log=settings.access_log,
+        method_error_bodies=settings.as_of_0_18,
     )
 
 

@@ -5,6 +5,8 @@ Gateways show the bodies to end users byte for byte. Source: docs/proxy.md, "Sta
 
 from typing import NamedTuple
 
+import msgspec
+
 from router.registry import Backend
 from tunnel_protocol.head import ERROR_CODE, NOT_TO_CALLER, HeaderList, without
 
@@ -22,15 +24,16 @@ class LocalReply(NamedTuple):
     body: bytes
 
 
-def _coded(status: int, code: str, error: str) -> LocalReply:
+def coded(status: int, code: str, error: str) -> LocalReply:
+    """A reply whose body and header tell the class of the error; `error` may be any text."""
     headers = [(b"content-type", b"application/json"), (ERROR_CODE, code.encode())]
-    return LocalReply(status, headers, f'{{"error":"{error}","code":"{code}"}}'.encode())
+    return LocalReply(status, headers, msgspec.json.encode({"error": error, "code": code}))
 
 
-NO_CANDIDATES = _coded(404, "no_eligible_candidates", "no eligible candidates")
+NO_CANDIDATES = coded(404, "no_eligible_candidates", "no eligible candidates")
 """No inference server has registered the model under the routing key."""
 
-TOO_MUCH_INPUT_WORK = _coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
+TOO_MUCH_INPUT_WORK = coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
 """Refused by input-work admission."""
 
 OVERLOADED = LocalReply(

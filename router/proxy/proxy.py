@@ -26,6 +26,7 @@ from router.proxy.local_replies import (
     LocalReply,
     headers_to_client,
 )
+from router.proxy.method_header import MethodHeader
 from router.proxy.overflow import with_free_stream
 from router.proxy.placement import Placement, RoutedChoice
 from router.proxy.recorder import RequestRecorder
@@ -71,7 +72,6 @@ class Proxy:
         self.metrics = metrics
         self.settings = settings
         self.clock = clock
-        self.validator = Validator(selector, settings)
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
         self.access_log = AccessLog(finished=settings.access_log)
         self.tracing: ProxyTracing | None = None
@@ -79,6 +79,9 @@ class Proxy:
         self.running: set[ProxiedRequest] = set()
         # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
+        self.validator = Validator(
+            selector, MethodHeader(selector, metrics, settings, clock, self.loop.call_later), settings
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: ClientRequest, response: Response) -> "ProxiedRequest | None":
@@ -87,7 +90,7 @@ class Proxy:
             valid = self.validator.validate(request)
         except InvalidRequestError as error:
             self.metrics.requests_rejected_total.inc((str(error.status), error.reason))
-            response.send(error.status, [])
+            response.send(error.reply.status, error.reply.headers, error.reply.body)
             if self.tracing is not None:
                 self.tracing.refused(request, error)
             return None

@@ -80,3 +80,6 @@ class ProxySettings:
 
     access_log: bool
     """Whether to log one info line per finished request."""
+
+    method_error_bodies: bool
+    """Whether the 400 for `x-routing-method` and its log line tell the class of the error and a message."""

@@ -164,6 +164,15 @@ class Metrics:
             *("routing_key", "model", "algorithm"),
             contract=True,
         )
+        self.routing_expressions_total = self._counter(
+            "routing_expressions_total",
+            "Requests with a routing expression, by how its settings were found (hit, build, rebuild)",
+            *("algorithm", "cache"),
+            contract=True,
+        )
+        self.routing_expression_cache_entries = self._gauge(
+            "routing_expression_cache_entries", "Targets whose routing expressions are kept", contract=True
+        )
         self.proxy_retry_exhausted_total = self._counter(
             "proxy_retry_exhausted_total",
             "Retryable outcomes that were not retried",

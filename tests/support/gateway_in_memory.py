@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from router.balancing import BalancingConfig, Selector, load_config
+from router.balancing.settings import CURRENT, BalancingSettings
 from router.http1.server import HttpServer
 from router.http1.settings import HttpSettings
 from router.ports.tunnels import ExchangeSink, TunnelError
@@ -185,10 +186,12 @@ class PlayedWorker:
 class GatewayInMemory:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
-    def __init__(self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings) -> None:
+    def __init__(
+        self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings, balancing: BalancingSettings
+    ) -> None:
         self.metrics = Metrics()
         self.registry = Registry()
-        self.selector = Selector(config, Random(1))
+        self.selector = Selector(config, Random(1), settings=balancing)
         loop = asyncio.get_running_loop()
         self.proxy = Proxy(self.registry, self.selector, self.metrics, settings, loop.time)
         self.ready = True
@@ -257,10 +260,13 @@ class GatewayInMemory:
 
 @asynccontextmanager
 async def gateway_in_memory(
-    config: bytes | None = None, http: HttpSettings | None = None, **settings: Any
+    config: bytes | None = None,
+    http: HttpSettings | None = None,
+    balancing: BalancingSettings = CURRENT,
+    **settings: Any,
 ) -> AsyncIterator[GatewayInMemory]:
-    balancing = BalancingConfig() if config is None else load_config(config)
-    harness = GatewayInMemory(proxy_settings(**settings), balancing, http or http_settings())
+    policy = BalancingConfig() if config is None else load_config(config, settings=balancing)
+    harness = GatewayInMemory(proxy_settings(**settings), policy, http or http_settings(), balancing)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     harness.port = listening.getsockname()[1]
