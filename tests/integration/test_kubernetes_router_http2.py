@@ -22,6 +22,7 @@ from kubernetes_router.http2.connection import RESETS, STREAM_WINDOW, UNSENT_FRA
 from kubernetes_router.targets import Target
 from support.http2_peer import ROUTER_0, Peer, head, trusting
 from support.kubernetes_router import Door, door
+from support.transport import WrittenTransport
 from support.waiting import DEADLINE_S, eventually
 from tunnel_protocol.limit import Limit
 
@@ -339,30 +340,8 @@ async def test_what_is_no_http2_is_closed(data: bytes) -> None:
 # --- Liveness ---------------------------------------------------------------------------------------------------------
 
 
-class Transport(asyncio.Transport):
-    """Notes what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.aborted = False
-        self.buffered = 0
-
-    def write(self, data: Any) -> None:
-        self.written.append(bytes(data))
-
-    def get_write_buffer_size(self) -> int:
-        return self.buffered
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    def close(self) -> None:
-        self.aborted = True
-
-
-def made(**options: Any) -> tuple[Http2Connection, Transport]:
-    connection, transport = Http2Connection(**options), Transport()
+def made(**options: Any) -> tuple[Http2Connection, WrittenTransport]:
+    connection, transport = Http2Connection(**options), WrittenTransport()
     connection.connection_made(transport)
     transport.written.clear()
     return connection, transport
