@@ -41,15 +41,18 @@ class Clock(Protocol):
 class RequestTrace:
     """A request that is not recorded, but whose workers have to be told so; all methods but `headers` do nothing."""
 
-    __slots__ = ("_keeps_state", "_traceparent")
+    __slots__ = ("_bare", "_keeps_state", "_traceparent")
 
-    def __init__(self, forwarded: TraceContext, *, keeps_state: bool) -> None:
-        """Forward this context; `keeps_state`: with the client's `tracestate`."""
+    def __init__(self, forwarded: TraceContext, *, keeps_state: bool, bare: bool = False) -> None:
+        """Forward this context; `keeps_state`: with the client's `tracestate`, `bare`: the client has sent no context."""
         self._traceparent = forwarded.traceparent()
         self._keeps_state = keeps_state
+        self._bare = bare
 
     def headers(self, headers: HeaderList) -> HeaderList:
         """`headers` of the current attempt with the context that its worker gets."""
+        if self._bare:
+            return [*headers, (TRACEPARENT, self._traceparent)]
         return _with_context(headers, self._traceparent, None if self._keeps_state else b"")
 
     def chosen(self, chosen: RoutedChoice, now: float) -> None:
@@ -259,10 +262,16 @@ class ProxyTracing:
 
     def begin(self, request: ClientRequest, valid: ValidRequest, retries: RetryState) -> RequestTrace | None:
         """The trace of a valid request; None if its headers are forwarded as they came and nothing is recorded."""
-        caller = parse_traceparent(request.first.get(TRACEPARENT))
+        traceparent = request.first.get(TRACEPARENT)
+        if traceparent is not None and self._sampling.passes_on(traceparent):
+            return None
+        caller = parse_traceparent(traceparent)
         decided = self._sampling.decide(caller)
         if not decided.sampled:
-            return None if decided is caller else RequestTrace(decided, keeps_state=caller is not None)
+            if decided is caller:
+                return None
+            bare = traceparent is None and TRACESTATE not in request.first
+            return RequestTrace(decided, keeps_state=bare or caller is not None, bare=bare)
         received_ns = self._received_ns(request)
         span = self._start(request, caller, decided, received_ns)
         return SampledRequest(span, request, valid, retries, self._registry, self._clock, received_ns)

@@ -33,7 +33,7 @@ from opentelemetry.trace import (
 
 from router.telemetry.otlp.access_token import AccessToken
 from router.telemetry.otlp.environment import GRPC, TracingEnvironment
-from router.telemetry.otlp.exporter import CountingExporter
+from router.telemetry.otlp.exporter import CountingExporter, MakeExporter
 from router.telemetry.trace_context import Sampling, TraceContext
 from router.telemetry.tracing import Attributes
 from tunnel_protocol.limit import Limit
@@ -86,15 +86,17 @@ class OtlpTracer:
         default_name: str,
         attributes: Mapping[str, str],
         random: Random,
+        make_exporter: MakeExporter | None = None,
     ) -> None:
         """Start the exporting thread. Raises what the SDK raises for variables that `environment` does not check.
 
         `service_name` names this service in traces; if it is `default_name`, the name in the environment wins.
-        `attributes` of the resource are replaced by those of the environment.
+        `attributes` of the resource are replaced by those of the environment. `make_exporter` makes another exporter
+        than that of `environment.protocol`.
         """
         self.sampling = Sampling(environment.share, random, parent_based=environment.parent_based)
         self.exporter = CountingExporter(
-            lambda headers: _make_exporter(environment.protocol, headers),
+            make_exporter or (lambda headers: _make_exporter(environment.protocol, headers)),
             environment.headers,
             token,
             environment.endpoint or "",
