@@ -26,6 +26,8 @@ ATTRIBUTE_TEXT: Final = Limit("tracing.attribute_text", bytes=1024)
 
 _MAX_TEXT: Final = ATTRIBUTE_TEXT.bytes or 0
 _CONTEXT: Final = (TRACEPARENT, TRACESTATE)
+_MAX_INTEGER: Final = (1 << 63) - 1
+"""What an attribute can hold; a worker may report larger estimates, and the whole batch could not be sent."""
 _SERVER_ERROR: Final = 500
 _ROUTING_METHOD: Final = b"x-routing-method"
 _TEXTUAL: Final = bytes(range(0x20, 0x7F)) + b"\t"
@@ -175,7 +177,8 @@ class SampledRequest(RequestTrace):
         server_id = _text(backend.inference_server_id)
         found = self._attributes
         found["selected_inst.id"] = server_id
-        found["proxy.queue.expected_ms"] = expected_ms or 0
+        shown_ms = min(expected_ms or 0, _MAX_INTEGER)
+        found["proxy.queue.expected_ms"] = shown_ms
         self._attempt_began_at = self._clock()
         self._attempt_attributes = {}
         self._failure = None
@@ -189,7 +192,7 @@ class SampledRequest(RequestTrace):
                 "selected_cluster.id": _text(backend.cluster_id),
                 "selected_inst.id": server_id,
                 "routing.algorithm": self._valid.effective.algorithm,
-                "proxy.queue.expected_ms": expected_ms or 0,
+                "proxy.queue.expected_ms": shown_ms,
                 "proxy.queue.expected_present": expected_ms is not None,
             },
             self._wall_ns(self._attempt_began_at),

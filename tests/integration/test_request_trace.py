@@ -364,6 +364,16 @@ async def test_a_long_text_is_cut() -> None:
     assert len(refused.attributes["routing.requested_algorithm"]) == 1024
 
 
+async def test_an_estimate_that_no_attribute_can_hold_is_cut() -> None:
+    tracer = RecordingTracer()
+    async with traced(tracer) as harness:
+        harness.worker("a", on_request=ok, queue_time_estimate_ms_by_priority={0: (1 << 64) - 1})
+        assert (await harness.ask(post())).status == 200
+        request, (attempt,) = await ended(tracer)
+    assert request.attributes["proxy.queue.expected_ms"] == (1 << 63) - 1
+    assert attempt.attributes["proxy.queue.expected_ms"] == (1 << 63) - 1
+
+
 async def test_a_reason_that_has_no_utf8_form_is_made_sendable() -> None:
     tracer = RecordingTracer()
     async with traced(tracer, max_connect_retries=0) as harness:
