@@ -66,6 +66,7 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     if tracer is not None:
         opened.push_async_callback(tracer.close, FLUSH_S)
     key_log = _open_key_log(settings, metrics, reloads, opened)
+    assembly.check_qlog_dir(settings)
     identity, certificates = _read_tls(settings, metrics)
     quic = package_settings.quic(settings, key_log)
     tunnel_limits = package_settings.tunnels(settings)
@@ -125,7 +126,8 @@ def _make_metrics(settings: Settings) -> Metrics:
     try:
         metrics = Metrics(settings.metrics_prefix)
     except MetricNameError as error:
-        raise StartupError("failed to create prometheus metrics registry", str(error)) from None
+        options = settings.shown("metrics_prefix")
+        raise StartupError("failed to create prometheus metrics registry", str(error), options=options) from None
     metrics.build_info.set(1, (build.build_version(), build.commit()))
     metrics.draining.set(0)
     return metrics
@@ -149,4 +151,5 @@ def _read_tls(settings: Settings, metrics: Metrics) -> tuple[ServedIdentity | No
     if settings.reverse:
         identity = ServedIdentity.load(settings, metrics)
         return identity, identity.identity.cert_pem if identity.mounted else None
-    return None, None if settings.tls_cert_path is None else read_trust_bundle(settings.tls_cert_path)
+    path = settings.tls_cert_path
+    return None, None if path is None else read_trust_bundle(path, settings.shown("tls_cert_path"))
