@@ -108,6 +108,7 @@ def control_plane(
         min_silence_ms=3_000,
         unknown_heartbeat_ms=5_000,
         teardown_ms=2_000,
+        lifecycle_logs=settings.as_of_0_18,
     )
 
 
