@@ -9,6 +9,7 @@ docs/operations.md, "Command line", explains the rules.
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
+from router.config.explicit_uri import shown
 from router.config.option import Option, option, options_of, required_option, switch
 from router.config.option_values import (
     SocketAddress,
@@ -579,7 +580,7 @@ class Settings:
         "URL",
         text,
         default=None,
-        help="Export of traces. Not available yet: start-up stops if given.",
+        help="Collector to which traces are exported by OTLP; the OTEL_* variables tell how.",
         env="OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     otel_service_name: str = option(
@@ -713,12 +714,33 @@ class Settings:
         """The flags of options that are given and have no effect."""
         return [one.flag for one in OPTIONS if one.ignored and getattr(self, one.name) != one.default]
 
+    def shown(self, *names: str) -> tuple[str, ...]:
+        """`--flag=value` of the options with these field names that have a value: for messages, without user information."""
+        values = {name: getattr(self, name) for name in names}
+        return tuple(
+            f"{one.flag}={_shown(values[one.name])}" for one in OPTIONS if values.get(one.name) not in (None, ())
+        )
+
     def reported(self) -> dict[str, Any]:
-        """All settings by name, for the first log line."""
+        """All settings by name, for the log."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["advertise_addr"] = str(self.advertise_addr)
         values["quic_request_timeout_ms"] = self.head_timeout_ms
-        return values
+        return {
+            name: value if value is None or isinstance(value, (bool, int)) else _shown(value)
+            for name, value in values.items()
+        }
+
+    def given(self) -> dict[str, Any]:
+        """Those of `reported` that differ from the default, or have none."""
+        reported = self.reported()
+        return {one.name: reported[one.name] for one in OPTIONS if getattr(self, one.name) != one.default}
+
+
+def _shown(value: object) -> str:
+    """A value in the spelling of the command line."""
+    if isinstance(value, tuple) and not isinstance(value, SocketAddress):
+        return ",".join(shown(str(one)) for one in value)
+    return str(value).lower() if isinstance(value, bool) else shown(str(value))
 
 
 OPTIONS: Final[tuple[Option, ...]] = options_of(Settings)

@@ -5,6 +5,7 @@ Each check raises `StartupError` with a text that operators search for; it is pr
 """
 
 import re
+from collections.abc import Sequence
 
 from certs import IdentityError, parse_trust_bundle
 from certs.identity import PEM
@@ -18,12 +19,16 @@ _FRAMINGS = frozenset({"raw-quic"})
 
 
 class StartupError(Exception):
-    """The start has failed. `message` is the headline, `causes` are the causes, outermost first."""
+    """The start has failed. `message` is the headline, `causes` are the causes, outermost first.
 
-    def __init__(self, message: str, *causes: str) -> None:
+    `options` are those whose values led to it, as `Settings.shown` gives them.
+    """
+
+    def __init__(self, message: str, *causes: str, options: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.causes = causes
+        self.options = tuple(options)
 
     def report(self) -> str:
         """The text for stderr."""
@@ -34,6 +39,8 @@ class StartupError(Exception):
             lines += [
                 f"    {index}: {cause}" if numbered else f"    {cause}" for index, cause in enumerate(self.causes)
             ]
+        if self.options:
+            lines += ["", f"{'Option' if len(self.options) == 1 else 'Options'}: {' '.join(self.options)}"]
         return "\n".join(lines)
 
 
@@ -102,11 +109,6 @@ def _check_available(settings: Settings) -> None:
         )
     if settings.enable_dev_peer_forwarding:
         raise StartupError("--enable-dev-peer-forwarding is not available in this program; leave it out")
-    if settings.otel_endpoint is not None and settings.otel_endpoint.strip():
-        raise StartupError(
-            "--otel-endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, but export of traces is not available in this version; "
-            "leave it out to start without"
-        )
 
 
 def retry_budget_header(settings: Settings) -> bytes | None:
@@ -116,7 +118,11 @@ def retry_budget_header(settings: Settings) -> bytes | None:
         return None
     encoded = name.encode("utf-8")
     if not _HEADER_NAME.fullmatch(encoded):
-        raise StartupError(f"invalid proxy retry budget header: {settings.proxy_retry_budget_header}")
+        raise StartupError(
+            f"invalid proxy retry budget header: {settings.proxy_retry_budget_header}",
+            "it is not the name of an HTTP field",
+            options=settings.shown("proxy_retry_budget_header"),
+        )
     return encoded.lower()
 
 
@@ -174,16 +180,21 @@ def check_worker_auth(settings: Settings) -> None:
         return
     raise StartupError(
         "OAUTH2_PROVIDER_HOST is set but SECRETS_PATH is not; client-credentials worker auth needs the secrets file with the "
-        "id/secret"
+        "id/secret",
+        options=settings.shown("oauth2_provider_host"),
     )
 
 
-def listen_address(text: str) -> SocketAddress:
-    """The socket address of a listen option. Raises `StartupError`."""
+def listen_address(settings: Settings, name: str) -> SocketAddress:
+    """The socket address of the listen option with the field name `name`. Raises `StartupError`."""
     try:
-        return parse_socket_address(text)
+        return parse_socket_address(getattr(settings, name))
     except ValueRefusedError as error:
-        raise StartupError(error.reason) from None
+        raise StartupError(
+            error.reason,
+            "it has to be IPv4:port or [IPv6]:port, without a host name",
+            options=settings.shown(name),
+        ) from None
 
 
 def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
@@ -195,20 +206,25 @@ def outbound_trust(settings: Settings, pem: bytes | None) -> bytes | None:
     if settings.quic_insecure:
         return None
     if pem is None:
-        raise StartupError("failed to initialize quic proxy", "TLS cert required when --quic-insecure is not set")
+        raise StartupError(
+            "failed to initialize quic proxy",
+            "TLS cert required when --quic-insecure is not set",
+            options=("--tls-cert-path", "--quic-insecure"),
+        )
     try:
         parse_trust_bundle(pem)
     except IdentityError as error:
         causes = (error.reason, error.detail) if error.detail else (error.reason,)
-        raise StartupError("failed to initialize quic proxy", *causes) from None
+        options = settings.shown("tls_cert_path")
+        raise StartupError("failed to initialize quic proxy", *causes, options=options) from None
     return pem
 
 
-def read_trust_bundle(path: str) -> bytes:
-    """Read a trust bundle; `outbound_trust` checks it later. Raises `StartupError` if the file cannot be read."""
+def read_trust_bundle(path: str, options: Sequence[str] = ()) -> bytes:
+    """Read a trust bundle; its content is checked later. Raises `StartupError` with `options` if the file cannot be read."""
     try:
         return FileReader().run(path, lambda: read_small_file(path, PEM))
     except SmallFileError as error:
         if error.error_number is None:
-            raise StartupError(str(error)) from None
-        raise StartupError(f"{error.reason} (os error {error.error_number})") from None
+            raise StartupError(str(error), options=options) from None
+        raise StartupError(f"{error.reason} (os error {error.error_number})", options=options) from None

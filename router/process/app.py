@@ -35,6 +35,7 @@ from router.process.reloads import Reloads
 from router.process.router import Router
 from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
+from router.process.tracing import FLUSH_S, open_tracer
 from router.registry import Registry
 from router.telemetry import build
 from router.telemetry.families import MetricNameError
@@ -61,7 +62,11 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     check_options(settings)
     _warn_about_options(settings)
     metrics = _make_metrics(settings)
+    tracer = open_tracer(settings, metrics)
+    if tracer is not None:
+        opened.push_async_callback(tracer.close, FLUSH_S)
     key_log = _open_key_log(settings, metrics, reloads, opened)
+    assembly.check_qlog_dir(settings)
     identity, certificates = _read_tls(settings, metrics)
     quic = package_settings.quic(settings, key_log)
     tunnel_limits = package_settings.tunnels(settings)
@@ -69,7 +74,15 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
         lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
         package_settings.registry(settings),
     )
-    base = Base(settings=settings, metrics=metrics, registry=registry, reloads=reloads, tasks=tasks, opened=opened)
+    base = Base(
+        settings=settings,
+        metrics=metrics,
+        registry=registry,
+        reloads=reloads,
+        tasks=tasks,
+        opened=opened,
+        tracer=tracer,
+    )
     authenticator = assembly.authenticator(settings, metrics)
     if isinstance(authenticator, GatewayAuthenticator):
         opened.push_async_callback(authenticator.close)
@@ -113,7 +126,8 @@ def _make_metrics(settings: Settings) -> Metrics:
     try:
         metrics = Metrics(settings.metrics_prefix)
     except MetricNameError as error:
-        raise StartupError("failed to create prometheus metrics registry", str(error)) from None
+        options = settings.shown("metrics_prefix")
+        raise StartupError("failed to create prometheus metrics registry", str(error), options=options) from None
     metrics.build_info.set(1, (build.build_version(), build.commit()))
     metrics.draining.set(0)
     return metrics
@@ -137,4 +151,5 @@ def _read_tls(settings: Settings, metrics: Metrics) -> tuple[ServedIdentity | No
     if settings.reverse:
         identity = ServedIdentity.load(settings, metrics)
         return identity, identity.identity.cert_pem if identity.mounted else None
-    return None, None if settings.tls_cert_path is None else read_trust_bundle(settings.tls_cert_path)
+    path = settings.tls_cert_path
+    return None, None if path is None else read_trust_bundle(path, settings.shown("tls_cert_path"))

@@ -3,6 +3,7 @@
 Nothing here opens a socket or starts a task.
 """
 
+import tempfile
 from pathlib import Path
 
 import structlog
@@ -10,13 +11,14 @@ import structlog
 from router.config import package_settings
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
-from router.config.startup_checks import StartupError, causes_of
+from router.config.startup_checks import StartupError
 from router.control_plane.discovery import HeadlessService, Lookup, PlainDns, SelfOnly
 from router.control_plane.gateway_credentials import ClientCredentials, CredentialSource, FileCredential, SecretsFile
 from router.control_plane.replicas import own_replica
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.settings import SECRETS_KEY
 from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
+from router.process.sockets import cause_of
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.observers.line_writer import LineWriter
 
@@ -35,7 +37,22 @@ def key_log(settings: Settings) -> LineWriter | None:
     try:
         return LineWriter(Path(path), "# {} secrets were lost".format, name="key log", failed=failed)
     except OSError as error:
-        raise StartupError(f"failed to open key log {path}", *causes_of(error)) from None
+        options = settings.shown("quic_keylog_path")
+        raise StartupError(f"failed to open key log {path}", cause_of(error), options=options) from None
+
+
+def check_qlog_dir(settings: Settings) -> None:
+    """Make the directory of the traces, and a file in it. Raises `StartupError`."""
+    path = settings.quic_qlog_dir
+    if path is None:
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        options = settings.shown("quic_qlog_dir")
+        raise StartupError(f"failed to write to qlog directory {path}", cause_of(error), options=options) from None
 
 
 def authenticator(settings: Settings, metrics: Metrics) -> OpenAuthenticator | GatewayAuthenticator:
@@ -46,7 +63,8 @@ def authenticator(settings: Settings, metrics: Metrics) -> OpenAuthenticator | G
     try:
         return GatewayAuthenticator(asked, _credential(settings), metrics)
     except ValueError as error:
-        raise StartupError("failed to connect to worker auth endpoint", str(error)) from None
+        options = settings.shown("worker_auth_endpoint")
+        raise StartupError("failed to connect to worker auth endpoint", str(error), options=options) from None
 
 
 def _credential(settings: Settings) -> CredentialSource | None:
@@ -66,7 +84,9 @@ def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Look
     try:
         resolver = Resolver(ttl_cap_s=settings.dns_resolver_ttl_ms / 1000, nameserver=settings.dns_nameserver)
     except LookupFailedError as error:
-        raise StartupError(str(error), *([str(error.__cause__)] if error.__cause__ else [])) from None
+        causes = [str(error.__cause__)] if error.__cause__ else []
+        options = settings.shown("stargate_discovery_dns_name")
+        raise StartupError(str(error), *causes, options=options) from None
     if settings.pod_name is not None and settings.pod_namespace is not None:
         return HeadlessService(
             resolver,

@@ -70,7 +70,7 @@ class Signals:
 
 async def _run(settings: Settings) -> int:
     signals = Signals()
-    _log.info("starting stargate", **build.described(), **compilation.reported(), config=settings.reported())
+    _log_beginning(settings)
     reloads = Reloads()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.request)
     starting = asyncio.create_task(start(settings, reloads))
@@ -91,6 +91,14 @@ async def _run(settings: Settings) -> int:
     else:
         _log.error("critical stargate task failed, beginning graceful shutdown", error=str(failure))
     return await _end(router, settings, failure)
+
+
+def _log_beginning(settings: Settings) -> None:
+    """What runs, in one short line, and with which settings: those given in one more line, all of them at debug."""
+    _log.info("starting stargate", **build.described(), **compilation.reported(), stargate_id=settings.stargate_id)
+    _log.info("settings other than the defaults", **settings.given())
+    for name, value in settings.reported().items():
+        _log.debug("setting", name=name, value=value)
 
 
 def _spare_collector() -> None:

@@ -5,6 +5,7 @@ Each function is one step of the start: it pushes the closing of what it opened 
 """
 
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -19,9 +20,10 @@ from router.ports.registration_tunnels import WorkerTunnels
 from router.process.critical_tasks import CriticalTasks
 from router.process.reloads import Reloads
 from router.process.served_identity import ServedIdentity
-from router.process.sockets import bind_tcp, bind_tcp_everywhere, bound_address
+from router.process.sockets import bind_tcp, bind_tcp_everywhere, bound_address, cause_of
 from router.registry import Identity, Registry
 from router.telemetry.metrics import Metrics
+from router.telemetry.tracing import Tracer
 from router.tunnels.dialer import SERVER_NAME, DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
@@ -43,6 +45,8 @@ class Base:
     tasks: CriticalTasks
     opened: AsyncExitStack
     """Closes everything that has been opened."""
+    tracer: Tracer | None
+    """None if no traces are exported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +91,14 @@ async def bind_reverse(
     settings = base.settings
     if identity is None or settings.reverse_tunnel_listen_addr is None:
         return None, None
-    address = listen_address(settings.reverse_tunnel_listen_addr)
+    address = listen_address(settings, "reverse_tunnel_listen_addr")
     listener = ReverseListener(base.registry, authenticator, RAW_QUIC, tunnel_limits, base.metrics)
     tls = server_tls(identity.identity)
     try:
         host, port = await listener.listen(address.host, address.port, tls, quic)
     except OSError as error:
-        raise StartupError("failed to bind reverse tunnel listener", *causes_of(error)) from None
+        options = settings.shown("reverse_tunnel_listen_addr")
+        raise StartupError("failed to bind reverse tunnel listener", cause_of(error), options=options) from None
     base.opened.push_async_callback(listener.close)
     identity.log_coverage(settings, port)
     return listener, SocketAddress(host, port)
@@ -103,15 +108,17 @@ def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
     """Bind control plane, model discovery, HTTP and metrics, in this order; all addresses are parsed first."""
     settings, opened = base.settings, base.opened
     grpc_address, models_address, http_address = (
-        listen_address(text)
-        for text in (settings.listen_addr, settings.model_discovery_listen_addr, settings.http_listen_addr)
+        listen_address(settings, name) for name in ("listen_addr", "model_discovery_listen_addr", "http_listen_addr")
     )
     grpc_identity = ServedIdentity.load_grpc(settings, base.metrics)
     tls = None if grpc_identity is None else grpc_tls(grpc_identity.identity)
-    grpc, bound_grpc = _bind_grpc(grpc_address, "gRPC", tls, opened)
-    models, bound_models = _bind_grpc(models_address, "model-discovery", tls, opened)
-    http = opened.enter_context(bind_tcp(http_address, "HTTP"))
-    metrics = opened.enter_context(bind_tcp_everywhere(settings.metrics_port, "metrics"))
+    shown = settings.shown
+    grpc, bound_grpc = _bind_grpc(grpc_address, "gRPC", tls, opened, shown("listen_addr"))
+    models, bound_models = _bind_grpc(
+        models_address, "model-discovery", tls, opened, shown("model_discovery_listen_addr")
+    )
+    http = opened.enter_context(bind_tcp(http_address, "HTTP", shown("http_listen_addr")))
+    metrics = opened.enter_context(bind_tcp_everywhere(settings.metrics_port, "metrics", shown("metrics_port")))
     return Bound(
         grpc=grpc,
         model_discovery=models,
@@ -130,13 +137,15 @@ def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
 
 
 def _bind_grpc(
-    address: SocketAddress, listener: str, tls: GrpcTls | None, opened: AsyncExitStack
+    address: SocketAddress, listener: str, tls: GrpcTls | None, opened: AsyncExitStack, options: Sequence[str]
 ) -> tuple[GrpcServer, SocketAddress]:
     server = GrpcServer(tls=tls)
     try:
         port = server.bind(str(address))
     except GrpcBindError as error:
-        raise StartupError(f"failed to bind {listener} listener", *causes_of(error)) from None
+        # The library does not tell the reason; the system tells it for a plain socket.
+        bind_tcp(address, listener, options).close()
+        raise StartupError(f"failed to bind {listener} listener", *causes_of(error), options=options) from None
     opened.push_async_callback(server.close)
     return server, SocketAddress(address.host, port)
 
@@ -153,7 +162,11 @@ async def connect_worker_auth(settings: Settings, authenticator: OpenAuthenticat
     try:
         await authenticator.connect(settings.worker_auth_connect_timeout_ms / 1000)
     except WorkerAuthConnectError as error:
-        raise StartupError(str(error), f"no answer from {settings.worker_auth_endpoint}") from None
+        raise StartupError(
+            str(error),
+            f"no answer within {settings.worker_auth_connect_timeout_ms} ms",
+            options=settings.shown("worker_auth_endpoint", "worker_auth_connect_timeout_ms"),
+        ) from None
 
 
 async def open_dialer(
@@ -170,7 +183,9 @@ async def open_dialer(
     try:
         dialer = await DirectDialer.open(tls, RAW_QUIC, quic, tunnel_limits, base.metrics)
     except OSError as error:
-        raise StartupError("failed to initialize quic proxy", *causes_of(error)) from None
+        raise StartupError(
+            "failed to initialize quic proxy", f"no UDP socket for outgoing connections: {cause_of(error)}"
+        ) from None
     base.opened.push_async_callback(dialer.close)
     if reverse_address is None:
         dialer.log_buffers()  # else the listener's socket has logged the same

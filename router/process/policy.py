@@ -61,16 +61,17 @@ class Policy:
         if settings.lb_config_path is None:
             return cls(None, None, BalancingConfig(), plugins, metrics, settings=balancing)
         path = Path(settings.lb_config_path)
+        options = settings.shown("lb_config_path")
         reader = FileReader()
         try:
             content, config = reader.run(str(path), lambda: _read(path, plugins, balancing))
         except SmallFileError as error:
-            raise StartupError(f"failed to read lb config file: {path}", _cause(error)) from None
+            raise StartupError(f"failed to read lb config file: {path}", _cause(error), options=options) from None
         except ConfigError as error:
             failure_text = "failed to create load balancer router"
             if error.stage == "parse":
                 failure_text = f"failed to parse lb config file: {path}"
-            raise StartupError(failure_text, *causes_of(error)) from None
+            raise StartupError(failure_text, *causes_of(error), options=options) from None
         return cls(path, content, config, plugins, metrics, reader, balancing)
 
     async def poll(self) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from router.config.option_values import SocketAddress
 from router.config.startup_checks import StartupError
+from router.process.sockets import cause_of
 
 
 def write_ports_file(path: Path, bound: Mapping[str, SocketAddress | None]) -> None:
@@ -18,4 +19,6 @@ def write_ports_file(path: Path, bound: Mapping[str, SocketAddress | None]) -> N
         unfinished.write_bytes(msgspec.json.encode(document) + b"\n")
         unfinished.replace(path)
     except OSError as error:
-        raise StartupError(f"failed to write ports file: {path}", str(error)) from None
+        raise StartupError(
+            f"failed to write ports file: {path}", cause_of(error), options=(f"--ports-file={path}",)
+        ) from None

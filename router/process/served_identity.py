@@ -6,7 +6,7 @@ docs/operations.md, "TLS".
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -72,7 +72,8 @@ class ServedIdentity:
             _log.info("no TLS cert/key provided, generating self-signed certificate")
             return cls(make_self_signed(), None, metrics)
         failure_text = "load initial reverse listener TLS server identity"
-        return cls._mounted(cert_path, key_path, metrics, TUNNELS, check_usable, failure_text)
+        options = settings.shown("tls_cert_path", "tls_key_path")
+        return cls._mounted(cert_path, key_path, metrics, TUNNELS, check_usable, failure_text, options)
 
     @classmethod
     def load_grpc(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity | None":
@@ -81,7 +82,8 @@ class ServedIdentity:
         if cert_path is None or key_path is None:
             return None
         failure_text = "load gRPC TLS server identity"
-        return cls._mounted(cert_path, key_path, metrics, GRPC, check_usable_for_grpc, failure_text)
+        options = settings.shown("grpc_tls_cert_path", "grpc_tls_key_path")
+        return cls._mounted(cert_path, key_path, metrics, GRPC, check_usable_for_grpc, failure_text, options)
 
     @classmethod
     def _mounted(
@@ -92,6 +94,7 @@ class ServedIdentity:
         material: str,
         check: Callable[[Identity], None],
         failure_text: str,
+        options: Sequence[str],
     ) -> "ServedIdentity":
         reader = FileReader()
 
@@ -104,9 +107,9 @@ class ServedIdentity:
             identity = reader.run(cert_path, read)
         except IdentityError as error:
             causes = (error.reason, error.detail) if error.detail else (error.reason,)
-            raise StartupError(failure_text, *causes) from None
+            raise StartupError(failure_text, *causes, options=options) from None
         except SmallFileError as error:
-            raise StartupError(failure_text, str(error)) from None
+            raise StartupError(failure_text, str(error), options=options) from None
         return cls(identity, Watcher(cert_path, key_path, identity, check), metrics, reader, material)
 
     @property

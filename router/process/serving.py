@@ -28,6 +28,7 @@ from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
 from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
 from router.proxy.proxy import Proxy
+from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
@@ -57,7 +58,7 @@ async def serve(
     opened.callback(operators.stop)
     _track_gauges(base, tunnels)
     loop_lag = _start_timers(metrics, opened)
-    warm_up = _warm_up(base)
+    warm_up = _warm_up(base, bound)
     _poll_files(base, bound, tunnels, policy)
     tasks.start_loop("WatchStargates publisher", publisher.run())
     tasks.start("metrics server", operators.serve(bound.metrics))
@@ -68,9 +69,11 @@ async def serve(
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
     http = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up)
-    warm_up.start()
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), bound.addresses)
+    if warm_up.warming():
+        _log.info("serving, and not ready before the warm-up is over", **_addresses(bound))
+    warm_up.start()
     return Router(
         tasks=tasks,
         metrics=metrics,
@@ -156,7 +159,12 @@ def _start_timers(metrics: Metrics, opened: AsyncExitStack) -> LoopLag:
     return loop_lag
 
 
-def _warm_up(base: Base) -> WarmUpTimer:
+def _addresses(bound: Bound) -> dict[str, str]:
+    """The bound addresses of all ports by name, for the log."""
+    return {name: str(address) for name, address in bound.addresses.items() if address is not None}
+
+
+def _warm_up(base: Base, bound: Bound) -> WarmUpTimer:
     settings = base.settings
     warm_up = WarmUp(
         warm_up_ms=settings.readiness_warmup_ms,
@@ -164,7 +172,11 @@ def _warm_up(base: Base) -> WarmUpTimer:
         window=settings.readiness_stabilization_window,
         now=asyncio.get_running_loop().time(),
     )
-    timer = WarmUpTimer(warm_up, partial(active_backends, base.registry))
+    timer = WarmUpTimer(
+        warm_up,
+        partial(active_backends, base.registry),
+        lambda: _log.info("ready", **_addresses(bound)),
+    )
     base.opened.callback(timer.stop)
     return timer
 
@@ -201,6 +213,8 @@ async def _serve_http(
 ) -> HttpServer:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
+    if base.tracer is not None:
+        proxy.tracing = ProxyTracing(base.tracer, base.registry, proxy.clock)
     debug_config = package_settings.debug_config(settings, bound.addresses, bound.advertise)
     routes = Routes(
         proxy,

@@ -4,7 +4,9 @@ A port that is in use must fail the start with the name of its listener, and not
 """
 
 import errno
+import os
 import socket
+from collections.abc import Sequence
 
 from router.config.option_values import SocketAddress
 from router.config.startup_checks import StartupError
@@ -12,10 +14,13 @@ from router.config.startup_checks import StartupError
 _BACKLOG = 1_024
 
 
-def bind_tcp(address: SocketAddress, listener: str) -> socket.socket:
-    """A listening, non-blocking TCP socket. Raises `StartupError`, whose text names `listener`."""
+def bind_tcp(address: SocketAddress, listener: str, options: Sequence[str]) -> socket.socket:
+    """A listening, non-blocking TCP socket. Raises `StartupError`, which names `listener` and its `options`."""
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _failed(listener, error, options) from None
     try:
         # SO_REUSEADDR only allows a bind while old connections are in TIME_WAIT; a second listener still fails.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -24,22 +29,22 @@ def bind_tcp(address: SocketAddress, listener: str) -> socket.socket:
         bound.setblocking(False)
     except OSError as error:
         bound.close()
-        raise StartupError(f"failed to bind {listener} listener", cause_of(error)) from None
+        raise _failed(listener, error, options) from None
     return bound
 
 
-def bind_tcp_everywhere(port: int, listener: str) -> socket.socket:
+def bind_tcp_everywhere(port: int, listener: str, options: Sequence[str]) -> socket.socket:
     """As `bind_tcp`, on all interfaces, for IPv6 and IPv4 if the host has both."""
     if socket.has_dualstack_ipv6():
         try:
             bound = socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                raise StartupError(f"failed to bind {listener} listener", cause_of(error)) from None
+                raise _failed(listener, error, options) from None
         else:
             bound.setblocking(False)
             return bound
-    return bind_tcp(SocketAddress("0.0.0.0", port), listener)
+    return bind_tcp(SocketAddress("0.0.0.0", port), listener, options)
 
 
 def bound_address(bound: socket.socket) -> SocketAddress:
@@ -50,4 +55,10 @@ def bound_address(bound: socket.socket) -> SocketAddress:
 
 def cause_of(error: OSError) -> str:
     """The text of `error`, such as `Address already in use (os error 98)`."""
-    return f"{error.strerror or error} (os error {error.errno})"
+    if error.errno is None:
+        return str(error)
+    return f"{os.strerror(error.errno)} (os error {error.errno})"
+
+
+def _failed(listener: str, error: OSError, options: Sequence[str]) -> StartupError:
+    return StartupError(f"failed to bind {listener} listener", cause_of(error), options=options)

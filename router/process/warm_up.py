@@ -88,16 +88,18 @@ class WarmUp:
 class WarmUpTimer:
     """Calls a `WarmUp` when it is due, and logs its end."""
 
-    def __init__(self, warm_up: WarmUp, count_backends: Callable[[], int]) -> None:
+    def __init__(self, warm_up: WarmUp, count_backends: Callable[[], int], on_ready: Callable[[], None]) -> None:
+        """`on_ready` is called once: by `start` if there is no warm-up, else at its end."""
         self._warm_up = warm_up
         self._count_backends = count_backends
+        self._on_ready = on_ready
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start on the running event loop, whose clock is that of the `WarmUp`."""
-        due = self._warm_up.due
-        if due is not None:
-            self._timer = asyncio.get_running_loop().call_at(due, self._on_due)
+        if self._warm_up.ready:
+            self._on_ready()
+        self._arm()
 
     def stop(self) -> None:
         """End a warm-up that lasts, without readiness."""
@@ -125,4 +127,11 @@ class WarmUpTimer:
             )
         elif warm_up.state is WarmUpState.ELAPSED:
             _log.info("readiness warmup window elapsed; promoting replica to ready", warmup_ms=warm_up.warm_up_ms)
-        self.start()
+        if warm_up.ready:
+            self._on_ready()
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self._warm_up.due
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._on_due)

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.loop("grpc")
 STEPS = [
     (app, "check_options"),
     (app.assembly, "key_log"),
+    (app.assembly, "check_qlog_dir"),
     (app, "_read_tls"),
     (app.assembly, "authenticator"),
     (ReverseListener, "listen"),

@@ -224,6 +224,18 @@ def test_a_worker_cut_off_in_tcp_only_keeps_serving_and_registers_anew_when_the_
         served(router, 5)
 
 
+@pytest.mark.parametrize(("compat", "scheme"), [("0.18", "http://"), ("0.11", "http://"), ("0.11", "")])
+def test_a_worker_dials_the_address_it_is_told_for_grpc(stack, pylon, compat, scheme):
+    engine = stack.engine()
+    (grpc_port,) = free_ports(1)
+    with TcpRelay(grpc_port) as relay:
+        dial = f"--grpc-pylon-dial-addr={scheme}127.0.0.1:{relay.port}"
+        router = stack.router(OURS, grpc_port=grpc_port, extra=[dial, f"--compat={compat}"])
+        start_pylon(stack, pylon, engine, router.grpc)
+        served(router)
+        wait_until(lambda: relay.accepted, 5, "the registration came through the front")
+
+
 def test_of_two_workers_with_one_id_the_first_keeps_it_until_it_goes(stack, pylon):
     engine = stack.engine()
     router = stack.router(OURS)

@@ -163,6 +163,8 @@ class TcpRelay(_Relay):
         self._target = ("127.0.0.1", target_port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.accepted = 0
+        """Connections so far."""
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._silent: list[socket.socket] = []
         self._silencing = threading.Event()
@@ -173,6 +175,7 @@ class TcpRelay(_Relay):
             threading.Event().wait(0.01)
             return
         front, _ = listener.accept()
+        self.accepted += 1
         back = socket.create_connection(self._target, timeout=5)
         for one, other in ((front, back), (back, front)):
             self._pairs[one] = other

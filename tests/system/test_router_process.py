@@ -101,14 +101,17 @@ def test_options_of_other_releases_are_ignored_with_one_warning_or_end_the_start
             [*REVERSE, "--tls-cert-path=/none/c", "--tls-key-path=/none/k"],
             ["Error: load initial reverse listener TLS server identity", "Caused by:", "/none/c"],
         ),
-        (["--tls-cert-path=/none/c"], ["Error: No such file or directory (os error 2)"]),
+        (
+            ["--tls-cert-path=/none/c"],
+            ["Error: No such file or directory (os error 2)", "Option: --tls-cert-path=/none/c"],
+        ),
         (
             ["--quic-insecure", "--lb-config-path=/none/lb.json"],
-            ["Error: failed to read lb config file: /none/lb.json"],
+            ["Error: failed to read lb config file: /none/lb.json", "Option: --lb-config-path=/none/lb.json"],
         ),
         (
             ["--quic-insecure", "--backend-connectivity=reverse", "--reverse-tunnel-listen-addr=nope"],
-            ["Error: invalid socket address syntax"],
+            ["Error: invalid socket address syntax", "Option: --reverse-tunnel-listen-addr=nope"],
         ),
         (
             [
@@ -116,7 +119,11 @@ def test_options_of_other_releases_are_ignored_with_one_warning_or_end_the_start
                 "--worker-auth-endpoint=http://127.0.0.1:9",
                 "--worker-auth-connect-timeout-ms=100",
             ],
-            ["Error: failed to connect to worker auth endpoint"],
+            [
+                "Error: failed to connect to worker auth endpoint",
+                "no answer within 100 ms",
+                "Options: --worker-auth-endpoint=http://127.0.0.1:9 --worker-auth-connect-timeout-ms=100",
+            ],
         ),
     ],
 )
@@ -126,6 +133,26 @@ def test_a_failed_start_ends_with_one_and_says_why(arguments: list[str], texts: 
     for text in texts:
         assert text in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--quic-qlog-dir", "failed to write to qlog directory"),
+        ("--quic-keylog-path", "failed to open key log"),
+        ("--ports-file", "failed to write ports file:"),
+    ],
+)
+@pytest.mark.parametrize("mode", [[], REVERSE], ids=["direct", "reverse"])
+def test_a_place_that_cannot_be_written_is_told_as_what_it_is(
+    option: str, text: str, mode: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = f"{tmp_path}/file/x"
+    ended = run(*LOCAL, *mode, "--quic-insecure", f"{option}={path}")
+    assert ended.returncode == 1
+    expected = f"Error: {text} {path}\n\nCaused by:\n    Not a directory (os error 20)\n\nOption: {option}={path}\n"
+    assert ended.stderr == expected
 
 
 @pytest.mark.parametrize(
@@ -148,7 +175,9 @@ def test_a_port_in_use_fails_the_start_with_the_listeners_name(option: str, kind
         others = [word for word in [*LOCAL, *REVERSE] if not word.startswith(f"{option}=")]
         ended = run(*others, "--quic-insecure", given)
     assert ended.returncode == 1
-    assert f"Error: {text}" in ended.stderr
+    assert ended.stderr == (
+        f"Error: {text}\n\nCaused by:\n    Address already in use (os error 98)\n\nOption: {given}\n"
+    )
 
 
 def test_the_ports_file_tells_where_everything_listens(llm_router: System) -> None:
@@ -163,11 +192,52 @@ def test_the_ports_file_tells_where_everything_listens(llm_router: System) -> No
     assert config["metrics_listen_addr"] == document["metrics"]
 
 
-def test_the_first_log_line_tells_version_and_all_settings(llm_router: System) -> None:
-    first = llm_router.router.log().splitlines()[0]
+def test_the_first_log_lines_tell_the_build_and_the_settings_given(llm_router: System) -> None:
+    first, second = llm_router.router.log().splitlines()[:2]
     assert " INFO starting stargate version=" in first
     assert "commit_short_sha=" in first
-    assert "quic_request_timeout_ms: 300000" in first
+    assert "stargate_id=test-router" in first
+    assert len(first) < 400
+    assert " INFO settings other than the defaults stargate_id=test-router advertise_addr=127.0.0.1:0" in second
+    assert "quic_request_timeout_ms" not in second
+    assert "setting name=" not in llm_router.router.log()
+
+
+def test_all_settings_are_told_at_debug() -> None:
+    ended = run(*LOCAL, "--metrics-prefix=9-", RUST_LOG="debug")
+    told = [line for line in ended.stdout.splitlines() if "DEBUG setting name=" in line]
+    assert len(told) == len(OPTIONS)
+    assert any('name="quic_request_timeout_ms" value=300000' in line for line in told)
+
+
+def test_ready_is_told_once_with_all_bound_addresses(llm_router: System) -> None:
+    line = llm_router.router.until_logged(" INFO ready ")
+    ports = llm_router.ports
+    for name, address in ports._asdict().items():
+        assert f'{name}="{address}"' in line
+    assert llm_router.request("GET", "/readyz").status == 200
+    assert llm_router.router.log().count(" INFO ready ") == 1
+
+
+def test_a_crash_of_the_interpreter_and_a_bug_at_start_leave_their_traceback_on_standard_error(
+    llm_router: System,
+) -> None:
+    llm_router.router.send(signal.SIGABRT)
+    assert llm_router.router.wait() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in llm_router.router.log()
+    broken = "import sys, router.process.lifecycle as l; l.start = None; sys.argv = ['stargate', *sys.argv[1:]]"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{broken}; import router.__main__ as m; m.main()", *LOCAL, "--quic-insecure"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=_ENVIRONMENT,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert ended.returncode == 1
+    assert "Traceback (most recent call last):" in ended.stderr
+    assert "TypeError" in ended.stderr
 
 
 def test_router_and_worker_tell_first_which_form_runs_and_why(llm_router: System) -> None:

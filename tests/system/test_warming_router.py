@@ -51,6 +51,12 @@ def test_the_warm_up_ends_with_its_time_even_without_workers() -> None:
         system.router.until(lambda: readyz(system) == 200 or None, "ready")
         line = system.router.until_logged("readiness warmup window elapsed; promoting replica to ready")
         assert "warmup_ms=200" in line
+        system.router.until_logged(" INFO ready ")
+        log = system.router.log()
+        assert log.count(" INFO ready ") == 1
+        serving = next(line for line in log.splitlines() if "serving, and not ready before the warm-up is over" in line)
+        assert f'http="{system.ports.http}"' in serving
+        assert log.index(serving) < log.index(" INFO ready ")
 
 
 async def test_a_stable_worker_ends_the_warm_up_and_its_end_does_not_bring_it_back() -> None:

@@ -56,7 +56,6 @@ def test_options_that_do_not_fit_together_are_told(arguments: list[str], message
     ("arguments", "flag"),
     [
         (["--enable-dev-peer-forwarding", "--pod-name=p", "--pod-namespace=n"], "--enable-dev-peer-forwarding"),
-        (["--otel-endpoint=http://collector:4317"], "--otel-endpoint"),
     ],
 )
 def test_a_feature_that_is_missing_is_never_silently_ignored(arguments: list[str], flag: str) -> None:
@@ -76,6 +75,7 @@ def test_a_feature_that_is_missing_is_never_silently_ignored(arguments: list[str
         ["--proxy-retry-budget-header= "],
         ["--quic-request-timeout-ms=0"],
         ["--otel-endpoint= "],
+        ["--otel-endpoint=http://collector:4317"],
     ],
 )
 def test_what_the_reference_accepts_without_complaint_is_accepted(arguments: list[str]) -> None:
@@ -94,6 +94,7 @@ def test_verification_without_certificates_stops_the_start_in_both_modes() -> No
             outbound_trust(settings(*arguments), None)
         assert caught.value.report() == (
             "Error: failed to initialize quic proxy\n\nCaused by:\n    TLS cert required when --quic-insecure is not set"
+            "\n\nOptions: --tls-cert-path --quic-insecure"
         )
 
 
@@ -104,15 +105,36 @@ def test_the_retry_budget_header_is_a_lower_case_name_or_off(given: str, expecte
 
 @pytest.mark.parametrize("address", ["localhost:80", "nope", "1.2.3.4", ":80", "1.2.3.4:99999", "[1.2.3.4]:5"])
 def test_listen_addresses_are_never_names(address: str) -> None:
-    with pytest.raises(StartupError, match=r"^invalid socket address syntax$"):
-        listen_address(address)
+    with pytest.raises(StartupError, match=r"^invalid socket address syntax$") as caught:
+        listen_address(settings(f"--http-listen-addr={address}"), "http_listen_addr")
+    assert caught.value.options == (f"--http-listen-addr={address}",)
 
 
 @pytest.mark.parametrize(
     ("address", "shown"), [("1.2.3.4:0", "1.2.3.4:0"), ("[::1]:5", "[::1]:5"), ("fd00::1:50071", "[fd00::1]:50071")]
 )
 def test_ipv6_is_accepted_with_and_as_a_last_resort_without_brackets(address: str, shown: str) -> None:
-    assert str(listen_address(address)) == shown
+    assert str(listen_address(settings(f"--listen-addr={address}"), "listen_addr")) == shown
+
+
+def test_options_that_led_to_a_failure_are_named_at_the_end() -> None:
+    one = StartupError("a", "b", options=["--x=1"])
+    assert one.report() == "Error: a\n\nCaused by:\n    b\n\nOption: --x=1"
+    assert StartupError("a", options=["--x=1", "--y=2"]).report() == "Error: a\n\nOptions: --x=1 --y=2"
+
+
+def test_options_are_shown_as_on_the_command_line_and_without_passwords() -> None:
+    found = settings("--worker-auth-endpoint=http://u:secret@h:1", "--remote-stargate-url=https://a,https://b")
+    names = ("worker_auth_endpoint", "remote_stargate_url", "quic_insecure", "advertise_addr", "lb_config_path")
+    assert found.shown(*names) == (
+        "--advertise-addr=127.0.0.1:50071",
+        "--remote-stargate-url=https://a,https://b",
+        "--worker-auth-endpoint=http://***@h:1",
+        "--quic-insecure=false",
+    )
+    assert found.reported()["worker_auth_endpoint"] == "http://***@h:1"
+    assert "lb_config_path" not in found.given()
+    assert found.given()["remote_stargate_url"] == "https://a,https://b"
 
 
 def test_several_causes_are_numbered() -> None:

@@ -21,11 +21,16 @@ pytestmark = pytest.mark.loop("virtual")
 
 
 def started(
-    count: Callable[[], int], *, warm_up_ms: int, sample_interval_ms: int = 1_000, window: int = 5
+    count: Callable[[], int],
+    on_ready: Callable[[], None] = lambda: None,
+    *,
+    warm_up_ms: int,
+    sample_interval_ms: int = 1_000,
+    window: int = 5,
 ) -> WarmUpTimer:
     now = asyncio.get_running_loop().time()
     warm_up = WarmUp(warm_up_ms=warm_up_ms, sample_interval_ms=sample_interval_ms, window=window, now=now)
-    timer = WarmUpTimer(warm_up, count)
+    timer = WarmUpTimer(warm_up, count, on_ready)
     timer.start()
     return timer
 
@@ -107,6 +112,24 @@ async def test_a_shutdown_during_the_warm_up_never_makes_it_ready() -> None:
     assert timer.warming()
     assert timer.state is WarmUpState.ABANDONED
     assert not lines
+
+
+@pytest.mark.parametrize(("warm_up_ms", "at"), [(0, 0.0), (500, 0.5), (60_000, 0.3)])
+async def test_readiness_is_told_once_when_it_begins(warm_up_ms: int, at: float) -> None:
+    told: list[float] = []
+    loop = asyncio.get_running_loop()
+    workers = 1 if warm_up_ms == 60_000 else 0
+    began = loop.time()
+    timer = started(
+        lambda: workers,
+        lambda: told.append(loop.time() - began),
+        warm_up_ms=warm_up_ms,
+        sample_interval_ms=100,
+        window=2,
+    )
+    await asyncio.sleep(100)
+    timer.stop()
+    assert told == [pytest.approx(at, abs=0.01)]
 
 
 async def test_a_shutdown_after_the_warm_up_leaves_it_ready() -> None:
