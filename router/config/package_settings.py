@@ -73,6 +73,7 @@ def proxy(settings: Settings) -> ProxySettings:
         retry_budget_header=None if header is None else header.decode(),
         no_repeat_accepted=settings.proxy_no_repeat_accepted,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        failure_logs=settings.as_of_0_18,
         access_log=settings.access_log,
     )
 

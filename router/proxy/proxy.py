@@ -18,6 +18,7 @@ from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
+from router.proxy.failure_log import is_failure
 from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, LocalReply, headers_to_client
 from router.proxy.overflow import with_free_stream
 from router.proxy.placement import Placement, RoutedChoice
@@ -60,7 +61,7 @@ class Proxy:
         self.clock = clock
         self.validator = Validator(selector, settings)
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
-        self.access_log = AccessLog(finished=settings.access_log)
+        self.access_log = AccessLog(finished=settings.access_log, failures=settings.failure_logs)
         self.tracing: ProxyTracing | None = None
         """Set before the first request if traces are exported."""
         self.running: set[ProxiedRequest] = set()
@@ -186,12 +187,9 @@ class ProxiedRequest:
             self._recorder.not_admitted(outcome.reason)
             self._refuse(TOO_MUCH_INPUT_WORK)
         else:
-            self._recorder.nobody_left(
-                failed_backends=len(retries.failed_backends),
-                routing_retries=retries.routing_retries,
-                after_failures=retries.excludes_anything,
-            )
-            self._refuse(NO_CANDIDATES if isinstance(outcome, NotFound) else UNAVAILABLE)
+            known = not isinstance(outcome, NotFound)
+            self._recorder.nobody_left(retries, "unavailable" if known else "no_eligible_candidates")
+            self._refuse(UNAVAILABLE if known else NO_CANDIDATES)
 
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
@@ -306,10 +304,10 @@ class ProxiedRequest:
         elif verdict is Verdict.RETRIES_USED_UP:
             recorder.exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
         elif verdict is Verdict.INCOMPLETE:
-            recorder.not_replayable(placement.backend, 502, "retryable_proxy_error", "proxy error")
+            recorder.not_replayable(placement.backend, 502, retry.PROXY_ERROR, "proxy error")
         elif verdict is Verdict.ACCEPTED:
             recorder.accepted_already()
-        self._answer(413 if verdict is Verdict.TOO_LARGE else 502)
+        self._fail(verdict, None, placement)
 
     def _retry_after_failure(self, placement: Placement) -> None:
         self._retry_state.connect_retries += 1
@@ -342,13 +340,13 @@ class ProxiedRequest:
             self._retry_after_answer(head.status, reason, placement)
         elif verdict is Verdict.TOO_LARGE:
             attempt.discard()
-            self._answer(413)
+            self._fail(verdict, head, placement)
         else:
             if verdict is Verdict.INCOMPLETE:
                 recorder.not_replayable(placement.backend, head.status, reason, "response")
             else:
                 recorder.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
-            self._pass_on(head, placement, attempt, now)
+            self._pass_on(head, placement, attempt, now, verdict)
 
     def _retry_after_answer(self, status: int, reason: str, placement: Placement) -> None:
         retries = self._retry_state
@@ -363,7 +361,7 @@ class ProxiedRequest:
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended."""
         if failure is not None and self._placement is not None:
-            self._recorder.broken_off(self._placement.backend, failure)
+            self._recorder.broken_off(self._placement.backend, failure, self._response)
         self._finish("complete" if failure is None else "truncated")
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
@@ -394,16 +392,21 @@ class ProxiedRequest:
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float) -> None:
-        """The response is final: send its head to the client and relay the body."""
+    def _pass_on(
+        self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float, verdict: Verdict | None = None
+    ) -> None:
+        """The response is final: send its head to the client and relay the body. `verdict`: why a retryable one is final."""
         self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
             headers = headers_to_client(head.headers, placement.backend)
         except ValueError:
             attempt.discard()
+            self._recorder.request_failed(placement.backend, 500, verdict, None, self._retry_state, now)
             self._response.send(500, [])
             self._finish("failed")
             return
+        if verdict is not None or is_failure(head.status):
+            self._recorder.request_failed(placement.backend, head.status, verdict, head, self._retry_state, now)
         self._state = _RELAYING
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
@@ -416,6 +419,13 @@ class ProxiedRequest:
         if self._state is _PENDING:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
+
+    def _fail(self, verdict: Verdict, head: ResponseHead | None, placement: Placement) -> None:
+        """Answer after the last attempt, whose response (`head`, None if there was none) is not passed on."""
+        status = 413 if verdict is Verdict.TOO_LARGE else 502
+        now = self._proxy.clock()
+        self._recorder.request_failed(placement.backend, status, verdict, head, self._retry_state, now)
+        self._answer(status)
 
     def _answer(self, status: int) -> None:
         """Send a local reply with `status` after an attempt."""

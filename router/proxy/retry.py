@@ -13,6 +13,8 @@ CONNECT_RETRIES_EXHAUSTED = "connect_retries_exhausted"
 NO_ELIGIBLE_BACKEND = "no_eligible_backend"
 HOT_PATH_RECONNECT = "hot_path_reconnect"
 CONNECT_FAILOVER = "connect_failover"
+PROXY_ERROR = "retryable_proxy_error"
+MAY_HAVE_BEEN_APPLIED = "request_may_have_been_applied"
 
 
 class Verdict(Enum):
@@ -49,8 +51,12 @@ def retry_reason(head: ResponseHead, *, signal_required: bool) -> str | None:
             return None
     elif signal.lower() != b"true":
         return None
-    reason = (_first(head, RETRY_REASON) or b"").strip(b" \t").decode("latin-1")
-    return reason or UNNAMED
+    return named_reason(head)
+
+
+def named_reason(head: ResponseHead) -> str:
+    """The reason that a worker gives for a retryable answer."""
+    return (_first(head, RETRY_REASON) or b"").strip(b" \t").decode("latin-1") or UNNAMED
 
 
 def releases_reservation(head: ResponseHead) -> bool:
