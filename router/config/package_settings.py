@@ -78,6 +78,7 @@ def proxy(settings: Settings) -> ProxySettings:
         overload_answer=settings.as_of_0_18,
         unknown_targets_unlabelled=settings.as_of_0_18,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        failure_logs=settings.as_of_0_18,
         access_log=settings.access_log,
         method_error_bodies=settings.as_of_0_18,
     )
@@ -120,6 +121,7 @@ def control_plane(
         min_silence_ms=3_000,
         unknown_heartbeat_ms=5_000,
         teardown_ms=2_000,
+        lifecycle_logs=settings.as_of_0_18,
     )
 
 

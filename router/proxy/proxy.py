@@ -18,6 +18,7 @@ from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
+from router.proxy.failure_log import is_failure
 from router.proxy.local_replies import (
     NO_CANDIDATES,
     OVERLOADED,
@@ -73,7 +74,7 @@ class Proxy:
         self.settings = settings
         self.clock = clock
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
-        self.access_log = AccessLog(finished=settings.access_log)
+        self.access_log = AccessLog(finished=settings.access_log, failures=settings.failure_logs)
         self.tracing: ProxyTracing | None = None
         """Set before the first request if traces are exported."""
         self.running: set[ProxiedRequest] = set()
@@ -202,21 +203,18 @@ class ProxiedRequest:
             self._recorder.not_admitted(outcome.reason)
             self._refuse(OVERLOADED if proxy.settings.overload_answer else TOO_MUCH_INPUT_WORK)
         else:
-            self._recorder.nobody_left(
-                failed_backends=len(retries.failed_backends),
-                routing_retries=retries.routing_retries,
-                after_failures=retries.excludes_anything,
-            )
             if isinstance(outcome, NotFound):
+                answer, finalization = NO_CANDIDATES, "no_eligible_candidates"
                 if proxy.settings.unknown_targets_unlabelled:
                     self._recorder.unknown_target()
-                self._refuse(NO_CANDIDATES)
             elif proxy.settings.overload_answer and (outcome.at_capacity or retries.refused_for_capacity):
+                answer, finalization = OVERLOADED, "overloaded_error"
                 if outcome.at_capacity:
                     self._recorder.without_capacity()
-                self._refuse(OVERLOADED)
             else:
-                self._refuse(UNAVAILABLE)
+                answer, finalization = UNAVAILABLE, "unavailable"
+            self._recorder.nobody_left(retries, finalization)
+            self._refuse(answer)
 
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
@@ -332,12 +330,12 @@ class ProxiedRequest:
         elif verdict is Verdict.RETRIES_USED_UP:
             recorder.exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
         elif verdict is Verdict.INCOMPLETE:
-            recorder.not_replayable(placement.backend, 502, "retryable_proxy_error", "proxy error")
+            recorder.not_replayable(placement.backend, 502, retry.PROXY_ERROR, "proxy error")
         elif verdict is Verdict.ACCEPTED:
             recorder.accepted_already()
         elif verdict is Verdict.AMBIGUOUS:
             recorder.ambiguous_delivery()
-        self._answer(413 if verdict is Verdict.TOO_LARGE else 502)
+        self._fail(verdict, None, placement)
 
     def _retry_after_failure(self, placement: Placement) -> None:
         self._retry_state.connect_retries += 1
@@ -372,19 +370,20 @@ class ProxiedRequest:
             self._retry_after_answer(head.status, reason, placement)
         elif verdict is Verdict.TOO_LARGE:
             attempt.discard()
-            self._answer(413)
+            self._fail(verdict, head, placement)
         else:
             if verdict is Verdict.INCOMPLETE:
                 recorder.not_replayable(placement.backend, head.status, reason, "response")
             else:
                 recorder.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
             if not refused or not settings.overload_answer:
-                self._pass_on(head, placement, attempt, now)
+                self._pass_on(head, placement, attempt, now, verdict)
                 return
             attempt.discard()
             if replay.state is ReplayState.TOO_LARGE:
-                self._answer(413)
+                self._fail(Verdict.TOO_LARGE, head, placement)
             else:
+                recorder.request_failed(placement.backend, 503, verdict, head, self._retry_state, now)
                 self._refuse(OVERLOADED, placement.backend.inference_server_id)
 
     def _retry_after_answer(self, status: int, reason: str, placement: Placement) -> None:
@@ -400,7 +399,7 @@ class ProxiedRequest:
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended."""
         if failure is not None and self._placement is not None:
-            self._recorder.broken_off(self._placement.backend, failure)
+            self._recorder.broken_off(self._placement.backend, failure, self._response)
         self._finish("complete" if failure is None else "truncated")
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
@@ -431,16 +430,21 @@ class ProxiedRequest:
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float) -> None:
-        """The response is final: send its head to the client and relay the body."""
+    def _pass_on(
+        self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float, verdict: Verdict | None = None
+    ) -> None:
+        """The response is final: send its head to the client and relay the body. `verdict`: why a retryable one is final."""
         self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
             headers = headers_to_client(head.headers, placement.backend)
         except ValueError:
             attempt.discard()
+            self._recorder.request_failed(placement.backend, 500, verdict, None, self._retry_state, now)
             self._response.send(500, [])
             self._finish("failed")
             return
+        if verdict is not None or is_failure(head.status):
+            self._recorder.request_failed(placement.backend, head.status, verdict, head, self._retry_state, now)
         self._state = _RELAYING
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
@@ -453,6 +457,13 @@ class ProxiedRequest:
         if self._state is _PENDING:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
+
+    def _fail(self, verdict: Verdict, head: ResponseHead | None, placement: Placement) -> None:
+        """Answer after the last attempt, whose response (`head`, None if there was none) is not passed on."""
+        status = 413 if verdict is Verdict.TOO_LARGE else 502
+        now = self._proxy.clock()
+        self._recorder.request_failed(placement.backend, status, verdict, head, self._retry_state, now)
+        self._answer(status)
 
     def _answer(self, status: int) -> None:
         """Send a local reply with `status` after an attempt."""

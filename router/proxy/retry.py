@@ -15,6 +15,8 @@ CONNECT_RETRIES_EXHAUSTED = "connect_retries_exhausted"
 NO_ELIGIBLE_BACKEND = "no_eligible_backend"
 HOT_PATH_RECONNECT = "hot_path_reconnect"
 CONNECT_FAILOVER = "connect_failover"
+PROXY_ERROR = "retryable_proxy_error"
+MAY_HAVE_BEEN_APPLIED = "request_may_have_been_applied"
 
 
 class Verdict(Enum):
@@ -60,6 +62,11 @@ def retry_reason(head: ResponseHead, *, signal_required: bool, signal_once: bool
     signal = _signal(head, once=signal_once)
     if signal is False or (signal is None and signal_required):
         return None
+    return named_reason(head)
+
+
+def named_reason(head: ResponseHead) -> str:
+    """The reason that a worker gives for a retryable answer."""
     return _reason(head) or UNNAMED
 
 

@@ -78,6 +78,9 @@ class ProxySettings:
     response_idle_timeout_ms: int
     """Break a response off after this long without a byte of its body; 0 = never."""
 
+    failure_logs: bool
+    """Log one warning per request that failed at a worker, and one per response that broke off."""
+
     access_log: bool
     """Whether to log one info line per finished request."""
 
