@@ -18,7 +18,7 @@ from kubernetes_router.listening import bind_tcp, bound_address, write_ports_fil
 from kubernetes_router.metrics import GRPC, TUNNELS, Metrics
 from kubernetes_router.settings import Settings
 from kubernetes_router.slices import PortNames
-from kubernetes_router.startup_checks import check_options, remote_watch_urls
+from kubernetes_router.startup_checks import check_options, pylon_dial_addr, remote_watch_urls
 from kubernetes_router.targets import HostnameTemplate, TargetList
 from kubernetes_router.watch import WatchPublisher
 from kubernetes_router.watcher import SliceWatcher
@@ -32,6 +32,7 @@ class Application:
 
     tasks: CriticalTasks
     grpc: GrpcListener
+    metrics: Metrics
     draining: bool = False
 
     async def drain(self) -> None:
@@ -53,12 +54,12 @@ async def start(settings: Settings, environment: Mapping[str, str], opened: Asyn
     publisher = WatchPublisher(
         targets,
         grpc_port=settings.advertised_grpc_port,
-        dial_addr=settings.grpc_pylon_dial_addr.strip(),
+        dial_addr=pylon_dial_addr(settings),
         remote_urls=remote_watch_urls(settings),
         heartbeat_s=settings.watch_heartbeat_ms / 1000,
     )
     grpc = GrpcListener(targets, publisher, metrics, connect_timeout_s=settings.connect_timeout_ms / 1000)
-    application = Application(tasks=tasks, grpc=grpc)
+    application = Application(tasks=tasks, grpc=grpc, metrics=metrics)
 
     def not_ready() -> str | None:
         if application.draining:

@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -27,6 +29,9 @@ CALLS = Limit("kubernetes_router.calls", pieces=4_096)
 
 WATCH: Final = b"/stargate.StargateControlPlane/WatchStargates"
 REGISTER: Final = b"/stargate.StargateControlPlane/RegisterInferenceServer"
+_READ_S: Final = 2.0
+"""Seconds that peers have to read the end of their calls, and then the end of their connections."""
+
 SHUTTING_DOWN: Final = "router is shutting down"
 
 
@@ -36,7 +41,7 @@ class GrpcListener:
     def __init__(
         self, targets: TargetList, publisher: WatchPublisher, metrics: Metrics, *, connect_timeout_s: float
     ) -> None:
-        self._targets = targets
+        self.targets = targets
         self._publisher = publisher
         self._metrics = metrics
         self._connect_timeout_s = connect_timeout_s
@@ -55,20 +60,27 @@ class GrpcListener:
         self._server = await asyncio.get_running_loop().create_server(self._accept, sock=sock, ssl=tls, backlog=1_024)
 
     async def drain(self) -> None:
-        """End every call with UNAVAILABLE, then all connections. The caller limits the time."""
+        """End every call with UNAVAILABLE, then all connections. Peers that do not read are left behind after a short time."""
         self._draining = True
         if self._server is not None:
             self._server.close()
         for call in list(self._calls):
             call.end(GrpcStatus.UNAVAILABLE, SHUTTING_DOWN)
-        while any(connection.streams for connection in self._connections):
-            self._changed.clear()
-            await self._changed.wait()
+        await self._until(lambda: not any(connection.streams for connection in self._connections))
         for connection in list(self._connections):
             connection.go_away()
-        while self._connections:
-            self._changed.clear()
-            await self._changed.wait()
+        await self._until(lambda: not self._connections)
+        for connection in list(self._connections):
+            connection.abort()
+        await self._until(lambda: not self._connections)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds, or peers have had their time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_READ_S):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def abort(self) -> None:
         """Close everything at once."""
@@ -121,7 +133,7 @@ class GrpcListener:
                 stream, self._on_over, self._metrics, connect_timeout_s=self._connect_timeout_s
             )
             self._calls.add(registration)
-            registration.start(headers, self._targets, _connect)
+            registration.start(headers, self.targets, _connect)
         else:
             self._refuse(stream, GrpcStatus.UNIMPLEMENTED, "this program serves workers: watch and register")
 

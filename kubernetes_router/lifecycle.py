@@ -13,6 +13,7 @@ import uvloop
 from kubernetes_router.app import Application, start
 from kubernetes_router.settings import Settings
 from router.config.startup_checks import StartupError
+from router.telemetry import build
 from router.telemetry import logging as log_lines
 from tunnel_protocol import compilation
 from tunnel_protocol.observers.standard_streams import say
@@ -59,7 +60,8 @@ class Signals:
 
 async def _run(settings: Settings, environment: Mapping[str, str]) -> int:
     signals = Signals()
-    _log.info("starting stargate-k8s-router", **compilation.reported(), config=settings.reported())
+    _log.info("starting stargate-k8s-router", **build.described(), **compilation.reported())
+    _log.debug("settings", **settings.reported())
     async with AsyncExitStack() as opened:
         starting = asyncio.create_task(start(settings, environment, opened))
         await _first(starting, signals.received)

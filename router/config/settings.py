@@ -581,7 +581,7 @@ class Settings:
         "URL",
         text,
         default=None,
-        help="Export of traces. Not available yet: start-up stops if given.",
+        help="Collector to which traces are exported by OTLP; the OTEL_* variables tell how.",
         env="OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     otel_service_name: str = option(

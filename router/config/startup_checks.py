@@ -109,11 +109,6 @@ def _check_available(settings: Settings) -> None:
         )
     if settings.enable_dev_peer_forwarding:
         raise StartupError("--enable-dev-peer-forwarding is not available in this program; leave it out")
-    if settings.otel_endpoint is not None and settings.otel_endpoint.strip():
-        raise StartupError(
-            "--otel-endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, but export of traces is not available in this version; "
-            "leave it out to start without"
-        )
 
 
 def retry_budget_header(settings: Settings) -> bytes | None:

@@ -35,6 +35,7 @@ from router.process.reloads import Reloads
 from router.process.router import Router
 from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
+from router.process.tracing import FLUSH_S, open_tracer
 from router.registry import Registry
 from router.telemetry import build
 from router.telemetry.families import MetricNameError
@@ -61,6 +62,9 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
     check_options(settings)
     _warn_about_options(settings)
     metrics = _make_metrics(settings)
+    tracer = open_tracer(settings, metrics)
+    if tracer is not None:
+        opened.push_async_callback(tracer.close, FLUSH_S)
     key_log = _open_key_log(settings, metrics, reloads, opened)
     assembly.check_qlog_dir(settings)
     identity, certificates = _read_tls(settings, metrics)
@@ -70,7 +74,15 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
         lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
         package_settings.registry(settings),
     )
-    base = Base(settings=settings, metrics=metrics, registry=registry, reloads=reloads, tasks=tasks, opened=opened)
+    base = Base(
+        settings=settings,
+        metrics=metrics,
+        registry=registry,
+        reloads=reloads,
+        tasks=tasks,
+        opened=opened,
+        tracer=tracer,
+    )
     authenticator = assembly.authenticator(settings, metrics)
     if isinstance(authenticator, GatewayAuthenticator):
         opened.push_async_callback(authenticator.close)

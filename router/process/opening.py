@@ -23,6 +23,7 @@ from router.process.served_identity import ServedIdentity
 from router.process.sockets import bind_tcp, bind_tcp_everywhere, bound_address, cause_of
 from router.registry import Identity, Registry
 from router.telemetry.metrics import Metrics
+from router.telemetry.tracing import Tracer
 from router.tunnels.dialer import SERVER_NAME, DirectDialer
 from router.tunnels.direct_tunnels import DirectTunnels
 from router.tunnels.listener import ReverseListener
@@ -44,6 +45,8 @@ class Base:
     tasks: CriticalTasks
     opened: AsyncExitStack
     """Closes everything that has been opened."""
+    tracer: Tracer | None
+    """None if no traces are exported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
 from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
 from router.proxy.proxy import Proxy
+from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
@@ -212,6 +213,8 @@ async def _serve_http(
 ) -> HttpServer:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
+    if base.tracer is not None:
+        proxy.tracing = ProxyTracing(base.tracer, base.registry, proxy.clock)
     debug_config = package_settings.debug_config(settings, bound.addresses, bound.advertise)
     routes = Routes(
         proxy,

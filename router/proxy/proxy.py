@@ -23,6 +23,7 @@ from router.proxy.overflow import with_free_stream
 from router.proxy.placement import Placement, RoutedChoice
 from router.proxy.recorder import RequestRecorder
 from router.proxy.replay import ReplayBudget, ReplayBuffer
+from router.proxy.request_trace import ProxyTracing
 from router.proxy.retry import Verdict
 from router.proxy.retry_state import RetryState
 from router.proxy.settings import ProxySettings
@@ -60,6 +61,8 @@ class Proxy:
         self.validator = Validator(selector, settings)
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
         self.access_log = AccessLog(finished=settings.access_log)
+        self.tracing: ProxyTracing | None = None
+        """Set before the first request if traces are exported."""
         self.running: set[ProxiedRequest] = set()
         # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
@@ -72,6 +75,8 @@ class Proxy:
         except InvalidRequestError as error:
             self.metrics.requests_rejected_total.inc((str(error.status), error.reason))
             response.send(error.status, [])
+            if self.tracing is not None:
+                self.tracing.refused(request, error)
             return None
         proxied = ProxiedRequest(self, request, response, valid)
         self.running.add(proxied)
@@ -142,9 +147,10 @@ class ProxiedRequest:
         routing = valid.routing
         self._key = TargetKey(routing.routing_key, routing.model)
         self._state = _PENDING
-        self._recorder = RequestRecorder(proxy.metrics, proxy.access_log, valid, request.received_at)
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
         self._retry_state = RetryState(proxy.settings, valid.retry_deadline)
+        trace = None if proxy.tracing is None else proxy.tracing.begin(request, valid, self._retry_state)
+        self._recorder = RequestRecorder(proxy.metrics, proxy.access_log, valid, request.received_at, trace)
         self._placement: Placement | None = None
         self._attempt: Attempt | None = None
         self._headers: HeaderList | None = None
@@ -246,7 +252,7 @@ class ProxiedRequest:
         headers = self._headers
         if chosen.expected_queue_ms is not None:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]
-        return RequestHead(self._request.method, self._request.target, headers)
+        return RequestHead(self._request.method, self._request.target, self._recorder.traced(headers))
 
     def _dial_again(self, placement: Placement, *, stale: bool) -> None:
         self._recorder.dials_again(placement.backend, stale=stale)

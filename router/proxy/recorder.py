@@ -10,9 +10,11 @@ from router.http1.response import Response
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.placement import RoutedChoice
+from router.proxy.request_trace import RequestTrace
 from router.proxy.validation import ValidRequest
 from router.registry import Backend
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.head import HeaderList
 
 _log = structlog.get_logger()
 
@@ -20,15 +22,28 @@ _log = structlog.get_logger()
 class RequestRecorder:
     """Records the events of one request. `now` is in monotonic seconds."""
 
-    __slots__ = ("_access_log", "_labels", "_metrics", "_received_at", "_selected_before", "_valid")
+    __slots__ = ("_access_log", "_labels", "_metrics", "_received_at", "_selected_before", "_trace", "_valid")
 
-    def __init__(self, metrics: Metrics, access_log: AccessLog, valid: ValidRequest, received_at: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        access_log: AccessLog,
+        valid: ValidRequest,
+        received_at: float,
+        trace: RequestTrace | None = None,
+    ) -> None:
+        """`trace` is None if the request is not traced and its headers are forwarded as they came."""
         self._metrics = metrics
         self._access_log = access_log
         self._valid = valid
         self._received_at = received_at
         self._labels = (valid.routing.routing_key or "", valid.routing.model)
         self._selected_before = False
+        self._trace = trace
+
+    def traced(self, headers: HeaderList) -> HeaderList:
+        """`headers` for the worker of the current attempt, with its trace context."""
+        return headers if self._trace is None else self._trace.headers(headers)
 
     # --- routing ---------------------------------------------------------------------------------------------------
 
@@ -48,6 +63,8 @@ class RequestRecorder:
         metrics.routing_selections_total.inc((*labels, algorithm, selection))
         if chosen.skipped_for_kv:
             metrics.routing_kv_free_token_fallback_selections_total.inc((*labels, algorithm))
+        if self._trace is not None:
+            self._trace.chosen(chosen, now)
 
     def waits(self, remaining_ms: float) -> None:
         """The request waits because its algorithm asks for it; `remaining_ms` are left until it is refused."""
@@ -67,6 +84,8 @@ class RequestRecorder:
             rejection_reason=reason,
         )
         self._metrics.admission_rejections_total.inc((*self._labels, reason))
+        if self._trace is not None:
+            self._trace.not_admitted(reason)
 
     def nobody_left(self, *, failed_backends: int, routing_retries: int, after_failures: bool) -> None:
         """No eligible cluster is left."""
@@ -84,6 +103,8 @@ class RequestRecorder:
 
     def attempt_begins(self, backend: Backend, connect_retries: int, request_retries: int) -> None:
         """An attempt on this worker begins."""
+        if self._trace is not None:
+            self._trace.attempt_begins(backend)
         line = self._access_log.attempt
         if line.enabled:
             routing = self._valid.routing
@@ -105,6 +126,8 @@ class RequestRecorder:
         self._metrics.proxy_attempts_total.inc((*self._labels, server_id, "proxy_502"))
         self._metrics.proxy_replay_buffer_bytes.observe(held_bytes, (self._labels[1],))
         _log.warning("quic upstream request failed", inference_server_id=server_id, error=reason)
+        if self._trace is not None:
+            self._trace.attempt_failed(reason, held_bytes)
 
     def attempt_answered(self, backend: Backend, status: int, held_bytes: int, now: float) -> None:
         """The attempt got a response head, which may be final or retried; `held_bytes` is the size of the replay copy."""
@@ -113,10 +136,14 @@ class RequestRecorder:
         metrics.proxy_attempts_total.inc((*labels, server_id, f"upstream_{status}"))
         metrics.proxy_replay_buffer_bytes.observe(held_bytes, (labels[1],))
         metrics.proxy_duration_seconds.observe(now - self._received_at, (*labels, server_id))
+        if self._trace is not None:
+            self._trace.attempt_answered(status, held_bytes, now)
 
     def retried(self, reason: str) -> None:
         """Another attempt follows because of `reason`."""
         self._metrics.proxy_retries_total.inc((*self._labels, reason))
+        if self._trace is not None:
+            self._trace.retried(reason)
 
     def retried_after_answer(self, backend: Backend, status: int, reason: str, request_retries: int) -> None:
         """Another attempt follows a retryable response of this worker."""
@@ -186,6 +213,8 @@ class RequestRecorder:
         """The response failed after its head was sent."""
         self._metrics.midstream_failures_total.inc((*self._labels, backend.inference_server_id, "upstream"))
         _log.debug("response broken off", inference_server_id=backend.inference_server_id, error=reason)
+        if self._trace is not None:
+            self._trace.broken_off(reason)
 
     def client_gone(self, phase: str) -> None:
         """The client closed in this phase: during its `upload`, before the response `head`, or in the `body`."""
@@ -204,6 +233,8 @@ class RequestRecorder:
         """The request has ended; `end` is one of the values in `AccessLog`."""
         received_at = self._received_at
         self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
+        if self._trace is not None:
+            self._trace.finished(response, end, now)
         line = self._access_log.finished
         if line.enabled:
             line.write(

@@ -313,6 +313,9 @@ class Metrics:
         self.worker_auth_duration_seconds = self._histogram(
             "worker_auth_duration_seconds", "Time one worker authentication took", WIDE_BOUNDS_S, "result"
         )
+        self.trace_spans_total = self._counter(
+            "trace_spans_total", "Spans by what became of them: exported, export_failed, queue_full", "result"
+        )
         self.reverse_tunnels_up = self._gauge("reverse_tunnels_up", "Reverse tunnels that are up")
         self.reverse_handshakes_total = self._counter(
             "reverse_handshakes_total", "Reverse handshakes by result (accepted, or the reason of refusal)", "result"

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from kubernetes_router import grpc_listener
 from kubernetes_router.targets import Target
 from support.kubernetes_router import DIAL, EOF, Context, Door, door, fake_router, message, within
 from support.waiting import eventually
@@ -309,3 +310,18 @@ async def test_a_drain_ends_open_and_new_calls_as_unavailable() -> None:
         await within(draining)
         assert (await refusal(stub.RegisterInferenceServer()))[0] is grpc.StatusCode.UNAVAILABLE
         assert at.metrics.registrations_open.value() == 0
+
+
+async def test_workers_that_do_not_read_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def flood(_requests: Any, context: Context) -> None:
+        await context.write(pb.InferenceServerAck(reverse_tunnel_target="x" * 1_000_000))
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(grpc_listener, "_READ_S", 0.1)
+    async with fake_router(flood) as router, door() as at:
+        at.targets.publish([router.target])
+        call = register(at, ROUTER_0)
+        await within(call.initial_metadata())
+        await within(at.listener.drain())
+        assert at.metrics.grpc_connections.value() == 0
+        call.cancel()

@@ -58,6 +58,7 @@ _AUTH = ("--worker-auth-endpoint", "--secrets-path", "--secrets-json-path")
 _REVERSE = ("--backend-connectivity", "--reverse-tunnel-listen-addr", _DIAL)
 _TLS = ("--tls-cert-path=/etc/stargate/tls/tls.crt", "--tls-key-path=/etc/stargate/tls/tls.key")
 _FRONT_BARE = (f"--grpc-pylon-dial-addr={FRONT}:50071", f"{_DIAL}={FRONT}:50072")
+_TRACING = "--otel-endpoint=http://collector.observability.svc.cluster.local:4317"
 _FRONT = (f"--grpc-pylon-dial-addr=http://{FRONT}:50071", f"{_DIAL}={FRONT}:50072")
 
 DEPLOYMENT_3 = changed(
@@ -105,6 +106,7 @@ def _of_1_9() -> list[Row]:
         "tls.* without quicInsecure": changed(three, *_TLS, without=("--quic-insecure",)),
         "auth.workerAuthEndpoint empty": changed(three, without=_AUTH),
         "vault.noVaultAnnotations": changed(three, without=_AUTH[1:]),
+        "observability.tracing": changed(three, _TRACING),
         "terminationGracePeriod 5 s": changed(three, "--shutdown-drain-timeout-ms=5000"),
         "large timeouts as Helm prints them": changed(
             three, "--quic-request-timeout-ms=3e+06", "--shutdown-drain-timeout-ms=1.2e+06"
@@ -127,6 +129,7 @@ def _of_1_12_and_1_13() -> list[Row]:
             Row(chart, "default", three),
             Row(chart, "1 replica", one),
             Row(chart, "workload.kind StatefulSet", pinned),
+            Row(chart, "observability.tracing", changed(three, _TRACING)),
         ]
     three = changed(DEPLOYMENT_3, WARM_UP, *STABILIZATION, after="--shutdown-drain-timeout-ms")
     more = {

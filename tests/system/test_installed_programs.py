@@ -69,16 +69,24 @@ def test_the_plugin_imports_nothing_of_the_program() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     tops = {name.partition(".")[0] for name in done.stdout.split()}
-    assert tops.isdisjoint({"router", "certs", "tunnel_protocol", "stargate_client", "benchmarks"})
+    assert tops.isdisjoint({"router", "certs", "tunnel_protocol", "kubernetes_router", "stargate_client", "benchmarks"})
 
 
-@pytest.mark.parametrize(("script", "told"), [("router", "usage: "), ("worker", "usage: stargate-client")])
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("router", "usage: stargate "),
+        ("worker", "usage: stargate-client"),
+        ("kubernetes_router", "usage: stargate-k8s-router "),
+    ],
+)
 def test_a_console_script_becomes_the_program(tmp_path: Path, script: str, told: str) -> None:
     start = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from llm_request_router import programs; programs.{script}()"
     )
     (tmp_path / "router.py").write_text("raise AssertionError('the wrong module was started')\n")
     (tmp_path / "stargate_client.py").write_text("raise AssertionError('the wrong module was started')\n")
+    (tmp_path / "kubernetes_router.py").write_text("raise AssertionError('the wrong module was started')\n")
     words = [sys.executable, "-c", start, "--help"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, told in done.stdout.lower()) == (0, True), done

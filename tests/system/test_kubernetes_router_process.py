@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -9,8 +10,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import h2.connection
+import h2.events
+import h2.settings
 import pytest
 
+from kubernetes_router.grpc_listener import WATCH
 from support.kubernetes_api import TOKEN, ApiInThread
 from support.kubernetes_objects import endpoint, endpoint_slice
 from support.processes import LoggedProcess, Stack
@@ -98,7 +103,9 @@ def test_usage_errors_end_with_two() -> None:
 def test_a_failed_start_ends_with_one() -> None:
     found = ended("--target-namespace=n", "--grpc-pylon-dial-addr=door:50071", *LOCAL)
     assert found.returncode == 1
-    assert found.stderr == "Error: --grpc-pylon-dial-addr must be an explicit http:// or https:// URI\n"
+    assert found.stderr == (
+        "Error: --grpc-pylon-dial-addr must be an explicit http:// or https:// URI\n\nCaused by:\n    door:50071: it has no scheme\n"
+    )
 
 
 def test_a_port_in_use_is_named(stack: Stack) -> None:
@@ -112,3 +119,45 @@ def test_help_teaches_and_ends_with_zero() -> None:
     found = ended("--help")
     assert found.returncode == 0
     assert "--kubernetes-api-url <URL>" in found.stdout
+
+
+def test_the_version_is_that_of_the_build() -> None:
+    found = ended("--version")
+    assert (found.returncode, found.stdout.partition(" ")[0]) == (0, "stargate-k8s-router")
+
+
+@pytest.fixture
+def stuck(stack: Stack, api: ApiInThread, request: pytest.FixtureRequest) -> Iterator[LoggedProcess]:
+    """A process with a watch whose worker takes nothing; the parameter is its limit for the shutdown."""
+    api.call(api.api.apply(endpoint_slice("a", endpoint("router-0", "10.0.0.1"), service=SERVICE)))
+    extra = [*api.api.options, f"--target-service-name={SERVICE}", f"--shutdown-drain-timeout-ms={request.param}"]
+    process, ports = started(stack, *extra)
+    wait_until(lambda: status(ports["health"], "/readyz") == 200, 10, "it is ready")
+    host, port = ports["grpc"].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as worker:
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        names = {":method": "POST", ":scheme": "http", ":path": WATCH.decode(), ":authority": "x"}
+        client.send_headers(1, [*names.items(), ("content-type", "application/grpc")], end_stream=True)
+        worker.sendall(client.data_to_send())
+        events: list[object] = []
+        while not any(isinstance(event, h2.events.ResponseReceived) for event in events):
+            events += client.receive_data(worker.recv(65_536))
+        yield process
+
+
+@pytest.mark.parametrize("stuck", [500], indirect=True)
+def test_a_shutdown_that_takes_too_long_fails(stuck: LoggedProcess) -> None:
+    stuck.signal(signal.SIGTERM)
+    assert stuck.wait() == 1
+    assert "Error: graceful shutdown timed out after 500 ms" in stuck.log()
+
+
+@pytest.mark.parametrize("stuck", [20_000], indirect=True)
+def test_a_second_signal_ends_it_at_once(stuck: LoggedProcess) -> None:
+    stuck.signal(signal.SIGTERM)
+    wait_until(lambda: "beginning graceful shutdown" in stuck.log(), 10, "it shuts down")
+    stuck.signal(signal.SIGINT)
+    assert stuck.wait() == 1
+    assert "Error: received second SIGINT during graceful shutdown" in stuck.log()

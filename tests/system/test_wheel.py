@@ -49,7 +49,7 @@ def test_the_wheel_has_the_programs_and_not_the_benchmarks(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names if not name.startswith("llm_request_router-")}
-    assert {"certs", "tunnel_protocol", "router", "stargate_client", "llm_request_router"} <= tops
+    assert {"certs", "tunnel_protocol", "router", "kubernetes_router", "stargate_client", "llm_request_router"} <= tops
     assert tops.isdisjoint({"benchmarks", "examples", "tests", "primary_standby.py"})
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "router/py.typed" in names
@@ -80,6 +80,8 @@ def test_the_installed_wheel_serves_a_request(built: Path, tmp_path: Path) -> No
     assert run(python, "-c", form, cwd=tmp_path) == "as written (installed without compiled modules)\n"
     assert "usage" in run(tmp_path / "env/bin/stargate", "--help", cwd=tmp_path).lower()
     assert "usage: stargate-client" in run(tmp_path / "env/bin/stargate-client", "--help", cwd=tmp_path)
+    shown = run(tmp_path / "env/bin/stargate-k8s-router", "--help", cwd=tmp_path)
+    assert "Usage: stargate-k8s-router [OPTIONS]" in shown
 
 
 def test_an_installation_runs_the_compiled_modules_that_came_with_it(built: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from certs import make_self_signed
 from kubernetes_router.kubernetes_api import ApiAddress, api_address
 from kubernetes_router.settings import COMMAND_LINE, SERVICE_ACCOUNT, Settings
-from kubernetes_router.startup_checks import check_options, remote_watch_urls
+from kubernetes_router.startup_checks import check_options, pylon_dial_addr, remote_watch_urls
 from router.config.command_line import UsageError
 from router.config.startup_checks import StartupError
 
@@ -118,7 +118,17 @@ def test_values_that_cannot_be_used_fail_the_start(arguments: list[str], message
 
 
 @pytest.mark.parametrize(
-    "uri", ["door:50071", "", "ftp://door:1", "http://", "http://door:0", "http://door:99999", "http://[x"]
+    "uri",
+    [
+        "door:50071",
+        "",
+        "ftp://door:1",
+        "http://",
+        "http://door:99999",
+        "http://[x",
+        "http://door/path",
+        "http://user@door",
+    ],
 )
 def test_the_address_for_workers_is_an_explicit_uri(uri: str) -> None:
     found = COMMAND_LINE.parse(["--target-namespace=n", f"--grpc-pylon-dial-addr={uri}"], {})
@@ -127,8 +137,10 @@ def test_the_address_for_workers_is_an_explicit_uri(uri: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://door:50071", "https://door.example.org", "https://[::1]:443"])
-def test_such_uris_are_accepted(uri: str) -> None:
-    check_options(COMMAND_LINE.parse(["--target-namespace=n", f"--grpc-pylon-dial-addr={uri}"], {}))
+def test_such_uris_are_published_as_they_are(uri: str) -> None:
+    found = COMMAND_LINE.parse(["--target-namespace=n", f"--grpc-pylon-dial-addr= {uri}"], {})
+    check_options(found)
+    assert pylon_dial_addr(found) == uri
 
 
 def test_a_relay_without_keep_alive_is_allowed() -> None:

@@ -1,0 +1,87 @@
+"""Workers that know only `stargate-k8s-router` register with every router behind it: our worker, and the reference's."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.kubernetes_api import ApiInThread
+from support.kubernetes_stack import DoorProcess, RouterPod
+from support.processes import OUR_WORKER, Stack, worker_arguments
+from support.waiting import wait_until
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[ApiInThread]:
+    found = ApiInThread(tmp_path)
+    yield found
+    found.stop()
+
+
+@pytest.fixture(params=["ours", "reference"])
+def worker(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return OUR_WORKER if request.param == "ours" else (request.getfixturevalue("pylon"),)
+
+
+def publish(api: ApiInThread, *pods: RouterPod) -> None:
+    for pod in pods:
+        api.call(api.api.apply(pod.slice))
+
+
+def test_a_worker_registers_with_every_router_and_serves_requests(
+    stack: Stack, api: ApiInThread, worker: tuple[str, ...]
+) -> None:
+    engine = stack.engine()
+    door = DoorProcess(stack, api)
+    pods = [RouterPod(stack, f"router-{index}", door.grpc) for index in range(2)]
+    stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
+    assert door.get("/readyz") == 503
+    publish(api, *pods)
+    for pod in pods:
+        wait_until(pod.serves, 30, f"{pod.name} has the worker")
+        assert pod.chat().tokens[-1] == "[DONE]"
+    assert door.get("/readyz") == 200
+    assert "stargate_k8s_router_registrations_open 2\n" in door.metrics()
+
+
+def test_a_worker_comes_back_through_the_next_replica(stack: Stack, api: ApiInThread, worker: tuple[str, ...]) -> None:
+    engine = stack.engine()
+    door = DoorProcess(stack, api)
+    pod = RouterPod(stack, "router-0", door.grpc)
+    publish(api, pod)
+    stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
+    wait_until(pod.serves, 30, "the router has the worker")
+    door.process.signal(signal.SIGTERM)
+    assert door.process.wait() == 0
+    assert "stargate-k8s-router stopped cleanly" in door.process.log()
+    following = DoorProcess(stack, api, "next", like=door)
+    wait_until(lambda: "registrations_open 1\n" in following.metrics(), 30, "the worker has registered again")
+    wait_until(pod.serves, 30, "the router has the worker again")
+
+
+def test_a_pod_that_comes_back_with_other_ports_is_found(
+    stack: Stack, api: ApiInThread, worker: tuple[str, ...]
+) -> None:
+    engine = stack.engine()
+    door = DoorProcess(stack, api)
+    pod = RouterPod(stack, "router-0", door.grpc)
+    publish(api, pod)
+    stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
+    wait_until(pod.serves, 30, "the router has the worker")
+    pod.process.stop()
+    again = RouterPod(stack, "router-0", door.grpc)
+    publish(api, again)
+    wait_until(again.serves, 60, "the new pod has the worker")
+
+
+def test_routers_of_the_reference_work_behind_it(
+    stack: Stack, api: ApiInThread, worker: tuple[str, ...], stargate: str
+) -> None:
+    engine = stack.engine()
+    door = DoorProcess(stack, api)
+    pod = RouterPod(stack, "router-0", door.grpc, program=(stargate,))
+    publish(api, pod)
+    stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
+    wait_until(pod.serves, 30, "the router has the worker")
+    assert pod.chat().tokens[-1] == "[DONE]"

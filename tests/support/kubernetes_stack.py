@@ -1,0 +1,139 @@
+"""Routers as pods of a fake cluster, and `stargate-k8s-router` in front of them, as real processes on loopback."""
+
+import http.client
+import json
+import socket
+import sys
+from collections.abc import Sequence
+
+from support.kubernetes_api import ApiInThread
+from support.kubernetes_objects import endpoint, endpoint_slice
+from support.processes import INTEROP_MODEL, OURS, LoggedProcess, Stack, StreamedAnswer, free_ports
+from support.waiting import wait_until
+
+DOOR = (sys.executable, "-m", "kubernetes_router")
+SERVICE = "routers"
+TEMPLATE = "{pod_name}.routers.{namespace}.svc"
+
+
+class RouterPod:
+    """A router whose name and host name are those of a pod."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        name: str,
+        door_grpc: int,
+        *,
+        door_quic: int | None = None,
+        program: Sequence[str] = OURS,
+    ) -> None:
+        """Workers are told to dial the gRPC port of the door, and its UDP port, or the router itself without one."""
+        self.name = name
+        self.grpc, models, self.http, self.metrics = free_ports(4)
+        (self.quic,) = free_ports(1, socket.SOCK_DGRAM)
+        host = "127.0.0.1"
+        command = [
+            *program,
+            f"--stargate-id={name}",
+            f"--pod-name={name}",
+            "--pod-namespace=nvcf",
+            f"--listen-addr={host}:{self.grpc}",
+            f"--model-discovery-listen-addr={host}:{models}",
+            f"--http-listen-addr={host}:{self.http}",
+            f"--metrics-port={self.metrics}",
+            f"--advertise-addr={host}:{self.grpc}",
+            "--stargate-discovery-dns-name=routers.test",
+            "--disable-dns-discovery",
+            f"--advertised-hostname-template={TEMPLATE}",
+            "--backend-connectivity=reverse",
+            f"--reverse-tunnel-listen-addr={host}:{self.quic}",
+            f"--reverse-tunnel-pylon-dial-addr={host}:{door_quic or self.quic}",
+            f"--grpc-pylon-dial-addr=http://{host}:{door_grpc}",
+            "--quic-insecure",
+        ]
+        self.process: LoggedProcess = stack.start(name, command)
+
+    @property
+    def slice(self) -> dict[str, object]:
+        """The EndpointSlice of this pod; each pod has its own here, because ports belong to slices."""
+        return endpoint_slice(
+            self.name, endpoint(self.name, "127.0.0.1"), service=SERVICE, grpc_port=self.grpc, quic_port=self.quic
+        )
+
+    def chat(self, timeout_s: float = 10) -> StreamedAnswer:
+        """One streamed request, read to its end."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=timeout_s)
+        body = json.dumps({"model": INTEROP_MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+        headers = {
+            "content-type": "application/json",
+            "x-request-id": "through-the-door",
+            "x-model": INTEROP_MODEL,
+            "x-input-tokens": "10",
+            "x-tokens": "3",
+            "x-delay-ms": "1",
+        }
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = StreamedAnswer(connection)
+        answer.read_rest()
+        return answer
+
+    def serves(self) -> bool:
+        try:
+            return self.chat(5).status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+class DoorProcess:
+    """`stargate-k8s-router` on free ports."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        api: ApiInThread,
+        name: str = "door",
+        *,
+        like: "DoorProcess | None" = None,
+        extra: Sequence[str] = (),
+    ) -> None:
+        """With `like` it has the ports of another one that has ended, as behind a Service."""
+        self.grpc, self.health = free_ports(2)
+        (self.quic,) = free_ports(1, socket.SOCK_DGRAM)
+        if like is not None:
+            self.grpc, self.quic = like.grpc, like.quic
+        host = "127.0.0.1"
+        command = [
+            *DOOR,
+            f"--listen-addr={host}:{self.grpc}",
+            f"--reverse-tunnel-listen-addr={host}:{self.quic}",
+            f"--health-listen-addr={host}:{self.health}",
+            "--target-namespace=nvcf",
+            f"--target-service-name={SERVICE}",
+            f"--advertised-hostname-template={TEMPLATE}",
+            f"--grpc-pylon-dial-addr=http://{host}:{self.grpc}",
+            *api.api.options,
+            "--quic-insecure",
+            *extra,
+        ]
+        self.process: LoggedProcess = stack.start(name, command)
+        wait_until(lambda: self.get("/livez") == 200 or not self.process.running, 20, f"{name} is alive")
+        assert self.process.running, self.process.log()
+
+    def get(self, path: str) -> int | None:
+        try:
+            return self._ask(path)[0]
+        except OSError:
+            return None
+
+    def metrics(self) -> str:
+        return self._ask("/metrics")[1]
+
+    def _ask(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.health, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()

@@ -1,0 +1,22 @@
+"""The Dockerfile has what is installed: every package of the wheel, and the programs under the paths that charts name."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_package_of_the_wheel_is_copied() -> None:
+    packages = {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE)) == packages
+
+
+def test_the_programs_have_the_paths_that_charts_name() -> None:
+    (linked,) = re.findall(r"^RUN ln -s (.+) /usr/local/bin/$", DOCKERFILE, re.MULTILINE)
+    programs = [Path(path).name for path in linked.split()]
+    assert programs == ["stargate", "stargate-k8s-router"]
+    assert set(programs) <= PROJECT["project"]["scripts"].keys()
+    assert 'ENTRYPOINT ["/usr/local/bin/stargate"]' in DOCKERFILE
