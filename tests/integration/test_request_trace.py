@@ -254,6 +254,12 @@ async def test_requests_that_reach_no_worker_have_one_span() -> None:
         ({"x_input_tokens": "many"}, None, None, "invalid x-input-tokens"),
         ({"x_routing_method": " no-such "}, "no-such", "no-such", "unknown x-routing-method"),
         ({"x_routing_method": "caf\xe9"}, "<invalid-utf8>", "<invalid-utf8>", "unknown x-routing-method"),
+        (
+            {"x_routing_method": "pulsar; widen=2"},
+            "pulsar; widen=2",
+            "pulsar; widen=2",
+            "invalid x-routing-method",
+        ),
         ({"x_routing_method": "random", "x_priority": "-"}, "random", None, "invalid x-priority"),
     ],
 )
