@@ -20,3 +20,11 @@ def test_the_programs_have_the_paths_that_charts_name() -> None:
     assert programs == ["stargate", "stargate-k8s-router"]
     assert set(programs) <= PROJECT["project"]["scripts"].keys()
     assert 'ENTRYPOINT ["/usr/local/bin/stargate"]' in DOCKERFILE
+
+
+def test_what_the_export_of_traces_needs_is_installed_and_pinned_as_the_extra_names_it() -> None:
+    pinned = (ROOT / "requirements/otel.txt").read_text(encoding="utf-8")
+    assert "-r requirements/otel.txt" in DOCKERFILE
+    for requirement in PROJECT["project"]["optional-dependencies"]["otel"]:
+        name, _, least = requirement.partition(">=")
+        assert f"{name}=={least}" in pinned.splitlines()
