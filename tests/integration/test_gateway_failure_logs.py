@@ -129,6 +129,44 @@ async def test_attempts_that_never_reached_a_worker_end_as_exhausted_retries():
         assert line["upstream_retryable"] is None
 
 
+async def test_a_request_that_a_worker_may_have_processed_is_told_as_ambiguous():
+    async with gateway_in_memory() as harness:
+        with capture_logs() as lines:
+            harness.worker("a", on_request=broken)
+            harness.worker("b", on_request=broken)
+            assert (await harness.ask(post())).status == 502
+        (line,) = about(lines, FAILED)
+        assert told(line) == {
+            "status": 502,
+            "source": "proxy_error",
+            "disposition": "ambiguous_delivery",
+            "retry_reason": "request_may_have_been_applied",
+        }
+        assert line["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "disposition"), [(1 << 20, 503, "retry_exhausted"), (3, 413, "payload_too_large")]
+)
+async def test_a_final_refusal_for_capacity_is_told_with_the_status_that_the_client_got(limit, status, disposition):
+    async with gateway_in_memory(max_request_retries=0, max_replay_body_bytes=limit) as harness:
+        with capture_logs() as lines:
+            worker = harness.worker("a")
+            client = await harness.client()
+            client.send(post(body=b"", transfer_encoding="chunked") + b"4\r\nfour\r\n0\r\n\r\n")
+            exchange = await worker.next()
+            await eventually(lambda: exchange.ended)
+            exchange.reject(429, "queue_estimate_mismatch")
+            assert (await client.answer()).status == status
+        (line,) = about(lines, FAILED)
+        assert told(line) == {
+            "status": status,
+            "source": "upstream_response",
+            "disposition": disposition,
+            "retry_reason": "queue_estimate_mismatch",
+        }
+
+
 async def test_a_body_that_is_not_complete_yet_cannot_be_sent_again():
     async with gateway_in_memory() as harness:
         with capture_logs() as lines:

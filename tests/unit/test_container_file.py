@@ -31,3 +31,11 @@ def test_the_arguments_of_the_example_in_front_of_routers_are_accepted() -> None
     assert len(arguments) == 4
     check_options(COMMAND_LINE.parse(arguments, {"POD_NAMESPACE": "ns"}))
     assert "command: [/usr/local/bin/stargate-k8s-router]" in manifest
+
+
+def test_what_the_export_of_traces_needs_is_installed_and_pinned_as_the_extra_names_it() -> None:
+    pinned = (ROOT / "requirements/otel.txt").read_text(encoding="utf-8")
+    assert "-r requirements/otel.txt" in DOCKERFILE
+    for requirement in PROJECT["project"]["optional-dependencies"]["otel"]:
+        name, _, least = requirement.partition(">=")
+        assert f"{name}=={least}" in pinned.splitlines()
