@@ -88,6 +88,7 @@ async def start(settings: Settings, environment: Mapping[str, str], opened: Asyn
     names = PortNames(grpc=settings.grpc_port_name, quic=settings.quic_port_name)
     tasks.start("EndpointSlice watcher", SliceWatcher(source, targets, names, metrics).run())
     addresses = {"grpc": bound_address(grpc_socket), "health": bound_address(health_socket)}
+    _log.warning("this version does not relay tunnels: routers must tell workers an address of their own for them")
     _log.info("ready to serve workers", **{name: str(address) for name, address in addresses.items()})
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), addresses)

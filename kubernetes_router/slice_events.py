@@ -76,6 +76,9 @@ class _Status(msgspec.Struct):
     code: int = 500
 
 
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises for invalid JSON, for strings that are no UTF-8, and for documents that are nested too deeply."""
+
 _EVENT_DECODER = msgspec.json.Decoder(_Event)
 _SLICE_DECODER = msgspec.json.Decoder(EndpointSlice)
 _PAGE_DECODER = msgspec.json.Decoder(SlicePage)
@@ -87,7 +90,7 @@ def decode_page(document: bytes) -> SlicePage:
     """One page of a list. Raises `InvalidAnswerError`."""
     try:
         return _PAGE_DECODER.decode(document)
-    except msgspec.DecodeError as error:
+    except _UNDECODABLE as error:
         raise InvalidAnswerError(str(error)) from None
 
 
@@ -102,7 +105,7 @@ def decode_event(line: bytes) -> SliceEvent | None:
         if event.type not in Change.__members__:
             return None
         found = _SLICE_DECODER.decode(event.object)
-    except msgspec.DecodeError as error:
+    except _UNDECODABLE as error:
         raise InvalidAnswerError(str(error)) from None
     return SliceEvent(Change[event.type], found.metadata.resource_version, found)
 

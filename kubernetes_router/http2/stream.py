@@ -1,6 +1,6 @@
 """One stream of a connection: a handler gets what arrives; what is sent waits for flow control, in order."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 Headers = list[tuple[bytes, bytes]]
 """Fields in their order; pseudo header fields come first."""
@@ -56,6 +56,8 @@ class _Nobody:
 
 
 NOBODY: StreamHandler = _Nobody()
+_GRANT_BYTES: Final = 32_768
+"""Taken bytes that are granted anew in one frame: half of the window of a stream."""
 
 
 class Http2Stream:
@@ -63,6 +65,7 @@ class Http2Stream:
 
     __slots__ = (
         "_connection",
+        "_ungranted",
         "end_wanted",
         "handler",
         "head_sent",
@@ -75,6 +78,7 @@ class Http2Stream:
 
     def __init__(self, connection: StreamConnection, stream_id: int) -> None:
         self._connection = connection
+        self._ungranted = 0
         self.id = stream_id
         self.handler: StreamHandler = NOBODY
         self.unsent = bytearray()
@@ -110,7 +114,11 @@ class Http2Stream:
 
     def consumed(self, size: int) -> None:
         """So many received bytes have been taken: the peer may send as many again."""
-        if not self.over and not self.received_end:
+        if self.over or self.received_end:
+            return
+        self._ungranted += size
+        if self._ungranted >= _GRANT_BYTES:
+            size, self._ungranted = self._ungranted, 0
             self._connection.grant(self.id, size)
 
     def reset(self, code: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -244,6 +245,16 @@ async def test_a_registration_keeps_its_router_when_the_pod_leaves_the_list() ->
         at.targets.publish([])
         await call.write(message("x"))
         assert (await within(call.read())).reverse_tunnel_target == "x"
+        call.cancel()
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
+async def test_a_pod_may_have_an_ipv6_address() -> None:
+    async with fake_router(host="[::1]") as router, door() as at:
+        at.targets.publish([Target("router-0", "::1", router.port, 9)])
+        call = register(at, ROUTER_0)
+        await call.write(message("w"))
+        assert (await within(call.read())).reverse_tunnel_target == "w"
         call.cancel()
 
 

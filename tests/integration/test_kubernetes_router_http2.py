@@ -1,7 +1,6 @@
 """HTTP/2 of `stargate-k8s-router`: what peers may do to it, frame by frame."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,16 +10,16 @@ import h2.connection
 import h2.events
 import pytest
 from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 
-from certs import Identity, IdentityError, make_self_signed
 from kubernetes_router import grpc_listener
 from kubernetes_router.grpc_listener import CALLS, CONNECTIONS, REGISTER, WATCH
-from kubernetes_router.grpc_tls import ServedTls, check_usable
 from kubernetes_router.http2 import connection as http2
 from kubernetes_router.http2.connection import RESETS, STREAM_WINDOW, UNSENT_FRAMES, Http2Connection
 from kubernetes_router.targets import Target
-from support.http2_peer import ROUTER_0, Peer, head, trusting
+from support.http2_peer import ROUTER_0, Peer, head
 from support.kubernetes_router import Door, door
+from support.transport import WrittenTransport
 from support.waiting import DEADLINE_S, eventually
 from tunnel_protocol.limit import Limit
 
@@ -111,6 +110,50 @@ async def test_the_host_field_stands_in_for_the_authority() -> None:
         peer.h2.config.validate_outbound_headers = False
         found = await peer.status(peer.request(REGISTER, authority=None, host=ROUTER_0))
         assert found == ("14", "target stargate router-0 is not ready")
+
+
+async def test_what_is_sent_before_the_router_is_connected_follows() -> None:
+    router = RawRouter()
+    async with door() as at, peers(at) as (worker,):
+        at.targets.publish([await router.start()])
+        worker.h2.send_headers(1, head(REGISTER))
+        worker.h2.send_data(1, b"first", end_stream=True)
+        worker.flush()
+        upstream = await router.peer()
+        assert (await upstream.next(h2.events.DataReceived)).data == b"first"
+        await upstream.next(h2.events.StreamEnded)
+        router.stop()
+
+
+async def test_a_watch_that_is_read_slowly_skips_lists() -> None:
+    async with door() as at, peers(at) as (worker,):
+        worker.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        stream_id = worker.request(WATCH)
+        await worker.next(h2.events.ResponseReceived)
+        for count in range(5):
+            at.targets.publish([Target(f"router-{index}", "10.0.0.1", 1, 2) for index in range(count)])
+        worker.h2.increment_flow_control_window(65_535, stream_id)
+        worker.flush()
+        received = b""
+        while b"router-3" not in received:
+            received += (await worker.next(h2.events.DataReceived, stream_id)).data
+        assert received.startswith(bytes(5))
+        assert received.count(b"router-0") == 2  # identity and address, in one list
+
+
+async def test_a_call_that_begins_during_a_drain_is_refused_on_its_connection() -> None:
+    async with door() as at, peers(at) as (worker,):
+        worker.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        watch = worker.request(WATCH)
+        await worker.next(h2.events.ResponseReceived)
+        at.targets.publish([])
+        draining = asyncio.create_task(at.listener.drain())
+        assert await worker.status(worker.request(REGISTER)) == ("14", "router is shutting down")
+        worker.h2.increment_flow_control_window(65_535, watch)
+        worker.flush()
+        assert await worker.status(watch) == ("14", "router is shutting down")
+        await worker.closed()
+        await draining
 
 
 async def test_what_is_no_grpc_is_not_served() -> None:
@@ -294,30 +337,8 @@ async def test_what_is_no_http2_is_closed(data: bytes) -> None:
 # --- Liveness ---------------------------------------------------------------------------------------------------------
 
 
-class Transport(asyncio.Transport):
-    """Notes what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.aborted = False
-        self.buffered = 0
-
-    def write(self, data: Any) -> None:
-        self.written.append(bytes(data))
-
-    def get_write_buffer_size(self) -> int:
-        return self.buffered
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    def close(self) -> None:
-        self.aborted = True
-
-
-def made(**options: Any) -> tuple[Http2Connection, Transport]:
-    connection, transport = Http2Connection(**options), Transport()
+def made(**options: Any) -> tuple[Http2Connection, WrittenTransport]:
+    connection, transport = Http2Connection(**options), WrittenTransport()
     connection.connection_made(transport)
     transport.written.clear()
     return connection, transport
@@ -353,31 +374,3 @@ async def test_a_request_on_a_closed_connection_fails() -> None:
     connection.connection_lost(None)
     with pytest.raises(ConnectionResetError):
         connection.request([(b":method", b"POST")])
-
-
-# --- TLS --------------------------------------------------------------------------------------------------------------
-
-
-async def test_tls_uses_a_new_identity_for_new_connections() -> None:
-    old, new = make_self_signed(ip_addresses=["127.0.0.1"]), make_self_signed(ip_addresses=["127.0.0.1"])
-    served = ServedTls(old)
-    async with door(tls=served.context) as at:
-        at.targets.publish([])
-        first = await Peer.connect(at.port, trusting(old))
-        assert first.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
-        await first.next(h2.events.SettingsAcknowledged)
-        served.replace(new)
-        with pytest.raises(ssl.SSLCertVerificationError):
-            await Peer.connect(at.port, trusting(old))
-        second = await Peer.connect(at.port, trusting(new))
-        for peer in (first, second):
-            stream_id = peer.request(WATCH)
-            assert (await peer.next(h2.events.DataReceived, stream_id)).data == bytes(5)
-            peer.close()
-
-
-def test_a_pair_that_does_not_match_is_refused() -> None:
-    one, two = make_self_signed(), make_self_signed()
-    with pytest.raises(IdentityError, match="TLS server identity cannot be used"):
-        check_usable(Identity(one.cert_pem, two.key_pem))
-    check_usable(one)

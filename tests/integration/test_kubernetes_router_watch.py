@@ -178,7 +178,7 @@ async def test_an_http_status_410_means_the_same(following: Following) -> None:
     await following.started()
     api.refusal = lambda query: 410 if "watch" in query and api.lists() < 2 else None
     api.drop_watches()
-    await eventually(lambda: api.lists() == 2 and api.watching == 1)
+    await eventually(lambda: api.lists() == 2 and api.opened == 2)
     assert following.ips == ["10.0.0.1"]
 
 
@@ -292,7 +292,7 @@ async def test_unknown_and_empty_events_are_ignored_and_broken_ones_end_the_watc
     await api.apply(SECOND)
     await following.becomes("10.0.0.1", "10.0.0.2")
     await api.send("MODIFIED", {"metadata": {}})
-    await eventually(lambda: following.failures("invalid") == 1 and api.watching == 1)
+    await eventually(lambda: following.failures("invalid") == 1 and api.opened == 2 and api.watching == 1)
     await api.send("ERROR", {"code": 500})
     await eventually(lambda: following.failures("status") == 1)
     assert following.ips == ["10.0.0.1", "10.0.0.2"]

@@ -146,7 +146,7 @@ async def test_an_algorithm_without_comparator_has_none() -> None:
 
 async def test_each_attempt_has_a_span_of_its_own() -> None:
     tracer = RecordingTracer()
-    async with traced(tracer) as harness:
+    async with traced(tracer, compat="0.11") as harness:
         first = harness.worker("a", on_request=broken)
         second = harness.worker("b", on_request=ok, queue_size=9, queued_input_size=9000)
         assert (await harness.ask(post(traceparent=CALLER))).status == 200

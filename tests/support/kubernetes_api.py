@@ -56,6 +56,8 @@ class FakeKubernetesApi:
         """The status with which a request is refused; None for an ordinary answer."""
         self.body: bytes | None = None
         """What every list and watch is answered with, instead of what is true."""
+        self.opened = 0
+        """Watches that were opened."""
         self.url = ""
         self._namespace = namespace
         self._version = 100
@@ -211,6 +213,7 @@ class FakeKubernetesApi:
             await watch.send("ERROR", _status(410, "Expired"))
             return answer
         self._watches.add(watch)
+        self.opened += 1
         try:
             for version, kind, document in list(self._history):
                 if version > since:

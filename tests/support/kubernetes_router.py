@@ -108,11 +108,11 @@ async def acknowledge(_requests: Any, context: Context) -> None:
 
 
 @asynccontextmanager
-async def fake_router(register: Register = acknowledge) -> AsyncIterator[FakeRouter]:
+async def fake_router(register: Register = acknowledge, host: str = "127.0.0.1") -> AsyncIterator[FakeRouter]:
     router = FakeRouter(register)
     server = grpc.aio.server()
     stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server(router, server)  # type: ignore[no-untyped-call]
-    router.port = server.add_insecure_port("127.0.0.1:0")
+    router.port = server.add_insecure_port(f"{host}:0")
     await server.start()
     try:
         yield router

@@ -123,6 +123,23 @@ def test_a_line_is_bounded() -> None:
         list(splitter.feed(b" "))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b'"\xff"', b"[" * 100_000 + b"]" * 100_000, b'"\\ud800"', b"1" * 10_000],
+    ids=["utf-8", "deep", "surrogate", "long"],
+)
+def test_values_that_no_decoder_takes_are_refused(value: bytes) -> None:
+    for decode, document in (
+        (decode_page, b'{"metadata": {"resourceVersion": %b}, "items": []}'),
+        (decode_page, b'{"metadata": {}, "unknown": %b, "items": 1}'),
+        (decode_event, b'{"type": %b, "object": {}}'),
+        (decode_event, b'{"type": "BOOKMARK", "object": {"metadata": %b}}'),
+        (decode_event, b'{"type": "ERROR", "object": {"code": %b}}'),
+    ):
+        with pytest.raises(InvalidAnswerError):
+            decode(document % value)
+
+
 @given(st.data())
 def test_changed_answers_are_read_or_refused(data: Any) -> None:
     page = {"metadata": {"resourceVersion": "7", "continue": ""}, "items": [SLICE]}
