@@ -29,7 +29,7 @@ def defined(path: Path) -> set[str]:
 
 
 def test_the_page_answers_the_questions_of_a_newcomer_and_draws_the_way_of_a_chunk() -> None:
-    assert len(QUESTIONS) == 6
+    assert len(QUESTIONS) == 5
     assert len(PICTURE) > 12
 
 
