@@ -169,7 +169,10 @@ class _Front:
         routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
         http = package_settings.http(options)
         server = HttpServer(routes, time.monotonic, http)
-        self.connections = [ClientConnection(server, time.monotonic, http.timeouts) for _ in range(connections)]
+        self.connections = [
+            ClientConnection(server, time.monotonic, http.timeouts, close_unread=http.close_unread)
+            for _ in range(connections)
+        ]
         self.transports = [_Transport() for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):
             connection.connection_made(cast("Any", transport))

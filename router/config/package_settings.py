@@ -94,8 +94,9 @@ def http(settings: Settings) -> HttpSettings:
     """Connection limit and timeouts of the HTTP listener."""
     return HttpSettings(
         max_connections=settings.http_max_connections,
+        close_unread=settings.as_of_0_18,
         timeouts=ConnectionTimeouts(
-            discard=1.0,
+            discard=2.0 if settings.as_of_0_18 else 1.0,
             half_sent=2.0,
             watch=1.0,
             stalled=30.0,
