@@ -65,6 +65,7 @@ def proxy(settings: Settings) -> ProxySettings:
     header = retry_budget_header(settings)
     return ProxySettings(
         paths=PATHS | {MESSAGES_PATH} if settings.as_of_0_18 else PATHS,
+        drop_listed_headers=settings.as_of_0_18,
         trust_routing_method=settings.trust_routing_method,
         request_timeout_ms=settings.head_timeout_ms,
         max_connect_retries=settings.proxy_max_connect_retries,

@@ -48,12 +48,12 @@ UNAVAILABLE = LocalReply(503, [], b"")
 """The target is registered, but no inference server is eligible (any more)."""
 
 
-def headers_to_client(headers: HeaderList, backend: Backend) -> HeaderList:
+def headers_to_client(headers: HeaderList, backend: Backend, *, drop_listed: bool) -> HeaderList:
     """The headers of a worker's response for the client: those reserved for the router replaced by its own.
 
-    Raises `ValueError` if an id of the worker cannot be a header value.
+    `drop_listed`: what `Connection` lists is removed too. Raises `ValueError` if an id of the worker cannot be a header value.
     """
-    passed_on = without(headers, _NOT_PASSED_ON)
+    passed_on = without(headers, _NOT_PASSED_ON, listed=drop_listed)
     passed_on += (
         (_SERVER_ID, _header_value(backend.inference_server_id)),
         (_SERVER_URL, _header_value(backend.inference_server_url)),

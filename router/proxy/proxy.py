@@ -271,7 +271,9 @@ class ProxiedRequest:
 
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
-            self._headers = request_headers_to_worker(self._request.headers)
+            self._headers = request_headers_to_worker(
+                self._request.headers, listed=self._proxy.settings.drop_listed_headers
+            )
         headers = self._headers
         if chosen.expected_queue_ms is not None:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]
@@ -436,7 +438,9 @@ class ProxiedRequest:
         """The response is final: send its head to the client and relay the body. `verdict`: why a retryable one is final."""
         self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
-            headers = headers_to_client(head.headers, placement.backend)
+            headers = headers_to_client(
+                head.headers, placement.backend, drop_listed=self._proxy.settings.drop_listed_headers
+            )
         except ValueError:
             attempt.discard()
             self._recorder.request_failed(placement.backend, 500, verdict, None, self._retry_state, now)

@@ -42,6 +42,9 @@ class ProxySettings:
     trust_routing_method: bool
     """Whether clients choose the algorithm by `x-routing-method`; if not, that header is ignored."""
 
+    drop_listed_headers: bool
+    """Do not forward headers that `Connection` lists, in either direction (RFC 9110 section 7.6.1)."""
+
     request_timeout_ms: int
     """Time from opening a tunnel stream to the response head, per attempt."""
 
