@@ -131,8 +131,9 @@ class Front:
     def connection_closed(self, connection):
         pass
 
-    def refused(self, status, reason):
+    def refuse(self, request, response, status, reason):
         self.refusals.append((status, reason))
+        response.send(status, [])
 
     def date(self):
         return b"now"
