@@ -79,6 +79,7 @@ def proxy(settings: Settings) -> ProxySettings:
         overload_answer=settings.as_of_0_18,
         unknown_targets_unlabelled=settings.as_of_0_18,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        reasons_in_bodies=settings.error_bodies == "json",
         failure_logs=settings.as_of_0_18,
         access_log=settings.access_log,
         method_error_bodies=settings.as_of_0_18,

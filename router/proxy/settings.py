@@ -81,6 +81,9 @@ class ProxySettings:
     response_idle_timeout_ms: int
     """Break a response off after this long without a byte of its body; 0 = never."""
 
+    reasons_in_bodies: bool
+    """Local replies without a body in the contract get one with their reason, in the shape of OpenAI's errors."""
+
     failure_logs: bool
     """Log one warning per request that failed at a worker, and one per response that broke off."""
 

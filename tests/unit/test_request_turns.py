@@ -384,6 +384,7 @@ async def test_nothing_that_comes_after_its_end_changes_a_request():
     request.attempt_failed(TunnelError("late"), handed_over=False)
     request.response_ended(None)
     request.client_gone()
+    request.client_stalled(408, "late")
     request._defect()
     assert rig.output.statuses == [502]
     assert rig.output.ends == ["done"]
