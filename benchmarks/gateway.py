@@ -8,14 +8,16 @@ system calls. The check whether the chosen worker has a free stream cannot be sw
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvloop
 
@@ -29,20 +31,27 @@ from router.ports.tunnels import ExchangeSink, TunnelSet
 from router.proxy import proxy as proxy_module
 from router.proxy.overflow import with_free_stream
 from router.proxy.proxy import Proxy
+from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
 from router.registry import Identity, ModelStats, ModelUpdate, Registry, TargetKey
 from router.telemetry import logging as router_logging
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.head import RequestHead, ResponseHead
 
+if TYPE_CHECKING:
+    from router.telemetry.otlp.tracer import OtlpTracer
+
 _BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % (b"x" * 200)
+_CONTEXT = b"Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
 _REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: llm-request-router-headless.nvcf.svc.cluster.local:8000\r\n"
     b"User-Agent: Go-http-client/1.1\r\nContent-Length: %d\r\nAccept: text/event-stream\r\n"
     b"Authorization: Bearer 0123456789012345678901234567890123456789\r\nContent-Type: application/json\r\n"
-    b"Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX-Input-Tokens: 12\r\nX-Model: m\r\n"
+    b"%bX-Input-Tokens: 12\r\nX-Model: m\r\n"
     b"X-Request-Id: 0e8c3c1e-6f0e-4c3e-9a35-0f2f0c7d9b11\r\nX-Token-Estimate: 12\r\nAccept-Encoding: gzip\r\n\r\n%b"
-) % (len(_BODY), _BODY)
+) % (len(_BODY), _CONTEXT, _BODY)
+_WITHOUT_CONTEXT = _REQUEST.replace(_CONTEXT, b"")
+_NOT_SAMPLED = _REQUEST.replace(b"b7-01\r\n", b"b7-00\r\n")
 _HEAD = ResponseHead(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")])
 _CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"token"}}]}\n\n'
 
@@ -131,7 +140,17 @@ class _NoMetrics:
 class _Front:
     """A proxy with two clusters of one worker each, and client connections without sockets."""
 
-    def __init__(self, connections: int, options: Settings, *, metrics: bool) -> None:
+    def __init__(
+        self,
+        connections: int,
+        options: Settings,
+        *,
+        metrics: bool = True,
+        requests: Sequence[bytes] = (_REQUEST,),
+        tracer: "OtlpTracer | None" = None,
+    ) -> None:
+        """`requests` are sent in turn."""
+        self._requests = itertools.cycle(requests)
         registry = Registry()
         self.tunnels = _Tunnels()
         for name in ("w1", "w2"):
@@ -145,10 +164,15 @@ class _Front:
         selector = Selector(BalancingConfig(), Random(1))
         self._registry, self._selector = registry, selector
         proxy = Proxy(registry, selector, counted, package_settings.proxy(options), time.monotonic)
+        if tracer is not None:
+            proxy.tracing = ProxyTracing(tracer, registry, time.monotonic)
         routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
         http = package_settings.http(options)
         server = HttpServer(routes, time.monotonic, http)
-        self.connections = [ClientConnection(server, time.monotonic, http.timeouts) for _ in range(connections)]
+        self.connections = [
+            ClientConnection(server, time.monotonic, http.timeouts, close_unread=http.close_unread)
+            for _ in range(connections)
+        ]
         self.transports = [_Transport() for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):
             connection.connection_made(cast("Any", transport))
@@ -176,7 +200,7 @@ class _Front:
         """Send one request on every connection."""
         self.tunnels.opened.clear()
         for connection in self.connections:
-            connection.data_received(_REQUEST)
+            connection.data_received(next(self._requests))
         await asyncio.sleep(0)
         return list(self.tunnels.opened)
 
@@ -215,13 +239,53 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "idle limit on": {"options": ["--proxy-response-idle-timeout-ms=60000"]},
     "accepted is not repeated": {"options": ["--proxy-no-repeat-accepted"]},
     "no metrics": {"metrics": False},
+    "context passed on": {"requests": [_NOT_SAMPLED]},
+    "no context": {"requests": [_WITHOUT_CONTEXT]},
+    "traces, caller samples none": {"sampler": "parentbased_always_on", "requests": [_NOT_SAMPLED]},
+    "traces, caller samples 1 %": {"sampler": "parentbased_always_on", "requests": [_REQUEST, *[_NOT_SAMPLED] * 99]},
+    "traces, 1 % sampled here": {"sampler": "parentbased_traceidratio", "requests": [_WITHOUT_CONTEXT]},
+    "traces, all sampled": {"sampler": "always_on"},
     "nothing on": {"metrics": False, "options": ["--proxy-max-replay-total-bytes=1"]},
 }
 
 
+def _tracer(sampler: str) -> "OtlpTracer":
+    """A tracer whose spans are encoded for the collector, and discarded then."""
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    from router.telemetry.otlp.access_token import AccessToken
+    from router.telemetry.otlp.environment import read_environment
+    from router.telemetry.otlp.tracer import OtlpTracer
+
+    class Encoder(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            encode_spans(spans).SerializeToString()
+            return SpanExportResult.SUCCESS
+
+    variables = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+    return OtlpTracer(
+        read_environment(variables, "http://127.0.0.1:1"),
+        AccessToken(None),
+        service_name="stargate",
+        default_name="stargate",
+        attributes={},
+        random=Random(1),
+        make_exporter=lambda _: Encoder(),
+    )
+
+
 async def _costs(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, float]:
     settings = parse([*_REQUIRED, *variant.get("options", [])], {})
-    front = _Front(options.connections, settings, metrics=variant.get("metrics", True))
+    tracer = _tracer(variant["sampler"]) if "sampler" in variant else None
+    front = _Front(
+        options.connections,
+        settings,
+        metrics=variant.get("metrics", True),
+        requests=variant.get("requests", [_REQUEST]),
+        tracer=tracer,
+    )
     request = await _cpu_us(front, options.rounds, 1, 1)
     streamed = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 1)
     bunched = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 4)
@@ -245,6 +309,8 @@ def _measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     # Compiled modules only accept real metrics objects.
     compiled = not (proxy_module.__file__ or "").endswith(".py")
     names = [name for name, variant in _VARIANTS.items() if not compiled or variant.get("metrics", True)]
+    if options.only:
+        names = [name for name in names if name in options.only]
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for _ in range(options.repeat):
@@ -264,6 +330,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--chunks", type=int, default=200, help="chunks per streamed answer")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--limit", type=float, default=0.0, help="highest cost of a request, us; 0 = none")
+    parser.add_argument("--only", action="append", choices=_VARIANTS, metavar="NAME", help="measure only this variant")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     figures = _measure(options)

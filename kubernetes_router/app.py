@@ -89,7 +89,7 @@ async def start(settings: Settings, environment: Mapping[str, str], opened: Asyn
     tasks.start("EndpointSlice watcher", SliceWatcher(source, targets, names, metrics).run())
     addresses = {"grpc": bound_address(grpc_socket), "health": bound_address(health_socket)}
     _log.warning("this version does not relay tunnels: routers must tell workers an address of their own for them")
-    _log.info("ready to serve workers", **{name: str(address) for name, address in addresses.items()})
+    _log.info("ready", **{name: str(address) for name, address in addresses.items()})
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), addresses)
     return application

@@ -15,6 +15,7 @@ CONNECTIONS = Limit("kubernetes_router.health_connections", pieces=256)
 """Connections of the health port."""
 
 _SETTINGS: Final = HttpSettings(
+    close_unread=True,
     max_connections=CONNECTIONS.pieces or 0,
     timeouts=ConnectionTimeouts(discard=1.0, half_sent=1.0, watch=1.0, stalled=5.0, head=5.0, body=5.0),
 )

@@ -61,7 +61,7 @@ class Signals:
 async def _run(settings: Settings, environment: Mapping[str, str]) -> int:
     signals = Signals()
     _log.info("starting stargate-k8s-router", **build.described(), **compilation.reported())
-    _log.debug("settings", **settings.reported())
+    _log.info("settings other than the defaults", **settings.given())
     async with AsyncExitStack() as opened:
         starting = asyncio.create_task(start(settings, environment, opened))
         await _first(starting, signals.received)

@@ -3,10 +3,11 @@
 Declared as those of the router (`router/config/settings.py`): a field is an option, named after its flag.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from router.config.command_line import CommandLine
+from router.config.explicit_uri import shown
 from router.config.option import option, required_option, switch
 from router.config.option_values import (
     SocketAddress,
@@ -269,12 +270,23 @@ class Settings:
         added=True,
     )
 
-    def reported(self) -> dict[str, Any]:
-        """All settings by name, for the first log line."""
+    def given(self) -> dict[str, Any]:
+        """The settings by name that differ from the default, or have none, for the log."""
+        values = {option.name: getattr(self, option.name) for option in COMMAND_LINE.options}
         return {
-            field.name: str(value) if isinstance(value := getattr(self, field.name), SocketAddress) else value
-            for field in fields(self)
+            option.name: _shown(values[option.name])
+            for option in COMMAND_LINE.options
+            if values[option.name] != option.default
         }
+
+
+def _shown(value: object) -> object:
+    """A value in the spelling of the command line; without user information in URIs."""
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, tuple) and not isinstance(value, SocketAddress):
+        return ",".join(shown(str(one)) for one in value)
+    return shown(str(value))
 
 
 COMMAND_LINE: Final = CommandLine(

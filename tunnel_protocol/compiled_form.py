@@ -27,7 +27,7 @@ COMPILED_PACKAGES = (
 )
 """Packages whose modules mypyc compiles; subpackages are not included."""
 
-COMPILED_MODULES = ("router/telemetry/families.py",)
+COMPILED_MODULES = ("router/telemetry/families.py", "router/telemetry/trace_context.py")
 """Modules of other packages that mypyc compiles."""
 
 AS_WRITTEN = (

@@ -28,7 +28,10 @@ class ResponseHead(NamedTuple):
 HOP_BY_HOP = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade")
 )
-"""Hop-by-hop header names (RFC 9110 section 7.6.1). Names listed in a `Connection` header are not considered."""
+"""Hop-by-hop header names (RFC 9110 section 7.6.1), besides those that a `Connection` header lists."""
+
+_NEVER_HOP_BY_HOP = frozenset((b"content-length",))
+"""Names that remain although a `Connection` header lists them: without it the message would be another one."""
 
 EXPECTED_QUEUE_MS = b"x-stargate-expected-queue-ms"
 RETRYABLE = b"x-stargate-retryable"
@@ -77,18 +80,26 @@ NOT_TO_ROUTER = HOP_BY_HOP | {
 
 
 def request_headers_to_worker(headers: HeaderList) -> HeaderList:
-    """A client's headers as they enter a tunnel: in order, without `NOT_TO_WORKER`."""
-    drop = NOT_TO_WORKER
-    return [entry for entry in headers if entry[0] not in drop]
+    """A client's headers as they enter a tunnel: in order, without `NOT_TO_WORKER` and what `Connection` lists."""
+    return without(headers, NOT_TO_WORKER)
+
+
+def without(headers: HeaderList, drop: frozenset[bytes]) -> HeaderList:
+    """`headers` in order, without the names in `drop`, one of which is `connection`, and those that `Connection` lists."""
+    kept = [entry for entry in headers if entry[0] not in drop]
+    if len(kept) == len(headers):
+        return kept  # nothing was dropped, so there is no `Connection`
+    listed = {
+        token.strip(b" \t").lower() for name, value in headers if name == b"connection" for token in value.split(b",")
+    } - _NEVER_HOP_BY_HOP
+    return [entry for entry in kept if entry[0] not in listed] if listed else kept
 
 
 def request_headers_to_engine(headers: HeaderList, retry_header: bytes = UPSTREAM_RETRYABLE) -> HeaderList:
     """A tunnelled request's headers as the engine gets them, without `NOT_TO_ENGINE` and the configured retry header."""
-    drop = NOT_TO_ENGINE
-    return [entry for entry in headers if entry[0] not in drop and entry[0] != retry_header]
+    return [entry for entry in without(headers, NOT_TO_ENGINE) if entry[0] != retry_header]
 
 
 def response_headers_to_router(headers: HeaderList, retry_header: bytes = UPSTREAM_RETRYABLE) -> HeaderList:
     """An engine's response headers as they enter the tunnel, without `NOT_TO_ROUTER` and the configured retry header."""
-    drop = NOT_TO_ROUTER
-    return [entry for entry in headers if entry[0] not in drop and entry[0] != retry_header]
+    return [entry for entry in without(headers, NOT_TO_ROUTER) if entry[0] != retry_header]

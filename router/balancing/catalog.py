@@ -29,6 +29,7 @@ class Catalog:
         builtin = builtin_algorithms()
         added = {name: make for name, make in sorted((plugins or {}).items()) if name not in builtin}
         self._makers: dict[str, MakeAlgorithm] = {**builtin, **added}
+        self._builtin = frozenset(builtin)
         self._names: dict[str, str] = {}
         for group in (builtin, added):
             self._names |= {name: name for name in group}
@@ -60,6 +61,18 @@ class Catalog:
         """The registration of an algorithm; None if it declares no settings and accepts any."""
         make = self._makers.get(name)
         return make if isinstance(make, Registration) else None
+
+    def names(self) -> list[str]:
+        """All canonical names."""
+        return list(self._makers)
+
+    def is_builtin(self, name: str) -> bool:
+        """Whether the algorithm with a canonical name is one of this package."""
+        return name in self._builtin
+
+    def declared_settings(self) -> set[str]:
+        """Names of the settings that any algorithm declares."""
+        return {field for make in self._makers.values() if isinstance(make, Registration) for field in make.fields}
 
     def names_with(self, field: str) -> list[str]:
         """Names of the algorithms that declare a setting of this name."""

@@ -6,7 +6,7 @@ from random import Random
 from router.balancing.algorithm import Algorithm
 from router.balancing.catalog import Catalog
 from router.balancing.config_error import ConfigError
-from router.balancing.fields import Fields, type_name
+from router.balancing.fields import FieldKind, Fields, type_name
 from router.balancing.json_document import JsonObject
 from router.balancing.registration import Registration
 
@@ -65,7 +65,7 @@ def checked_definition(algorithm: str, given: Mapping[str, object], catalog: Cat
     _read_shared(fields)
     registered = catalog.registration(algorithm)
     if registered is not None:
-        unsupported = sorted(given.keys() - fields.names - registered.fields, key=lambda name: name.encode())
+        unsupported = sorted(given.keys() - fields.kinds.keys() - registered.fields, key=lambda name: name.encode())
         if unsupported:
             raise ConfigError(f"{algorithm} config does not support field(s): {', '.join(unsupported)}")
         registered.check(fields)
@@ -88,6 +88,13 @@ def build(definition: Definition, random: Random, catalog: Catalog) -> Algorithm
         raise
     except Exception as cause:
         raise ConfigError(f"{name}: {cause}", "build") from cause
+
+
+def shared_kinds() -> Mapping[str, FieldKind]:
+    """The settings that every algorithm has by name, and how they are read."""
+    nothing = Fields({})
+    _read_shared(nothing)
+    return nothing.kinds
 
 
 def _read_shared(fields: Fields) -> None:

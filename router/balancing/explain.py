@@ -12,6 +12,7 @@ from router.balancing.algorithm import Balancer, Explanation, details_of, explan
 from router.balancing.candidate import Candidate
 from router.balancing.definition import Definition
 from router.balancing.estimates import duration_ms, queue_delay_ms, ttft_ms
+from router.balancing.expressions import ExpressionDefinition
 from router.balancing.feasibility import Feasibility
 from router.balancing.outcome import Wait
 from router.balancing.request import RoutingRequest
@@ -30,8 +31,8 @@ def explain(
     excluded: set[str],
     now: float,
 ) -> Document:
-    """What `select` would decide now, and why. Raises `UnknownMethodError` or `UnavailableMethodError`, as `resolve` does."""
-    effective = selector.resolve(request.model, method)
+    """What `select` would decide now, and why. Raises `MethodError`, as `in_force` does."""
+    effective = selector.in_force(request.routing_key, request.model, method)
     candidates = () if target is None else target.candidates()
     elapsed_ms = max(0.0, now - request.received_at) * 1000.0
     explanation = explanation_of(effective.built)
@@ -48,6 +49,7 @@ def explain(
         "algorithm": {
             "name": effective.algorithm,
             "requested": method,
+            "expression": effective.expression.decode() if isinstance(effective, ExpressionDefinition) else None,
             "comparator": explained.comparator,
             "settings": dict(effective.settings),
         },

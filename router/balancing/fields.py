@@ -1,6 +1,7 @@
 """Typed access to the settings of one definition."""
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import TypeVar
 
 from router.balancing.config_error import ConfigError
@@ -9,6 +10,16 @@ from tunnel_protocol.limit import Limit
 from tunnel_protocol.unsigned import MAX_U64
 
 DefaultT = TypeVar("DefaultT")
+
+
+class FieldKind(StrEnum):
+    """How a field is read, which is the type of its value."""
+
+    UNSIGNED = "an unsigned integer"
+    NUMBER = "a number"
+    BOOLEAN = "a boolean"
+    TEXT = "a string"
+    CHOICE = "one of several strings"
 
 
 class Fields:
@@ -23,14 +34,14 @@ class Fields:
         self._stage = stage
         self._wrong: dict[str, str] = {}
         self._refused: list[str] = []
-        self.names: set[str] = set()
-        """Names of the fields that have been read."""
+        self.kinds: dict[str, FieldKind] = {}
+        """The fields that have been read, and how."""
 
     def unsigned(
         self, name: str, default: DefaultT, *, nullable: bool = True, limit: Limit | None = None
     ) -> int | DefaultT:
         """An integer from 0 to 2**64 - 1, at most `limit.pieces` if there is a limit."""
-        if not self._is_given(name, nullable=nullable):
+        if not self._is_given(name, FieldKind.UNSIGNED, nullable=nullable):
             return default
         value = self._values[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_U64:
@@ -43,7 +54,7 @@ class Fields:
 
     def number(self, name: str, default: DefaultT) -> float | DefaultT:
         """A number that fits into a double."""
-        if not self._is_given(name):
+        if not self._is_given(name, FieldKind.NUMBER):
             return default
         value = self._values[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -57,7 +68,7 @@ class Fields:
 
     def boolean(self, name: str) -> bool:
         """A boolean; False by default."""
-        if not self._is_given(name):
+        if not self._is_given(name, FieldKind.BOOLEAN):
             return False
         value = self._values[name]
         if isinstance(value, bool):
@@ -67,7 +78,7 @@ class Fields:
 
     def text(self, name: str, *, nullable: bool = True) -> str | None:
         """A string; None if absent."""
-        if not self._is_given(name, nullable=nullable):
+        if not self._is_given(name, FieldKind.TEXT, nullable=nullable):
             return None
         value = self._values[name]
         if isinstance(value, str):
@@ -78,6 +89,7 @@ class Fields:
     def choice(self, name: str, among: Iterable[str], default: DefaultT) -> str | DefaultT:
         """One of several strings; null is not allowed."""
         value = self.text(name, nullable=False)
+        self.kinds[name] = FieldKind.CHOICE
         if value is None:
             return default
         if value not in among:
@@ -98,8 +110,8 @@ class Fields:
         for message in self._refused:
             raise ConfigError(message, self._stage)
 
-    def _is_given(self, name: str, *, nullable: bool = True) -> bool:
-        self.names.add(name)
+    def _is_given(self, name: str, kind: FieldKind, *, nullable: bool = True) -> bool:
+        self.kinds[name] = kind
         return name in self._values and not (nullable and self._values[name] is None)
 
     def _wrong_type(self, name: str, expected: str) -> None:

@@ -82,6 +82,9 @@ class NotFound(NamedTuple):
 class Unavailable(NamedTuple):
     """The target is known, but no backend can be chosen."""
 
+    at_capacity: bool = False
+    """Whether there are clusters that have not failed for this request, and the algorithm accepts none of them now."""
+
 
 class AdmissionRejected(NamedTuple):
     """Input-work admission refused: too much work is queued, or the throughput is unknown; `reason` is the metric label."""

@@ -4,13 +4,13 @@ Built-in algorithms and those of installed packages use the same function; the f
 `router.balancing.algorithms`, the latter by an entry point.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
 from router.balancing.algorithm import Algorithm, MakeAlgorithm
-from router.balancing.fields import Fields
+from router.balancing.fields import FieldKind, Fields
 
 SettingsT = TypeVar("SettingsT")
 
@@ -21,7 +21,7 @@ LAST = 1_000
 class Registration:
     """An algorithm with declared settings, created by `registration`. Can be called as a `MakeAlgorithm`."""
 
-    __slots__ = ("_make", "_read", "aliases", "earlier", "fields", "name", "position")
+    __slots__ = ("_make", "_read", "aliases", "earlier", "fields", "kinds", "name", "position")
 
     def __init__(
         self,
@@ -44,7 +44,9 @@ class Registration:
         """Its form without waits for affinity (`BalancingSettings.affinity_waits`); None if that is the same."""
         nothing = Fields({})
         read(nothing)
-        self.fields = frozenset(nothing.names)
+        self.kinds: Mapping[str, FieldKind] = dict(nothing.kinds)
+        """Its settings by name, and how they are read."""
+        self.fields = frozenset(nothing.kinds)
         """Names of its settings; a definition with another one is refused."""
 
     def check(self, fields: Fields) -> None:

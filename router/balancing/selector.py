@@ -16,6 +16,7 @@ from router.balancing.config import BalancingConfig
 from router.balancing.config_error import ConfigError
 from router.balancing.definition import Definition, build
 from router.balancing.estimates import queue_estimate_ms
+from router.balancing.expressions import ExpressionDefinition, Expressions, unavailable_method, unknown_method
 from router.balancing.outcome import (
     AdmissionRejected,
     BackendT,
@@ -37,14 +38,6 @@ _SHORTEST_SLEEP_S = 0.0001
 
 ClusterT_co = TypeVar("ClusterT_co", covariant=True)
 BackendT_co = TypeVar("BackendT_co", covariant=True)
-
-
-class UnknownMethodError(ValueError):
-    """The method header names no algorithm."""
-
-
-class UnavailableMethodError(ValueError):
-    """The method header names an algorithm that the configuration does not offer for this model."""
 
 
 class TargetView(Protocol[ClusterT_co, BackendT_co]):
@@ -84,6 +77,9 @@ class Selector:
     ) -> None:
         self._random = random
         self._catalog = Catalog(plugins, settings)
+        self._config = config
+        self.expressions = Expressions(self._catalog, random, self._configured) if settings.expressions else None
+        """The expressions that the method header may hold; None if it holds only names."""
         self.replace_config(config)
 
     def replace_config(self, config: BalancingConfig) -> None:
@@ -95,28 +91,46 @@ class Selector:
                 )
             definition.built = build(definition, self._random, self._catalog)
         self._config = config
+        if self.expressions is not None:
+            self.expressions.clear()
+
+    def algorithms(self) -> list[str]:
+        """Canonical names of all algorithms."""
+        return self._catalog.names()
 
     def knows(self, method: str) -> bool:
         """Whether a method header names a known algorithm, offered or not."""
         return self._catalog.from_header(method) is not None
 
     def resolve(self, model: str, method: str | None) -> Definition:
-        """The definition for a request. Raises `UnknownMethodError` or `UnavailableMethodError`."""
+        """The definition for a request; `method` is the name of an algorithm. Raises `MethodError`."""
+        if method is None:
+            policy = self._config.models.get(model)
+            return self._config.default if policy is None else policy.configured
+        algorithm = self._catalog.from_header(method)
+        if algorithm is None:
+            raise unknown_method(method)
+        found = self._configured(model, algorithm)
+        if found is None:
+            raise unavailable_method(algorithm)
+        return found
+
+    def in_force(self, routing_key: str | None, model: str, method: str | None) -> Definition:
+        """As `resolve`, if `method` may also be an expression; does not change what is kept of them. Raises `MethodError`."""
+        if method is None or self.expressions is None or ";" not in method:
+            return self.resolve(model, method)
+        return self.expressions.resolve(method.encode("utf-8", "surrogatepass"), routing_key, model)
+
+    def _configured(self, model: str, algorithm: str) -> Definition | None:
+        """The definition of an algorithm that the configuration offers for a model; None if it does not offer it."""
         config = self._config
         policy = config.models.get(model)
         configured = config.default if policy is None else policy.configured
-        if method is None:
-            return configured
-        algorithm = self._catalog.from_header(method)
-        if algorithm is None:
-            raise UnknownMethodError(method)
         if algorithm == configured.algorithm:
             return configured
         if policy is not None and algorithm in policy.overrides:
             return policy.overrides[algorithm]
-        if algorithm in config.overrides:
-            return config.overrides[algorithm]
-        raise UnavailableMethodError(method)
+        return config.overrides.get(algorithm)
 
     def select(
         self,
@@ -188,10 +202,14 @@ class Selector:
             return kept.balancer
         # Definitions of earlier configurations are used only by requests that resolved them before the change.
         live = {definition for _, definition in self._config.definitions()}
+        if self.expressions is not None:
+            live.update(self.expressions.of_target(request.routing_key, request.model))
         for stale in [key for key in target.balancer_state if key not in live]:
             del target.balancer_state[stale]
         balancer = effective.built.balancer(request.routing_key, request.model)
         target.balancer_state[effective] = TargetBalancer(balancer)
+        if isinstance(effective, ExpressionDefinition):
+            effective.states = target.balancer_state
         return balancer
 
     def _no_choice(self, request: RoutingRequest, eligible: int, now: float) -> Wait | Unavailable:
@@ -199,7 +217,7 @@ class Selector:
             left = request.received_at + min(request.max_wait_ms, MAX_WAIT_MS) / 1000 - now
             if left > 0:
                 return Wait(min(left, self._random.randint(_SHORTEST_MS, _LONGEST_MS) / 1000))
-        return Unavailable()
+        return Unavailable(at_capacity=eligible > 0)
 
 
 def _sleep(asked: Wait, request: RoutingRequest, eligible: int, now: float) -> Wait | Unavailable:
@@ -207,7 +225,7 @@ def _sleep(asked: Wait, request: RoutingRequest, eligible: int, now: float) -> W
     allowed_ms = MAX_WAIT_MS if request.max_wait_ms is None else min(request.max_wait_ms, MAX_WAIT_MS)
     left = request.received_at + allowed_ms / 1000 - now
     if not eligible or left <= 0:
-        return Unavailable()
+        return Unavailable(at_capacity=eligible > 0)
     # A shorter sleep than the clock can tell apart would repeat the decision at the same age.
     return Wait(min(max(asked.seconds, _SHORTEST_SLEEP_S), LONGEST_SLEEP_S, left), left * 1000)
 

@@ -11,6 +11,9 @@ class BalancingSettings:
     """The widening algorithms wait for the clusters of an affinity key, as a document may configure; otherwise the form of the
     algorithms is used that knows neither these waits nor their settings."""
 
+    expressions: bool
+    """Whether the method header may hold an expression; otherwise one is an unknown method."""
 
-CURRENT = BalancingSettings(affinity_waits=True)
+
+CURRENT = BalancingSettings(affinity_waits=True, expressions=True)
 """The algorithms of this version, for policies that are made without settings."""

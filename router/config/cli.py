@@ -1,11 +1,19 @@
 """The router's command line: the options of `Settings` and the introduction of `--help`."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from router.config.command_line import CommandLine, HelpRequested, UsageError, VersionRequested
 from router.config.settings import Settings
 
 __all__ = ["COMMAND_LINE", "HelpRequested", "UsageError", "VersionRequested", "help_text", "parse", "settings_or_exit"]
+
+
+def _knows_version(given: Mapping[str, list[str]], environment: Mapping[str, str]) -> bool:
+    """Releases of the 0.11 line have no `--version`."""
+    release = given["--compat"][0] if "--compat" in given else environment.get("STARGATE_COMPAT")
+    return release != "0.11"
+
 
 COMMAND_LINE: Final = CommandLine(
     Settings,
@@ -19,6 +27,7 @@ COMMAND_LINE: Final = CommandLine(
         "      --disable-dns-discovery --backend-connectivity=reverse --reverse-tunnel-listen-addr 0.0.0.0:50072 \\",
         "      --advertised-hostname-template 127.0.0.1 --quic-insecure",
     ),
+    knows_version=_knows_version,
 )
 """Parses the arguments of `stargate`."""
 

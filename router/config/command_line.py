@@ -37,8 +37,20 @@ class VersionRequested(Exception):  # noqa: N818 - asked for, not an error
 class CommandLine(Generic[S]):
     """The command line of one program, whose options are the fields of `settings` (see `router.config.option`)."""
 
-    def __init__(self, settings: type[S], program: str, *, about: str, introduction: Sequence[str]) -> None:
-        """`about` is the first line of the help, `introduction` the lines between the usage and the options."""
+    def __init__(
+        self,
+        settings: type[S],
+        program: str,
+        *,
+        about: str,
+        introduction: Sequence[str],
+        knows_version: Callable[[Mapping[str, list[str]], Mapping[str, str]], bool] = lambda _given, _environment: True,
+    ) -> None:
+        """`about` is the first line of the help, `introduction` the lines between the usage and the options.
+
+        `knows_version` says of the texts per flag left of `--version`, and of the environment, whether that is an option.
+        """
+        self._knows_version = knows_version
         self._settings = settings
         self._program = program
         self._about = about
@@ -51,7 +63,7 @@ class CommandLine(Generic[S]):
 
     def parse(self, arguments: Sequence[str], environment: Mapping[str, str]) -> S:
         """Parse arguments and environment. Raises `UsageError`, `HelpRequested` or `VersionRequested`."""
-        given = self._read(arguments)
+        given = self._read(arguments, environment)
         values: dict[str, Any] = {}
         missing: list[Option] = []
         for option in self.options:
@@ -97,7 +109,7 @@ class CommandLine(Generic[S]):
             *self._introduction,
             "",
             "Values are given as `--name value` or `--name=value`; the command line wins over the environment. Options marked",
-            "with + are additions of this program.",
+            "with + are additions of this program; those with * came with later releases of the reference than 0.11.",
         ]
         for section in dict.fromkeys(option.section for option in self.options):
             out += ["", f"{section}:"]
@@ -112,14 +124,15 @@ class CommandLine(Generic[S]):
         ]
         return "\n".join(out)
 
-    def _read(self, arguments: Sequence[str]) -> dict[str, list[str]]:
+    def _read(self, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, list[str]]:
         """Collect the texts given per flag; each is checked at once, so that the leftmost error is reported."""
         given: dict[str, list[str]] = {}
         words = iter(arguments)
         for word in words:
             if word == "--help" or (word.startswith("-h") and not word.startswith("--")):
                 raise HelpRequested
-            if word == "--version" or (word.startswith("-V") and not word.startswith("--")):
+            asks_for_version = word == "--version" or (word.startswith("-V") and not word.startswith("--"))
+            if asks_for_version and self._knows_version(given, environment):
                 raise VersionRequested
             flag, equals, value = word.partition("=")
             option = self._by_flag.get(flag)
@@ -179,6 +192,6 @@ def _help_entry(option: Option, width: int) -> list[str]:
         notes.append(f"[env: {option.env}]")
     if option.default_shown:
         notes.append(f"[default: {option.default_shown}]")
-    mark = "  + " if option.added else "      "
+    mark = "  + " if option.added else "  * " if option.later else "      "
     body = textwrap.wrap(" ".join([option.help, *notes]), width - 10, break_on_hyphens=False)
     return [f"{mark}{option.shown}", *(f"          {line}" for line in body)]

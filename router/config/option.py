@@ -27,6 +27,8 @@ class Option:
     env: str | None = None
     added: bool = False
     """No counterpart in the reference router; the default keeps its behaviour."""
+    later: bool = False
+    """The reference has it in releases after the 0.11 line only."""
     repeats: bool = False
     ignored: bool = False
     """Known from other releases and without effect; a start that has it says so."""
@@ -59,6 +61,7 @@ def option(
     env: str | None = None,
     section: str | None = None,
     added: bool = False,
+    later: bool = False,
     repeats: bool = False,
     ignored: bool = False,
 ) -> _T:
@@ -71,6 +74,7 @@ def option(
         help=help,
         env=env,
         added=added,
+        later=later,
         repeats=repeats,
         ignored=ignored,
     )
@@ -105,6 +109,7 @@ def switch(
     help: str,  # noqa: A002 - as above
     env: str | None = None,
     added: bool = False,
+    later: bool = False,
     ignored: bool = False,
 ) -> bool:
     """A field for an option without a value: off unless given. In the environment it is `true` or `false`."""
@@ -115,6 +120,7 @@ def switch(
         help=help,
         env=env,
         added=added,
+        later=later,
         ignored=ignored,
     )
     return dataclasses.field(default=False, metadata={_KEY: written})

@@ -12,7 +12,7 @@ from router.config.settings import Settings
 from router.config.startup_checks import retry_budget_header
 from router.control_plane.settings import ControlPlaneSettings, GatewayAuthSettings
 from router.http1.settings import ConnectionTimeouts, HttpSettings
-from router.proxy.settings import ProxySettings
+from router.proxy.settings import MESSAGES_PATH, PATHS, NoRepeat, ProxySettings
 from router.registry.settings import RegistrySettings
 from router.tunnels.settings import PENDING, TunnelSettings
 from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
@@ -57,13 +57,15 @@ def registry(settings: Settings) -> RegistrySettings:
 
 def balancing(settings: Settings) -> BalancingSettings:
     """Which form of the algorithms is used."""
-    return BalancingSettings(affinity_waits=settings.as_of_0_18)
+    return BalancingSettings(affinity_waits=settings.as_of_0_18, expressions=settings.as_of_0_18)
 
 
 def proxy(settings: Settings) -> ProxySettings:
     """Limits and switches of the proxy. Raises `StartupError` for an invalid header name."""
     header = retry_budget_header(settings)
     return ProxySettings(
+        paths=PATHS | {MESSAGES_PATH} if settings.as_of_0_18 else PATHS,
+        trust_routing_method=settings.trust_routing_method,
         request_timeout_ms=settings.head_timeout_ms,
         max_connect_retries=settings.proxy_max_connect_retries,
         max_request_retries=settings.proxy_max_request_retries,
@@ -71,18 +73,30 @@ def proxy(settings: Settings) -> ProxySettings:
         max_replay_total_bytes=settings.proxy_max_replay_total_bytes,
         require_retry_signal=settings.proxy_require_pylon_retry_signal,
         retry_budget_header=None if header is None else header.decode(),
-        no_repeat_accepted=settings.proxy_no_repeat_accepted,
+        no_repeat=_no_repeat(settings),
+        retry_signal_once=settings.as_of_0_18,
+        overload_answer=settings.as_of_0_18,
+        unknown_targets_unlabelled=settings.as_of_0_18,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        failure_logs=settings.as_of_0_18,
         access_log=settings.access_log,
+        method_error_bodies=settings.as_of_0_18,
     )
+
+
+def _no_repeat(settings: Settings) -> NoRepeat:
+    if settings.as_of_0_18:
+        return NoRepeat.HANDED_OVER
+    return NoRepeat.ACKNOWLEDGED if settings.proxy_no_repeat_accepted else NoRepeat.NEVER
 
 
 def http(settings: Settings) -> HttpSettings:
     """Connection limit and timeouts of the HTTP listener."""
     return HttpSettings(
         max_connections=settings.http_max_connections,
+        close_unread=settings.as_of_0_18,
         timeouts=ConnectionTimeouts(
-            discard=1.0,
+            discard=2.0 if settings.as_of_0_18 else 1.0,
             half_sent=2.0,
             watch=1.0,
             stalled=30.0,
@@ -108,6 +122,7 @@ def control_plane(
         min_silence_ms=3_000,
         unknown_heartbeat_ms=5_000,
         teardown_ms=2_000,
+        lifecycle_logs=settings.as_of_0_18,
     )
 
 

@@ -2,8 +2,8 @@
 
 A field is an option: its name, type and default, and by `router.config.option` its flag, environment variable and help.
 Fields are named after the flags (`--dns-poll-ms` is `dns_poll_ms`); units are in the names. Options marked `added` have no
-counterpart in the reference router; their defaults keep its behaviour. No value is a secret: paths only.
-docs/operations.md, "Command line", explains the rules.
+counterpart in the reference router; their defaults keep its behaviour. Those marked `later` came after its 0.11 line. No value
+is a secret: paths only. docs/operations.md, "Command line", explains the rules.
 """
 
 from dataclasses import dataclass, fields
@@ -163,6 +163,7 @@ class Settings:
         "--allow-insecure-remote-watch-http",
         help="Allow http:// in --remote-stargate-url.",
         env="STARGATE_ALLOW_INSECURE_REMOTE_WATCH_HTTP",
+        later=True,
     )
     grpc_pylon_dial_addr: str | None = option(
         "--grpc-pylon-dial-addr",
@@ -398,8 +399,18 @@ class Settings:
     )
     proxy_no_repeat_accepted: bool = switch(
         "--proxy-no-repeat-accepted",
-        help="Never send a request again that a worker has received in full, so that nothing is generated twice.",
+        help="With --compat 0.11: never send a request again that a worker has received in full, so that nothing is "
+        "generated twice. With 0.18 that is so without it, from when the request was handed to the tunnel.",
         env="STARGATE_PROXY_NO_REPEAT_ACCEPTED",
+        added=True,
+    )
+    trust_routing_method: bool = option(
+        "--trust-routing-method",
+        "true|false",
+        true_or_false,
+        default=True,
+        help="Whether x-routing-method of a request chooses the algorithm. false: the header is ignored.",
+        env="STARGATE_TRUST_ROUTING_METHOD",
         added=True,
     )
     lb_config_path: str | None = option(
@@ -602,6 +613,7 @@ class Settings:
         help="/readyz stays 503 for this long after the start, or until the number of routable workers is stable; everything "
         "else works meanwhile. 0 is ready at once.",
         env="STARGATE_READINESS_WARMUP_MS",
+        later=True,
     )
     readiness_stabilization_sample_interval_ms: int = option(
         "--readiness-stabilization-sample-interval-ms",
@@ -610,6 +622,7 @@ class Settings:
         default=1_000,
         help="How often routable workers are counted while /readyz warms up.",
         env="STARGATE_READINESS_STABILIZATION_SAMPLE_INTERVAL_MS",
+        later=True,
     )
     readiness_stabilization_window: int = option(
         "--readiness-stabilization-window",
@@ -618,6 +631,7 @@ class Settings:
         default=5,
         help="How often in a row that count, above 0, must be the same as before for the warm-up to end.",
         env="STARGATE_READINESS_STABILIZATION_WINDOW",
+        later=True,
     )
     lame_duck_ms: int = option(
         "--lame-duck-ms",
@@ -646,6 +660,7 @@ class Settings:
         default=None,
         help="Accepted and ignored: reservations end with the worker's next report.",
         env="STARGATE_ROUTING_RESERVATION_TTL_MIN_MS",
+        later=True,
         section="Known from other releases",
         ignored=True,
     )
@@ -656,12 +671,14 @@ class Settings:
         default=None,
         help="Accepted and ignored, as the option before.",
         env="STARGATE_ROUTING_RESERVATION_TTL_MAX_MS",
+        later=True,
         ignored=True,
     )
     allow_open_worker_auth: bool = switch(
         "--allow-open-worker-auth",
         help="Accepted and ignored: without --worker-auth-endpoint every worker is accepted anyway.",
         env="STARGATE_ALLOW_OPEN_WORKER_AUTH",
+        later=True,
         ignored=True,
     )
     worker_auth_file: None = option(
@@ -671,6 +688,7 @@ class Settings:
         default=None,
         help="Not supported yet: the start ends with a usage error.",
         env="STARGATE_WORKER_AUTH_FILE",
+        later=True,
     )
     config_file: None = option(
         "--config-file",
@@ -679,6 +697,7 @@ class Settings:
         default=None,
         help="Not supported yet: the start ends with a usage error.",
         env="STARGATE_CONFIG_FILE",
+        later=True,
     )
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from router.control_plane.admission import RefusedError, admit, already_registered, check_unchanged, too_large
 from router.control_plane.heartbeat import idle_timeout_ms
@@ -18,6 +19,15 @@ from router.control_plane.id_claim import HolderLiveness, Liveness
 from router.control_plane.inbox import Inbox, Signal
 from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.messages import model_updates
+from router.control_plane.registration_end import (
+    CANCELLED,
+    CLOSED,
+    IDLE_TIMEOUT,
+    READ_FAILED,
+    SUPERSEDED,
+    log_before_admission,
+    log_deregistered,
+)
 from router.control_plane.settings import ControlPlaneSettings
 from router.ports.identity import Identity
 from router.ports.registration_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
@@ -85,10 +95,11 @@ class RegistrationStream:
     ) -> None:
         self.routing_key = routing_key
         self.registration: Registration | None = None
-        self.end_reason = "cancelled"
+        self.end_reason = CANCELLED
         """Metric label of the reason of the end; "cancelled" = the call was, by the worker or by a closed connection."""
         self.refused = False
         """Whether the stream was refused before admission."""
+        self._end_error: str | None = "the call was cancelled, or its connection lost"
         self._table = table
         self._context = context
         self._peer = peer
@@ -104,6 +115,7 @@ class RegistrationStream:
         self._sign_of_life = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
+        self._read_error: str | None = None
 
     async def run(self) -> None:
         """Serve the stream until it ends; returning means status OK. Raises `RefusedError` with the status to end with.
@@ -121,7 +133,7 @@ class RegistrationStream:
             if not self._stopped or self._task is None or self._task.uncancel() > 0:
                 raise
         except RefusedError as refusal:
-            self.end_reason = refusal.label
+            self._ends(refusal.label, refusal.message)
             self.refused = self.registration is None
             raise
         finally:
@@ -129,6 +141,8 @@ class RegistrationStream:
             # left to do.
             self._close()
             self._table.open.discard(self)
+            if self.registration is None:
+                self._log_before_admission()
             reader.cancel()
             await self._wait_closed(reader)
 
@@ -136,7 +150,7 @@ class RegistrationStream:
         """End the stream with OK: its routes and id are free when this returns."""
         if not self._stopped:
             self._stopped = True
-            self.end_reason = reason
+            self._ends(reason, None)
             self._close()
             if self._task is not None:
                 self._task.cancel()
@@ -171,7 +185,7 @@ class RegistrationStream:
                 async with asyncio.timeout(self._idle_s):
                     item = await self._inbox.get()
             except TimeoutError:
-                self.end_reason = "idle_timeout"
+                self._ends(IDLE_TIMEOUT, None)
                 _log.warning(
                     "registration stream idle timeout; closing registration",
                     idle_timeout_ms=round((self._idle_s or 0) * 1000),
@@ -183,9 +197,8 @@ class RegistrationStream:
             elif item is Signal.RECOVERED:
                 await self._reapply()
             else:
-                self.end_reason = "closed" if item is Signal.CLOSED else "read_failed"
-                if self.registration is None:
-                    _log.debug("register inference servers stream exited before admission", peer=self._peer)
+                closed = item is Signal.CLOSED
+                self._ends(CLOSED if closed else READ_FAILED, self._read_error)  # no error if it was closed
                 return
 
     async def _read(self) -> None:
@@ -198,10 +211,11 @@ class RegistrationStream:
                     self._tunnels.reported()
                 self._inbox.put(message)
             signal = Signal.CLOSED
-        except (grpc.aio.BaseError, grpc.RpcError, ValueError) as error:
+        except (grpc.aio.BaseError, grpc.RpcError, DecodeError, ValueError) as error:
+            self._read_error = str(error) or type(error).__name__
             _log.warning(
                 "inference servers stream read failed or closed",
-                error=str(error) or type(error).__name__,
+                error=self._read_error,
                 inference_server_id=self.inference_server_id,
                 peer=self._peer,
             )
@@ -277,7 +291,7 @@ class RegistrationStream:
                     old_peer=holder._peer,  # noqa: SLF001
                     new_peer=self._peer,
                 )
-                holder.stop("superseded")
+                holder.stop(SUPERSEDED)
             if table.registry.live(identity.inference_server_id) is None:
                 return
         existing = table.registry.live(identity.inference_server_id) or existing
@@ -335,12 +349,17 @@ class RegistrationStream:
 
     # End
 
+    def _ends(self, label: str, error: str | None) -> None:
+        self.end_reason, self._end_error = label, error
+
     def _close(self) -> None:
         if self.registration is not None and self._tunnels is not None and not self.registration.ended:
             self._table.registry.end(self.registration)
             self._table.release(self.registration.identity.inference_server_id)
             self._tunnels.retire()
             self._sign_of_life.set()
+            if self._table.settings.lifecycle_logs:
+                log_deregistered(self.registration, self.end_reason, self._end_error)
 
     async def _wait_closed(self, reader: asyncio.Task[None]) -> None:
         await asyncio.wait([reader])
@@ -357,6 +376,12 @@ class RegistrationStream:
     def inference_server_id(self) -> str | None:
         """The worker's id; None until it is admitted."""
         return None if self.registration is None else self.registration.identity.inference_server_id
+
+    def _log_before_admission(self) -> None:
+        if self._table.settings.lifecycle_logs:
+            log_before_admission(self.end_reason, self._end_error, self._peer)
+        elif self.end_reason in (CLOSED, READ_FAILED):
+            _log.debug("register inference servers stream exited before admission", peer=self._peer)
 
     def _log_without_rtt(self, *, without: bool) -> None:
         """Log one line per active model when it becomes unroutable: without stats, or (`without`) without a round trip."""

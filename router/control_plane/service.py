@@ -14,6 +14,7 @@ import structlog
 
 from router.control_plane.admission import RefusedError
 from router.control_plane.heartbeat import HEARTBEAT_METADATA, BadHeartbeat, parse_heartbeat_ms
+from router.control_plane.registration_end import SHUTDOWN
 from router.control_plane.registration_stream import Context, RegistrationStream, RegistrationTable
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.watch import WatchCell
@@ -55,7 +56,7 @@ class ControlPlane(StargateControlPlaneServicer):
         self._stopping = True
         self._watch.close()
         for stream in list(self._streams.open):
-            stream.stop("shutdown")
+            stream.stop(SHUTDOWN)
 
     async def RegisterInferenceServer(self, _requests: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
         """Serve one worker's registration until its stream ends."""

@@ -34,6 +34,8 @@ class ControlPlaneSettings:
     """The heartbeat assumed, for `min_silence_ms`, for a worker that announced none."""
     teardown_ms: int
     """Maximum time that the end of a registration waits for its health loop."""
+    lifecycle_logs: bool
+    """Log every end of a registration with its reason and models, and every stream that ends without a registration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

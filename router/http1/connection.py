@@ -71,14 +71,22 @@ _CLOSING: Final = ConnectionState.CLOSING
 class ClientConnection(asyncio.Protocol):
     """Implements asyncio's protocol, the callbacks of parser, pipeline and arrival, and the output of a response."""
 
-    def __init__(self, server: ConnectionCallbacks, clock: Callable[[], float], timeouts: ConnectionTimeouts) -> None:
+    def __init__(
+        self,
+        server: ConnectionCallbacks,
+        clock: Callable[[], float],
+        timeouts: ConnectionTimeouts,
+        *,
+        close_unread: bool,
+    ) -> None:
+        """`close_unread`: see `HttpSettings`."""
         self._server = server
         self._timeouts = timeouts
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
         self._state = _OPEN
         self._parser = RequestParser(self, clock)
-        self._pipeline = RequestPipeline(self, self, self._parser, server)
+        self._pipeline = RequestPipeline(self, self, self._parser, server, close_unread=close_unread)
         self._out: list[bytes] = []
         self._reading = True
         self._discard_timer: asyncio.TimerHandle | None = None

@@ -101,6 +101,7 @@ class RequestPipeline:
 
     __slots__ = (
         "_body_reading",
+        "_close_unread",
         "_connection",
         "_current",
         "_flow",
@@ -114,8 +115,16 @@ class RequestPipeline:
     )
 
     def __init__(
-        self, connection: PipelineCallbacks, output: ResponseOutput, parser: RequestParser, handler: RequestHandler
+        self,
+        connection: PipelineCallbacks,
+        output: ResponseOutput,
+        parser: RequestParser,
+        handler: RequestHandler,
+        *,
+        close_unread: bool,
     ) -> None:
+        """`close_unread`: see `HttpSettings`."""
+        self._close_unread = close_unread
         self._connection: PipelineCallbacks = connection
         self._output: ResponseOutput = output
         self._parser = parser
@@ -207,6 +216,7 @@ class RequestPipeline:
             http_1_0=request.http_1_0,
             keep_alive=request.keep_alive,
             bodyless=request.method == b"HEAD",
+            closes_unread=request.body if self._close_unread else None,
         )
         self._current, self._response = request, response
         flow = self._handler.handle(request, response)

@@ -7,7 +7,12 @@ connection. A response that is broken off ends without the final chunk, or with 
 from http import HTTPStatus
 from typing import Protocol
 
+import structlog
+
+from router.http1.request import RequestBody
 from tunnel_protocol.head import HeaderList
+
+_log = structlog.get_logger()
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _WITHOUT_BODY = frozenset((204, 304))
@@ -56,6 +61,7 @@ class Response:
     __slots__ = (
         "_bodyless",
         "_chunked",
+        "_closes_unread",
         "_http_1_0",
         "_left",
         "_output",
@@ -73,12 +79,15 @@ class Response:
         http_1_0: bool,
         keep_alive: bool,
         bodyless: bool,
+        closes_unread: RequestBody | None = None,
     ) -> None:
+        """`closes_unread`: a response without success closes the connection if this body has not arrived to its end."""
         self._output = output
         self._http_1_0 = http_1_0
         self.keep_alive = keep_alive
         """Whether the connection stays open after this response; final once the head is sent."""
         self._bodyless = bodyless
+        self._closes_unread = closes_unread
         self._chunked = False
         self._left: int | None = None
         self.started = False
@@ -109,6 +118,10 @@ class Response:
         else:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
+        unread = self._closes_unread
+        if unread is not None and not unread.complete and not 200 <= status < 300:
+            self.keep_alive = False
+            _log.debug("closing connection: request body not read to its end", status=status)
         if not self.keep_alive or self._output.draining:
             self.keep_alive = False
             if not self._http_1_0:  # closing is the default of HTTP/1.0

@@ -49,6 +49,7 @@ class HttpServer:
         self._reported_at = -_REPORT_EVERY_S
         self._handler = handler
         self._timeouts = settings.timeouts
+        self._close_unread = settings.close_unread
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._connections: set[ClientConnection] = set()
@@ -77,7 +78,9 @@ class HttpServer:
         # Accepted sockets inherit these options: they detect clients that vanish, as idle connections have no timeout.
         keep_alive(sock)
         self._server = await self._loop.create_server(
-            lambda: ClientConnection(self, self._clock, self._timeouts), sock=sock, backlog=BACKLOG
+            lambda: ClientConnection(self, self._clock, self._timeouts, close_unread=self._close_unread),
+            sock=sock,
+            backlog=BACKLOG,
         )
 
     async def wait(self) -> None:

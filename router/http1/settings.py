@@ -38,5 +38,8 @@ class HttpSettings:
     max_connections: int
     """Client connections open at a time; further ones are closed as soon as they are accepted."""
 
+    close_unread: bool
+    """Close the connection after a response without success whose request body has not arrived to its end."""
+
     timeouts: ConnectionTimeouts
     """Timeouts of each connection."""

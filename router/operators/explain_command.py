@@ -62,6 +62,8 @@ def render_text(document: dict[str, Any]) -> str:
     lines = [f"{target['model']!r}{scope}, decided by {algorithm['name']}"]
     if algorithm["comparator"]:
         lines[0] += f" (comparator {algorithm['comparator']})"
+    if algorithm["expression"]:
+        lines.append(f"expression in force: {algorithm['expression']}")
     if "admission" in document:
         admission = document["admission"]
         lines.append(f"admission: {admission['seconds']} s of work, limit {admission['limit_seconds']} s")
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", default="127.0.0.1:9090", help="metrics port of the router (default: %(default)s)")
     add("--model", required=True, help="the model that is asked for")
     add("--routing-key", help="the tenant the request is scoped to")
-    add("--method", help="algorithm, as in the header x-routing-method")
+    add("--method", help="algorithm or expression, as in the header x-routing-method")
     add("--input-tokens", type=int, help="prompt tokens of the request")
     add("--priority", type=int, help="lower is more urgent")
     add("--affinity-key", help="cache affinity key")

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from router.balancing import RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
+from router.balancing import MethodError, RoutingRequest, Selector
 from router.balancing.explain import explain
 from router.registry import Registry, TargetKey
 
@@ -62,10 +62,8 @@ class ExplainPage:
                 excluded=set(query.getlist("exclude")),
                 now=now,
             )
-        except UnknownMethodError:
-            return _refused(f"`{method}` is no algorithm")
-        except UnavailableMethodError:
-            return _refused(f"`{method}` is not offered for this model by the configuration in effect")
+        except MethodError as error:
+            return _refused(str(error))
         return Response(msgspec.json.encode(document), media_type="application/json")
 
 

@@ -124,7 +124,7 @@ def _warn_about_options(settings: Settings) -> None:
 
 def _make_metrics(settings: Settings) -> Metrics:
     try:
-        metrics = Metrics(settings.metrics_prefix)
+        metrics = Metrics(settings.metrics_prefix, as_of_0_18=settings.as_of_0_18)
     except MetricNameError as error:
         options = settings.shown("metrics_prefix")
         raise StartupError("failed to create prometheus metrics registry", str(error), options=options) from None

@@ -1,4 +1,7 @@
-"""The two log lines of an ordinary request: one per attempt and one at its end. They hold no content and no credentials."""
+"""Which lines of requests are logged; and the two of an ordinary one: one per attempt and one at its end.
+
+They hold no content and no credentials.
+"""
 
 from router.telemetry.logging import FrequentLine
 
@@ -6,7 +9,9 @@ from router.telemetry.logging import FrequentLine
 class AccessLog:
     """Holds the lines. Callers check `enabled` of a line before they compute its values: a disabled line costs nothing."""
 
-    def __init__(self, *, finished: bool) -> None:
+    def __init__(self, *, finished: bool, failures: bool) -> None:
+        self.failures = failures
+        """Whether a request that failed at a worker has a line of its own, with all that decided it."""
         self.attempt = FrequentLine(
             "proxying request",
             "routing_key",

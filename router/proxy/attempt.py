@@ -29,8 +29,8 @@ class AttemptCallbacks(Protocol):
     def attempt_answered(self, head: ResponseHead) -> None:
         """A response head arrived: call `relay` or `discard`."""
 
-    def attempt_failed(self, error: TunnelError) -> None:
-        """The attempt ended without a response head."""
+    def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
+        """The attempt ended without a response head; `handed_over`: the tunnel was given the whole request before."""
 
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended; `failure` is the reason if it was broken off, None if it is complete."""
@@ -71,6 +71,7 @@ class Attempt:
         "_budget_s",
         "_deadline_at",
         "_exchange",
+        "_handed_over",
         "_head_timer",
         "_idle_s",
         "_idle_timer",
@@ -105,6 +106,7 @@ class Attempt:
         self._loop = loop
         self._idle_s = idle_timeout_ms / 1000
         self._exchange: Exchange | None = None
+        self._handed_over = False
         self._opening: asyncio.Task[None] | None = None
         self._upload: Upload | None = None
         self._response: Response | None = None
@@ -219,7 +221,7 @@ class Attempt:
         if not awaiting_head:
             self._break_off(error.reason)
         else:
-            self._owner.attempt_failed(error)
+            self._owner.attempt_failed(error, handed_over=self._handed_over)
 
     def on_upload_writable(self) -> None:
         """The exchange accepts more of the body."""
@@ -263,6 +265,7 @@ class Attempt:
         if self._paused:
             exchange.pause()
         if end:
+            self._handed_over = True
             self._replay.touch()
             self._replay.complete()
             return
@@ -281,6 +284,7 @@ class Attempt:
             replay.add(data)
             exchange.send_body(data)
         replay.complete()
+        self._handed_over = True
         exchange.end_body()
 
     def _upload_over(self, failure: str | None) -> None:
@@ -289,9 +293,10 @@ class Attempt:
         if failure is not None:
             label = "client" if self._upload.from_client else "copy"
             _log.error("failed to send request body", error=failure, upload_label=label)
+        self._handed_over = failure is None
         if failure is not None and self.state < _RELAYING:
             self.discard()
-            self._owner.attempt_failed(TunnelError(failure))
+            self._owner.attempt_failed(TunnelError(failure), handed_over=False)
             return
         if failure is not None:
             # The response is still relayed, but it does not end cleanly.
@@ -304,7 +309,7 @@ class Attempt:
         self._head_timer = None
         accepted = self._exchange is not None and self._exchange.upload_acknowledged()
         self.discard()
-        self._owner.attempt_failed(TunnelError(TIMED_OUT, accepted=accepted))
+        self._owner.attempt_failed(TunnelError(TIMED_OUT, accepted=accepted), handed_over=self._handed_over)
 
     def _upload_late(self) -> None:
         self._upload_timer = None
@@ -330,7 +335,7 @@ class Attempt:
         """A part of the response came before its head was passed on. Framings rule that out; the client is answered anyway."""
         _log.error("response without a head", state=self.state.name)
         self.discard()
-        self._owner.attempt_failed(TunnelError("response without a head"))
+        self._owner.attempt_failed(TunnelError("response without a head"), handed_over=self._handed_over)
 
     def _finish(self) -> None:
         response = self._response

@@ -5,8 +5,10 @@ Gateways show the bodies to end users byte for byte. Source: docs/proxy.md, "Sta
 
 from typing import NamedTuple
 
+import msgspec
+
 from router.registry import Backend
-from tunnel_protocol.head import ERROR_CODE, NOT_TO_CALLER, HeaderList
+from tunnel_protocol.head import ERROR_CODE, NOT_TO_CALLER, HeaderList, without
 
 _SERVER_ID = b"x-inference-server-id"
 _SERVER_URL = b"x-inference-server-url"
@@ -22,16 +24,25 @@ class LocalReply(NamedTuple):
     body: bytes
 
 
-def _coded(status: int, code: str, error: str) -> LocalReply:
+def coded(status: int, code: str, error: str) -> LocalReply:
+    """A reply whose body and header tell the class of the error; `error` may be any text."""
     headers = [(b"content-type", b"application/json"), (ERROR_CODE, code.encode())]
-    return LocalReply(status, headers, f'{{"error":"{error}","code":"{code}"}}'.encode())
+    return LocalReply(status, headers, msgspec.json.encode({"error": error, "code": code}))
 
 
-NO_CANDIDATES = _coded(404, "no_eligible_candidates", "no eligible candidates")
+NO_CANDIDATES = coded(404, "no_eligible_candidates", "no eligible candidates")
 """No inference server has registered the model under the routing key."""
 
-TOO_MUCH_INPUT_WORK = _coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
+TOO_MUCH_INPUT_WORK = coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
 """Refused by input-work admission."""
+
+OVERLOADED = LocalReply(
+    503,
+    [(ERROR_CODE, b"overloaded_error"), (b"content-type", b"application/json")],
+    b'{"error":{"code":"overloaded_error","message":"Inference capacity is temporarily unavailable.","param":"",'
+    b'"type":"overloaded_error"}}',
+)
+"""Every worker that could serve the request has no capacity for it now. Gateways translate the code in the header."""
 
 UNAVAILABLE = LocalReply(503, [], b"")
 """The target is registered, but no inference server is eligible (any more)."""
@@ -42,7 +53,7 @@ def headers_to_client(headers: HeaderList, backend: Backend) -> HeaderList:
 
     Raises `ValueError` if an id of the worker cannot be a header value.
     """
-    passed_on = [entry for entry in headers if entry[0] not in _NOT_PASSED_ON]
+    passed_on = without(headers, _NOT_PASSED_ON)
     passed_on += (
         (_SERVER_ID, _header_value(backend.inference_server_id)),
         (_SERVER_URL, _header_value(backend.inference_server_url)),

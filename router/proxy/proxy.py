@@ -18,11 +18,20 @@ from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
-from router.proxy.local_replies import NO_CANDIDATES, TOO_MUCH_INPUT_WORK, UNAVAILABLE, LocalReply, headers_to_client
+from router.proxy.failure_log import is_failure
+from router.proxy.local_replies import (
+    NO_CANDIDATES,
+    OVERLOADED,
+    TOO_MUCH_INPUT_WORK,
+    UNAVAILABLE,
+    LocalReply,
+    headers_to_client,
+)
+from router.proxy.method_header import MethodHeader
 from router.proxy.overflow import with_free_stream
 from router.proxy.placement import Placement, RoutedChoice
 from router.proxy.recorder import RequestRecorder
-from router.proxy.replay import ReplayBudget, ReplayBuffer
+from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
 from router.proxy.request_trace import ProxyTracing
 from router.proxy.retry import Verdict
 from router.proxy.retry_state import RetryState
@@ -30,7 +39,13 @@ from router.proxy.settings import ProxySettings
 from router.proxy.validation import InvalidRequestError, Validator, ValidRequest
 from router.registry import Registry, TargetKey
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.head import EXPECTED_QUEUE_MS, HeaderList, RequestHead, ResponseHead, request_headers_to_worker
+from tunnel_protocol.head import (
+    EXPECTED_QUEUE_MS,
+    HeaderList,
+    RequestHead,
+    ResponseHead,
+    request_headers_to_worker,
+)
 
 _log = structlog.get_logger()
 
@@ -58,14 +73,16 @@ class Proxy:
         self.metrics = metrics
         self.settings = settings
         self.clock = clock
-        self.validator = Validator(selector, settings)
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
-        self.access_log = AccessLog(finished=settings.access_log)
+        self.access_log = AccessLog(finished=settings.access_log, failures=settings.failure_logs)
         self.tracing: ProxyTracing | None = None
         """Set before the first request if traces are exported."""
         self.running: set[ProxiedRequest] = set()
         # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
+        self.validator = Validator(
+            selector, MethodHeader(selector, metrics, settings, clock, self.loop.call_later), settings
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: ClientRequest, response: Response) -> "ProxiedRequest | None":
@@ -74,7 +91,7 @@ class Proxy:
             valid = self.validator.validate(request)
         except InvalidRequestError as error:
             self.metrics.requests_rejected_total.inc((str(error.status), error.reason))
-            response.send(error.status, [])
+            response.send(error.reply.status, error.reply.headers, error.reply.body)
             if self.tracing is not None:
                 self.tracing.refused(request, error)
             return None
@@ -184,14 +201,20 @@ class ProxiedRequest:
             self._routing_timer = proxy.loop.call_later(outcome.seconds, self.route)
         elif isinstance(outcome, AdmissionRejected):
             self._recorder.not_admitted(outcome.reason)
-            self._refuse(TOO_MUCH_INPUT_WORK)
+            self._refuse(OVERLOADED if proxy.settings.overload_answer else TOO_MUCH_INPUT_WORK)
         else:
-            self._recorder.nobody_left(
-                failed_backends=len(retries.failed_backends),
-                routing_retries=retries.routing_retries,
-                after_failures=retries.excludes_anything,
-            )
-            self._refuse(NO_CANDIDATES if isinstance(outcome, NotFound) else UNAVAILABLE)
+            if isinstance(outcome, NotFound):
+                answer, finalization = NO_CANDIDATES, "no_eligible_candidates"
+                if proxy.settings.unknown_targets_unlabelled:
+                    self._recorder.unknown_target()
+            elif proxy.settings.overload_answer and (outcome.at_capacity or retries.refused_for_capacity):
+                answer, finalization = OVERLOADED, "overloaded_error"
+                if outcome.at_capacity:
+                    self._recorder.without_capacity()
+            else:
+                answer, finalization = UNAVAILABLE, "unavailable"
+            self._recorder.nobody_left(retries, finalization)
+            self._refuse(answer)
 
     def _advertised(self) -> bool:
         return self._proxy.registry.is_advertised(self._key)
@@ -287,7 +310,7 @@ class ProxiedRequest:
 
     # --- AttemptCallbacks ------------------------------------------------------------------------------------------
 
-    def attempt_failed(self, error: TunnelError) -> None:
+    def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
         """The attempt got no response head: try again, or answer 502."""
         if self._state is _OVER:
             return
@@ -296,8 +319,9 @@ class ProxiedRequest:
             self._defect()
             return
         recorder, replay = self._recorder, self._replay
+        self._retry_state.refused_for_capacity = False
         recorder.attempt_failed(placement.backend, error.reason, replay.held_bytes)
-        verdict = self._retry_state.after_failure(error, replay, self._proxy.clock())
+        verdict = self._retry_state.after_failure(error, replay, self._proxy.clock(), handed_over=handed_over)
         if verdict is Verdict.AGAIN:
             self._retry_after_failure(placement)
             return
@@ -306,10 +330,12 @@ class ProxiedRequest:
         elif verdict is Verdict.RETRIES_USED_UP:
             recorder.exhausted(retry.CONNECT_RETRIES_EXHAUSTED)
         elif verdict is Verdict.INCOMPLETE:
-            recorder.not_replayable(placement.backend, 502, "retryable_proxy_error", "proxy error")
+            recorder.not_replayable(placement.backend, 502, retry.PROXY_ERROR, "proxy error")
         elif verdict is Verdict.ACCEPTED:
             recorder.accepted_already()
-        self._answer(413 if verdict is Verdict.TOO_LARGE else 502)
+        elif verdict is Verdict.AMBIGUOUS:
+            recorder.ambiguous_delivery()
+        self._fail(verdict, None, placement)
 
     def _retry_after_failure(self, placement: Placement) -> None:
         self._retry_state.connect_retries += 1
@@ -330,25 +356,35 @@ class ProxiedRequest:
         recorder, settings, replay = self._recorder, self._proxy.settings, self._replay
         now = self._proxy.clock()
         recorder.attempt_answered(placement.backend, head.status, replay.held_bytes, now)
-        if retry.releases_reservation(head):
+        once = settings.retry_signal_once
+        if retry.releases_reservation(head, signal_once=once):
             placement.release()
-        reason = retry.retry_reason(head, signal_required=settings.require_retry_signal)
+        reason = retry.retry_reason(head, signal_required=settings.require_retry_signal, signal_once=once)
         if reason is None:
             self._pass_on(head, placement, attempt, now)
             return
+        refused = self._retry_state.refused_for_capacity = retry.refused_for_capacity(head)
         verdict = self._retry_state.after_answer(replay, now)
         if verdict is Verdict.AGAIN:
             attempt.discard()
             self._retry_after_answer(head.status, reason, placement)
         elif verdict is Verdict.TOO_LARGE:
             attempt.discard()
-            self._answer(413)
+            self._fail(verdict, head, placement)
         else:
             if verdict is Verdict.INCOMPLETE:
                 recorder.not_replayable(placement.backend, head.status, reason, "response")
             else:
                 recorder.exhausted(retry.BUDGET_EXHAUSTED if verdict is Verdict.BUDGET_OVER else reason)
-            self._pass_on(head, placement, attempt, now)
+            if not refused or not settings.overload_answer:
+                self._pass_on(head, placement, attempt, now, verdict)
+                return
+            attempt.discard()
+            if replay.state is ReplayState.TOO_LARGE:
+                self._fail(Verdict.TOO_LARGE, head, placement)
+            else:
+                recorder.request_failed(placement.backend, 503, verdict, head, self._retry_state, now)
+                self._refuse(OVERLOADED, placement.backend.inference_server_id)
 
     def _retry_after_answer(self, status: int, reason: str, placement: Placement) -> None:
         retries = self._retry_state
@@ -363,7 +399,7 @@ class ProxiedRequest:
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended."""
         if failure is not None and self._placement is not None:
-            self._recorder.broken_off(self._placement.backend, failure)
+            self._recorder.broken_off(self._placement.backend, failure, self._response)
         self._finish("complete" if failure is None else "truncated")
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
@@ -394,16 +430,21 @@ class ProxiedRequest:
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float) -> None:
-        """The response is final: send its head to the client and relay the body."""
+    def _pass_on(
+        self, head: ResponseHead, placement: Placement, attempt: Attempt, now: float, verdict: Verdict | None = None
+    ) -> None:
+        """The response is final: send its head to the client and relay the body. `verdict`: why a retryable one is final."""
         self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
             headers = headers_to_client(head.headers, placement.backend)
         except ValueError:
             attempt.discard()
+            self._recorder.request_failed(placement.backend, 500, verdict, None, self._retry_state, now)
             self._response.send(500, [])
             self._finish("failed")
             return
+        if verdict is not None or is_failure(head.status):
+            self._recorder.request_failed(placement.backend, head.status, verdict, head, self._retry_state, now)
         self._state = _RELAYING
         self._first_byte_at = now
         self._replay.close()  # nothing is retried from here on
@@ -417,6 +458,13 @@ class ProxiedRequest:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
             self._answer(502)
 
+    def _fail(self, verdict: Verdict, head: ResponseHead | None, placement: Placement) -> None:
+        """Answer after the last attempt, whose response (`head`, None if there was none) is not passed on."""
+        status = 413 if verdict is Verdict.TOO_LARGE else 502
+        now = self._proxy.clock()
+        self._recorder.request_failed(placement.backend, status, verdict, head, self._retry_state, now)
+        self._answer(status)
+
     def _answer(self, status: int) -> None:
         """Send a local reply with `status` after an attempt."""
         backend = None if self._placement is None else self._placement.backend
@@ -424,9 +472,9 @@ class ProxiedRequest:
         self._response.send(status, [])
         self._finish("failed")
 
-    def _refuse(self, answer: LocalReply) -> None:
-        """Send a local reply because no attempt is made."""
-        self._recorder.answered("", answer.status)
+    def _refuse(self, answer: LocalReply, server_id: str = "") -> None:
+        """Send a local reply because no attempt is made, or instead of the refusal of the worker `server_id`."""
+        self._recorder.answered(server_id, answer.status)
         self._response.send(answer.status, answer.headers, answer.body)
         self._finish("refused")
 

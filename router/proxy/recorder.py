@@ -9,12 +9,15 @@ from router.http1.request import ClientRequest
 from router.http1.response import Response
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
+from router.proxy.failure_log import log_failed_request
 from router.proxy.placement import RoutedChoice
 from router.proxy.request_trace import RequestTrace
+from router.proxy.retry import Verdict
+from router.proxy.retry_state import RetryState
 from router.proxy.validation import ValidRequest
 from router.registry import Backend
-from router.telemetry.metrics import Metrics
-from tunnel_protocol.head import HeaderList
+from router.telemetry.metrics import UNKNOWN_TARGET, Metrics
+from tunnel_protocol.head import HeaderList, ResponseHead
 
 _log = structlog.get_logger()
 
@@ -87,16 +90,28 @@ class RequestRecorder:
         if self._trace is not None:
             self._trace.not_admitted(reason)
 
-    def nobody_left(self, *, failed_backends: int, routing_retries: int, after_failures: bool) -> None:
-        """No eligible cluster is left."""
+    def without_capacity(self) -> None:
+        """Clusters are left, and none of them has capacity for the request."""
+        self._metrics.admission_rejections_total.inc((*self._labels, "routing_capacity_unavailable"))
+
+    def unknown_target(self) -> None:
+        """Nobody has registered the target: its names, which the client chose, are no labels from here on."""
+        self._labels = UNKNOWN_TARGET
+
+    def nobody_left(self, retries: RetryState, finalization: str) -> None:
+        """No eligible cluster is left; `finalization` names the answer."""
+        details: dict[str, object] = {}
+        if self._access_log.failures:
+            details = {"finalization": finalization, "failed_cluster_count": len(retries.failed_clusters)}
         _log.warning(
             "no inference server candidates for routing target",
             routing_key=self._valid.routing.routing_key,
             model_id=self._valid.routing.model,
-            failed_backend_count=failed_backends,
-            routing_retry_attempts=routing_retries,
+            failed_backend_count=len(retries.failed_backends),
+            routing_retry_attempts=retries.routing_retries,
+            **details,
         )
-        if after_failures:
+        if retries.excludes_anything:
             self.exhausted(retry.NO_ELIGIBLE_BACKEND)
 
     # --- attempts --------------------------------------------------------------------------------------------------
@@ -177,6 +192,10 @@ class RequestRecorder:
         """A retry is not made because the worker has received the whole request and could generate a second time."""
         self._metrics.accepted_not_repeated_total.inc(self._labels)
 
+    def ambiguous_delivery(self) -> None:
+        """A retry is not made because the whole request was handed to the tunnel and may have been processed."""
+        self._metrics.proxy_ambiguous_delivery_total.inc(())
+
     # --- dialled workers -------------------------------------------------------------------------------------------
 
     def dials_again(self, backend: Backend, *, stale: bool) -> None:
@@ -209,10 +228,32 @@ class RequestRecorder:
         """The head of a worker's response is sent to the client."""
         self._metrics.request_first_byte_seconds.observe(now - self._received_at, self._labels)
 
-    def broken_off(self, backend: Backend, reason: str) -> None:
+    def request_failed(
+        self,
+        backend: Backend,
+        status: int,
+        verdict: Verdict | None,
+        head: ResponseHead | None,
+        retries: RetryState,
+        now: float,
+    ) -> None:
+        """The client gets `status` after the last attempt; the arguments are those of `log_failed_request`."""
+        if self._access_log.failures:
+            log_failed_request(self._valid, backend, status, verdict, head, retries, (now - self._received_at) * 1000)
+
+    def broken_off(self, backend: Backend, reason: str, response: Response) -> None:
         """The response failed after its head was sent."""
         self._metrics.midstream_failures_total.inc((*self._labels, backend.inference_server_id, "upstream"))
-        _log.debug("response broken off", inference_server_id=backend.inference_server_id, error=reason)
+        if self._access_log.failures:
+            _log.warning(
+                "upstream response body stream failed",
+                inference_server_id=backend.inference_server_id,
+                status=response.status,
+                streamed_bytes=response.body_bytes,
+                error=reason,
+            )
+        else:
+            _log.debug("response broken off", inference_server_id=backend.inference_server_id, error=reason)
         if self._trace is not None:
             self._trace.broken_off(reason)
 

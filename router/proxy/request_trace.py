@@ -26,6 +26,8 @@ ATTRIBUTE_TEXT: Final = Limit("tracing.attribute_text", bytes=1024)
 
 _MAX_TEXT: Final = ATTRIBUTE_TEXT.bytes or 0
 _CONTEXT: Final = (TRACEPARENT, TRACESTATE)
+_MAX_INTEGER: Final = (1 << 63) - 1
+"""What an attribute can hold; a worker may report larger estimates, and the whole batch could not be sent."""
 _SERVER_ERROR: Final = 500
 _ROUTING_METHOD: Final = b"x-routing-method"
 _TEXTUAL: Final = bytes(range(0x20, 0x7F)) + b"\t"
@@ -41,15 +43,18 @@ class Clock(Protocol):
 class RequestTrace:
     """A request that is not recorded, but whose workers have to be told so; all methods but `headers` do nothing."""
 
-    __slots__ = ("_keeps_state", "_traceparent")
+    __slots__ = ("_bare", "_keeps_state", "_traceparent")
 
-    def __init__(self, forwarded: TraceContext, *, keeps_state: bool) -> None:
-        """Forward this context; `keeps_state`: with the client's `tracestate`."""
+    def __init__(self, forwarded: TraceContext, *, keeps_state: bool, bare: bool = False) -> None:
+        """Forward this context; `keeps_state`: with the client's `tracestate`, `bare`: the client has sent no context."""
         self._traceparent = forwarded.traceparent()
         self._keeps_state = keeps_state
+        self._bare = bare
 
     def headers(self, headers: HeaderList) -> HeaderList:
         """`headers` of the current attempt with the context that its worker gets."""
+        if self._bare:
+            return [*headers, (TRACEPARENT, self._traceparent)]
         return _with_context(headers, self._traceparent, None if self._keeps_state else b"")
 
     def chosen(self, chosen: RoutedChoice, now: float) -> None:
@@ -172,7 +177,8 @@ class SampledRequest(RequestTrace):
         server_id = _text(backend.inference_server_id)
         found = self._attributes
         found["selected_inst.id"] = server_id
-        found["proxy.queue.expected_ms"] = expected_ms or 0
+        shown_ms = min(expected_ms or 0, _MAX_INTEGER)
+        found["proxy.queue.expected_ms"] = shown_ms
         self._attempt_began_at = self._clock()
         self._attempt_attributes = {}
         self._failure = None
@@ -186,7 +192,7 @@ class SampledRequest(RequestTrace):
                 "selected_cluster.id": _text(backend.cluster_id),
                 "selected_inst.id": server_id,
                 "routing.algorithm": self._valid.effective.algorithm,
-                "proxy.queue.expected_ms": expected_ms or 0,
+                "proxy.queue.expected_ms": shown_ms,
                 "proxy.queue.expected_present": expected_ms is not None,
             },
             self._wall_ns(self._attempt_began_at),
@@ -259,10 +265,16 @@ class ProxyTracing:
 
     def begin(self, request: ClientRequest, valid: ValidRequest, retries: RetryState) -> RequestTrace | None:
         """The trace of a valid request; None if its headers are forwarded as they came and nothing is recorded."""
-        caller = parse_traceparent(request.first.get(TRACEPARENT))
+        traceparent = request.first.get(TRACEPARENT)
+        if traceparent is not None and self._sampling.passes_on(traceparent):
+            return None
+        caller = parse_traceparent(traceparent)
         decided = self._sampling.decide(caller)
         if not decided.sampled:
-            return None if decided is caller else RequestTrace(decided, keeps_state=caller is not None)
+            if decided is caller:
+                return None
+            bare = traceparent is None and TRACESTATE not in request.first
+            return RequestTrace(decided, keeps_state=bare or caller is not None, bare=bare)
         received_ns = self._received_ns(request)
         span = self._start(request, caller, decided, received_ns)
         return SampledRequest(span, request, valid, retries, self._registry, self._clock, received_ns)

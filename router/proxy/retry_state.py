@@ -7,7 +7,7 @@ from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.replay import ReplayBuffer
 from router.proxy.retry import Verdict
-from router.proxy.settings import ProxySettings
+from router.proxy.settings import NoRepeat, ProxySettings
 
 
 class RetryState:
@@ -20,6 +20,7 @@ class RetryState:
         "connect_retries",
         "failed_backends",
         "failed_clusters",
+        "refused_for_capacity",
         "request_retries",
         "routing_retries",
     )
@@ -35,6 +36,8 @@ class RetryState:
         """Number of attempts made after a retryable response."""
         self.routing_retries = 0
         """Number of waits for an eligible cluster."""
+        self.refused_for_capacity = False
+        """Whether the worker of the last attempt refused the request for lack of capacity."""
         self.failed_backends: set[str] = set()
         """Ids of inference servers that are not tried again."""
         self.failed_clusters: set[str] = set()
@@ -50,13 +53,15 @@ class RetryState:
         """Whether a worker or a cluster is excluded for this request."""
         return bool(self.failed_backends or self.failed_clusters)
 
-    def after_failure(self, error: TunnelError, replay: ReplayBuffer, now: float) -> Verdict:
-        """The verdict after an attempt that got no response head."""
+    def after_failure(self, error: TunnelError, replay: ReplayBuffer, now: float, *, handed_over: bool) -> Verdict:
+        """The verdict after an attempt that got no response head. `handed_over`: the tunnel was given the whole request."""
+        no_repeat = self._settings.no_repeat
         return retry.verdict(
             budget_over=self._budget_over(now),
             retries_left=self.may_connect_again,
             replay=replay.state,
-            accepted=self._settings.no_repeat_accepted and error.accepted,
+            accepted=no_repeat is NoRepeat.ACKNOWLEDGED and error.accepted,
+            ambiguous=no_repeat is NoRepeat.HANDED_OVER and handed_over,
         )
 
     def after_answer(self, replay: ReplayBuffer, now: float) -> Verdict:

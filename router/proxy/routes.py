@@ -1,4 +1,4 @@
-"""The paths of the HTTP port: three POST paths go to workers; the router answers the probes and views itself.
+"""The paths of the HTTP port: some POST paths go to workers; the router answers the probes and views itself.
 
 Paths match exactly, on the raw bytes; there are no redirects (a client would turn its POST into a GET).
 """
@@ -14,7 +14,6 @@ from router.proxy.proxy import Proxy
 from router.registry import Registry
 from router.telemetry.metrics import Metrics
 
-PROXIED = frozenset((b"/v1/chat/completions", b"/v1/responses", b"/v1/embeddings"))
 _JSON = (b"content-type", b"application/json")
 
 
@@ -31,6 +30,7 @@ class Routes:
         debug_config: Callable[[], dict[str, object]],
     ) -> None:
         self._proxy = proxy
+        self._proxied = proxy.settings.paths
         self._registry = registry
         self._metrics = metrics
         self._is_ready = is_ready
@@ -44,7 +44,7 @@ class Routes:
 
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
         """Answer now and return None, or return the request that answers later."""
-        if request.path in PROXIED:
+        if request.path in self._proxied:
             if request.method == b"POST":
                 return self._proxy.handle(request, response)
             self._not_allowed(response, b"POST")

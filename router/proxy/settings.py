@@ -1,6 +1,7 @@
 """Settings of the proxy; `router/config` fills them."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from tunnel_protocol.limit import Limit
 
@@ -11,9 +12,35 @@ REPLAY_TOTAL = Limit("proxy.replay_total", bytes=256 * 1024 * 1024, option="--pr
 """Bytes of the replay copies of all requests."""
 
 
+class NoRepeat(Enum):
+    """From when on a request is not sent to another worker after a transport failure, because it might be processed twice."""
+
+    NEVER = "never"
+    """It is sent again whatever the worker has received."""
+
+    ACKNOWLEDGED = "acknowledged"
+    """Once the worker has acknowledged every byte of it."""
+
+    HANDED_OVER = "handed over"
+    """Once every byte of it was handed to the tunnel, whether or not the worker has acknowledged them."""
+
+
+PATHS = frozenset((b"/v1/chat/completions", b"/v1/responses", b"/v1/embeddings"))
+"""The paths of release line 0.11 whose POST requests go to workers."""
+
+MESSAGES_PATH = b"/v1/messages"
+"""A path that line 0.18 adds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxySettings:
     """Limits and switches of the request path. Times in milliseconds, sizes in bytes."""
+
+    paths: frozenset[bytes]
+    """The paths whose POST requests go to workers."""
+
+    trust_routing_method: bool
+    """Whether clients choose the algorithm by `x-routing-method`; if not, that header is ignored."""
 
     request_timeout_ms: int
     """Time from opening a tunnel stream to the response head, per attempt."""
@@ -30,17 +57,32 @@ class ProxySettings:
     max_replay_total_bytes: int
     """Limit of the copies of all requests together; beyond it requests are sent without one. 0 = no limit."""
 
+    retry_signal_once: bool
+    """A retry signal that a worker gives twice allows no retry; else the first one counts."""
+
+    overload_answer: bool
+    """Answer requests that fail for lack of capacity with one reply that gateways know (`local_replies.OVERLOADED`)."""
+
     require_retry_signal: bool
     """Retry a 429 or 503 only if the worker marked it as retryable."""
 
     retry_budget_header: str | None
     """Name of the request header with the time budget for retries; None = no budgets."""
 
-    no_repeat_accepted: bool
-    """Do not retry a request that a worker has acknowledged in full (it could generate a second time)."""
+    no_repeat: NoRepeat
+    """From when on a transport failure before the response head is final. Retryable answers are not concerned."""
+
+    unknown_targets_unlabelled: bool
+    """Count the 404 for a target that nobody has registered under empty labels instead of the client's names."""
 
     response_idle_timeout_ms: int
     """Break a response off after this long without a byte of its body; 0 = never."""
 
+    failure_logs: bool
+    """Log one warning per request that failed at a worker, and one per response that broke off."""
+
     access_log: bool
     """Whether to log one info line per finished request."""
+
+    method_error_bodies: bool
+    """Whether the 400 for `x-routing-method` and its log line tell the class of the error and a message."""

@@ -1,6 +1,7 @@
 """Turns client headers into a routing request, or refuses them with a status. Uses no part of the body.
 
-The order of the checks is part of the contract with the gateway (docs/proxy.md, "Validation"); refusals have no body.
+The order of the checks is part of the contract with the gateway (docs/proxy.md, "Validation"); refusals have no body but for those
+of `x-routing-method`.
 """
 
 import re
@@ -8,8 +9,10 @@ from typing import NamedTuple
 
 import structlog
 
-from router.balancing import Definition, RoutingRequest, Selector, UnavailableMethodError, UnknownMethodError
+from router.balancing import Definition, MethodError, MethodErrorCode, RoutingRequest, Selector
 from router.http1.request import ClientRequest
+from router.proxy.local_replies import LocalReply, coded
+from router.proxy.method_header import MethodHeader
 from router.proxy.settings import ProxySettings
 from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
@@ -19,15 +22,21 @@ _MAX_DIGITS = 4096
 _TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
 _NUMBER = re.compile(rb"\+?[0-9]+\Z").match
 _REQUEST_ID = b"x-request-id"
+_METHOD_REASONS = {
+    MethodErrorCode.UNKNOWN_METHOD: "unknown x-routing-method",
+    MethodErrorCode.UNAVAILABLE: "unavailable x-routing-method",
+}
 
 
 class InvalidRequestError(Exception):
-    """The request is refused before routing. `status` is sent to the client, `reason` goes into metrics and logs."""
+    """The request is refused before routing. `reply` is sent to the client, `reason` goes into metrics and logs."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, reply: LocalReply | None = None) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+        self.reply = reply or LocalReply(status, [], b"")
+        """An empty one, if none is given."""
 
 
 class ValidRequest(NamedTuple):
@@ -64,10 +73,13 @@ def number(value: bytes | None, limit: int, name: str) -> int | None:
 class Validator:
     """Checks the heads of proxied requests."""
 
-    def __init__(self, selector: Selector, settings: ProxySettings) -> None:
+    def __init__(self, selector: Selector, methods: MethodHeader, settings: ProxySettings) -> None:
         self._selector = selector
+        self._methods = methods
+        self._method_error_bodies = settings.method_error_bodies
         header = settings.retry_budget_header
         self._budget_header = None if header is None else header.lower().encode()
+        self._trust_method = settings.trust_routing_method
         self._max_body = settings.max_replay_body_bytes
 
     def validate(self, request: ClientRequest) -> ValidRequest:
@@ -83,7 +95,14 @@ class Validator:
         if model is None:
             raise InvalidRequestError(400, "missing x-model")
         routing_key = text(get(b"x-routing-key"))
-        method = self._method(get(b"x-routing-method"), routing_key, model)
+        asked = get(b"x-routing-method") if self._trust_method else None
+        method = None if asked is None else text(asked)
+        received_at = request.received_at
+        effective = (
+            self._selector.resolve(model, None)
+            if asked is None
+            else self._asked_for(asked, method, routing_key, model, received_at)
+        )
         routing = RoutingRequest(
             routing_key=routing_key,
             model=model,
@@ -92,50 +111,31 @@ class Validator:
             priority=number(get(b"x-priority"), MAX_U32, "x-priority") or 0,
             max_wait_ms=number(get(b"x-max-wait-ms"), MAX_U64, "x-max-wait-ms"),
             request_slo_ms=number(get(b"x-request-slo-ms"), MAX_U64, "x-request-slo-ms"),
-            received_at=request.received_at,
+            received_at=received_at,
         )
-        effective = self._policy(routing, method)
+        if effective.require_cache_affinity_key and routing.affinity_key is None:
+            _log.warning(
+                "missing cache affinity key for load-balanced proxy request", routing_key=routing_key, model_id=model
+            )
+            raise InvalidRequestError(400, "missing x-cache-affinity-key")
         deadline = self._retry_deadline(request)
         length = get(b"content-length")
         if length is not None and length.isdigit() and len(length) <= _MAX_DIGITS and int(length) > self._max_body:
             raise InvalidRequestError(413, "request body exceeds the replay limit")
+        if asked is not None:
+            self._methods.accepted(effective, routing_key, model, received_at)
         return ValidRequest(routing, effective, method or "", request_id, deadline)
 
-    def _method(self, value: bytes | None, routing_key: str | None, model: str) -> str | None:
-        if value is None:
-            return None
-        method = text(value)
-        if method is None or not self._selector.knows(method):
-            _log.warning(
-                "invalid routing algorithm header",
-                routing_key=routing_key,
-                model_id=model,
-                requested_algorithm=method or "<invalid-utf8>",
-                rejection_reason="unknown",
-            )
-            raise InvalidRequestError(400, "unknown x-routing-method")
-        return method
-
-    def _policy(self, routing: RoutingRequest, method: str | None) -> Definition:
+    def _asked_for(
+        self, value: bytes, method: str | None, routing_key: str | None, model: str, now: float
+    ) -> Definition:
+        """The definition that `x-routing-method` asks for. Raises `InvalidRequestError`."""
         try:
-            effective = self._selector.resolve(routing.model, method)
-        except (UnknownMethodError, UnavailableMethodError) as error:
-            _log.warning(
-                "invalid routing algorithm header",
-                routing_key=routing.routing_key,
-                model_id=routing.model,
-                requested_algorithm=method,
-                rejection_reason="unavailable",
-            )
-            raise InvalidRequestError(400, "unavailable x-routing-method") from error
-        if effective.require_cache_affinity_key and routing.affinity_key is None:
-            _log.warning(
-                "missing cache affinity key for load-balanced proxy request",
-                routing_key=routing.routing_key,
-                model_id=routing.model,
-            )
-            raise InvalidRequestError(400, "missing x-cache-affinity-key")
-        return effective
+            return self._methods.resolve(value, method, routing_key, model, now)
+        except MethodError as error:
+            reply = coded(400, error.code.value, str(error)) if self._method_error_bodies else None
+            reason = _METHOD_REASONS.get(error.code, "invalid x-routing-method")
+            raise InvalidRequestError(400, reason, reply) from error
 
     def _retry_deadline(self, request: ClientRequest) -> float | None:
         if self._budget_header is None:

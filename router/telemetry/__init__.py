@@ -1,1 +1,1 @@
-"""Metrics and logs. Imports no other package of the router."""
+"""Metrics, logs and traces. Imports no other package of the router."""

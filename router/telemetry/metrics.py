@@ -20,6 +20,8 @@ F = TypeVar("F", bound=Family)
 
 DURATION_BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ROUTING_BOUNDS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1)
+LONG_DURATION_BOUNDS_S = (*DURATION_BOUNDS_S, 30, 60, 120)
+LONG_ROUTING_BOUNDS_S = (*ROUTING_BOUNDS_S, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 REPLAY_BOUNDS_BYTES = (0, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 WIDE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
@@ -31,6 +33,9 @@ UNREGISTERED_TARGETS = Limit("metrics.unregistered_targets", pieces=1_000)
 
 REASONS = Limit("metrics.reasons", pieces=100)
 """Distinct values of a `reason` label per family."""
+
+UNKNOWN_TARGET = ("", "")
+"""The labels of all targets that nobody has registered."""
 
 _MAX_REGISTERED = REGISTERED_TARGETS.pieces or 0
 _MAX_UNREGISTERED = UNREGISTERED_TARGETS.pieces or 0
@@ -65,7 +70,7 @@ class LabelBounds:
 
     def _target(self, routing_key: str, model: str) -> bool:
         key = (routing_key, model)
-        return key in self._registered or _fits(self._unregistered, key, _MAX_UNREGISTERED)
+        return key == UNKNOWN_TARGET or key in self._registered or _fits(self._unregistered, key, _MAX_UNREGISTERED)
 
 
 def _fits(known: set[Hashable], value: Hashable, limit: int) -> bool:
@@ -80,9 +85,13 @@ def _fits(known: set[Hashable], value: Hashable, limit: int) -> bool:
 class Metrics:
     """All families of one router process."""
 
-    def __init__(self, prefix: str = METRICS_PREFIX) -> None:
-        """`prefix` is put before every name. Raises `MetricNameError` if a name is not legal with it."""
+    def __init__(self, prefix: str = METRICS_PREFIX, *, as_of_0_18: bool = True) -> None:
+        """`prefix` is put before every name. Raises `MetricNameError` if a name is not legal with it.
+
+        `as_of_0_18`: the contract set is that of release line 0.18, not of 0.11 (docs/compatibility.md).
+        """
         self._prefix = prefix
+        self._as_of_0_18 = as_of_0_18
         self._bounds = LabelBounds()
         self._contract: list[Family] = []
         self._additional: list[Family] = []
@@ -92,6 +101,9 @@ class Metrics:
         self._additional.sort(key=lambda family: family.full_name)
         for result in ("rejected", "success"):
             self.tls_reloads_total.create(("server_identity", result))
+        self.proxy_ambiguous_delivery_total.create()
+        if as_of_0_18:
+            self.requests_total.create((*UNKNOWN_TARGET, "", "404"))
 
     def set_active_inference_servers(self, routing_key: str | None, model: str, count: int) -> None:
         """Set the number of routable inference servers of a target, and register the target with `LabelBounds`."""
@@ -152,6 +164,15 @@ class Metrics:
             *("routing_key", "model", "algorithm"),
             contract=True,
         )
+        self.routing_expressions_total = self._counter(
+            "routing_expressions_total",
+            "Requests with a routing expression, by how its settings were found (hit, build, rebuild)",
+            *("algorithm", "cache"),
+            contract=True,
+        )
+        self.routing_expression_cache_entries = self._gauge(
+            "routing_expression_cache_entries", "Targets whose routing expressions are kept", contract=True
+        )
         self.proxy_retry_exhausted_total = self._counter(
             "proxy_retry_exhausted_total",
             "Retryable outcomes that were not retried",
@@ -189,16 +210,21 @@ class Metrics:
         self.proxy_duration_seconds = self._histogram(
             "proxy_duration_seconds",
             "Time from request arrival to response headers, per attempt that produced headers",
-            DURATION_BOUNDS_S,
+            LONG_DURATION_BOUNDS_S if self._as_of_0_18 else DURATION_BOUNDS_S,
             *("routing_key", "model", "inference_server_id"),
             contract=True,
         )
         self.routing_duration_seconds = self._histogram(
             "routing_duration_seconds",
             "Time from request arrival to the first selection",
-            ROUTING_BOUNDS_S,
+            LONG_ROUTING_BOUNDS_S if self._as_of_0_18 else ROUTING_BOUNDS_S,
             *("routing_key", "model"),
             contract=True,
+        )
+        self.proxy_ambiguous_delivery_total = self._counter(
+            "proxy_ambiguous_delivery_total",
+            "Requests not sent again because a worker may have processed them",
+            contract=self._as_of_0_18,
         )
         self.active_inference_servers = self._gauge(
             "active_inference_servers", "Routable inference servers of a target", "routing_key", "model", contract=True

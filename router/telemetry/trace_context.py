@@ -11,9 +11,11 @@ TRACEPARENT: Final = b"traceparent"
 TRACESTATE: Final = b"tracestate"
 
 _FORM: Final = re.compile(rb"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?[ \t]*\Z", re.DOTALL)
+_NOT_SAMPLED: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]\Z").match
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
 _EVERYTHING: Final = 1 << 64
+_LOW: Final = _EVERYTHING - 1
 
 
 class TraceContext(NamedTuple):
@@ -53,13 +55,16 @@ class Sampling:
         self._parent_based = parent_based
         self._random = random
 
+    def passes_on(self, traceparent: bytes) -> bool:
+        """Whether this header is forwarded as it came and nothing is recorded: the quick way of most requests."""
+        return self._parent_based and _NOT_SAMPLED(traceparent) is not None
+
     def decide(self, caller: TraceContext | None) -> TraceContext:
         """The context of the caller with our decision; for a trace that begins here a new one, whose span does not exist."""
         if caller is None:
-            low = self._random.getrandbits(64)
-            trace_id = f"{self._random.getrandbits(64):016x}{low:016x}"
-            span_id = f"{self._random.getrandbits(64):016x}"
-            return TraceContext(trace_id, span_id, low < self._below)
+            bits = self._random.getrandbits(192)
+            ids = f"{bits:048x}"
+            return TraceContext(ids[:32], ids[32:], (bits >> 64) & _LOW < self._below)
         if self._parent_based:
             return caller
         sampled = int(caller.trace_id[16:], 16) < self._below

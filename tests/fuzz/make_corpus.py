@@ -142,6 +142,12 @@ def main() -> None:
         "auth_response": [llm_gateway_pb2.AuthLlmWorkerResponse(routingKey="tenant").SerializeToString() or b"\n\0"],
         "json_document": policies(),
         "policy": policies(),
+        "routing_expression": [
+            b"pulsar;seed=a; consider_kv_free_tokens=true",
+            b'wait-and-widen; n=3;next_bucket_unlock_factor="0.0625";cache_affinity_input_tokens_scale=0.5',
+            b'PowerOf2;sample_count="64";comparator=queue-time;max_input_work_seconds=-1.125',
+            b'pulsar;seed="a \\"b\\" \\\\"',
+        ],
         "command_line": [
             b"--stargate-id\nr0\n--advertise-addr=127.0.0.1:1\n--stargate-discovery-dns-name\nx\n--dns-poll-ms=5",
             b"--help",

@@ -45,8 +45,12 @@ async def test_a_stream_that_cannot_be_read_ends_with_a_line_that_says_why() -> 
         async with asyncio.timeout(DEADLINE_S):
             await stream.run()
     assert stream.end_reason == "read_failed"
-    (line,) = [line for line in logs if line["log_level"] == "warning"]
-    assert line["error"] == "not a registration"
+    lines = [line for line in logs if line["log_level"] == "warning"]
+    assert [line["event"] for line in lines] == [
+        "inference servers stream read failed or closed",
+        "register inference servers stream exited before admission",
+    ]
+    assert {line["error"] for line in lines} == {"not a registration"}
 
 
 @pytest.mark.loop("grpc")

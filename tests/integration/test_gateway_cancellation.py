@@ -185,7 +185,7 @@ async def test_bodies_beyond_the_common_budget_are_forwarded_without_a_copy():
 
 async def test_a_worker_that_accepted_the_request_in_full_is_not_doubled_if_so_configured():
     for switch, status, attempts in ((True, 502, 1), (False, 200, 2)):
-        async with gateway_in_memory(no_repeat_accepted=switch) as harness:
+        async with gateway_in_memory(no_repeat_accepted=switch, compat="0.11") as harness:
             harness.worker("a", cluster="c", on_request=lambda exchange: exchange.fail(accepted=True))
             harness.worker("b", cluster="c", on_request=ok)
             assert (await harness.ask(post())).status == status
@@ -195,7 +195,7 @@ async def test_a_worker_that_accepted_the_request_in_full_is_not_doubled_if_so_c
 
 async def test_a_timeout_after_acceptance_is_not_doubled_either_and_one_before_it_is_repeated():
     for accepted in (True, False):
-        async with gateway_in_memory(no_repeat_accepted=True, request_timeout_ms=50) as harness:
+        async with gateway_in_memory(no_repeat_accepted=True, request_timeout_ms=50, compat="0.11") as harness:
             worker = harness.worker("a", cluster="c")
             harness.worker("b", cluster="c", on_request=ok)
             client = await harness.client()

@@ -221,8 +221,8 @@ async def test_members_of_a_cluster_take_turns():
         assert {one.header("x-stargate-cluster-id") for one in got} == {"shared"}
 
 
-async def test_too_much_input_work_is_refused_with_its_code():
-    async with gateway_in_memory(POLICY) as harness:
+async def test_with_the_older_release_line_too_much_input_work_is_refused_with_a_code_of_its_own():
+    async with gateway_in_memory(POLICY, compat="0.11") as harness:
         harness.worker(model="bounded", on_request=ok, queued_input_size=100, last_mean_input_tps=100.0)
         got = await harness.ask(post(model="bounded", x_input_tokens="50"))
         assert (got.status, got.header("content-length")) == (503, "82")
@@ -294,7 +294,7 @@ async def test_a_willing_cluster_is_waited_for_until_the_limit():
         worker = harness.worker(on_request=ok, **full)
         for wait in ({}, {"x_max_wait_ms": "0"}, {"x_max_wait_ms": "20"}):
             got = await harness.ask(post(x_cache_affinity_key="k", **wait))
-            assert (got.status, got.is_empty) == (503, True)
+            assert (got.status, got.header("x-stargate-error-code")) == (503, "overloaded_error")
         assert not worker.exchanges
         client = await harness.client()
         client.send(post(x_cache_affinity_key="k", x_max_wait_ms=str(2**64 - 1)))

@@ -1,7 +1,6 @@
 """HTTP/2 of `stargate-k8s-router`: what peers may do to it, frame by frame."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,14 +12,12 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
-from certs import Identity, IdentityError, make_self_signed
 from kubernetes_router import grpc_listener
 from kubernetes_router.grpc_listener import CALLS, CONNECTIONS, REGISTER, WATCH
-from kubernetes_router.grpc_tls import ServedTls, check_usable
 from kubernetes_router.http2 import connection as http2
 from kubernetes_router.http2.connection import RESETS, STREAM_WINDOW, UNSENT_FRAMES, Http2Connection
 from kubernetes_router.targets import Target
-from support.http2_peer import ROUTER_0, Peer, head, trusting
+from support.http2_peer import ROUTER_0, Peer, head
 from support.kubernetes_router import Door, door
 from support.transport import WrittenTransport
 from support.waiting import DEADLINE_S, eventually
@@ -377,31 +374,3 @@ async def test_a_request_on_a_closed_connection_fails() -> None:
     connection.connection_lost(None)
     with pytest.raises(ConnectionResetError):
         connection.request([(b":method", b"POST")])
-
-
-# --- TLS --------------------------------------------------------------------------------------------------------------
-
-
-async def test_tls_uses_a_new_identity_for_new_connections() -> None:
-    old, new = make_self_signed(ip_addresses=["127.0.0.1"]), make_self_signed(ip_addresses=["127.0.0.1"])
-    served = ServedTls(old)
-    async with door(tls=served.context) as at:
-        at.targets.publish([])
-        first = await Peer.connect(at.port, trusting(old))
-        assert first.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
-        await first.next(h2.events.SettingsAcknowledged)
-        served.replace(new)
-        with pytest.raises(ssl.SSLCertVerificationError):
-            await Peer.connect(at.port, trusting(old))
-        second = await Peer.connect(at.port, trusting(new))
-        for peer in (first, second):
-            stream_id = peer.request(WATCH)
-            assert (await peer.next(h2.events.DataReceived, stream_id)).data == bytes(5)
-            peer.close()
-
-
-def test_a_pair_that_does_not_match_is_refused() -> None:
-    one, two = make_self_signed(), make_self_signed()
-    with pytest.raises(IdentityError, match="TLS server identity cannot be used"):
-        check_usable(Identity(one.cert_pem, two.key_pem))
-    check_usable(one)

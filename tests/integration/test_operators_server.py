@@ -42,7 +42,7 @@ async def test_metrics_are_text_of_version_0_0_4_whatever_is_accepted() -> None:
     ((head, body),) = await ask("GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text")
     assert head.startswith("http/1.1 200")
     assert "content-type: text/plain; version=0.0.4\r\n" in head + "\r\n"
-    assert body.startswith(b"# HELP stargate_tls_reloads_total")
+    assert body.startswith(b"# HELP stargate_")
     assert b"build_info" not in body
 
 

@@ -146,7 +146,7 @@ async def test_an_algorithm_without_comparator_has_none() -> None:
 
 async def test_each_attempt_has_a_span_of_its_own() -> None:
     tracer = RecordingTracer()
-    async with traced(tracer) as harness:
+    async with traced(tracer, compat="0.11") as harness:
         first = harness.worker("a", on_request=broken)
         second = harness.worker("b", on_request=ok, queue_size=9, queued_input_size=9000)
         assert (await harness.ask(post(traceparent=CALLER))).status == 200
@@ -297,6 +297,28 @@ async def test_a_worker_is_told_that_the_trace_that_begins_here_is_not_sampled()
     assert worker.exchanges[0].header("tracestate") is None
 
 
+async def test_a_request_without_context_gets_one_header_more() -> None:
+    tracer = RecordingTracer(share=0.0)
+    async with traced(tracer) as harness:
+        worker = harness.worker("a", on_request=ok)
+        await harness.ask(post())
+        told = worker.exchanges[0].header("traceparent") or ""
+        assert told.endswith("-00")
+        await harness.ask(post(tracestate="a=b"))
+    assert tracer.spans == []
+    assert worker.exchanges[1].header("traceparent") not in (None, told)
+    assert worker.exchanges[1].header("tracestate") is None
+
+
+async def test_a_context_of_a_later_version_that_is_not_sampled_passes_too() -> None:
+    tracer = RecordingTracer()
+    async with traced(tracer) as harness:
+        worker = harness.worker("a", on_request=ok)
+        await harness.ask(post(traceparent=f"cc-{TRACE}-{SPAN}-00-later"))
+    assert tracer.spans == []
+    assert worker.exchanges[0].header("traceparent") == f"cc-{TRACE}-{SPAN}-00-later"
+
+
 async def test_a_sampler_that_overrules_the_caller_changes_only_the_flag() -> None:
     tracer = RecordingTracer(share=0.0, parent_based=False)
     async with traced(tracer) as harness:
@@ -340,6 +362,16 @@ async def test_a_long_text_is_cut() -> None:
     assert len(attempt.attributes["http.path"]) == 1024
     assert request.attributes["request.endpoint"] == "embeddings"
     assert len(refused.attributes["routing.requested_algorithm"]) == 1024
+
+
+async def test_an_estimate_that_no_attribute_can_hold_is_cut() -> None:
+    tracer = RecordingTracer()
+    async with traced(tracer) as harness:
+        harness.worker("a", on_request=ok, queue_time_estimate_ms_by_priority={0: (1 << 64) - 1})
+        assert (await harness.ask(post())).status == 200
+        request, (attempt,) = await ended(tracer)
+    assert request.attributes["proxy.queue.expected_ms"] == (1 << 63) - 1
+    assert attempt.attributes["proxy.queue.expected_ms"] == (1 << 63) - 1
 
 
 async def test_a_reason_that_has_no_utf8_form_is_made_sendable() -> None:

@@ -101,7 +101,7 @@ def request(vector: Any = None, **given: Any) -> RoutingRequest:
     )
 
 
-EARLIER = BalancingSettings(affinity_waits=False)
+EARLIER = BalancingSettings(affinity_waits=False, expressions=False)
 """The algorithms as of the reference's 0.11."""
 
 

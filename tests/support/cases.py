@@ -18,7 +18,11 @@ from tunnel_protocol.head import RequestHead
 
 BUSY = {"queued_input_size": 9_000}
 """Figures of a worker that is only chosen once no other is left."""
-_FLAGS = {"request_timeout_ms": "quic-request-timeout-ms", "require_retry_signal": "proxy-require-pylon-retry-signal"}
+_FLAGS = {
+    "compat": "compat",
+    "request_timeout_ms": "quic-request-timeout-ms",
+    "require_retry_signal": "proxy-require-pylon-retry-signal",
+}
 _numbers = itertools.count()
 
 

@@ -88,7 +88,9 @@ class ClientConnectionOwner:
         self._answer = answer
         self._dirty: list[ClientConnection] = []
         self.transport = Transport()
-        self.connection = ClientConnection(self, asyncio.get_running_loop().time, connection_timeouts())
+        self.connection = ClientConnection(
+            self, asyncio.get_running_loop().time, connection_timeouts(), close_unread=True
+        )
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]  # what it needs of one
 
     def handle(self, request: Any, response: Any) -> None:

@@ -11,7 +11,9 @@ from google.protobuf.message import DecodeError
 
 import certs
 from router.balancing import ConfigError, load_config
+from router.balancing.expression import parse_expression
 from router.balancing.json_document import JsonError, parse
+from router.balancing.method_error import MethodError
 from router.config.cli import HelpRequested, UsageError, VersionRequested
 from router.config.cli import parse as parse_command_line
 from router.control_plane.admission import RefusedError, admit
@@ -257,6 +259,7 @@ def all_decoders() -> list[Decoder]:
         Decoder("auth_response", _auth, (DecodeError,)),
         Decoder("json_document", parse, (JsonError,)),
         Decoder("policy", load_config, (ConfigError,)),
+        Decoder("routing_expression", parse_expression, (MethodError,)),
         Decoder("command_line", _words, (UsageError, HelpRequested, VersionRequested)),
         Decoder("dialled_url", _url, (TunnelError,)),
         Decoder("server_sent_events", _events, (EventTooLargeError,)),

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from router.balancing import BalancingConfig, Selector, load_config
+from router.balancing.settings import CURRENT, BalancingSettings
 from router.http1.server import HttpServer
 from router.http1.settings import HttpSettings
 from router.ports.tunnels import ExchangeSink, TunnelError
@@ -19,7 +20,7 @@ from router.telemetry.metrics import Metrics
 from support.http_client import HttpAnswer, HttpClient
 from support.package_settings import http_settings, proxy_settings
 from support.waiting import eventually
-from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.head import HeaderList, RequestHead, ResponseHead
 
 
 class PlayedExchange:
@@ -89,6 +90,16 @@ class PlayedExchange:
         if not self.cancelled:
             self.cancelled = True
             self.sink.on_failed(TunnelError(reason, accepted=accepted))
+
+    def answer_raw(self, status: int, headers: HeaderList, data: bytes = b"ok") -> None:
+        """As `answer`, with headers as they are, repeated ones too."""
+        self.sink.on_head(ResponseHead(status, headers))
+        self.body(data)
+        self.end()
+
+    def stop_upload(self) -> None:
+        """The worker takes no more of the body."""
+        self.sink.on_upload_stopped()
 
     def answer(self, status: int = 200, data: bytes = b"ok", **headers: object) -> None:
         self.head(status, **headers)
@@ -175,10 +186,12 @@ class PlayedWorker:
 class GatewayInMemory:
     """Registry, policy, metrics, proxy and listener; workers and clients are added by the test."""
 
-    def __init__(self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings) -> None:
+    def __init__(
+        self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings, balancing: BalancingSettings
+    ) -> None:
         self.metrics = Metrics()
         self.registry = Registry()
-        self.selector = Selector(config, Random(1))
+        self.selector = Selector(config, Random(1), settings=balancing)
         loop = asyncio.get_running_loop()
         self.proxy = Proxy(self.registry, self.selector, self.metrics, settings, loop.time)
         self.ready = True
@@ -234,24 +247,26 @@ class GatewayInMemory:
         client.send(data)
         return await client.answer()
 
+    def series(self, family: str, *labels: str) -> list[str]:
+        """The series of a family whose labels contain all of `labels`."""
+        lines = self.metrics.render(additional=True).decode().splitlines()
+        found = [line for line in lines if line.startswith((f"stargate_{family}{{", f"stargate_{family} "))]
+        return [line for line in found if all(label in line for label in labels)]
+
     def count(self, family: str, *labels: str) -> float:
         """The sum over all series of a family whose labels contain all of `labels`."""
-        prefix = f"stargate_{family}{{"
-        total = 0.0
-        for line in self.metrics.render(additional=True).decode().splitlines():
-            if line.startswith((prefix, f"stargate_{family} ")):
-                text, _, value = line.rpartition(" ")
-                if all(label in text for label in labels):
-                    total += float(value)
-        return total
+        return sum(float(line.rpartition(" ")[2]) for line in self.series(family, *labels))
 
 
 @asynccontextmanager
 async def gateway_in_memory(
-    config: bytes | None = None, http: HttpSettings | None = None, **settings: Any
+    config: bytes | None = None,
+    http: HttpSettings | None = None,
+    balancing: BalancingSettings = CURRENT,
+    **settings: Any,
 ) -> AsyncIterator[GatewayInMemory]:
-    balancing = BalancingConfig() if config is None else load_config(config)
-    harness = GatewayInMemory(proxy_settings(**settings), balancing, http or http_settings())
+    policy = BalancingConfig() if config is None else load_config(config, settings=balancing)
+    harness = GatewayInMemory(proxy_settings(**settings), policy, http or http_settings(), balancing)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     harness.port = listening.getsockname()[1]

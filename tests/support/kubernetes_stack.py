@@ -53,6 +53,8 @@ class RouterPod:
             "--quic-insecure",
         ]
         self.process: LoggedProcess = stack.start(name, command)
+        wait_until(lambda: status_of(self.http, "/healthz") == 200 or not self.process.running, 30, f"{name} is alive")
+        assert self.process.running, self.process.log()
 
     @property
     def slice(self) -> dict[str, object]:
@@ -121,19 +123,26 @@ class DoorProcess:
         assert self.process.running, self.process.log()
 
     def get(self, path: str) -> int | None:
-        try:
-            return self._ask(path)[0]
-        except OSError:
-            return None
+        return status_of(self.health, path)
 
     def metrics(self) -> str:
-        return self._ask("/metrics")[1]
+        return ask(self.health, "/metrics")[1]
 
-    def _ask(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.health, timeout=5)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+
+def status_of(port: int, path: str) -> int | None:
+    """The status of a page; None if nobody answers."""
+    try:
+        return ask(port, path)[0]
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a page on loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()

@@ -14,8 +14,9 @@ REQUIRED = ("--stargate-id=router-0", "--advertise-addr=127.0.0.1:50071", "--sta
 DEFAULTS = parse([*REQUIRED, "--worker-auth-endpoint=http://127.0.0.1:9"], {})
 
 
-def proxy_settings(**changes: Any) -> ProxySettings:
-    return replace(package_settings.proxy(DEFAULTS), **changes)
+def proxy_settings(*, compat: Any = "0.18", no_repeat_accepted: bool = False, **changes: Any) -> ProxySettings:
+    options = replace(DEFAULTS, compat=compat, proxy_no_repeat_accepted=no_repeat_accepted)
+    return replace(package_settings.proxy(options), **changes)
 
 
 def tunnel_settings(**changes: Any) -> TunnelSettings:

@@ -40,7 +40,7 @@ def test_a_running_router_tells_whom_it_would_choose_and_why(llm_router):
 def test_questions_that_make_no_sense_are_refused_in_words(llm_router):
     refused = told(llm_router, "--model", "tiny", "--method", "sticky")
     assert refused.returncode == 1
-    assert "`sticky` is no algorithm" in refused.stderr
+    assert "unknown routing method 'sticky'" in refused.stderr
     address = llm_router.ports.metrics.replace("0.0.0.0", "127.0.0.1")
     for path, text in (("/explain", b"`model` is required"), ("/explain?model=m&priority=x", b"whole number")):
         reply = llm_router.request("GET", path, address=address)

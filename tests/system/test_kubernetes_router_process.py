@@ -10,16 +10,20 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import h2.connection
 import h2.events
 import h2.settings
 import pytest
 
+from certs import make_self_signed
 from kubernetes_router.grpc_listener import WATCH
 from support.kubernetes_api import TOKEN, ApiInThread
 from support.kubernetes_objects import endpoint, endpoint_slice
 from support.processes import LoggedProcess, Stack
 from support.waiting import wait_until
+from tunnel_protocol.control import stargate_pb2 as pb
+from tunnel_protocol.control import stargate_pb2_grpc
 
 PROGRAM = (sys.executable, "-m", "kubernetes_router")
 REQUIRED = ("--target-namespace=nvcf", "--grpc-pylon-dial-addr=http://door:50071")
@@ -161,3 +165,65 @@ def test_a_second_signal_ends_it_at_once(stuck: LoggedProcess) -> None:
     stuck.signal(signal.SIGINT)
     assert stuck.wait() == 1
     assert "Error: received second SIGINT during graceful shutdown" in stuck.log()
+
+
+CHART_1_12 = [
+    "--listen-addr=0.0.0.0:50071",
+    "--reverse-tunnel-listen-addr=0.0.0.0:50072",
+    "--health-listen-addr=0.0.0.0:8080",
+    "--target-namespace=nvcf",
+    "--target-service-name=llm-request-router",
+    "--advertised-hostname-template={pod_name}.llm-request-router-headless.nvcf.svc.cluster.local",
+    "--advertised-grpc-port=50071",
+    "--grpc-pylon-dial-addr=http://llm-request-router-backend-router.nvcf.svc.cluster.local:50071",
+    "--watch-heartbeat-ms=5000",
+    "--grpc-port-name=grpc",
+    "--quic-port-name=quic",
+    "--tunnel-protocol=raw-quic",
+    "--quic-insecure",
+]
+CHART_1_13 = [one.replace("=llm-request-router", "=llm-request-router-headless") for one in CHART_1_12]
+LATER = [*CHART_1_13, "--shutdown-drain-timeout-ms=30000"]
+REMOTE = [*LATER, "--remote-stargate-url=http://far:50071", "--allow-insecure-remote-watch-http"]
+REPLACED = {
+    "--listen-addr": "--listen-addr=127.0.0.1:0",
+    "--reverse-tunnel-listen-addr": "--reverse-tunnel-listen-addr=127.0.0.1:0",
+    "--health-listen-addr": "--health-listen-addr=127.0.0.1:0",
+}
+"""Arguments of charts with ports of this host, so that tests can run side by side."""
+
+
+@pytest.mark.parametrize(
+    ("chart", "tls"),
+    [(CHART_1_12, False), (CHART_1_13, False), (LATER, False), (LATER, True), (REMOTE, False)],
+    ids=["1.12.1", "1.12.2 and 1.13", "with a drain time", "with certificates", "with remote regions"],
+)
+def test_it_starts_with_what_charts_render_and_publishes_the_pods(
+    stack: Stack, api: ApiInThread, chart: list[str], tls: bool
+) -> None:
+    arguments = [REPLACED.get(one.partition("=")[0], one) for one in chart]
+    if tls:
+        identity = make_self_signed(["*.llm-request-router-headless.nvcf.svc.cluster.local"], days=1)
+        for name, content in (("tls.crt", identity.cert_pem), ("tls.key", identity.key_pem)):
+            (stack.folder / name).write_bytes(content)
+        arguments += [f"--tls-cert-path={stack.folder}/tls.crt", f"--tls-key-path={stack.folder}/tls.key"]
+    service = next(one.partition("=")[2] for one in chart if one.startswith("--target-service-name"))
+    pod = endpoint("llm-request-router-7d9f-abcde", "10.0.0.1")
+    api.call(api.api.apply(endpoint_slice("a", pod, service=service)))
+    ports_file = stack.folder / "ports.json"
+    process = stack.start("door", (*PROGRAM, *arguments, *api.api.options, f"--ports-file={ports_file}"))
+    wait_until(lambda: ports_file.exists() or not process.running, 20, "the ports file is there")
+    assert process.running, process.log()
+    ports = json.loads(ports_file.read_text())
+    wait_until(lambda: status(ports["health"], "/readyz") == 200, 10, "it is ready")
+    with grpc.insecure_channel(ports["grpc"], options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
+        published = next(stub.WatchStargates(pb.WatchStargatesRequest(), timeout=10))
+    (router,) = published.stargates
+    assert router.advertise_addr == (
+        "llm-request-router-7d9f-abcde.llm-request-router-headless.nvcf.svc.cluster.local:50071"
+    )
+    assert router.grpc_pylon_dial_addr == ("http://llm-request-router-backend-router.nvcf.svc.cluster.local:50071")
+    assert list(published.watch_stargate_urls) == (["http://far:50071"] if chart is REMOTE else [])
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0

@@ -113,7 +113,7 @@ async def test_the_line_says_how_a_request_ended(case):
 async def test_what_was_decided_against_a_request_is_a_warning(case):
     assert (await case.ask(private(case, x_routing_method="best"))).status == 400
     (line,) = await lines(case, 1, "invalid routing algorithm header")
-    assert (line["requested_algorithm"], line["rejection_reason"]) == ("best", "unknown")
+    assert (line["requested_algorithm"], line["rejection_reason"]) == ("best", "unknown_method")
 
     first, second = await case.pair(same_cluster=False)
     client = await case.send(private(case))

@@ -9,7 +9,7 @@ from support.scripted_worker import ScriptedWorker
 from tunnel_protocol.head import EXPECTED_QUEUE_MS
 
 REPLAY_LIMIT = 100_000
-pytestmark = pytest.mark.gateway(max_replay_body_bytes=REPLAY_LIMIT)
+pytestmark = pytest.mark.gateway(max_replay_body_bytes=REPLAY_LIMIT, compat="0.11")
 OVER_THE_LIMIT = b"0123456789" * 20_000
 SIGNAL = {"x_stargate_retryable": "true", "x_stargate_retry_reason": "upstream_admission_rejected"}
 MISMATCH = {"x_stargate_retryable": "true", "x_stargate_retry_reason": "queue_estimate_mismatch"}
@@ -138,7 +138,7 @@ async def test_only_marked_429_and_503_are_retried(case, status, headers, retrie
     await answers(case, status, headers, retried)
 
 
-@pytest.mark.gateway(require_retry_signal=False)
+@pytest.mark.gateway(require_retry_signal=False, compat="0.11")
 @pytest.mark.parametrize(("signal", "retried"), [(None, True), ("true", True), ("false", False), ("", False)])
 async def test_where_no_signal_is_required_another_value_still_forbids(case, signal, retried):
     headers = {} if signal is None else {"x_stargate_retryable": signal}
@@ -254,7 +254,7 @@ async def test_without_a_budget_a_failure_is_502(case):
 
 
 @pytest.mark.harness("tunnels")
-@pytest.mark.gateway(no_repeat_accepted=True)
+@pytest.mark.gateway(no_repeat_accepted=True, compat="0.11")
 async def test_a_request_that_a_worker_has_accepted_in_full_is_not_repeated_if_so_configured(case):
     first, other = await case.pair()
     client = await case.send(case.post())
@@ -268,7 +268,7 @@ async def test_a_request_that_a_worker_has_accepted_in_full_is_not_repeated_if_s
 # --- dialled workers
 
 
-@pytest.mark.gateway(reverse=False)
+@pytest.mark.gateway(reverse=False, compat="0.11")
 async def test_a_dialled_worker_that_fails_is_dialled_anew_and_asked_again(case):
     tunnel = await case.worker()
     client = await case.send(case.post(body=b"same bytes"))
@@ -284,7 +284,7 @@ async def test_a_dialled_worker_that_fails_is_dialled_anew_and_asked_again(case)
 
 
 @pytest.mark.harness("tunnels")
-@pytest.mark.gateway(reverse=False)
+@pytest.mark.gateway(reverse=False, compat="0.11")
 async def test_a_dialled_worker_that_came_back_on_its_port_is_dialled_before_the_attempt(case):
     tunnel = await case.worker()
     port = tunnel.port

@@ -219,15 +219,25 @@ def test_ready_is_told_once_with_all_bound_addresses(llm_router: System) -> None
     assert llm_router.router.log().count(" INFO ready ") == 1
 
 
-def test_a_crash_of_the_interpreter_and_a_bug_at_start_leave_their_traceback_on_standard_error(
-    llm_router: System,
+@pytest.mark.parametrize(
+    ("start", "code", "text"),
+    [
+        ("None", 1, "TypeError"),
+        ("lambda *_: os.abort()", -signal.SIGABRT, "Fatal Python error: Aborted"),
+    ],
+)
+def test_a_bug_at_start_and_a_crash_of_the_interpreter_leave_their_traceback_on_standard_error(
+    start: str, code: int, text: str
 ) -> None:
-    llm_router.router.send(signal.SIGABRT)
-    assert llm_router.router.wait() == -signal.SIGABRT
-    assert "Fatal Python error: Aborted" in llm_router.router.log()
-    broken = "import sys, router.process.lifecycle as l; l.start = None; sys.argv = ['stargate', *sys.argv[1:]]"
+    program = f"""
+import os, resource
+import router.__main__, router.process.lifecycle
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+router.process.lifecycle.start = {start}
+router.__main__.main()
+"""
     ended = subprocess.run(
-        [sys.executable, "-c", f"{broken}; import router.__main__ as m; m.main()", *LOCAL, "--quic-insecure"],
+        [sys.executable, "-c", program, *LOCAL, "--quic-insecure"],
         capture_output=True,
         text=True,
         timeout=20,
@@ -235,9 +245,10 @@ def test_a_crash_of_the_interpreter_and_a_bug_at_start_leave_their_traceback_on_
         env=_ENVIRONMENT,
         cwd=Path(__file__).resolve().parents[2],
     )
-    assert ended.returncode == 1
-    assert "Traceback (most recent call last):" in ended.stderr
-    assert "TypeError" in ended.stderr
+    assert ended.returncode == code
+    assert text in ended.stderr
+    assert "most recent call" in ended.stderr
+    assert "lifecycle.py" in ended.stderr
 
 
 def test_router_and_worker_tell_first_which_form_runs_and_why(llm_router: System) -> None:

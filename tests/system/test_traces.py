@@ -1,5 +1,6 @@
 """Export of traces by a real router: to collectors that take spans, refuse, hang or are not there, and without the SDK."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -109,24 +110,6 @@ def test_what_is_queued_at_the_end_is_exported(receiver: OtlpReceiver) -> None:
     assert len({span.trace_id for span in receiver.spans}) == 5
 
 
-@pytest.mark.parametrize(
-    ("options", "variables", "name"),
-    [
-        ((), {}, "stargate"),
-        ((), {"OTEL_SERVICE_NAME": "edge"}, "edge"),
-        ((), {"OTEL_RESOURCE_ATTRIBUTES": "service.name=edge"}, "edge"),
-        (("--otel-service-name=mine",), {"OTEL_SERVICE_NAME": "edge"}, "mine"),
-    ],
-)
-def test_the_service_name(
-    receiver: OtlpReceiver, options: tuple[str, ...], variables: Mapping[str, str], name: str
-) -> None:
-    with router(receiver.grpc_url, *options, **variables) as system:
-        ask(system)
-        (span,) = receiver.wait_for(REQUEST)
-    assert (span.resource["service.name"], span.scope) == (name, name)
-
-
 @pytest.mark.parametrize("https", [False, True])
 def test_the_endpoint_of_the_environment_and_a_private_root(tmp_path: Path, https: bool) -> None:
     identity = certs.make_self_signed(["localhost"])
@@ -174,7 +157,7 @@ def test_a_replaced_token_is_used_for_the_next_batch(receiver: OtlpReceiver, tmp
     assert [span.headers["lightstep-access-token"] for span in receiver.spans] == ["first", "second", "second"]
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"tracingAccessToken": " "}', '{"tracingAccessToken": 5}'])
+@pytest.mark.parametrize("content", [None, '{"tracingAccessToken": " "}'])
 def test_without_a_token_the_export_is_unauthenticated(
     receiver: OtlpReceiver, tmp_path: Path, content: str | None
 ) -> None:
@@ -241,6 +224,23 @@ def test_a_collector_that_does_not_answer_is_not_felt(receiver: OtlpReceiver, pr
         assert took_s < FLUSHED_WITHIN_S
         assert "spans=11" in lines(system, "traces were not exported before the end")[0]
         assert lines(system, "stargate stopped cleanly")
+
+
+@pytest.mark.loop("grpc")
+async def test_a_drain_that_runs_out_of_time_does_not_wait_for_the_collector(receiver: OtlpReceiver) -> None:
+    receiver.behaviour = Behaviour.HANG
+    with router(receiver.grpc_url, "--shutdown-drain-timeout-ms=1000") as system:
+        case = CaseOverTunnels(system)
+        worker = await case.worker()
+        ask(system)
+        wait_until(lambda: receiver.batches, 10, "the first batch hangs")
+        await case.send(case.post())
+        await worker.next_request()
+        began = time.monotonic()
+        system.router.send(signal.SIGTERM)
+        assert await asyncio.to_thread(system.router.wait) == 1
+        assert time.monotonic() - began < FLUSHED_WITHIN_S
+        await case.close()
 
 
 # --- what is not usable never stops the start

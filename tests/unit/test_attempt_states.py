@@ -33,7 +33,7 @@ class Owner:
     def __init__(self) -> None:
         self.failures: list[str] = []
 
-    def attempt_failed(self, error: TunnelError) -> None:
+    def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
         self.failures.append(error.reason)
 
 

@@ -18,7 +18,7 @@ from router.process.policy import Policy
 from router.telemetry.metrics import Metrics
 from support.package_settings import REQUIRED
 
-EARLIER = BalancingSettings(affinity_waits=False)
+EARLIER = BalancingSettings(affinity_waits=False, expressions=False)
 BOTH = ("wait-and-widen", "pulsar-wait-and-widen")
 RANKING = ("pulsar", "pulsar-wait-and-widen")
 CASES = [

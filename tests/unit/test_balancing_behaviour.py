@@ -12,11 +12,10 @@ from router.balancing import (
     Choice,
     Chosen,
     ConfigError,
+    MethodError,
     NotFound,
     Selector,
     Unavailable,
-    UnavailableMethodError,
-    UnknownMethodError,
     load_config,
 )
 from router.balancing.algorithm import installed_algorithms
@@ -63,9 +62,9 @@ def test_without_a_file_power_of_n_runs_and_every_algorithm_may_be_asked_for():
 def test_an_empty_file_offers_nothing_but_power_of_n():
     policy = selector(config())
     assert policy.resolve("m", "power_of_n").algorithm == "power-of-n"
-    with pytest.raises(UnavailableMethodError):
+    with pytest.raises(MethodError, match="is not configured for this model"):
         policy.resolve("m", "pulsar")
-    with pytest.raises(UnknownMethodError):
+    with pytest.raises(MethodError, match="unknown routing method"):
         policy.resolve("m", "sticky")
 
 
@@ -99,7 +98,7 @@ def test_sample_counts_of_all_levels_are_kept_apart():
 
 def test_the_default_of_the_file_is_not_offered_to_a_model_with_an_entry_of_its_own():
     policy = selector(config(default="power-of-n", models={"m": "round-robin"}))
-    with pytest.raises(UnavailableMethodError):
+    with pytest.raises(MethodError, match="is not configured for this model"):
         policy.resolve("m", "power-of-n")
 
 

@@ -15,8 +15,8 @@ from router.balancing import (
     Chosen,
     ConfigError,
     Definition,
+    MethodError,
     Selector,
-    UnknownMethodError,
     load_config,
     registration,
 )
@@ -219,7 +219,7 @@ def test_an_entry_point_may_name_the_registration_that_a_built_in_file_has(one_m
     with pytest.raises(ConfigError, match="sticky-site site must not be empty") as refused:
         Selector(BalancingConfig(Definition("by-site", {"site": ""}), {}), random.Random(0), plugins)
     assert refused.value.stage == "build"
-    with pytest.raises(UnknownMethodError):
+    with pytest.raises(MethodError, match="unknown routing method"):
         Selector(BalancingConfig(), random.Random(0)).resolve("m", "by-site")
 
 

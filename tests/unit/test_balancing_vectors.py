@@ -9,11 +9,10 @@ import pytest
 
 from router.balancing import (
     ConfigError,
+    MethodError,
     NotFound,
     Selector,
     Unavailable,
-    UnavailableMethodError,
-    UnknownMethodError,
     Wait,
     load_config,
 )
@@ -305,10 +304,8 @@ def resolution(policy, model, header):
         return {"status": 400, "reason": "unknown"}
     try:
         return {"algorithm": policy.resolve(model, None if header is None else text(header.encode())).algorithm}
-    except UnavailableMethodError:
-        return {"status": 400, "reason": "unavailable"}
-    except UnknownMethodError:
-        return {"status": 400, "reason": "unknown"}
+    except MethodError as error:
+        return {"status": 400, "reason": {"unavailable": "unavailable", "unknown_method": "unknown"}[error.code]}
 
 
 @each("routing_method_resolution_without_config_file")

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pytest
 
-from router.config.cli import HelpRequested, UsageError, help_text, parse, settings_or_exit
+from router.config.cli import HelpRequested, UsageError, VersionRequested, help_text, parse, settings_or_exit
 from router.config.settings import OPTIONS, Settings
 
 REQUIRED = ["--stargate-id=r", "--advertise-addr=127.0.0.1:50071", "--stargate-discovery-dns-name=routers.local"]
@@ -223,6 +223,15 @@ def test_the_version_goes_to_stdout_and_ends_with_zero(flag: str, capsys: pytest
     assert capsys.readouterr().out == "stargate 1.2.3\n"
 
 
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_older_release_line_has_no_version_option(flag: str) -> None:
+    for arguments, env in (["--compat=0.11", flag], {}), ([flag], {"STARGATE_COMPAT": "0.11"}):
+        with pytest.raises(UsageError, match=f"unexpected argument '{flag}' found"):
+            parse(arguments, env)
+    with pytest.raises(VersionRequested):
+        parse(["--compat=0.18", flag], {"STARGATE_COMPAT": "0.11"})
+
+
 def test_an_error_left_of_help_is_told_first() -> None:
     with pytest.raises(UsageError):
         parse(["--nope", "--help"], {})
@@ -242,6 +251,9 @@ def test_usage_errors_go_to_stderr_and_end_with_two(capsys: pytest.CaptureFixtur
 def test_help_marks_our_additions_so_that_the_known_options_can_be_told_apart() -> None:
     marked = set(re.findall(r"^  \+ (--[a-z0-9-]+)", help_text(), re.MULTILINE))
     assert marked == {option.flag for option in OPTIONS if option.added}
+    later = set(re.findall(r"^  \* (--[a-z0-9-]+)", help_text(), re.MULTILINE))
+    assert later == {option.flag for option in OPTIONS if option.later}
+    assert not marked & later
 
 
 def test_every_field_is_an_option_named_after_its_flag() -> None:

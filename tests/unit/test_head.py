@@ -1,5 +1,7 @@
 """Which headers each hop removes; order, repetition and everything else survive."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tunnel_protocol import head
@@ -70,5 +72,28 @@ def test_hop_by_hop_names_are_known(name: bytes) -> None:
     assert b"host" not in head.HOP_BY_HOP
 
 
-def test_headers_that_a_connection_header_lists_are_not_removed() -> None:
-    assert head.request_headers_to_worker([(b"connection", b"x-mine"), (b"x-mine", b"1")]) == [(b"x-mine", b"1")]
+@pytest.mark.parametrize(
+    "through_",
+    [
+        head.request_headers_to_worker,
+        head.request_headers_to_engine,
+        head.response_headers_to_router,
+        lambda headers: head.without(headers, head.NOT_TO_CALLER),
+    ],
+    ids=["to the worker", "to the engine", "to the router", "to the caller"],
+)
+def test_headers_that_a_connection_header_lists_are_removed(through_: Callable[..., HeaderList]) -> None:
+    headers = [
+        (b"x-first", b"1"),
+        (b"connection", b"keep-alive,X-First , host"),
+        (b"x-kept", b"2"),
+        (b"connection", b"\tx-Second"),
+        (b"x-second", b"3"),
+        (b"x-second", b"4"),
+    ]
+    assert through_(headers) == [(b"x-kept", b"2")]
+
+
+def test_the_length_remains_although_a_connection_header_lists_it() -> None:
+    headers = [(b"connection", b"content-length"), (b"content-length", b"3")]
+    assert head.request_headers_to_worker(headers) == headers[1:]

@@ -112,12 +112,12 @@ class Front:
 
     draining = False
 
-    def __init__(self, handle=lambda *_: None, **timeouts):
+    def __init__(self, handle=lambda *_: None, *, close_unread=True, **timeouts):
         self.answer = handle
         self.requests, self.responses, self.refusals = [], [], []
         self.transport = Transport()
         loop = asyncio.get_running_loop()
-        self.connection = ClientConnection(self, loop.time, connection_timeouts(**timeouts))
+        self.connection = ClientConnection(self, loop.time, connection_timeouts(**timeouts), close_unread=close_unread)
         self.connection.connection_made(self.transport)
 
     def handle(self, request, response):
@@ -328,7 +328,7 @@ async def test_a_response_that_begins_while_the_client_is_slow_is_paused_from_th
 async def test_a_pipeline_that_is_over_writes_nothing():
     front = Front()
     parser = RequestParser(front.connection, asyncio.get_running_loop().time)
-    pipeline = RequestPipeline(front.connection, front.connection, parser, front)
+    pipeline = RequestPipeline(front.connection, front.connection, parser, front, close_unread=True)
     pipeline.release()
     pipeline.refuse(400)
     await settle()

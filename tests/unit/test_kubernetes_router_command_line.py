@@ -199,3 +199,16 @@ def test_it_is_asked_by_https_only(url: str) -> None:
     with pytest.raises(StartupError, match="must be https://host:port") as caught:
         api_address(settings(f"--kubernetes-api-url={url}"), {})
     assert caught.value.causes == (url,)
+
+
+def test_what_was_given_is_reported_without_user_information() -> None:
+    found = settings(
+        "--quic-insecure", "--listen-addr=127.0.0.1:1", "--remote-stargate-url=https://user:word@far,https://b"
+    )
+    assert found.given() == {
+        "listen_addr": "127.0.0.1:1",
+        "target_namespace": "nvcf",
+        "grpc_pylon_dial_addr": "http://door:50071",
+        "remote_stargate_url": "https://***@far,https://b",
+        "quic_insecure": True,
+    }

@@ -1,5 +1,6 @@
 """The metrics page: spelling, bounds of labels, and what is shown where."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,39 @@ def page(metrics: Metrics, *, additional: bool = False) -> str:
     return metrics.render(additional=additional).decode()
 
 
-def test_a_fresh_process_shows_the_two_reload_counters_only() -> None:
+RELOADS = [
+    'stargate_tls_reloads_total{material_type="server_identity",result="rejected"} 0',
+    'stargate_tls_reloads_total{material_type="server_identity",result="success"} 0',
+]
+
+
+def test_a_fresh_process_shows_the_series_that_dashboards_know_from_the_start() -> None:
     lines = page(Metrics()).splitlines()
     assert [line for line in lines if not line.startswith("#")] == [
-        'stargate_tls_reloads_total{material_type="server_identity",result="rejected"} 0',
-        'stargate_tls_reloads_total{material_type="server_identity",result="success"} 0',
+        "stargate_proxy_ambiguous_delivery_total 0",
+        'stargate_requests_total{inference_server_id="",model="",routing_key="",status="404"} 0',
+        *RELOADS,
     ]
+
+
+def test_with_the_older_release_line_a_fresh_process_shows_the_two_reload_counters_only() -> None:
+    lines = page(Metrics(as_of_0_18=False)).splitlines()
+    assert [line for line in lines if not line.startswith("#")] == RELOADS
     assert [line.split()[1] for line in lines if line.startswith("#")] == ["HELP", "TYPE"]
+
+
+@pytest.mark.parametrize(
+    ("as_of_0_18", "longest_duration", "longest_routing"), [(True, "120", "120"), (False, "10", "0.1")]
+)
+def test_the_greatest_bounds_are_those_of_the_release_line(
+    as_of_0_18: bool, longest_duration: str, longest_routing: str
+) -> None:
+    metrics = Metrics(as_of_0_18=as_of_0_18)
+    metrics.proxy_duration_seconds.observe(1, ("", "m", "w"))
+    metrics.routing_duration_seconds.observe(1, ("", "m"))
+    for family, longest in (("proxy", longest_duration), ("routing", longest_routing)):
+        bounds = re.findall(rf'^stargate_{family}_duration_seconds_bucket.*le="(.+?)"', page(metrics), re.MULTILINE)
+        assert bounds[-2:] == [longest, "+Inf"]
 
 
 def test_labels_are_sorted_and_whole_numbers_have_no_fraction() -> None:

@@ -103,7 +103,8 @@ def test_nobody_is_asked_about_workers_without_an_endpoint() -> None:
 def test_the_release_line_decides_how_load_is_counted_and_who_waits(arguments: tuple[str, ...], current: bool) -> None:
     given = settings(*arguments)
     assert package_settings.registry(given) == RegistrySettings(adds_up_load=current, free_slots=current)
-    assert package_settings.balancing(given) == BalancingSettings(affinity_waits=current)
+    assert package_settings.proxy(given).method_error_bodies is current
+    assert package_settings.balancing(given) == BalancingSettings(affinity_waits=current, expressions=current)
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_transport() -> None:

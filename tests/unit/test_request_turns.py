@@ -145,7 +145,7 @@ class Owner:
         self.response.start(head.status, head.headers)
         self.attempt.relay(self.response)
 
-    def attempt_failed(self, error):
+    def attempt_failed(self, error, *, handed_over):
         self.heard.append(error.reason)
 
     def response_ended(self, failure):
@@ -381,7 +381,7 @@ async def test_nothing_that_comes_after_its_end_changes_a_request():
     rig.tunnels.exchanges[0].sink.on_failed(TunnelError("stream reset"))
     assert rig.output.statuses == [502]
     request.attempt_answered(OK)
-    request.attempt_failed(TunnelError("late"))
+    request.attempt_failed(TunnelError("late"), handed_over=False)
     request.response_ended(None)
     request.client_gone()
     request._defect()
@@ -398,7 +398,7 @@ async def test_an_attempt_that_nobody_made_costs_its_request_and_is_told(event):
         if event == "answered":
             request.attempt_answered(OK)
         else:
-            request.attempt_failed(TunnelError("of whom?"))
+            request.attempt_failed(TunnelError("of whom?"), handed_over=False)
     assert "request in an impossible state" in [line["event"] for line in logs]
     assert rig.output.statuses == [502]
     assert request._state is RequestState.OVER

@@ -62,6 +62,26 @@ def test_any_bytes_are_a_context_or_none(value: bytes) -> None:
         assert found.traceparent()[3:52] in value
 
 
+@given(
+    st.binary(max_size=80)
+    | st.from_regex(rb"0[0-1]-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True)
+    | st.just(f"00-{'0' * 32}-{SPAN}-00".encode())
+    | st.just(f"00-{TRACE}-{SPAN}-00".encode())
+)
+def test_what_is_passed_on_without_a_decision_would_not_be_sampled(value: bytes) -> None:
+    if Sampling(1.0, Random(1), parent_based=True).passes_on(value):
+        found = parse_traceparent(value)
+        assert found is not None
+        assert not found.sampled
+
+
+def test_a_context_that_is_not_sampled_is_passed_on_only_by_parent_based_samplers() -> None:
+    value = f"00-{TRACE}-{SPAN}-00".encode()
+    assert Sampling(1.0, Random(1), parent_based=True).passes_on(value)
+    assert not Sampling(1.0, Random(1), parent_based=False).passes_on(value)
+    assert not Sampling(1.0, Random(1), parent_based=True).passes_on(value[:-1] + b"1")
+
+
 def test_workers_see_no_flag_but_sampled() -> None:
     for flags, sent in (("03", "01"), ("02", "00")):
         found = parse_traceparent(f"00-{TRACE}-{SPAN}-{flags}".encode())

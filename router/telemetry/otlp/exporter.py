@@ -64,7 +64,6 @@ class CountingExporter(SpanExporter):
         if not self._closed:
             self._closed = True
             self._exporter.shutdown()
-            self._reasons.remove()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - nothing is held here
         """There is nothing to flush: batches are sent at once."""
@@ -116,10 +115,3 @@ class _Reasons(logging.Handler):
             self.last = record.getMessage()
         except (TypeError, ValueError):
             self.last = str(record.msg)
-
-    def remove(self) -> None:
-        """The SDK's exporters log as other libraries do again."""
-        for name in self._NAMES:
-            logger = logging.getLogger(name)
-            logger.removeHandler(self)
-            logger.propagate = True

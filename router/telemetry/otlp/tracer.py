@@ -33,7 +33,7 @@ from opentelemetry.trace import (
 
 from router.telemetry.otlp.access_token import AccessToken
 from router.telemetry.otlp.environment import GRPC, TracingEnvironment
-from router.telemetry.otlp.exporter import CountingExporter
+from router.telemetry.otlp.exporter import CountingExporter, MakeExporter
 from router.telemetry.trace_context import Sampling, TraceContext
 from router.telemetry.tracing import Attributes
 from tunnel_protocol.limit import Limit
@@ -46,8 +46,28 @@ QUEUED_SPANS: Final = Limit("tracing.queued_spans", pieces=2048)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
+class LostSpan:
+    """Takes the place of a span that the SDK could not create: the context goes on, and nothing is recorded."""
+
+    __slots__ = ("context", "tracestate")
+
+    def __init__(self, context: TraceContext, tracestate: bytes) -> None:
+        self.context = context
+        self.tracestate = tracestate
+
+    def child(self, name: str, attributes: Attributes, start_ns: int) -> "LostSpan":  # noqa: ARG002 - see `Span`
+        """The same: whoever is called belongs below the caller's span."""
+        return self
+
+    def event(self, name: str, attributes: Attributes, at_ns: int) -> None:
+        """Does nothing."""
+
+    def end(self, attributes: Attributes, end_ns: int, *, error: str | None = None) -> None:
+        """Does nothing."""
+
+
 class OtlpSpan:
-    """A recorded span; see `router.telemetry.tracing.Span`."""
+    """A recorded span; see `router.telemetry.tracing.Span`. What the SDK raises is logged."""
 
     __slots__ = ("_span", "_tracer", "context", "tracestate")
 
@@ -58,20 +78,30 @@ class OtlpSpan:
         self.context = TraceContext(format_trace_id(own.trace_id), format_span_id(own.span_id), sampled=True)
         self.tracestate = tracestate
 
-    def child(self, name: str, attributes: Attributes, start_ns: int) -> "OtlpSpan":
+    def child(self, name: str, attributes: Attributes, start_ns: int) -> "OtlpSpan | LostSpan":
         """See `Span.child`."""
-        return OtlpSpan(self._tracer, self._tracer.begin(name, self._span, attributes, start_ns), self.tracestate)
+        try:
+            return OtlpSpan(self._tracer, self._tracer.begin(name, self._span, attributes, start_ns), self.tracestate)
+        except Exception:  # noqa: BLE001 - logged: what is observed goes on
+            _log.exception("span cannot be recorded", span=name)
+            return LostSpan(self.context, self.tracestate)
 
     def event(self, name: str, attributes: Attributes, at_ns: int) -> None:
         """See `Span.event`."""
-        self._span.add_event(name, dict(attributes), at_ns)
+        try:
+            self._span.add_event(name, dict(attributes), at_ns)
+        except Exception:  # noqa: BLE001 - logged: what is observed goes on
+            _log.exception("event of a span cannot be recorded", event_name=name)
 
     def end(self, attributes: Attributes, end_ns: int, *, error: str | None = None) -> None:
         """See `Span.end`."""
-        self._span.set_attributes(dict(attributes))
-        if error is not None:
-            self._span.set_status(StatusCode.ERROR, error)
-        self._span.end(end_ns)
+        try:
+            self._span.set_attributes(dict(attributes))
+            if error is not None:
+                self._span.set_status(StatusCode.ERROR, error)
+            self._span.end(end_ns)
+        except Exception:  # noqa: BLE001 - logged: what is observed goes on
+            _log.exception("span cannot be recorded", span=self._span.name)
 
 
 class OtlpTracer:
@@ -86,15 +116,17 @@ class OtlpTracer:
         default_name: str,
         attributes: Mapping[str, str],
         random: Random,
+        make_exporter: MakeExporter | None = None,
     ) -> None:
         """Start the exporting thread. Raises what the SDK raises for variables that `environment` does not check.
 
         `service_name` names this service in traces; if it is `default_name`, the name in the environment wins.
-        `attributes` of the resource are replaced by those of the environment.
+        `attributes` of the resource are replaced by those of the environment. `make_exporter` makes another exporter
+        than that of `environment.protocol`.
         """
         self.sampling = Sampling(environment.share, random, parent_based=environment.parent_based)
         self.exporter = CountingExporter(
-            lambda headers: _make_exporter(environment.protocol, headers),
+            make_exporter or (lambda headers: _make_exporter(environment.protocol, headers)),
             environment.headers,
             token,
             environment.endpoint or "",
@@ -114,12 +146,20 @@ class OtlpTracer:
 
     def start(
         self, name: str, caller: TraceContext | None, decided: TraceContext, tracestate: Sequence[bytes], start_ns: int
-    ) -> OtlpSpan:
+    ) -> OtlpSpan | LostSpan:
         """See `Tracer.start`."""
+        try:
+            return self._start(name, caller, decided, tracestate, start_ns)
+        except Exception:  # noqa: BLE001 - logged: what is observed goes on
+            _log.exception("span cannot be recorded", span=name)
+            return LostSpan(decided, b"" if caller is None else b",".join(tracestate))
+
+    def _start(
+        self, name: str, caller: TraceContext | None, decided: TraceContext, tracestate: Sequence[bytes], start_ns: int
+    ) -> OtlpSpan:
         if caller is None:
             self._ids.trace_id = int(decided.trace_id, 16)
-            span = self.begin(name, None, {}, start_ns)
-            return OtlpSpan(self, span, b"")
+            return OtlpSpan(self, self.begin(name, None, {}, start_ns), b"")
         state = TraceState.from_header([value.decode("latin-1") for value in tracestate])
         remote = SpanContext(int(caller.trace_id, 16), int(caller.span_id, 16), True, _SAMPLED, state)
         span = self.begin(name, NonRecordingSpan(remote), {}, start_ns)
