@@ -90,12 +90,16 @@ class QuicRelay:
         """Number of clients whose ClientHello is not complete."""
         return self._core.unresolved
 
+    def stop_accepting(self) -> None:
+        """Refuse new tunnels, with a reason; existing ones are relayed on."""
+        self._core.accepting = False
+
     async def drain(self, deadline: float) -> int:
         """Take no new tunnels, and wait until none is open or the loop's time is `deadline`; returns how many are still open.
 
-        A tunnel cannot be ended from here, because only its ends have its keys. New ones are refused with a reason.
+        A tunnel cannot be ended from here, because only its ends have its keys.
         """
-        self._core.accepting = False
+        self.stop_accepting()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 while self.open_tunnels:

@@ -6,9 +6,8 @@ import sys
 from typing import Final
 
 from kubernetes_router.relay.flows import Target
-from tunnel_protocol.limit import Limit
 
-RECEIVED = Limit("kubernetes_router.relay_receive_batch", pieces=64)
+RECEIVED: Final = 64
 """Datagrams read from the socket of one tunnel before the event loop does other work."""
 
 DATAGRAM_BYTES: Final = 65_535
@@ -78,7 +77,7 @@ class RouterSocket:
         found: list[bytes] = []
         receive = self._socket.recv_into
         try:
-            for _ in range(RECEIVED.pieces or 0):
+            for _ in range(RECEIVED):
                 size = receive(buffer)
                 found.append(bytes(buffer[:size]))
         except OSError as error:
