@@ -147,6 +147,13 @@ def _model(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    if not text.strip():
+        message = "the address of a router must not be blank"
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
 def _path(text: str) -> str:
     return text if text.startswith("/") else f"/{text}"
 
@@ -172,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-name", type=_model, action="append", default=[], help="a model; none given: ask the engine")
     add("--model-discovery-poll-interval-ms", type=_positive, default=5000)
     add("--model-discovery-request-timeout-ms", type=_positive, default=5000)
-    add("--stargate-address", default="127.0.0.1:50071", help="gRPC address of any router (host:port)")
+    add("--stargate-address", type=_address, default="127.0.0.1:50071", help="gRPC address of any router (host:port)")
     add("--inference-server-id", default="pylon", help="unique id of this worker")
     add("--cluster-id", default=None, help="workers that share an engine pool (default: the worker's id)")
     add("--tls-cert-path", type=Path, default=None, help="PEM certificates to trust when dialling routers")
