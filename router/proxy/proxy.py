@@ -20,17 +20,23 @@ from router.proxy.access_log import AccessLog
 from router.proxy.attempt import Attempt
 from router.proxy.failure_log import is_failure
 from router.proxy.local_replies import (
+    AMBIGUOUS,
+    NO_ANSWER,
     NO_CANDIDATES,
+    NOT_FORWARDABLE,
+    NOT_REPEATABLE,
     OVERLOADED,
     TOO_MUCH_INPUT_WORK,
     UNAVAILABLE,
     LocalReply,
     headers_to_client,
+    plain,
 )
 from router.proxy.method_header import MethodHeader
 from router.proxy.overflow import with_free_stream
 from router.proxy.placement import Placement, RoutedChoice
 from router.proxy.recorder import RequestRecorder
+from router.proxy.refusals import Refusals
 from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
 from router.proxy.request_trace import ProxyTracing
 from router.proxy.retry import Verdict
@@ -75,6 +81,7 @@ class Proxy:
         self.clock = clock
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)
         self.access_log = AccessLog(finished=settings.access_log, failures=settings.failure_logs)
+        self.refusals = Refusals(metrics, self.access_log, clock, bodies_with_reason=settings.reasons_in_bodies)
         self.tracing: ProxyTracing | None = None
         """Set before the first request if traces are exported."""
         self.running: set[ProxiedRequest] = set()
@@ -90,8 +97,7 @@ class Proxy:
         try:
             valid = self.validator.validate(request)
         except InvalidRequestError as error:
-            self.metrics.requests_rejected_total.inc((str(error.status), error.reason))
-            response.send(error.reply.status, error.reply.headers, error.reply.body)
+            self.refusals.refuse(request, response, error.reply)
             if self.tracing is not None:
                 self.tracing.refused(request, error)
             return None
@@ -271,7 +277,9 @@ class ProxiedRequest:
 
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
-            self._headers = request_headers_to_worker(self._request.headers)
+            self._headers = request_headers_to_worker(
+                self._request.headers, listed=self._proxy.settings.drop_listed_headers
+            )
         headers = self._headers
         if chosen.expected_queue_ms is not None:
             headers = [*headers, (EXPECTED_QUEUE_MS, b"%d" % chosen.expected_queue_ms)]
@@ -400,7 +408,7 @@ class ProxiedRequest:
         """The relayed response has ended."""
         if failure is not None and self._placement is not None:
             self._recorder.broken_off(self._placement.backend, failure, self._response)
-        self._finish("complete" if failure is None else "truncated")
+        self._finish("complete" if failure is None else "truncated", "")
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
 
@@ -420,13 +428,26 @@ class ProxiedRequest:
         """The client has closed: end the running attempt and finish."""
         if self._state is _OVER:
             return
-        phase = "body" if self._response.started else ("head" if self._request.body.complete else "upload")
+        self._leave("body" if self._response.started else ("head" if self._request.body.complete else "upload"))
+        self._finish("client_gone", "")
+
+    def client_stalled(self, status: int, reason: str) -> None:
+        """The client has stopped sending its body: end the running attempt, and answer."""
+        if self._state is _OVER:
+            return
+        reply = plain(status, reason)
+        self._leave("upload")
+        self._proxy.refusals.record(self._request, reply)
+        self._send(reply)
+        self._finish("refused", reply.reason)
+
+    def _leave(self, phase: str) -> None:
+        """End what runs for a client that has gone in this phase of its request."""
         self._recorder.client_gone(phase)
         if self._attempt is not None:
             self._attempt.discard()
         if self._dialling is not None:
             self._dialling.cancel()
-        self._finish("client_gone")
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
@@ -436,12 +457,14 @@ class ProxiedRequest:
         """The response is final: send its head to the client and relay the body. `verdict`: why a retryable one is final."""
         self._recorder.answered(placement.backend.inference_server_id, head.status)
         try:
-            headers = headers_to_client(head.headers, placement.backend)
+            headers = headers_to_client(
+                head.headers, placement.backend, drop_listed=self._proxy.settings.drop_listed_headers
+            )
         except ValueError:
             attempt.discard()
             self._recorder.request_failed(placement.backend, 500, verdict, None, self._retry_state, now)
-            self._response.send(500, [])
-            self._finish("failed")
+            self._send(NOT_FORWARDABLE)
+            self._finish("failed", NOT_FORWARDABLE.reason)
             return
         if verdict is not None or is_failure(head.status):
             self._recorder.request_failed(placement.backend, head.status, verdict, head, self._retry_state, now)
@@ -456,29 +479,34 @@ class ProxiedRequest:
         """An exception or a state that this program rules out: log it, and answer the client all the same."""
         if self._state is _PENDING:
             _log.error("request in an impossible state", request_id=self._valid.request_id, state=self._state.name)
-            self._answer(502)
+            self._answer(NO_ANSWER)
 
     def _fail(self, verdict: Verdict, head: ResponseHead | None, placement: Placement) -> None:
         """Answer after the last attempt, whose response (`head`, None if there was none) is not passed on."""
-        status = 413 if verdict is Verdict.TOO_LARGE else 502
+        ambiguous = verdict is Verdict.AMBIGUOUS or verdict is Verdict.ACCEPTED
+        reply = NOT_REPEATABLE if verdict is Verdict.TOO_LARGE else AMBIGUOUS if ambiguous else NO_ANSWER
         now = self._proxy.clock()
-        self._recorder.request_failed(placement.backend, status, verdict, head, self._retry_state, now)
-        self._answer(status)
+        self._recorder.request_failed(placement.backend, reply.status, verdict, head, self._retry_state, now)
+        self._answer(reply)
 
-    def _answer(self, status: int) -> None:
-        """Send a local reply with `status` after an attempt."""
+    def _answer(self, reply: LocalReply) -> None:
+        """Send a local reply after an attempt."""
         backend = None if self._placement is None else self._placement.backend
-        self._recorder.answered("" if backend is None else backend.inference_server_id, status)
-        self._response.send(status, [])
-        self._finish("failed")
+        self._recorder.answered("" if backend is None else backend.inference_server_id, reply.status)
+        self._send(reply)
+        self._finish("failed", reply.reason)
 
-    def _refuse(self, answer: LocalReply, server_id: str = "") -> None:
+    def _refuse(self, reply: LocalReply, server_id: str = "") -> None:
         """Send a local reply because no attempt is made, or instead of the refusal of the worker `server_id`."""
-        self._recorder.answered(server_id, answer.status)
-        self._response.send(answer.status, answer.headers, answer.body)
-        self._finish("refused")
+        self._recorder.answered(server_id, reply.status)
+        self._send(reply)
+        self._finish("refused", reply.reason)
 
-    def _finish(self, end: str) -> None:
+    def _send(self, reply: LocalReply) -> None:
+        reply.send(self._response, with_reason=self._proxy.settings.reasons_in_bodies)
+
+    def _finish(self, end: str, reason: str) -> None:
+        """The request has ended; the arguments are those of `RequestRecorder.finished`."""
         if self._state is _OVER:
             return
         self._state = _OVER
@@ -498,4 +526,5 @@ class ProxiedRequest:
             self._first_byte_at,
             end,
             proxy.clock(),
+            reason,
         )

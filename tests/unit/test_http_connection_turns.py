@@ -131,8 +131,9 @@ class Front:
     def connection_closed(self, connection):
         pass
 
-    def refused(self, status, reason):
+    def refuse(self, request, response, status, reason):
         self.refusals.append((status, reason))
+        response.send(status, [])
 
     def date(self):
         return b"now"
@@ -196,6 +197,27 @@ async def test_a_body_that_stalls_before_its_turn_is_broken_when_its_turn_comes(
     await settle()
     assert taker.body == b"half"
     assert taker.broken == "request body stalled"
+
+
+@pytest.mark.parametrize("answers_later", [True, False])
+async def test_a_body_that_stalls_in_its_turn_is_answered_by_whoever_has_the_request(answers_later):
+    class Waiting(Flow):
+        def client_stalled(self, status, reason):
+            self.heard.append((status, reason))
+            front.responses[0].send(status, [])
+
+    flow = Waiting()
+
+    def handle(request, _):
+        request.body.attach(Taker())
+        return flow if answers_later else None
+
+    front = Front(handle, body=5.0)
+    front.feed(post(10) + b"half")
+    await asyncio.sleep(20)
+    assert front.statuses == [408]
+    told = [(408, "request body stalled")]
+    assert (flow.heard, front.refusals) == ((told, []) if answers_later else ([], told))
 
 
 async def test_a_client_that_is_paused_again_is_watched_by_the_timer_that_runs():
