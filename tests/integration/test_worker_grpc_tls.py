@@ -12,7 +12,12 @@ from structlog.testing import capture_logs
 
 from certs import Identity, make_self_signed
 from stargate_client import tls_relay
-from stargate_client.certificate_failures import CertificateFailure, CertificateFailures, CertificateRefusedError
+from stargate_client.certificate_failures import (
+    CertificateFailure,
+    CertificateFailures,
+    CertificateRefusedError,
+    Operation,
+)
 from stargate_client.discovery import RouterDiscovery
 from stargate_client.router_address import GrpcAddress, RouterAddress
 from stargate_client.router_channel import router_channel
@@ -142,7 +147,7 @@ def errors(logs):
 
 
 def test_a_failure_is_logged_once_until_its_kind_changes_or_a_certificate_is_accepted():
-    failures = CertificateFailures("register", GrpcAddress("[::1]:7", tls=True))
+    failures = CertificateFailures(Operation.REGISTER, "[::1]:7")
     unknown, name = CertificateFailure.UNKNOWN_ISSUER, CertificateFailure.NAME_MISMATCH
     with capture_logs() as logs:
         for kind in (unknown, unknown, name, name, unknown):
