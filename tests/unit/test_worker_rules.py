@@ -81,6 +81,8 @@ def test_argument_list_of_the_benchmark_runner_is_accepted():
         [*BASE, "--initial-input-tps=nan"],
         [*BASE, "--initial-input-tps=0"],
         [*BASE, "--model-name= "],
+        [*BASE, "--stargate-address="],
+        [*BASE, "--stargate-address= "],
         [*BASE, "--min-update-interval-ms=0"],
         [*BASE, "--pylon-require-upstream-retry-header=yes"],
         [*BASE, "--pylon-retryable-upstream-status-codes=7"],
