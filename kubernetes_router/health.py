@@ -52,8 +52,9 @@ class HealthServer:
             response.send(404, [])
         return None
 
-    def refused(self, status: int, reason: str) -> None:
-        """An unusable request was answered by the server."""
+    def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:  # noqa: ARG002
+        """Answer an unusable request."""
+        response.send(status, [])
 
     def connection_refused(self, reason: str) -> None:
         """A connection beyond the limit was closed."""

@@ -79,20 +79,23 @@ NOT_TO_ROUTER = HOP_BY_HOP | {
 """Names that a worker removes from its engine's response, because only the worker may set them."""
 
 
-def request_headers_to_worker(headers: HeaderList) -> HeaderList:
+def request_headers_to_worker(headers: HeaderList, *, listed: bool = True) -> HeaderList:
     """A client's headers as they enter a tunnel: in order, without `NOT_TO_WORKER` and what `Connection` lists."""
-    return without(headers, NOT_TO_WORKER)
+    return without(headers, NOT_TO_WORKER, listed=listed)
 
 
-def without(headers: HeaderList, drop: frozenset[bytes]) -> HeaderList:
-    """`headers` in order, without the names in `drop`, one of which is `connection`, and those that `Connection` lists."""
+def without(headers: HeaderList, drop: frozenset[bytes], *, listed: bool = True) -> HeaderList:
+    """`headers` in order, without the names in `drop`, one of which is `connection`, and those that `Connection` lists.
+
+    `listed=False` keeps those that `Connection` lists.
+    """
     kept = [entry for entry in headers if entry[0] not in drop]
-    if len(kept) == len(headers):
-        return kept  # nothing was dropped, so there is no `Connection`
-    listed = {
+    if not listed or len(kept) == len(headers):
+        return kept  # if nothing was dropped, there is no `Connection`
+    named = {
         token.strip(b" \t").lower() for name, value in headers if name == b"connection" for token in value.split(b",")
     } - _NEVER_HOP_BY_HOP
-    return [entry for entry in kept if entry[0] not in listed] if listed else kept
+    return [entry for entry in kept if entry[0] not in named] if named else kept
 
 
 def request_headers_to_engine(headers: HeaderList, retry_header: bytes = UPSTREAM_RETRYABLE) -> HeaderList:

@@ -199,6 +199,15 @@ def reference_release(value: str) -> Literal["0.11", "0.18"]:
     raise ValueRefusedError(f"unsupported release line '{value}', expected '0.11' or '0.18'")
 
 
+def error_bodies(value: str) -> Literal["contract", "json"]:
+    """The bodies of answers that the router makes itself."""
+    if value == "contract":
+        return "contract"
+    if value == "json":
+        return "json"
+    raise ValueRefusedError(f"unsupported form of error bodies '{value}', expected 'contract' or 'json'")
+
+
 def metric_families(value: str) -> Literal["contract", "all"]:
     """The set of metric families that `/metrics` shows."""
     if value == "contract":

@@ -67,6 +67,7 @@ def proxy(settings: Settings) -> ProxySettings:
     header = retry_budget_header(settings)
     return ProxySettings(
         paths=PATHS | {MESSAGES_PATH} if settings.as_of_0_18 else PATHS,
+        drop_listed_headers=settings.as_of_0_18,
         trust_routing_method=settings.trust_routing_method,
         request_timeout_ms=settings.head_timeout_ms,
         max_connect_retries=settings.proxy_max_connect_retries,
@@ -80,6 +81,7 @@ def proxy(settings: Settings) -> ProxySettings:
         overload_answer=settings.as_of_0_18,
         unknown_targets_unlabelled=settings.as_of_0_18,
         response_idle_timeout_ms=settings.proxy_response_idle_timeout_ms,
+        reasons_in_bodies=settings.error_bodies == "json",
         failure_logs=settings.as_of_0_18,
         access_log=settings.access_log,
         method_error_bodies=settings.as_of_0_18,

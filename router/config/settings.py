@@ -15,6 +15,7 @@ from router.config.option_values import (
     SocketAddress,
     connectivity,
     count_above_zero,
+    error_bodies,
     framing,
     log_format,
     metric_families,
@@ -402,6 +403,16 @@ class Settings:
         help="With --compat 0.11: never send a request again that a worker has received in full, so that nothing is "
         "generated twice. With 0.18 that is so without it, from when the request was handed to the tunnel.",
         env="STARGATE_PROXY_NO_REPEAT_ACCEPTED",
+        added=True,
+    )
+    error_bodies: Literal["contract", "json"] = option(
+        "--error-bodies",
+        "FORM",
+        error_bodies,
+        default="contract",
+        help="Bodies of the router's own error answers: 'contract' (most are empty) or 'json' (the empty ones get a reason "
+        "in the shape of OpenAI's errors).",
+        env="STARGATE_ERROR_BODIES",
         added=True,
     )
     trust_routing_method: bool = option(

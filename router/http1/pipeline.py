@@ -58,8 +58,11 @@ class RequestHandler(Protocol):
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
         """Answer now and return None, or return the producer of the response, to be notified about the client."""
 
-    def refused(self, status: int, reason: str) -> None:
-        """A request was answered without `handle`; `reason` is one of a fixed set of short texts, for metrics."""
+    def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:
+        """Send an answer with `status` now, for a request that is not handled; None for `request` if its head is no head.
+
+        `reason` is one of a fixed set of short texts.
+        """
 
 
 class _NullConnection:
@@ -196,13 +199,13 @@ class RequestPipeline:
         if request is not self._current or response is None:
             self.body_broken(request, _STALLED)
         elif not response.started and not response.over:
-            self._handler.refused(408, _STALLED)
             self._connection.end_input()
             self._flow = None
-            if flow is not None:
-                flow.client_gone()
             response.keep_alive = False
-            response.send(408, [])
+            if flow is None:
+                self._handler.refuse(request, response, 408, _STALLED)
+            else:
+                flow.client_stalled(408, _STALLED)
 
     # --- what is answered --------------------------------------------------------------------------------------------
 
@@ -297,9 +300,8 @@ class RequestPipeline:
 
     def _answer_refusal(self) -> None:
         status = self._refusal or 400
-        self._handler.refused(status, _REFUSALS.get(status, "malformed request"))
         response = Response(self._output, http_1_0=False, keep_alive=False, bodyless=False)
-        response.send(status, [])
+        self._handler.refuse(None, response, status, _REFUSALS.get(status, "malformed request"))
 
 
 def _withheld(request: ClientRequest) -> bool:

@@ -34,6 +34,9 @@ class ResponseFlow(Protocol):
     def client_gone(self) -> None:
         """The client has closed; nothing can be written any more."""
 
+    def client_stalled(self, status: int, reason: str) -> None:
+        """The client has stopped sending its body, and no response has begun: answer with `status` now."""
+
 
 class ResponseOutput(Protocol):
     """What a response asks of its connection."""

@@ -120,7 +120,7 @@ class HttpServer:
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
         """Pass a request to the handler; while draining, answer 503."""
         if self._refusing and request.method == b"POST":
-            response.send(503, [])
+            self._handler.refuse(request, response, 503, "draining")
             return None
         return self._handler.handle(request, response)
 
@@ -152,9 +152,9 @@ class HttpServer:
             )
             self._turned_away = 0
 
-    def refused(self, status: int, reason: str) -> None:
-        """Pass on that a request was answered without `handle`."""
-        self._handler.refused(status, reason)
+    def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:
+        """Have the handler answer a request that is not handled."""
+        self._handler.refuse(request, response, status, reason)
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """Remove a connection whose transport is closed."""

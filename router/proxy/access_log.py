@@ -5,6 +5,21 @@ They hold no content and no credentials.
 
 from router.telemetry.logging import FrequentLine
 
+_FINISHED = "request finished"
+_FIELDS = (
+    "request_id",
+    "routing_key",
+    "model_id",
+    "path",
+    "status",
+    "inference_server_id",
+    "attempts",
+    "first_byte_ms",
+    "duration_ms",
+    "body_bytes",
+    "end",
+)
+
 
 class AccessLog:
     """Holds the lines. Callers check `enabled` of a line before they compute its values: a disabled line costs nothing."""
@@ -24,19 +39,9 @@ class AccessLog:
             "connect_retries",
             "request_retries",
         )
-        self.finished = FrequentLine(
-            "request finished",
-            "request_id",
-            "routing_key",
-            "model_id",
-            "path",
-            "status",
-            "inference_server_id",
-            "attempts",
-            "first_byte_ms",
-            "duration_ms",
-            "body_bytes",
-            "end",
-        )
+        self.finished = FrequentLine(_FINISHED, *_FIELDS)
         """`end` is `complete`, `refused`, `client_gone`, `truncated` or `failed`."""
         self.finished.enabled &= finished
+        self.refused = FrequentLine(_FINISHED, *_FIELDS, "reason")
+        """The same line for a request that the router itself answered, with the reason."""
+        self.refused.enabled &= finished

@@ -270,15 +270,16 @@ class RequestRecorder:
         first_byte_at: float | None,
         end: str,
         now: float,
+        reason: str,
     ) -> None:
-        """The request has ended; `end` is one of the values in `AccessLog`."""
+        """The request has ended; `end` is one of the values in `AccessLog`, `reason` that of a local reply, or empty."""
         received_at = self._received_at
         self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
         if self._trace is not None:
             self._trace.finished(response, end, now)
         line = self._access_log.finished
         if line.enabled:
-            line.write(
+            values = (
                 self._valid.request_id,
                 self._valid.routing.routing_key,
                 self._valid.routing.model,
@@ -291,3 +292,7 @@ class RequestRecorder:
                 response.body_bytes,
                 end,
             )
+            if reason:
+                self._access_log.refused.write(*values, reason)
+            else:
+                line.write(*values)

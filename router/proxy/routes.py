@@ -10,11 +10,18 @@ import msgspec
 
 from router.http1.request import ClientRequest
 from router.http1.response import Response, ResponseFlow
+from router.proxy.local_replies import LocalReply, plain
 from router.proxy.proxy import Proxy
 from router.registry import Registry
 from router.telemetry.metrics import Metrics
 
 _JSON = (b"content-type", b"application/json")
+
+UNKNOWN_PATH = plain(404, "unknown path")
+"""Without a code in a header, unlike the 404 for an unknown model."""
+
+BLANK_MODEL_ID = plain(400, "blank model_ids")
+"""A filter of the list of models that names nothing."""
 
 
 class Routes:
@@ -30,6 +37,7 @@ class Routes:
         debug_config: Callable[[], dict[str, object]],
     ) -> None:
         self._proxy = proxy
+        self._refusals = proxy.refusals
         self._proxied = proxy.settings.paths
         self._registry = registry
         self._metrics = metrics
@@ -47,28 +55,28 @@ class Routes:
         if request.path in self._proxied:
             if request.method == b"POST":
                 return self._proxy.handle(request, response)
-            self._not_allowed(response, b"POST")
+            self._not_allowed(request, response, b"POST")
             return None
         view = self._views.get(request.path)
         if view is None:
-            response.send(404, [])
+            self._refusals.refuse(request, response, UNKNOWN_PATH)
         elif request.method in (b"GET", b"HEAD"):
             view(request, response)
         else:
-            self._not_allowed(response, b"GET,HEAD")
+            self._not_allowed(request, response, b"GET,HEAD")
         return None
 
-    def refused(self, status: int, reason: str) -> None:
-        """Count a request that was answered without `handle`."""
-        self._metrics.requests_rejected_total.inc((str(status), reason))
+    def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:
+        """Answer a request that the server does not pass to `handle`."""
+        self._refusals.refuse(request, response, plain(status, reason))
 
     def connection_refused(self, reason: str) -> None:
         """Count a client connection that was closed as soon as it was accepted."""
         self._metrics.http_connections_refused_total.inc((reason,))
 
-    def _not_allowed(self, response: Response, allow: bytes) -> None:
-        self._metrics.requests_rejected_total.inc(("405", "method not allowed"))
-        response.send(405, [(b"allow", allow)])
+    def _not_allowed(self, request: ClientRequest, response: Response, allow: bytes) -> None:
+        reply = LocalReply(405, [(b"allow", allow)], b"", "method not allowed")
+        self._refusals.refuse(request, response, reply)
 
     def _healthz(self, request: ClientRequest, response: Response) -> None:  # noqa: ARG002
         response.send(200, [])
@@ -83,7 +91,7 @@ class Routes:
             if name != "model_ids":
                 continue
             if not value.strip():
-                response.send(400, [])
+                self._refusals.refuse(request, response, BLANK_MODEL_ID)
                 return
             wanted.add(value.strip())
         response.send(200, [_JSON], msgspec.json.encode({"model_ids": self._registry.active_models(None, wanted)}))

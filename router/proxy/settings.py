@@ -42,6 +42,9 @@ class ProxySettings:
     trust_routing_method: bool
     """Whether clients choose the algorithm by `x-routing-method`; if not, that header is ignored."""
 
+    drop_listed_headers: bool
+    """Do not forward headers that `Connection` lists, in either direction (RFC 9110 section 7.6.1)."""
+
     request_timeout_ms: int
     """Time from opening a tunnel stream to the response head, per attempt."""
 
@@ -77,6 +80,9 @@ class ProxySettings:
 
     response_idle_timeout_ms: int
     """Break a response off after this long without a byte of its body; 0 = never."""
+
+    reasons_in_bodies: bool
+    """Local replies without a body in the contract get one with their reason, in the shape of OpenAI's errors."""
 
     failure_logs: bool
     """Log one warning per request that failed at a worker, and one per response that broke off."""

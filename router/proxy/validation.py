@@ -11,7 +11,7 @@ import structlog
 
 from router.balancing import Definition, MethodError, MethodErrorCode, RoutingRequest, Selector
 from router.http1.request import ClientRequest
-from router.proxy.local_replies import LocalReply, coded
+from router.proxy.local_replies import LocalReply, coded, plain
 from router.proxy.method_header import MethodHeader
 from router.proxy.settings import ProxySettings
 from tunnel_protocol.unsigned import MAX_U32, MAX_U64
@@ -29,14 +29,14 @@ _METHOD_REASONS = {
 
 
 class InvalidRequestError(Exception):
-    """The request is refused before routing. `reply` is sent to the client, `reason` goes into metrics and logs."""
+    """The request is refused before routing with `reply`, whose reason goes into metrics and logs."""
 
     def __init__(self, status: int, reason: str, reply: LocalReply | None = None) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
-        self.reply = reply or LocalReply(status, [], b"")
-        """An empty one, if none is given."""
+        self.reply = reply or plain(status, reason)
+        """One without a body, if none is given."""
 
 
 class ValidRequest(NamedTuple):
@@ -133,8 +133,8 @@ class Validator:
         try:
             return self._methods.resolve(value, method, routing_key, model, now)
         except MethodError as error:
-            reply = coded(400, error.code.value, str(error)) if self._method_error_bodies else None
             reason = _METHOD_REASONS.get(error.code, "invalid x-routing-method")
+            reply = coded(400, error.code.value, str(error), reason) if self._method_error_bodies else None
             raise InvalidRequestError(400, reason, reply) from error
 
     def _retry_deadline(self, request: ClientRequest) -> float | None:

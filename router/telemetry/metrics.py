@@ -284,7 +284,7 @@ class Metrics:
         self.requests_in_flight = self._gauge("requests_in_flight", "Requests being proxied right now")
         self.requests_rejected_total = self._counter(
             "requests_rejected_total",
-            "Requests answered before routing (400, 405, 408, early 413, 414, 431)",
+            "Requests answered before routing (400, 404 of a path, 405, 408, early 413, 414, 431, 503 of a drain)",
             "status",
             "reason",
         )

@@ -134,6 +134,22 @@ async def test_the_attributes_are_those_of_the_reference() -> None:
     assert (request.error, attempt.error, request.events) == (None, None, [])
 
 
+async def test_a_routing_expression_is_recorded_as_it_came_with_what_it_chose() -> None:
+    tracer = RecordingTracer()
+    async with traced(tracer) as harness:
+        harness.worker("a", on_request=ok)
+        got = await harness.ask(
+            post("/v1/messages", x_routing_method="Power-Of-N; sample_count=1;comparator=queue-time")
+        )
+        assert got.status == 200
+        request, _ = await ended(tracer)
+    assert request.attributes["routing.requested_algorithm"] == "Power-Of-N; sample_count=1;comparator=queue-time"
+    assert request.attributes["routing.algorithm"] == "power-of-n"
+    assert request.attributes["routing.comparator"] == "queue-time"
+    assert request.attributes["routing.sample_count_configured"] == "1"
+    assert request.attributes["request.endpoint"] == "messages"
+
+
 async def test_an_algorithm_without_comparator_has_none() -> None:
     tracer = RecordingTracer()
     async with traced(tracer, b'{"default": "round-robin"}') as harness:
@@ -254,6 +270,12 @@ async def test_requests_that_reach_no_worker_have_one_span() -> None:
         ({"x_input_tokens": "many"}, None, None, "invalid x-input-tokens"),
         ({"x_routing_method": " no-such "}, "no-such", "no-such", "unknown x-routing-method"),
         ({"x_routing_method": "caf\xe9"}, "<invalid-utf8>", "<invalid-utf8>", "unknown x-routing-method"),
+        (
+            {"x_routing_method": "pulsar; widen=2"},
+            "pulsar; widen=2",
+            "pulsar; widen=2",
+            "invalid x-routing-method",
+        ),
         ({"x_routing_method": "random", "x_priority": "-"}, "random", None, "invalid x-priority"),
     ],
 )
@@ -344,6 +366,24 @@ async def test_an_unsampled_request_is_served_whatever_happens_to_it() -> None:
         await client.head()
         exchange.fail()
         assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        ("/v1/chat/completions", "chat_completions"),
+        ("/v1/responses", "responses"),
+        ("/v1/embeddings", "embeddings"),
+        ("/v1/messages", "messages"),
+    ],
+)
+async def test_each_path_is_an_endpoint_of_its_own(path: str, endpoint: str) -> None:
+    tracer = RecordingTracer()
+    async with traced(tracer) as harness:
+        harness.worker("a", on_request=ok)
+        assert (await harness.ask(post(path))).status == 200
+        request, (attempt,) = await ended(tracer)
+    assert (request.attributes["request.endpoint"], attempt.attributes["request.endpoint"]) == (endpoint, endpoint)
 
 
 # --- bounds

@@ -1,11 +1,17 @@
-"""Routing expressions: any bytes give a result or the error with a position, in linear time, and what is printed parses back."""
+"""Routing expressions: any bytes give a result or the error with a position, in linear time, and what is printed parses back.
 
+Whatever parameters an expression has, it is refused, or decisions with it are made.
+"""
+
+import random
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.balancing import BalancingConfig, RoutingRequest, Selector
+from router.balancing.dry_run import SampleTarget
 from router.balancing.expression import EXPRESSION, Expression, Parameter, ValueKind, parse_expression
 from router.balancing.method_error import MethodError, MethodErrorCode
 
@@ -174,3 +180,72 @@ def test_the_time_does_not_grow_faster_than_the_text(filling: bytes) -> None:
 
 def test_a_long_text_is_cut_in_the_message() -> None:
     assert len(str(refusal("pulsar;" + "x" * 900))) < 200
+
+
+# --- with real algorithms and parameters
+
+SETTINGS = sorted(
+    {
+        "require_cache_affinity_key",
+        "require_input_tokens",
+        "max_input_work_seconds",
+        "sample_count",
+        "comparator",
+        "seed",
+        "consider_kv_free_tokens",
+        "n",
+        "max_queued",
+        "max_queue_time_floor_ms",
+        "max_queue_time_ceil_ms",
+        "ttft_bucket_size_ms",
+        "next_bucket_unlock_factor",
+        "ignore_queue_time",
+        "ignore_input_processing_time",
+        "cache_affinity_virtual_nodes",
+        "cache_affinity_backend_selection_count",
+        "cache_affinity_input_tokens_scale",
+        "cache_affinity_wait_ms",
+        "band_widen_interval_ms",
+        "fallback_max_queued",
+    }
+)
+WORDS = ["true", "false", "0", "1", "0.5", "-1", '"0.0001"', "queue-time", '"18446744073709551615"', "9" * 15, "-0.001"]
+HUGE = ["9" * 300, "-" + "9" * 300, "1" + "0" * 400]
+PARAMETERS = st.dictionaries(
+    st.sampled_from(SETTINGS),
+    st.one_of(
+        st.sampled_from(WORDS), st.sampled_from(HUGE).map(lambda digits: f'"{digits}"'), VALUES.map(lambda v: v[1])
+    ),
+    max_size=6,
+)
+POLICY = Selector(BalancingConfig(), random.Random(0))
+
+
+@given(st.sampled_from(POLICY.algorithms()), PARAMETERS, st.sampled_from([None, "conversation"]), st.floats(0, 70_000))
+def test_an_expression_is_refused_or_decides(
+    algorithm: str, parameters: dict[str, str], affinity_key: str | None, age_ms: float
+) -> None:
+    assert POLICY.expressions is not None
+    value = ";".join([algorithm, *(f"{name}={text}" for name, text in parameters.items())]).encode()
+    try:
+        definition = POLICY.expressions.resolve(value, "tenant", "m")
+    except MethodError:
+        return
+    request = RoutingRequest(
+        routing_key="tenant",
+        model="m",
+        input_tokens=1_000,
+        received_at=0.0,
+        affinity_key=affinity_key,
+        request_slo_ms=1_000,
+    )
+    outcome = POLICY.select(
+        definition,
+        request,
+        SampleTarget(),
+        advertised=bool,
+        failed_backends=set(),
+        failed_clusters=set(),
+        now=age_ms / 1000,
+    )
+    assert outcome is not None

@@ -101,7 +101,8 @@ class ClientConnectionOwner:
 
     def connection_closed(self, connection: ClientConnection) -> None: ...
 
-    def refused(self, status: int, reason: str) -> None: ...
+    def refuse(self, request: Any, response: Any, status: int, reason: str) -> None:
+        response.send(status, [])
 
     def date(self) -> bytes:
         return b"Mon, 01 Jan 2024 00:00:00 GMT"

@@ -188,9 +188,9 @@ async def test_query_headers_and_body_reach_the_worker_as_they_came_the_routers_
         "accept-encoding": "gzip",
         "proxy-authorization": "p",
         "authorization": "Bearer t",
+        "x-named": "named by connection",
     }
     dropped = {
-        "x-named": "named by connection",
         "connection": "x-named",
         "te": "trailers",
         "keep-alive": "timeout=3",

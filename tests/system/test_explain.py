@@ -33,6 +33,8 @@ def test_a_running_router_tells_whom_it_would_choose_and_why(llm_router):
     assert document["algorithm"]["name"] == "round-robin"
     assert document["outcome"] == {"kind": "chosen", "cluster_id": "worker-0", "rank_depth": 1, "skipped_for_kv": False}
     assert "404" in told(llm_router, "--model", "nobody").stdout
+    expressed = told(llm_router, "--model", "tiny", "--method", "wait-and-widen;n=3")
+    assert "decided by wait-and-widen (comparator ttft)\nexpression in force: wait-and-widen;n=3\n" in expressed.stdout
     excluded = json.loads(told(llm_router, "--model", "tiny", "--exclude", "worker-0", "--json").stdout)
     assert excluded["candidates"][0]["rule"] == "retry-excluded"
 
@@ -41,6 +43,8 @@ def test_questions_that_make_no_sense_are_refused_in_words(llm_router):
     refused = told(llm_router, "--model", "tiny", "--method", "sticky")
     assert refused.returncode == 1
     assert "unknown routing method 'sticky'" in refused.stderr
+    refused = told(llm_router, "--model", "tiny", "--method", "pulsar;widen=2")
+    assert (refused.returncode, refused.stderr) == (1, "error: unknown parameter 'widen' for algorithm pulsar\n")
     address = llm_router.ports.metrics.replace("0.0.0.0", "127.0.0.1")
     for path, text in (("/explain", b"`model` is required"), ("/explain?model=m&priority=x", b"whole number")):
         reply = llm_router.request("GET", path, address=address)

@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+from llm_request_router.testing import System
+
 MODEL = "tiny-model"
 
 
@@ -51,6 +53,20 @@ def test_openai_library_raises_its_own_errors_for_the_routers_refusals(llm_route
         ask(library, llm_router.headers("unknown-model"))
     with pytest.raises(openai.BadRequestError):
         ask(library, {"x-request-id": "test"})
+
+
+def test_openai_library_shows_the_reason_of_a_refusal_if_bodies_have_it():
+    with (
+        System.start("--error-bodies=json") as system,
+        openai.OpenAI(base_url=f"{system.url}/v1", api_key="none", timeout=20, max_retries=0) as library,
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(library, {"x-request-id": "test"})
+        assert (refused.value.code, refused.value.type) == ("missing_x_input_tokens", "invalid_request_error")
+        assert "missing x-input-tokens" in refused.value.message
+        with pytest.raises(openai.NotFoundError) as unknown:
+            library.post("/chat", cast_to=object, body={})
+        assert unknown.value.code == "unknown_path"
 
 
 def test_connection_is_usable_after_the_library_leaves_a_stream(llm_router, library):

@@ -46,15 +46,15 @@ def private(case, **headers):
 
 
 async def test_one_line_per_attempt_and_one_when_the_request_is_finished(case):
-    first, second = await case.pair()
+    first, second = await case.pair(same_cluster=False)
     client = await case.send(private(case, x_request_id="id-1", x_routing_method="power_of_two"))
-    (await first.next_request()).break_off()
+    (await first.next_request()).answer(429, b"", x_stargate_retryable="true", x_stargate_retry_reason="full")
     (await second.next_request()).answer(201, SECRETS[2].encode())
     assert (await client.answer()).status == 201
     tried = await lines(case, 2, "proxying request")
     assert [(one["inference_server_id"], one["connect_retries"], one["request_retries"]) for one in tried] == [
         (case.id("a"), 0, 0),
-        (case.id("b"), 1, 0),
+        (case.id("b"), 0, 1),
     ]
     assert tried[0]["requested_algorithm"] == "power_of_two"
     assert (tried[0]["routing_algorithm"], tried[0]["input_tokens"]) == ("power-of-n", 12)
@@ -69,9 +69,8 @@ async def test_one_line_per_attempt_and_one_when_the_request_is_finished(case):
         "end": "complete",
     }
     assert finished["inference_server_id"] == case.id("b")
+    assert finished["reason"] is None
     assert 0 < finished["first_byte_ms"] <= finished["duration_ms"] < 30_000
-    (failed,) = await lines(case, 1, "quic upstream request failed")
-    assert failed["inference_server_id"] == case.id("a")
 
 
 async def test_the_line_says_how_a_request_ended(case):
@@ -84,12 +83,18 @@ async def test_the_line_says_how_a_request_ended(case):
     assert got.status == 404
     line = await ended(1, "refused")
     assert (line["status"], line["attempts"], line["first_byte_ms"]) == (404, 0, None)
+    assert line["reason"] == "no eligible candidates"
 
     tunnel = await case.worker()
     client = await case.send(private(case, x_stargate_max_wait_ms="0"))
     (await tunnel.next_request()).break_off()
     assert (await client.answer()).status == 502
-    assert (await ended(2, "failed"))["status"] == 502
+    line = await ended(2, "failed")
+    assert (line["status"], line["reason"]) == (502, "no answer from the worker, which may have processed the request")
+    (failed,) = await lines(case, 1, "quic upstream request failed")
+    assert failed["inference_server_id"] == case.id("a")
+    (failed,) = await lines(case, 1, "proxied request failed")
+    assert (failed["status"], failed["disposition"], failed["cluster_id"]) == (502, "ambiguous_delivery", case.id("a"))
 
     client = await case.send(private(case))
     request = await tunnel.next_request()
@@ -101,6 +106,8 @@ async def test_the_line_says_how_a_request_ended(case):
     with pytest.raises(BrokenOffError):
         await client.rest(answer)
     assert (await ended(3, "truncated"))["body_bytes"] == 5
+    (broken_off,) = await lines(case, 1, "upstream response body stream failed")
+    assert (broken_off["status"], broken_off["streamed_bytes"]) == (200, 5)
 
     client = await case.send(private(case))
     request = await tunnel.next_request()
@@ -113,6 +120,10 @@ async def test_the_line_says_how_a_request_ended(case):
 async def test_what_was_decided_against_a_request_is_a_warning(case):
     assert (await case.ask(private(case, x_routing_method="best"))).status == 400
     (line,) = await lines(case, 1, "invalid routing algorithm header")
+    (refused,) = await lines(case, 1, "request refused")
+    assert (refused["status"], refused["reason"]) == (400, "unknown x-routing-method")
+    (finished,) = await lines(case, 1, "request finished")
+    assert (finished["end"], finished["reason"], finished["attempts"]) == ("refused", refused["reason"], 0)
     assert (line["requested_algorithm"], line["rejection_reason"]) == ("best", "unknown_method")
 
     first, second = await case.pair(same_cluster=False)

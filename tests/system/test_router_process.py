@@ -267,8 +267,13 @@ def test_the_policy_is_told_bare_so_that_pods_can_be_compared(llm_router: System
     llm_router.router.until_logged("load balancer config loaded default_lb=power-of-n model_overrides=0")
 
 
-def test_a_fresh_metrics_page_has_the_reload_counters_only(llm_router: System) -> None:
-    assert set(llm_router.metrics(additional=False)) == {
+def test_a_fresh_metrics_page_has_the_series_that_exist_from_the_start(llm_router: System) -> None:
+    shown = set(llm_router.metrics(additional=False))
+    expressions = {name for name in shown if name.startswith("stargate_routing_expression")}
+    assert len(expressions) == 18 + 1
+    assert shown - expressions == {
+        "stargate_proxy_ambiguous_delivery_total",
+        'stargate_requests_total{inference_server_id="",model="",routing_key="",status="404"}',
         'stargate_tls_reloads_total{material_type="server_identity",result="rejected"}',
         'stargate_tls_reloads_total{material_type="server_identity",result="success"}',
     }

@@ -329,9 +329,10 @@ def test_without_an_endpoint_nothing_of_the_sdk_is_imported() -> None:
         ask(system)
         log = system.router.log()
         assert "router.process.tracing" in log
+        assert "router.telemetry.otlp" not in log
         assert "opentelemetry" not in log
         assert "requests" not in {line.rpartition("|")[2].strip() for line in log.splitlines()}
-        assert lines(system, "WARN variable") == []
+        assert lines(system, "WARN value for the export of traces") == []
 
 
 @pytest.mark.loop("grpc")

@@ -30,6 +30,19 @@ def test_the_endpoint_of_the_command_line_wins() -> None:
     assert read(None, **both).endpoint == "http://traces:1"
 
 
+def test_an_unusable_endpoint_is_named_as_it_was_given() -> None:
+    assert [one.variable for one in read("carrier pigeon").refused] == ["--otel-endpoint"]
+    (refused,) = read("carrier pigeon", EXPORTER_OTLP_ENDPOINT="carrier pigeon").refused
+    assert refused.variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
+    assert read("carrier pigeon").endpoint is None
+
+
+def test_the_endpoint_is_shown_without_its_password() -> None:
+    assert read("https://user:secret@collector:4318/otlp").shown_endpoint == "https://collector:4318/otlp"
+    assert read("collector:4317").shown_endpoint == "collector:4317"
+    assert read(None).shown_endpoint == ""
+
+
 def test_an_endpoint_with_the_path_of_traces_is_complete() -> None:
     found = read("https://collector/otlp/v1/traces", EXPORTER_OTLP_PROTOCOL="http/protobuf")
     assert found.protocol == HTTP

@@ -77,14 +77,27 @@ class TracingEnvironment:
             "OTEL_EXPORTER_OTLP_ENDPOINT"
         )
 
+    @property
+    def shown_endpoint(self) -> str:
+        """The endpoint for the log, without user and password."""
+        scheme, separator, rest = (self.endpoint or "").rpartition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
 
 def read_environment(environment: Mapping[str, str], endpoint: str | None) -> TracingEnvironment:
     """Check the variables; an `endpoint` of the command line replaces those of the environment."""
     given = {name: value.strip() for name, value in environment.items() if name in _KNOWN and value.strip()}
-    if endpoint is not None and endpoint != given.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+    by_flag = endpoint is not None and endpoint != given.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if endpoint is not None and by_flag:
         given.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
         given["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
     found, refused = _usable(given)
+    if by_flag:
+        refused = [
+            Refused("--otel-endpoint", one.reason) if one.variable == "OTEL_EXPORTER_OTLP_ENDPOINT" else one
+            for one in refused
+        ]
     share, parent_based = _sampler(found)
     protocol = _of_signal(found, "PROTOCOL", GRPC)
     _fit_endpoint(found, protocol)

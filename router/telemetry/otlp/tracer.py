@@ -129,7 +129,7 @@ class OtlpTracer:
             make_exporter or (lambda headers: _make_exporter(environment.protocol, headers)),
             environment.headers,
             token,
-            environment.endpoint or "",
+            environment.shown_endpoint,
         )
         self.resource = _resource(service_name, default_name, attributes, environment)
         limit = int(environment.variables.get("OTEL_BSP_MAX_QUEUE_SIZE", QUEUED_SPANS.pieces or 0))
