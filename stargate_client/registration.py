@@ -1,7 +1,7 @@
 """One registration with one router: a gRPC stream of heartbeats, and the tunnel to the address in its acks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -9,9 +9,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
-from stargate_client.tunnel import ReverseTunnel, TunnelEndpoint
+from stargate_client.tunnel import ReverseTunnel, StreamAcceptor, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
 from tunnel_protocol.control.grpc_options import channel_options
 from tunnel_protocol.quic.settings import QuicSettings
@@ -52,13 +51,16 @@ class Registration:
         self,
         router: RouterAddress,
         settings: WorkerSettings,
-        service: Service,
+        service: StreamAcceptor,
         quic: QuicSettings,
         models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
         *,
         ack_timeout_s: float = ACK_TIMEOUT_S,
+        channel_options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
+        """`channel_options`: gRPC channel arguments besides those of every worker."""
         self.router = router
+        self._channel_options = tuple(channel_options)
         self._ack_timeout_s = ack_timeout_s
         self._settings = settings
         self._service = service
@@ -99,7 +101,7 @@ class Registration:
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
         tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
-        options: list[tuple[str, int | str]] = [*channel_options()]
+        options: list[tuple[str, int | str]] = [*channel_options(), *self._channel_options]
         if self.router.authority != self.router.dial:
             options.append(("grpc.default_authority", self.router.authority))
         async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
