@@ -1,18 +1,20 @@
 """One registration with one router: a gRPC stream of heartbeats, and the tunnel to the address in its acks."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import grpc
 import grpc.aio
 import structlog
 
+from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError
+from stargate_client.router_address import RouterAddress
+from stargate_client.router_channel import router_channel
 from stargate_client.settings import WorkerSettings, read_token
 from stargate_client.tunnel import ReverseTunnel, StreamAcceptor, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
-from tunnel_protocol.control.grpc_options import channel_options
 from tunnel_protocol.quic.settings import QuicSettings
 
 _log = structlog.get_logger()
@@ -37,13 +39,6 @@ class UnansweredError(Exception):
         self.timeout_s = timeout_s
 
 
-class RouterAddress(NamedTuple):
-    """A router to register with: its name and the gRPC address to connect to."""
-
-    authority: str
-    dial: str
-
-
 class Registration:
     """Keeps a worker registered with one router until cancelled."""
 
@@ -51,6 +46,7 @@ class Registration:
         self,
         router: RouterAddress,
         settings: WorkerSettings,
+        trust: ssl.SSLContext,
         service: StreamAcceptor,
         quic: QuicSettings,
         models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
@@ -60,9 +56,11 @@ class Registration:
     ) -> None:
         """`channel_options`: gRPC channel arguments besides those of every worker."""
         self.router = router
-        self._channel_options = tuple(channel_options)
         self._ack_timeout_s = ack_timeout_s
+        self._channel_options = channel_options
         self._settings = settings
+        self._trust = trust
+        self._failures = CertificateFailures("register", router.dial)
         self._service = service
         self._quic = quic
         self._models = models
@@ -91,6 +89,8 @@ class Registration:
                 )
             except UnansweredError as error:
                 _log.warning("registration unanswered", router=self.router.authority, timeout_s=error.timeout_s)
+            except CertificateRefusedError as error:
+                self._failures.refused(error.kind)
             except OSError as error:
                 _log.warning("registration not possible", router=self.router.authority, error=str(error))
             await asyncio.sleep(RETRY_S)
@@ -101,10 +101,9 @@ class Registration:
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
         tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
-        options: list[tuple[str, int | str]] = [*channel_options(), *self._channel_options]
-        if self.router.authority != self.router.dial:
-            options.append(("grpc.default_authority", self.router.authority))
-        async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
+        address, options = self.router, self._channel_options
+        async with router_channel(address.dial, address.authority, self._trust, options) as channel:
+            self._failures.accepted()
             unanswered = self._unanswered = asyncio.timeout(None)
             stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
             call = stub.RegisterInferenceServer(self._updates(tunnel, unanswered), metadata=metadata)

@@ -10,12 +10,14 @@ import argparse
 import asyncio
 import logging
 import signal
+import ssl
 
 import structlog
 import uvloop
 
 from benchmarks.fleet.capacity import use_all_descriptors
-from stargate_client.registration import Registration, RouterAddress
+from stargate_client.registration import Registration
+from stargate_client.router_address import GrpcAddress, RouterAddress
 from stargate_client.settings import WorkerSettings, parse
 from tunnel_protocol.control import stargate_pb2
 from tunnel_protocol.errors import ConnectionClosedError
@@ -77,7 +79,7 @@ class ConstantAnswers:
         return ConstantAnswer(stream)
 
 
-def _registration(number: int, router: str, interval_ms: int) -> Registration:
+def _registration(number: int, router: str, interval_ms: int, trust: ssl.SSLContext) -> Registration:
     settings: WorkerSettings = parse(
         [
             *("--upstream-http-base-url", "http://127.0.0.1:9", "--model-name", MODEL, "--quic-insecure"),
@@ -100,8 +102,8 @@ def _registration(number: int, router: str, interval_ms: int) -> Registration:
 
     # Channels with the same arguments to one address share a connection, unless each has a pool of its own.
     options = [("grpc.use_local_subchannel_pool", 1)]
-    address = RouterAddress(router, router)
-    return Registration(address, settings, ConstantAnswers(), _QUIC, models, channel_options=options)
+    address = RouterAddress(router, GrpcAddress(router))
+    return Registration(address, settings, trust, ConstantAnswers(), _QUIC, models, channel_options=options)
 
 
 async def _simulate(router: str, workers: int, interval_ms: int, per_s: float) -> None:
@@ -110,9 +112,10 @@ async def _simulate(router: str, workers: int, interval_ms: int, per_s: float) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     tasks: list[asyncio.Task[None]] = []
+    trust = ssl.create_default_context()  # not used: the control plane is cleartext
     began = loop.time()
     for index in range(workers):
-        tasks.append(asyncio.create_task(_registration(index, router, interval_ms).run()))
+        tasks.append(asyncio.create_task(_registration(index, router, interval_ms, trust).run()))
         if stopped.is_set():
             break
         await asyncio.sleep(began + (index + 1) / per_s - loop.time())

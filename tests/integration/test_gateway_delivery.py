@@ -189,6 +189,22 @@ async def test_unknown_targets_are_counted_without_their_names(compat, series):
         assert harness.count("requests_total", 'status="404"') == 20
 
 
+async def test_a_thousand_unknown_targets_make_no_series():
+    async with gateway_in_memory() as harness:
+        before = harness.metrics.render().count(b"\n")
+        client = await harness.client()
+        for number in range(1_000):
+            client.send(post(model=f"model-{number}", x_routing_key=f"tenant-{number}"))
+            assert (await client.answer()).status == 404
+        page = harness.metrics.render()
+        assert page.count(b"\n") == before
+        assert b"tenant-" not in page
+        (series,) = harness.series("requests_total")
+        assert 'routing_key=""' in series
+        assert 'model=""' in series
+        assert harness.count("requests_total") == 1_000
+
+
 @pytest.mark.parametrize(("compat", "status"), [("0.11", 404), ("0.18", 200)])
 async def test_messages_are_proxied(compat, status):
     async with gateway_in_memory(compat=compat) as harness:

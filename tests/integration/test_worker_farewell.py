@@ -7,7 +7,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from stargate_client.registration import Registration, RouterAddress
+from stargate_client.registration import Registration
+from stargate_client.router_address import GrpcAddress, RouterAddress
+from stargate_client.router_trust import grpc_trust
 from stargate_client.settings import parse
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
@@ -57,7 +59,8 @@ def make_registration(address, interval_ms=60_000, **options):
         "--min-update-interval-ms",
         str(interval_ms),
     ]
-    return Registration(RouterAddress(address, address), parse(flags, {}), None, QuicSettings(), statuses, **options)
+    router, trust = RouterAddress(address, GrpcAddress(address)), grpc_trust(None, "")
+    return Registration(router, parse(flags, {}), trust, None, QuicSettings(), statuses, **options)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Workers that know only `stargate-k8s-router` register with every router behind it: our worker, and the reference's."""
+"""Workers that know only `stargate-k8s-router` register and tunnel through it to every router: our worker, the reference's."""
 
 import signal
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def test_a_worker_registers_with_every_router_and_serves_requests(
 ) -> None:
     engine = stack.engine()
     door = DoorProcess(stack, api)
-    pods = [RouterPod(stack, f"router-{index}", door.grpc) for index in range(2)]
+    pods = [RouterPod(stack, f"router-{index}", door.grpc, door_quic=door.quic) for index in range(2)]
     stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
     assert door.get("/readyz") == 503
     publish(api, *pods)
@@ -43,12 +43,15 @@ def test_a_worker_registers_with_every_router_and_serves_requests(
         assert pod.chat().tokens[-1] == "[DONE]"
     assert door.get("/readyz") == 200
     assert "stargate_k8s_router_registrations_open 2\n" in door.metrics()
+    assert "stargate_k8s_router_tunnels_open 2\n" in door.metrics()
+    assert 'stargate_k8s_router_quic_connections_total{outcome="accepted"} 2\n' in door.metrics()
+    assert 'outcome="relay_error"' not in door.metrics()
 
 
 def test_a_worker_comes_back_through_the_next_replica(stack: Stack, api: ApiInThread, worker: tuple[str, ...]) -> None:
     engine = stack.engine()
-    door = DoorProcess(stack, api)
-    pod = RouterPod(stack, "router-0", door.grpc)
+    door = DoorProcess(stack, api, extra=["--shutdown-drain-timeout-ms=3000"])
+    pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
     publish(api, pod)
     stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
     wait_until(pod.serves, 30, "the router has the worker")
@@ -57,7 +60,8 @@ def test_a_worker_comes_back_through_the_next_replica(stack: Stack, api: ApiInTh
     assert "stargate-k8s-router stopped cleanly" in door.process.log()
     following = DoorProcess(stack, api, "next", like=door)
     wait_until(lambda: "registrations_open 1\n" in following.metrics(), 30, "the worker has registered again")
-    wait_until(pod.serves, 30, "the router has the worker again")
+    wait_until(pod.serves, 60, "the router has the worker again")
+    assert "stargate_k8s_router_tunnels_open 1\n" in following.metrics()
 
 
 def test_a_pod_that_comes_back_with_other_ports_is_found(
@@ -65,12 +69,12 @@ def test_a_pod_that_comes_back_with_other_ports_is_found(
 ) -> None:
     engine = stack.engine()
     door = DoorProcess(stack, api)
-    pod = RouterPod(stack, "router-0", door.grpc)
+    pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
     publish(api, pod)
     stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
     wait_until(pod.serves, 30, "the router has the worker")
     pod.process.stop()
-    again = RouterPod(stack, "router-0", door.grpc)
+    again = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
     publish(api, again)
     wait_until(again.serves, 60, "the new pod has the worker")
 
@@ -80,7 +84,7 @@ def test_routers_of_the_reference_work_behind_it(
 ) -> None:
     engine = stack.engine()
     door = DoorProcess(stack, api)
-    pod = RouterPod(stack, "router-0", door.grpc, program=(stargate,))
+    pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic, program=(stargate,))
     publish(api, pod)
     stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
     wait_until(pod.serves, 30, "the router has the worker")
