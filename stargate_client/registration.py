@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 import grpc
@@ -12,9 +12,8 @@ import structlog
 from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError, Operation
 from stargate_client.router_address import RouterAddress
 from stargate_client.router_channel import router_channel
-from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
-from stargate_client.tunnel import ReverseTunnel, TunnelEndpoint
+from stargate_client.tunnel import ReverseTunnel, StreamAcceptor, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
 from tunnel_protocol.quic.settings import QuicSettings
 
@@ -48,14 +47,17 @@ class Registration:
         router: RouterAddress,
         settings: WorkerSettings,
         trust: ssl.SSLContext,
-        service: Service,
+        service: StreamAcceptor,
         quic: QuicSettings,
         models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
         *,
         ack_timeout_s: float = ACK_TIMEOUT_S,
+        channel_options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
+        """`channel_options`: gRPC channel arguments besides those of every worker."""
         self.router = router
         self._ack_timeout_s = ack_timeout_s
+        self._channel_options = channel_options
         self._settings = settings
         self._trust = trust
         self._failures = CertificateFailures(Operation.REGISTER, router.dial.target)
@@ -99,7 +101,8 @@ class Registration:
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
         tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
-        async with router_channel(self.router.dial, self.router.authority, self._trust) as channel:
+        address, options = self.router, self._channel_options
+        async with router_channel(address.dial, address.authority, self._trust, options) as channel:
             self._failures.accepted()
             unanswered = self._unanswered = asyncio.timeout(None)
             stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -13,7 +13,6 @@ from stargate_client.certificate_failures import (
     Operation,
     failure_of_tunnel,
 )
-from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
 from tunnel_protocol.capnp import HandshakeAck
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
@@ -29,6 +28,13 @@ ATTEMPT_S = 5.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
 STABLE_S = 60.0
+
+
+class StreamAcceptor(Protocol):
+    """What serves the streams of tunnels."""
+
+    def accept(self, stream: Stream) -> StreamHandler:
+        """Create the handler of a stream that a router opened."""
 
 
 class TunnelEndpoint(NamedTuple):
@@ -83,7 +89,7 @@ class _Handshake:
 class _TunnelConnection:
     """Handler of the connection. Streams that the router opens before it answers the handshake are served as well."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: StreamAcceptor) -> None:
         self._service = service
         self.closed: asyncio.Future[ConnectionClosedError] = asyncio.get_running_loop().create_future()
 
@@ -99,7 +105,7 @@ class ReverseTunnel:
     """Keeps the tunnel to one router connected. Calls `on_change` when `connected` changes."""
 
     def __init__(
-        self, settings: WorkerSettings, service: Service, quic: QuicSettings, on_change: Callable[[], None]
+        self, settings: WorkerSettings, service: StreamAcceptor, quic: QuicSettings, on_change: Callable[[], None]
     ) -> None:
         self._settings = settings
         self._service = service
