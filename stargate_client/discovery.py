@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError
+from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError, Operation
 from stargate_client.router_address import GrpcAddress, RouterAddress, parse_grpc_address
 from stargate_client.router_channel import router_channel
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
@@ -51,7 +51,7 @@ class RouterDiscovery:
             await asyncio.gather(*self._watches.values(), return_exceptions=True)
 
     async def _watch(self, address: GrpcAddress) -> None:
-        failures = CertificateFailures("watch routers", address)
+        failures = CertificateFailures(Operation.WATCH, address.target)
         while True:
             try:
                 async with router_channel(address, address.target, self._trust) as channel:

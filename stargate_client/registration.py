@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError
+from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError, Operation
 from stargate_client.router_address import RouterAddress
 from stargate_client.router_channel import router_channel
 from stargate_client.serve import Service
@@ -58,7 +58,7 @@ class Registration:
         self._ack_timeout_s = ack_timeout_s
         self._settings = settings
         self._trust = trust
-        self._failures = CertificateFailures("register", router.dial)
+        self._failures = CertificateFailures(Operation.REGISTER, router.dial.target)
         self._service = service
         self._quic = quic
         self._models = models

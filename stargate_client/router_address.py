@@ -5,6 +5,17 @@ from typing import NamedTuple
 _HTTPS_PORT = 443
 
 
+def host_and_port(target: str) -> tuple[str, int]:
+    """The host (an IPv6 address without brackets) and the port of `target`, 443 if it has none. Raises `ValueError`."""
+    host, colon, port = target.rpartition(":")
+    if not colon or (target.startswith("[") and target.endswith("]")):
+        host, port = target, str(_HTTPS_PORT)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
+        raise ValueError(f"{target}: expected a host and a port")
+    return host, int(port)
+
+
 class GrpcAddress(NamedTuple):
     """Where to open a gRPC connection, and whether with TLS."""
 
@@ -14,13 +25,7 @@ class GrpcAddress(NamedTuple):
 
     def host_and_port(self) -> tuple[str, int]:
         """The host (an IPv6 address without brackets) and the port, 443 if none was given. Raises `ValueError`."""
-        host, colon, port = self.target.rpartition(":")
-        if not colon or (self.target.startswith("[") and self.target.endswith("]")):
-            host, port = self.target, str(_HTTPS_PORT)
-        host = host.removeprefix("[").removesuffix("]")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
-            raise ValueError(f"{self.target}: expected a host and a port")
-        return host, int(port)
+        return host_and_port(self.target)
 
 
 class RouterAddress(NamedTuple):

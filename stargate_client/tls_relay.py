@@ -19,6 +19,8 @@ from stargate_client.router_address import GrpcAddress
 
 CONNECT_S = 10.0
 """Seconds for address resolution, TCP and TLS handshakes together."""
+_SHARE_S = 1.0
+"""Seconds that each address of a host gets at least, while there is time."""
 _LAST_BYTES_S = 0.25
 _BLOCK_BYTES = 64 * 1024
 _CREDENTIALS = struct.Struct("3i")
@@ -43,8 +45,10 @@ async def tls_relay(address: GrpcAddress, trust: ssl.SSLContext) -> AsyncIterato
                 yield f"unix-abstract:{name}"
             finally:
                 # gRPC has closed its side, or is about to: its last frames are passed on.
-                await asyncio.wait({relay}, timeout=_LAST_BYTES_S)
-                relay.cancel()
+                try:
+                    await asyncio.wait({relay}, timeout=_LAST_BYTES_S)
+                finally:
+                    relay.cancel()
                 await asyncio.wait({relay})
             if not relay.cancelled():
                 relay.result()
@@ -53,23 +57,48 @@ async def tls_relay(address: GrpcAddress, trust: ssl.SSLContext) -> AsyncIterato
 
 
 async def _connect(address: GrpcAddress, trust: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection with the first address of the host that accepts one."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CONNECT_S
     try:
         host, port = address.host_and_port()
+        async with asyncio.timeout_at(deadline):
+            addresses = await _resolve(host, port)
+    except UnicodeError as error:  # a label that is too long for DNS
+        raise OSError(f"{address.target}: {error}") from error
     except ValueError as error:
         raise OSError(str(error)) from error
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            reader, writer = await asyncio.open_connection(host, port, ssl=trust, server_hostname=host)
-    except ssl.SSLCertVerificationError as error:
-        raise CertificateRefusedError(failure_of(error)) from error
     except TimeoutError as error:
-        raise TimeoutError(f"no TLS connection within {CONNECT_S:g} s") from error
-    except UnicodeError as error:  # a label of the host is too long for DNS
-        raise OSError(f"{host}: {error}") from error
-    if writer.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
-        writer.transport.abort()
-        raise OSError("the peer does not offer HTTP/2 (ALPN h2)")
-    return reader, writer
+        raise TimeoutError(f"{host}: no addresses within {CONNECT_S:g} s") from error
+    refused: ssl.SSLCertVerificationError | None = None
+    failures = []
+    for number, one in enumerate(addresses):
+        # An address that does not answer leaves time for the others.
+        left_s = deadline - loop.time()
+        limit_s = min(left_s, max(left_s / (len(addresses) - number), _SHARE_S))
+        try:
+            async with asyncio.timeout(limit_s):
+                reader, writer = await asyncio.open_connection(one, port, ssl=trust, server_hostname=host)
+        except ssl.SSLCertVerificationError as error:
+            refused = error
+        except TimeoutError:
+            failures.append(f"{one}: no TLS connection within {limit_s:.1f} s")
+        except OSError as error:
+            failures.append(f"{one}: {error}")
+        else:
+            if writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+                return reader, writer
+            writer.transport.abort()
+            failures.append(f"{one}: the peer does not offer HTTP/2 (ALPN h2)")
+    if refused is not None:
+        raise CertificateRefusedError(failure_of(refused)) from refused
+    raise OSError("; ".join(failures))
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host, without duplicates. Raises `OSError`, and `UnicodeError` for what is no name."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(one) for one in dict.fromkeys(entry[4][0] for entry in found)]
 
 
 async def _relay(listener: socket.socket, far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter) -> None:

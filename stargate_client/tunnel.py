@@ -7,6 +7,12 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from stargate_client.certificate_failures import (
+    CertificateFailures,
+    CertificateRefusedError,
+    Operation,
+    failure_of_tunnel,
+)
 from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
 from tunnel_protocol.capnp import HandshakeAck
@@ -100,6 +106,7 @@ class ReverseTunnel:
         self._quic = quic
         self._on_change = on_change
         self._endpoint: TunnelEndpoint | None = None
+        self._failures: CertificateFailures | None = None
         self._changed = asyncio.Event()
         self.connected = False
 
@@ -107,6 +114,7 @@ class ReverseTunnel:
         """Set the address to dial. The same address as before has no effect; None closes the tunnel."""
         if endpoint != self._endpoint:
             self._endpoint = endpoint
+            self._failures = None if endpoint is None else CertificateFailures(Operation.TUNNEL, endpoint.dial_address)
             self._changed.set()
 
     async def run(self) -> None:
@@ -139,6 +147,11 @@ class ReverseTunnel:
                 await self._shake_hands(connection)
         except TimeoutError:
             _log.warning("reverse tunnel connection timed out", dial_address=endpoint.dial_address, timeout_ms=5000)
+            await _close(sockets)
+            return 0
+        except CertificateRefusedError as error:
+            if self._failures is not None and endpoint == self._endpoint:
+                self._failures.refused(error.kind)
             await _close(sockets)
             return 0
         except (TunnelRefusedError, ConnectionClosedError, OSError, ValueError) as error:
@@ -177,14 +190,24 @@ class ReverseTunnel:
             insecure=self._settings.quic_insecure,
         )
         failures = []
+        refused = None
         for address, family in addresses:
             udp = await Endpoint.client(socket.AddressFamily(family), self._quic)
             sockets.append(udp)
             handler = _TunnelConnection(self._service)
             try:
-                return await udp.connect(str(address), int(port), tls, handler, ATTEMPT_S), handler
-            except (ConnectionClosedError, OSError) as error:
+                connection = await udp.connect(str(address), int(port), tls, handler, ATTEMPT_S)
+            except ConnectionClosedError as error:
+                refused = failure_of_tunnel(error) or refused
                 failures.append(f"{address}: {error}")
+            except OSError as error:
+                failures.append(f"{address}: {error}")
+            else:
+                if self._failures is not None:
+                    self._failures.accepted()
+                return connection, handler
+        if refused is not None:
+            raise CertificateRefusedError(refused)
         raise TunnelRefusedError("failed to connect to every resolved address: " + "; ".join(failures))
 
     async def _shake_hands(self, connection: Connection) -> None:

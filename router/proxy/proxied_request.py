@@ -206,8 +206,9 @@ class ProxiedRequest:
 
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:
+            settings = self._proxy.settings
             self._headers = request_headers_to_worker(
-                self._request.headers, listed=self._proxy.settings.drop_listed_headers
+                self._request.headers, settings.not_to_worker, listed=settings.drop_listed_headers
             )
         headers = self._headers
         if chosen.expected_queue_ms is not None:

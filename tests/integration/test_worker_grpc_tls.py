@@ -12,7 +12,12 @@ from structlog.testing import capture_logs
 
 from certs import Identity, make_self_signed
 from stargate_client import tls_relay
-from stargate_client.certificate_failures import CertificateFailure, CertificateFailures, CertificateRefusedError
+from stargate_client.certificate_failures import (
+    CertificateFailure,
+    CertificateFailures,
+    CertificateRefusedError,
+    Operation,
+)
 from stargate_client.discovery import RouterDiscovery
 from stargate_client.router_address import GrpcAddress, RouterAddress
 from stargate_client.router_channel import router_channel
@@ -119,10 +124,10 @@ async def test_each_kind_of_refused_certificate_is_told_from_the_others(tmp_path
 
 async def test_a_peer_without_http2_and_one_that_is_not_there_are_no_certificate_failures(tmp_path):
     trust = trusting(tmp_path, LOCALHOST)
-    async with tls_terminator(LOCALHOST, alpn="http/1.1") as front:
+    async with tls_terminator(LOCALHOST, "127.0.0.1:1", alpn="http/1.1") as front:
         with pytest.raises(OSError, match="HTTP/2"):
             await first_snapshot(GrpcAddress(f"localhost:{front.port}", tls=True), trust)
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1: .*[Cc]onnect"):
         await first_snapshot(GrpcAddress(f"127.0.0.1:{front.port}", tls=True), trust)
     for broken in ("localhost:none", f"{'x' * 64}.example:1"):
         with pytest.raises(OSError, match=broken.partition(":")[0]):
@@ -133,8 +138,38 @@ async def test_a_peer_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(tls_relay, "CONNECT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = GrpcAddress(f"127.0.0.1:{silent.getsockname()[1]}", tls=True)
-        with pytest.raises(TimeoutError, match=r"no TLS connection within 0\.2 s"):
+        with pytest.raises(OSError, match=r"no TLS connection within 0\.2 s"):
             await first_snapshot(address, trusting(tmp_path, LOCALHOST))
+
+
+async def test_all_addresses_of_a_host_are_tried(tmp_path, monkeypatch):
+    """The first is refused, the second does not answer, the third offers a certificate that is not trusted."""
+    monkeypatch.setattr(tls_relay, "CONNECT_S", 2.0)
+    monkeypatch.setattr(tls_relay, "_SHARE_S", 0.0)
+    trust = trusting(tmp_path, LOCALHOST)
+    hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+
+    async def resolve(host, port):
+        return hosts
+
+    monkeypatch.setattr(tls_relay, "_resolve", resolve)
+    stranger = make_self_signed(["localhost"])
+    async with a_router() as (_, upstream), tls_terminator(stranger, upstream) as front:
+        address = GrpcAddress(f"localhost:{front.port}", tls=True)
+        with socket.create_server(("127.0.0.3", front.port)):
+            assert await refusal(address, trust) is CertificateFailure.UNKNOWN_ISSUER
+            front.identity = LOCALHOST
+            assert (await first_snapshot(address, trust)).stargates
+
+
+async def test_a_name_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    async def resolve(host, port):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(tls_relay, "CONNECT_S", 0.1)
+    monkeypatch.setattr(tls_relay, "_resolve", resolve)
+    with pytest.raises(TimeoutError, match=r"router\.example: no addresses within 0\.1 s"):
+        await first_snapshot(GrpcAddress("router.example:1", tls=True), trusting(tmp_path, LOCALHOST))
 
 
 def errors(logs):
@@ -142,7 +177,7 @@ def errors(logs):
 
 
 def test_a_failure_is_logged_once_until_its_kind_changes_or_a_certificate_is_accepted():
-    failures = CertificateFailures("register", GrpcAddress("[::1]:7", tls=True))
+    failures = CertificateFailures(Operation.REGISTER, "[::1]:7")
     unknown, name = CertificateFailure.UNKNOWN_ISSUER, CertificateFailure.NAME_MISMATCH
     with capture_logs() as logs:
         for kind in (unknown, unknown, name, name, unknown):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from certs import make_self_signed
 from support.kubernetes_api import ApiInThread
 from support.kubernetes_stack import DoorProcess, RouterPod
 from support.processes import OUR_WORKER, Stack, StreamedAnswer, worker_arguments
@@ -144,3 +145,23 @@ def test_routers_of_the_reference_work_behind_it(
     stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
     wait_until(pod.serves, 30, "the router has the worker")
     assert pod.chat().tokens[-1] == "[DONE]"
+
+
+def test_our_worker_registers_over_tls_by_the_identity_of_each_router(
+    stack: Stack, api: ApiInThread, tmp_path: Path
+) -> None:
+    """The certificate is that of the door's address; `:authority`, by which the door routes, is the router's host name."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    identity = make_self_signed([], ["127.0.0.1"])
+    cert.write_bytes(identity.cert_pem)
+    key.write_bytes(identity.key_pem)
+    serving = [f"--grpc-tls-cert-path={cert}", f"--grpc-tls-key-path={key}"]
+    door = DoorProcess(stack, api, scheme="https", extra=serving)
+    pods = [RouterPod(stack, f"router-{index}", door.grpc, door_quic=door.quic) for index in range(2)]
+    publish(api, *pods)
+    extra = [f"--stargate-address=https://127.0.0.1:{door.grpc}", f"--grpc-tls-ca-cert-path={cert}"]
+    worker = stack.start("worker", [*OUR_WORKER, *worker_arguments(stack.engine(), door.grpc, extra=extra)])
+    for pod in pods:
+        wait_until(pod.serves, 30, f"{pod.name} has the worker")
+    assert "stargate_k8s_router_registrations_open 2\n" in door.metrics()
+    assert "certificate of a router refused" not in worker.log()

@@ -121,7 +121,6 @@ class ControlPlaneInMemory:
             self.metrics,
         )
         self.server = GrpcServer()
-        self.port = 0
         self.discovery_server = GrpcServer()
         self.prepare_tunnels: Callable[[FakeTunnels], None] = lambda _: None
 
@@ -242,7 +241,7 @@ async def control_plane(
 ) -> AsyncIterator[ControlPlaneClient]:
     """A running control plane and a client for it."""
     router = ControlPlaneInMemory(settings, authenticator)
-    port = router.port = router.server.bind("127.0.0.1:0")
+    port = router.server.bind("127.0.0.1:0")
     models_port = router.discovery_server.bind("127.0.0.1:0")
     router.server.add_service(
         "stargate.StargateControlPlane",

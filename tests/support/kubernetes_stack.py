@@ -101,9 +101,13 @@ class DoorProcess:
         name: str = "door",
         *,
         like: "DoorProcess | None" = None,
+        scheme: str = "http",
         extra: Sequence[str] = (),
     ) -> None:
-        """With `like` it has the ports of another one that has ended, as behind a Service."""
+        """With `like` it has the ports of another one that has ended, as behind a Service.
+
+        `scheme` is that of the address workers are told to dial.
+        """
         self.grpc, self.health = free_ports(2)
         (self.quic,) = free_ports(1, socket.SOCK_DGRAM)
         if like is not None:
@@ -117,7 +121,7 @@ class DoorProcess:
             "--target-namespace=nvcf",
             f"--target-service-name={SERVICE}",
             f"--advertised-hostname-template={TEMPLATE}",
-            f"--grpc-pylon-dial-addr=http://{host}:{self.grpc}",
+            f"--grpc-pylon-dial-addr={scheme}://{host}:{self.grpc}",
             *api.api.options,
             "--quic-insecure",
             *extra,
