@@ -181,6 +181,24 @@ async def test_a_router_that_vanishes_ends_its_tunnel_and_a_new_first_flight_beg
                 assert relay.outcomes[Outcome.ACCEPTED] == 2
 
 
+async def test_an_error_at_sending_ends_the_tunnel_at_its_first_datagram_and_at_a_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(_socket: RouterSocket, _data: bytes) -> bool:
+        raise UnreachableError(errno.ECONNREFUSED)
+
+    async with quic_endpoints() as a, relaying({"a": a.endpoint.local_address}) as relay:
+        dialled = await a.dial(naming("a"), port=relay.port)
+        with monkeypatch.context() as failing, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as worker:
+            failing.setattr(RouterSocket, "send", unreachable)
+            worker.sendto(first_flight("a")[0], ("127.0.0.1", relay.port))
+            dialled.ping()
+            await eventually(lambda: relay.outcomes[Outcome.RELAY_ERROR] == 2)
+            assert relay.relay.open_tunnels == 0
+        other = await a.dial(naming("a"), port=relay.port)
+        assert await echoes(other)
+
+
 async def test_what_a_full_socket_does_not_take_is_counted_and_sent_when_it_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
