@@ -65,6 +65,12 @@ class RouterPod:
 
     def chat(self, timeout_s: float = 10) -> StreamedAnswer:
         """One streamed request, read to its end."""
+        answer = self.begin_chat(timeout_s=timeout_s)
+        answer.read_rest()
+        return answer
+
+    def begin_chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 10) -> StreamedAnswer:
+        """One streamed request, up to its head."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=timeout_s)
         body = json.dumps({"model": INTEROP_MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
         headers = {
@@ -72,13 +78,11 @@ class RouterPod:
             "x-request-id": "through-the-door",
             "x-model": INTEROP_MODEL,
             "x-input-tokens": "10",
-            "x-tokens": "3",
-            "x-delay-ms": "1",
+            "x-tokens": str(tokens),
+            "x-delay-ms": str(delay_ms),
         }
         connection.request("POST", "/v1/chat/completions", body, headers)
-        answer = StreamedAnswer(connection)
-        answer.read_rest()
-        return answer
+        return StreamedAnswer(connection)
 
     def serves(self) -> bool:
         try:
