@@ -128,6 +128,7 @@ def _relay(settings: Settings, targets: TargetList, metrics: Metrics) -> QuicRel
         address.host,
         address.port,
         resolve=targets.quic_target,
+        tagged=targets.quic_targets_of_tag,
         idle_timeout_ms=settings.relay_idle_timeout_ms,
         on_outcome=lambda outcome: metrics.quic_connections_total.inc((outcome.value,)),
         on_dropped=lambda reason: metrics.datagrams_dropped_total.inc((reason.value,)),

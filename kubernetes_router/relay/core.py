@@ -14,7 +14,8 @@ from kubernetes_router.relay.outcomes import Dropped, Outcome
 from kubernetes_router.targets import NoTarget
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.admission import CONNECTION_REFUSED, Budget
-from tunnel_protocol.quic.engine import Address, destination_cid
+from tunnel_protocol.quic.engine import CID_BYTES, Address, destination_cid
+from tunnel_protocol.quic.pod_tag import tag_in
 from tunnel_protocol.quic.sources import Source, SourceQueue, source_of
 
 FLIGHTS = Limit("kubernetes_router.first_flights", pieces=512)
@@ -24,7 +25,7 @@ FLIGHTS_OF_ADDRESS = Limit("kubernetes_router.first_flights_of_address", pieces=
 FLIGHTS_PER_SECOND = Limit("kubernetes_router.first_flights_per_second", pieces=1_000)
 """Clients whose first datagram is read, in a second."""
 MOVES_PER_SECOND = Limit("kubernetes_router.relay_moves_per_second", pieces=100)
-"""Known connection ids at new addresses, in a second."""
+"""Tunnels that go on from another address, or here instead of at another replica, in a second."""
 ANSWERS_PER_SECOND = Limit("kubernetes_router.relay_answers_per_second", pieces=200)
 """Answers of the relay itself in a second: CONNECTION_CLOSE and Version Negotiation."""
 
@@ -104,6 +105,7 @@ class RelayCore:
     def __init__(
         self,
         resolve: Callable[[str], Target | NoTarget],
+        tagged: Callable[[bytes], Sequence[Target]],
         refusals: Refusals,
         events: RelayEvents,
         *,
@@ -111,8 +113,12 @@ class RelayCore:
         max_flows: int = FLOWS.pieces or 0,
         max_unconfirmed: int = UNCONFIRMED.pieces or 0,
     ) -> None:
-        """`resolve` finds the router of a server name. A tunnel ends after `idle_s` seconds without a datagram of its client."""
+        """`resolve` finds the router of a server name, `tagged` those whose connection ids begin with a tag (`pod_tag`).
+
+        A tunnel ends after `idle_s` seconds without a datagram of its client.
+        """
         self._resolve = resolve
+        self._tagged = tagged
         self._refusals = refusals
         self._events = events
         self._idle_s = idle_s
@@ -243,7 +249,7 @@ class RelayCore:
         self._sources.discard(key)
 
     def _route(self, key: tuple[Address, bytes], flight: FirstFlight, found: Resolved, now: float) -> list[Action]:
-        client, connection_id = key
+        client = key[0]
         first, name = flight.datagrams[0], found.server_name
         if name is None:
             return self._refused(Outcome.MISSING_SNI, first, MISSING_SNI, client, "", now)
@@ -252,15 +258,26 @@ class RelayCore:
             return self._refused(Outcome.UNKNOWN_SNI, first, UNKNOWN_SNI, client, name, now)
         if target is NoTarget.NOT_READY:
             return self._refused(Outcome.TARGET_UNAVAILABLE, first, NOT_READY, client, name, now)
+        return self._add(Outcome.ACCEPTED, name, target, key, flight.datagrams, now)
+
+    def _add(
+        self,
+        outcome: Outcome,
+        detail: str,
+        target: Target,
+        key: tuple[Address, bytes],
+        datagrams: Sequence[bytes],
+        now: float,
+    ) -> list[Action]:
         actions: list[Action] = []
-        for flow, outcome in self.flows.place(now):
-            actions += self._end(flow, outcome, "made way for another tunnel")
+        for flow, end in self.flows.place(now):
+            actions += self._end(flow, end, "made way for another tunnel")
         if self.flows.full:
-            self._events.outcome(Outcome.RELAY_ERROR, client, "no place for another tunnel")
+            self._events.outcome(Outcome.RELAY_ERROR, key[0], "no place for another tunnel")
             return actions
-        path = self.flows.add(target, client, connection_id, now)
-        self._events.outcome(Outcome.ACCEPTED, client, name)
-        return [*actions, Open(path), Forward(path, flight.datagrams)]
+        path = self.flows.add(target, *key, now)
+        self._events.outcome(outcome, key[0], detail)
+        return [*actions, Open(path), Forward(path, datagrams)]
 
     # --- datagrams of known clients ----------------------------------------------------------------------------------
 
@@ -286,16 +303,29 @@ class RelayCore:
         return [*actions, Open(path), Forward(path, (data,))]
 
     def _other_id(self, data: bytes, client: Address, now: float) -> Sequence[Action]:
-        """A connection id that the router may have issued inside of the encryption (NEW_CONNECTION_ID).
+        """A connection id that the router may have issued inside of the encryption (NEW_CONNECTION_ID), or that another replica knows.
 
-        With one router that is where it goes. With several each gets it: the others cannot decrypt it and drop it.
+        It goes to the router of its tag. Without a tag it goes to the router that the client uses; with several of them each
+        gets it: the others cannot decrypt it and drop it.
         """
+        tag = tag_in(data)
+        tagged = () if tag is None else self._tagged(tag)
         flows = self.flows.at(client)
+        flows = [flow for flow in flows if flow.target in tagged] or flows
         if not flows:
-            return self._drop(Dropped.UNKNOWN_FLOW)
+            return self._adopt(tagged, data, client, now)
         for flow in flows:
             self.flows.heard(flow, flow.paths[client], data, now)
         return [Forward(flow.paths[client], (data,)) for flow in flows]
+
+    def _adopt(self, tagged: Sequence[Target], data: bytes, client: Address, now: float) -> Sequence[Action]:
+        """Relay a tunnel that began at another replica; its router sees a new path and validates it (RFC 9000 section 9)."""
+        if len(tagged) != 1 or not self.accepting:
+            return self._drop(Dropped.UNKNOWN_FLOW)
+        if not self._moves.spend(now):
+            return self._drop(Dropped.TOO_MANY)
+        connection_id = data[1 : 1 + CID_BYTES]
+        return self._add(Outcome.ADOPTED, "by its tag", tagged[0], (client, connection_id), (data,), now)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 

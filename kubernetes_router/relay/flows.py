@@ -5,7 +5,8 @@ its port changed (NAT rebinding). Each path has a socket of its own towards the 
 changed, and validates it (RFC 9000 section 9) as it would without a relay.
 
 A datagram of a worker is found by its destination connection id. Ids that routers choose are learned from the long headers that
-they send: they lead to their flow from any address. An id that a client chose counts only together with its address.
+they send: they lead to their flow from any address. An id that a client chose counts only together with its address, as does one that a router
+chose in a handshake which another replica has seen.
 """
 
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from typing import Final
 from kubernetes_router.relay.initial_packets import LongHeader
 from kubernetes_router.relay.outcomes import Outcome
 from tunnel_protocol.limit import Limit
-from tunnel_protocol.quic.engine import Address
+from tunnel_protocol.quic.engine import CID_BYTES, Address
 from tunnel_protocol.quic.sources import SourceQueue, source_of
 
 FLOWS = Limit("kubernetes_router.relay_flows", pieces=4_096)
@@ -110,7 +111,8 @@ class FlowTable:
             flow = self._by_id.get(data[1 : 1 + size])
             if flow is not None:
                 return flow
-        return self._by_client.get((client, b""))
+        by_client = self._by_client
+        return by_client.get((client, data[1 : 1 + CID_BYTES])) or by_client.get((client, b""))
 
     def at(self, client: Address) -> list[Flow]:
         """The flow to each router from this address, the most recently used of each; only confirmed ones."""

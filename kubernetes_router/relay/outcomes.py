@@ -16,6 +16,8 @@ class Outcome(Enum):
     """The ClientHello was not complete in time, within the bounds, or not well-formed."""
     ACCEPTED = "accepted"
     """The tunnel is relayed; later it is counted once more as one of the following."""
+    ADOPTED = "adopted"
+    """The tunnel began at another replica, and its datagrams come here now; later counted once more, as after `ACCEPTED`."""
     COMPLETED = "completed"
     """Neither side sent a datagram for the idle time-out, or the relay was closed."""
     RELAY_ERROR = "relay_error"

@@ -1,7 +1,7 @@
 """The relay on an asyncio event loop: one UDP socket for workers, and a connected one for each path towards a router."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -36,11 +36,13 @@ class QuicRelay:
         port: int,
         *,
         resolve: Callable[[str], Target | NoTarget],
+        tagged: Callable[[bytes], Sequence[Target]],
         idle_timeout_ms: int,
         on_outcome: Callable[[Outcome], None],
         on_dropped: Callable[[Dropped], None],
     ) -> None:
-        """`resolve` returns the IP address and UDP port of the router that a server name names.
+        """`resolve` returns the IP address and UDP port of the router that a server name names, `tagged` those of the routers whose
+        connection ids begin with a tag (`tunnel_protocol.quic.pod_tag`).
 
         A tunnel is forgotten after `idle_timeout_ms` without a datagram of its worker. `on_outcome` is called for each tunnel,
         `on_dropped` for each datagram that is not passed on.
@@ -50,7 +52,7 @@ class QuicRelay:
         self._on_outcome = on_outcome
         self._on_dropped = on_dropped
         refusals = AioquicFactory(QuicSettings(), None)
-        self._core = RelayCore(resolve, refusals, self, idle_s=idle_timeout_ms / 1000)
+        self._core = RelayCore(resolve, tagged, refusals, self, idle_s=idle_timeout_ms / 1000)
         self._sockets: dict[Path, RouterSocket] = {}
         self._buffer = memoryview(bytearray(DATAGRAM_BYTES))
         self._udp: UdpSocket | None = None
@@ -127,7 +129,7 @@ class QuicRelay:
         """Count and log what became of a tunnel."""
         self._on_outcome(outcome)
         self._changed.set()
-        if outcome in (Outcome.ACCEPTED, Outcome.COMPLETED):
+        if outcome in (Outcome.ACCEPTED, Outcome.ADOPTED, Outcome.COMPLETED):
             _log.debug("tunnel relayed", outcome=outcome.value, peer=client[0], detail=detail)
         else:
             _log.info("tunnel not relayed", outcome=outcome.value, peer=client[0], detail=detail)

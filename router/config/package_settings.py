@@ -18,6 +18,7 @@ from router.tunnels.settings import PENDING, TunnelSettings
 from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
 from tunnel_protocol.head import NOT_TO_WORKER
 from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.settings import QuicSettings
 
 
@@ -29,6 +30,7 @@ def quic(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
         max_streams_bidi=settings.quic_max_streams,
         stream_window_bytes=settings.quic_stream_window_bytes,
         max_consecutive_ptos=settings.quic_max_probe_timeouts,
+        cid_prefix=b"" if settings.pod_name is None else pod_tag(settings.pod_name),
         qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
         key_log=key_log,
     )

@@ -17,6 +17,9 @@ from support.relay import UdpRelay
 from support.waiting import eventually
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.endpoint import Connection
+from tunnel_protocol.quic.engine import CID_BYTES
+from tunnel_protocol.quic.pod_tag import pod_tag
+from tunnel_protocol.quic.settings import QuicSettings
 
 
 @asynccontextmanager
@@ -210,3 +213,57 @@ async def test_a_hundred_streams_at_once() -> None:
         dialled: Connection = await a.dial(naming("a"), port=relay.port)
         found = await asyncio.gather(*(echoes(dialled, os.urandom(5_000)) for _ in range(100)))
         assert all(found)
+
+
+@asynccontextmanager
+async def two_replicas(prefix: bytes) -> AsyncIterator[tuple[Relay, Relay, QuicEndpoints, UdpRelay]]:
+    """A router whose connection ids begin with `prefix`, two relays before it, and what sends workers to one of them."""
+    async with quic_endpoints(QuicSettings(cid_prefix=prefix)) as a:
+        pods = {"a": a.endpoint.local_address}
+        async with relaying(pods) as first, relaying(pods) as second:
+            with UdpRelay(first.port) as service:
+                yield first, second, a, service
+
+
+async def test_another_replica_goes_on_with_the_tunnels_of_one_that_is_lost() -> None:
+    async with two_replicas(pod_tag("a")) as (first, second, a, service):
+        dialled = await a.dial(naming("a"), port=service.port)
+        talk = EchoStream()
+        stream = await dialled.open_stream(talk)
+        stream.write(b"begun")
+        await eventually(lambda: talk.received == b"begun")
+        await first.relay.close()
+        service.target_port = second.port
+        stream.write(b" and ended", fin=True)
+        await asyncio.wait_for(talk.fin.wait(), 10)
+        assert talk.received == b"begun and ended"
+        assert await echoes(a.accepted[0]), "the router has found the new path"
+        assert second.outcomes == {Outcome.ADOPTED: 1}
+        assert second.relay.open_tunnels == 1
+        assert not a.failed
+
+
+async def test_a_tunnel_without_a_tag_stays_with_its_replica() -> None:
+    async with two_replicas(b"") as (first, second, a, service):
+        dialled = await a.dial(naming("a"), port=service.port)
+        service.target_port = second.port
+        dialled.ping()
+        await eventually(lambda: second.dropped[Dropped.UNKNOWN_FLOW])
+        assert second.outcomes == {}
+        service.target_port = first.port
+        assert await echoes(dialled)
+
+
+async def test_all_connection_ids_of_incoming_connections_begin_with_the_prefix() -> None:
+    async with quic_endpoints(QuicSettings(cid_prefix=b"\x12\x34")) as endpoints:
+        dialled = await endpoints.dial()
+        await eventually(lambda: endpoints.accepted)
+        accepted: Any = endpoints.accepted[0]
+        engine: Any = dialled.engine
+        for _ in range(10):
+            assert await echoes(dialled)
+            assert engine._peer_cid.cid.startswith(b"\x12\x34")
+            engine.change_connection_id()
+        ids = [found.cid for found in accepted.engine._host_cids]
+        assert len(set(ids)) == len(ids) > 1
+        assert {(found[:2], len(found)) for found in ids} == {(b"\x12\x34", CID_BYTES)}

@@ -9,7 +9,7 @@ import pytest
 from certs import make_self_signed
 from support.kubernetes_api import ApiInThread
 from support.kubernetes_stack import DoorProcess, RouterPod
-from support.processes import OUR_WORKER, Stack, worker_arguments
+from support.processes import OUR_WORKER, Stack, StreamedAnswer, worker_arguments
 from support.waiting import wait_until
 
 
@@ -30,6 +30,15 @@ def publish(api: ApiInThread, *pods: RouterPod) -> None:
         api.call(api.api.apply(pod.slice))
 
 
+def sample(door: DoorProcess, name: str) -> float:
+    """A value of the metrics page."""
+    return next(
+        float(line.rpartition(" ")[2])
+        for line in door.metrics().splitlines()
+        if line.startswith(f"stargate_k8s_router_{name} ")
+    )
+
+
 def test_a_worker_registers_with_every_router_and_serves_requests(
     stack: Stack, api: ApiInThread, worker: tuple[str, ...]
 ) -> None:
@@ -44,8 +53,9 @@ def test_a_worker_registers_with_every_router_and_serves_requests(
         assert pod.chat().tokens[-1] == "[DONE]"
     assert door.get("/readyz") == 200
     assert "stargate_k8s_router_registrations_open 2\n" in door.metrics()
-    assert "stargate_k8s_router_tunnels_open 2\n" in door.metrics()
-    assert 'stargate_k8s_router_quic_connections_total{outcome="accepted"} 2\n' in door.metrics()
+    # On a busy machine a worker may have dialled more than once.
+    assert sample(door, "tunnels_open") >= 2
+    assert sample(door, 'quic_connections_total{outcome="accepted"}') >= 2
     assert 'outcome="relay_error"' not in door.metrics()
 
 
@@ -62,7 +72,52 @@ def test_a_worker_comes_back_through_the_next_replica(stack: Stack, api: ApiInTh
     following = DoorProcess(stack, api, "next", like=door)
     wait_until(lambda: "registrations_open 1\n" in following.metrics(), 30, "the worker has registered again")
     wait_until(pod.serves, 60, "the router has the worker again")
-    assert "stargate_k8s_router_tunnels_open 1\n" in following.metrics()
+    assert sample(following, "tunnels_open") >= 1
+
+
+# When its registration ends, with the gRPC connection for example, our worker closes its tunnel at once. The reference's closes it when
+# the last answer ends, so the last message of that one may be lost, also without a relay.
+
+
+def read_tokens(answer: StreamedAnswer, count: int) -> None:
+    while len(answer.tokens) < count:
+        assert answer.read_line(), f"the answer was cut off after {len(answer.tokens)} tokens"
+
+
+def test_a_running_answer_goes_on_during_the_shutdown(stack: Stack, api: ApiInThread, pylon: str) -> None:
+    engine = stack.engine()
+    door = DoorProcess(stack, api, extra=["--shutdown-drain-timeout-ms=5000"])
+    pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
+    publish(api, pod)
+    stack.start("worker", [pylon, *worker_arguments(engine, door.grpc)])
+    wait_until(pod.serves, 30, "the router has the worker")
+    answer = pod.begin_chat(tokens=30, delay_ms=100)
+    answer.read_line()
+    door.process.signal(signal.SIGTERM)
+    read_tokens(answer, 29)
+    answer.close()
+    assert door.process.wait() == 0
+    assert "tunnels are still open" in door.process.log()
+
+
+def test_a_running_answer_goes_on_through_the_next_replica_when_one_is_killed(
+    stack: Stack, api: ApiInThread, pylon: str
+) -> None:
+    engine = stack.engine()
+    door = DoorProcess(stack, api)
+    pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
+    publish(api, pod)
+    stack.start("worker", [pylon, *worker_arguments(engine, door.grpc)])
+    wait_until(pod.serves, 30, "the router has the worker")
+    answer = pod.begin_chat(tokens=60, delay_ms=100, timeout_s=20)
+    answer.read_line()
+    door.process.signal(signal.SIGKILL)
+    assert door.process.wait() == -signal.SIGKILL
+    following = DoorProcess(stack, api, "next", like=door)
+    read_tokens(answer, 50)
+    answer.close()
+    assert 'quic_connections_total{outcome="adopted"} 1\n' in following.metrics()
+    wait_until(pod.serves, 60, "the router has the worker again")
 
 
 def test_requests_that_run_while_it_drains_are_answered_to_their_end(stack: Stack, api: ApiInThread) -> None:

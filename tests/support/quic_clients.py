@@ -18,6 +18,7 @@ from kubernetes_router.targets import NoTarget
 from support.quic_endpoints import IDENTITY
 from tunnel_protocol.quic.aioquic_engine import AioquicFactory
 from tunnel_protocol.quic.engine import Address
+from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.settings import QuicSettings
 
 POD: Target = ("10.0.0.1", 50_072)
@@ -89,10 +90,13 @@ class PlayedRelay:
         self.answers: list[tuple[bytes, Address]] = []
         self.ports = 0
         factory = AioquicFactory(QuicSettings(), None)
-        self.core = RelayCore(self._resolve, factory, self, idle_s=self.idle_s, **self.limits)
+        self.core = RelayCore(self._resolve, self._tagged, factory, self, idle_s=self.idle_s, **self.limits)
 
     def _resolve(self, name: str) -> Target | NoTarget:
         return self.names.get(name, NoTarget.UNKNOWN_NAME)
+
+    def _tagged(self, tag: bytes) -> list[Target]:
+        return [at for name, at in self.names.items() if pod_tag(name) == tag and not isinstance(at, NoTarget)]
 
     def outcome(self, outcome: Outcome, client: Address, detail: str) -> None:
         self.outcomes[outcome] += 1

@@ -8,6 +8,7 @@ from kubernetes_router.relay.flows import Target
 from kubernetes_router.relay.outcomes import Dropped, Outcome
 from kubernetes_router.relay.quic_relay import QuicRelay
 from kubernetes_router.targets import NoTarget
+from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.tls import ClientTls
 
 
@@ -24,10 +25,14 @@ class Relay:
             host,
             0,
             resolve=lambda name: self.pods.get(name, NoTarget.UNKNOWN_NAME),
+            tagged=self._tagged,
             idle_timeout_ms=idle_timeout_ms,
             on_outcome=self._on_outcome,
             on_dropped=self._on_dropped,
         )
+
+    def _tagged(self, tag: bytes) -> list[Target]:
+        return [at for name, at in self.pods.items() if pod_tag(name) == tag and not isinstance(at, NoTarget)]
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1

@@ -30,6 +30,7 @@ from support.quic_clients import (
 )
 from tunnel_protocol.quic.admission import CONNECTION_REFUSED
 from tunnel_protocol.quic.engine import Address
+from tunnel_protocol.quic.pod_tag import pod_tag
 
 
 def conversation(
@@ -425,6 +426,56 @@ def test_an_id_issued_later_goes_to_each_router_that_its_client_uses() -> None:
     relay.receive(b"\x40" + bytes(60), now=again.now)
     assert {path.flow.target for path, _ in relay.taken()} == {POD, OTHER_POD}
     assert relay.drops == {}
+
+
+# --- Tunnels of other replicas ----------------------------------------------------------------------------------------
+
+
+def tagged(name: str) -> bytes:
+    return b"\x40" + pod_tag(name) + os.urandom(60)
+
+
+def test_a_datagram_with_a_tag_goes_to_the_router_of_the_tag_and_the_next_ones_with_its_id_too() -> None:
+    relay = PlayedRelay()
+    data = tagged("b")
+    relay.receive(data)
+    relay.receive(data[:9] + bytes(30))
+    (path,) = relay.open
+    assert [(path.flow.target, len(sent)) for path, sent in relay.taken()] == [(OTHER_POD, 63), (OTHER_POD, 39)]
+    assert relay.outcomes == {Outcome.ADOPTED: 1}
+    assert relay.core.flows.unconfirmed == 1
+    relay.core.receive_from_router(path, b"\x40" + bytes(40), 0.1)
+    relay.receive(data[:9] + bytes(30))
+    assert relay.core.flows.unconfirmed == 0
+
+
+def test_a_tag_is_followed_among_the_routers_of_one_address() -> None:
+    relay = PlayedRelay()
+    established(relay)
+    talk, _ = established(relay, name="b")
+    relay.receive(tagged("b"), now=talk.now)
+    assert [path.flow.target for path, _ in relay.taken()] == [OTHER_POD]
+    assert relay.outcomes == {Outcome.ACCEPTED: 2}
+
+
+def test_tunnels_of_other_replicas_are_not_taken_in_the_shutdown_nor_too_many_at_once() -> None:
+    relay = PlayedRelay()
+    for number in range((MOVES_PER_SECOND.pieces or 0) + 3):
+        relay.receive(tagged("a"), source(number), now=10.0)
+    assert relay.drops == {Dropped.TOO_MANY: 3}
+    relay.core.accepting = False
+    relay.receive(tagged("a"), now=12.0)
+    assert relay.drops == {Dropped.TOO_MANY: 3, Dropped.UNKNOWN_FLOW: 1}
+
+
+def test_a_flood_of_tags_evicts_no_tunnel_in_use() -> None:
+    relay = PlayedRelay(limits={"max_flows": 40, "max_unconfirmed": 8})
+    talk, _ = established(relay)
+    for number in range(60):
+        relay.receive(tagged("a"), source(number), now=talk.now)
+    assert len(relay.core.flows) == 9
+    relay.taken()
+    assert echoed(talk, b"still here")
 
 
 def test_a_router_without_connection_ids_is_found_by_the_address() -> None:

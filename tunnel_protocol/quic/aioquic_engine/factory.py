@@ -83,6 +83,7 @@ class AioquicFactory:
             self._server,
             original_destination_connection_id=header.destination_cid if original_cid is None else original_cid,
         )
+        engine.use_cid_prefix(self._settings.cid_prefix)
         engine.use_reset_tokens(self._resets.token)
         if original_cid is not None:
             engine.follows_retry(header.destination_cid, address)
