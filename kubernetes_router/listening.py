@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -27,6 +28,22 @@ def bind_tcp(address: SocketAddress, listener: str) -> socket.socket:
         cause = f"{error.strerror or error} (os error {error.errno})"
         raise StartupError(f"failed to bind {listener} listener on {address}", cause) from None
     return bound
+
+
+class Binding(Protocol):
+    """What binds its UDP socket itself."""
+
+    def bind(self) -> None:
+        """Bind the socket. Raises `OSError`."""
+
+
+def bind_udp(listener: Binding, address: SocketAddress, name: str) -> None:
+    """Let `listener` bind its socket. Raises `StartupError`, whose text has `name` and the address."""
+    try:
+        listener.bind()
+    except OSError as error:
+        cause = f"{error.strerror or error} (os error {error.errno})"
+        raise StartupError(f"failed to bind {name} listener on {address}", cause) from None
 
 
 def bound_address(bound: socket.socket) -> SocketAddress:

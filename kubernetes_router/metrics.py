@@ -23,6 +23,10 @@ class Metrics:
         self.quic_connections_total = self._counter(
             "quic_connections_total", "Tunnels of workers, by what became of them", "outcome"
         )
+        self.tunnels_open = self._gauge("tunnels_open", "Tunnels that are relayed now")
+        self.datagrams_dropped_total = self._counter(
+            "datagrams_dropped_total", "Datagrams of tunnels that were not passed on", "reason"
+        )
         self.tls_reloads_total = self._counter(
             "tls_reloads_total", "New certificate files, by whether they are used", "material_type", "result"
         )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from tunnel_protocol.quic.pod_tag import pod_tag
+
 _POD_NAME = "{pod_name}"
 
 
@@ -59,6 +61,7 @@ class TargetList:
     def __init__(self, template: HostnameTemplate) -> None:
         self._template = template
         self._targets: dict[str, Target] | None = None
+        self._by_tag: dict[bytes, list[Target]] = {}
         self._on_changed: list[Callable[[], None]] = []
 
     @property
@@ -77,6 +80,9 @@ class TargetList:
         if found == self._targets:
             return False
         self._targets = found
+        self._by_tag = {}
+        for target in found.values():
+            self._by_tag.setdefault(pod_tag(target.pod_name), []).append(target)
         for call in self._on_changed:
             call()
         return True
@@ -108,3 +114,7 @@ class TargetList:
             return NoTarget.UNKNOWN_NAME
         target = self.target(pod_name)
         return NoTarget.NOT_READY if target is None else (target.ip, target.quic_port)
+
+    def quic_targets_of_tag(self, tag: bytes) -> list[tuple[str, int]]:
+        """IP addresses and UDP ports of the routers whose connection ids begin with `tag`: none, one, by chance several."""
+        return [(target.ip, target.quic_port) for target in self._by_tag.get(tag, ())]

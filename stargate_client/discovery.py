@@ -1,15 +1,17 @@
 """Discovers the routers to register with: follows `WatchStargates` streams, starting at the seed address."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 import grpc
 import grpc.aio
 import structlog
 
-from stargate_client.registration import RouterAddress
+from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError, Operation
+from stargate_client.router_address import GrpcAddress, RouterAddress, parse_grpc_address
+from stargate_client.router_channel import router_channel
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
-from tunnel_protocol.control.grpc_options import channel_options
 
 _log = structlog.get_logger()
 
@@ -21,12 +23,15 @@ KEEP_LOST_S = 10.0
 class RouterDiscovery:
     """Follows the watch streams; calls `on_routers` with the union of their routers when it changes."""
 
-    def __init__(self, seed: str, on_routers: Callable[[frozenset[RouterAddress]], None]) -> None:
-        self._seed = _address(seed)
+    def __init__(
+        self, seed: GrpcAddress, trust: ssl.SSLContext, on_routers: Callable[[frozenset[RouterAddress]], None]
+    ) -> None:
+        self._seed = seed
+        self._trust = trust
         self._on_routers = on_routers
-        self._snapshots: dict[str, stargate_pb2.WatchStargatesResponse] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        self._forgetting: dict[str, asyncio.TimerHandle] = {}
+        self._snapshots: dict[GrpcAddress, stargate_pb2.WatchStargatesResponse] = {}
+        self._watches: dict[GrpcAddress, asyncio.Task[None]] = {}
+        self._forgetting: dict[GrpcAddress, asyncio.TimerHandle] = {}
         self._told: frozenset[RouterAddress] | None = None
 
     async def run(self) -> None:
@@ -45,28 +50,34 @@ class RouterDiscovery:
                 task.cancel()
             await asyncio.gather(*self._watches.values(), return_exceptions=True)
 
-    async def _watch(self, address: str) -> None:
+    async def _watch(self, address: GrpcAddress) -> None:
+        failures = CertificateFailures(Operation.WATCH, address.target)
         while True:
             try:
-                async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+                async with router_channel(address, address.target, self._trust) as channel:
+                    failures.accepted()
                     stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
                     async for snapshot in stub.WatchStargates(stargate_pb2.WatchStargatesRequest()):
                         self._remember(address, snapshot)
             except grpc.aio.AioRpcError as error:
-                _log.warning("router watch lost", address=address, code=error.code().name)
+                _log.warning("router watch lost", address=address.target, code=error.code().name)
+            except CertificateRefusedError as error:
+                failures.refused(error.kind)
+            except OSError as error:
+                _log.warning("router watch not possible", address=address.target, error=str(error))
             if address in self._snapshots and address not in self._forgetting:
                 loop = asyncio.get_running_loop()
                 self._forgetting[address] = loop.call_later(KEEP_LOST_S, self._forget, address)
             await asyncio.sleep(RETRY_S)
 
-    def _remember(self, address: str, snapshot: stargate_pb2.WatchStargatesResponse) -> None:
+    def _remember(self, address: GrpcAddress, snapshot: stargate_pb2.WatchStargatesResponse) -> None:
         timer = self._forgetting.pop(address, None)
         if timer is not None:
             timer.cancel()
         self._snapshots[address] = snapshot
         self._follow()
 
-    def _forget(self, address: str) -> None:
+    def _forget(self, address: GrpcAddress) -> None:
         self._forgetting.pop(address, None)
         if self._snapshots.pop(address, None) is not None:
             self._follow()
@@ -85,27 +96,26 @@ class RouterDiscovery:
             self._told = routers
             self._on_routers(routers)
 
-    def _reachable(self) -> set[str]:
+    def _reachable(self) -> set[GrpcAddress]:
         found, new = {self._seed}, [self._seed]
         while new:
             snapshot = self._snapshots.get(new.pop())
             for url in snapshot.watch_stargate_urls if snapshot is not None else ():
-                address = _address(url)
-                if address and address not in found:
+                address = parse_grpc_address(url)
+                if address.target and address not in found:
                     found.add(address)
                     new.append(address)
         return found
 
 
-def _address(url: str) -> str:
-    return url.strip().removeprefix("http://").rstrip("/")
-
-
 def _routers(snapshot: stargate_pb2.WatchStargatesResponse) -> list[RouterAddress]:
     by_id: dict[str, RouterAddress] = {}
     for info in snapshot.stargates:
-        authority = _address(info.advertise_addr) or _address(info.stargate_id)
-        if authority:
-            dial = _address(info.grpc_pylon_dial_addr) or authority
-            by_id[info.stargate_id.strip() or authority] = RouterAddress(authority, dial)
+        identity = parse_grpc_address(info.advertise_addr)
+        if not identity.target:
+            identity = parse_grpc_address(info.stargate_id)
+        if identity.target:
+            dial = parse_grpc_address(info.grpc_pylon_dial_addr)
+            router = RouterAddress(identity.target, dial if dial.target else identity)
+            by_id[info.stargate_id.strip() or router.authority] = router
     return list(by_id.values())

@@ -1,19 +1,21 @@
 """One registration with one router: a gRPC stream of heartbeats, and the tunnel to the address in its acks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import grpc
 import grpc.aio
 import structlog
 
-from stargate_client.serve import Service
+from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError, Operation
+from stargate_client.router_address import RouterAddress
+from stargate_client.router_channel import router_channel
 from stargate_client.settings import WorkerSettings, read_token
-from stargate_client.tunnel import ReverseTunnel, TunnelEndpoint
+from stargate_client.tunnel import ReverseTunnel, StreamAcceptor, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
-from tunnel_protocol.control.grpc_options import channel_options
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.settings import QuicSettings
 
 _log = structlog.get_logger()
@@ -28,6 +30,10 @@ tunnel is connected: the tunnel of a router that is gone is lost too. A router w
 and the worker dials it at once, which is what it waits for.
 """
 _LAST_UPDATE_S = 0.5
+RETIRED = Limit("worker.retired_tunnels", pieces=8)
+"""Tunnels of registrations with one router that have ended, whose requests still run; beyond it the oldest one is closed."""
+
+_MAX_RETIRED = RETIRED.pieces or 0
 
 
 class UnansweredError(Exception):
@@ -38,13 +44,6 @@ class UnansweredError(Exception):
         self.timeout_s = timeout_s
 
 
-class RouterAddress(NamedTuple):
-    """A router to register with: its name and the gRPC address to connect to."""
-
-    authority: str
-    dial: str
-
-
 class Registration:
     """Keeps a worker registered with one router until cancelled."""
 
@@ -52,15 +51,21 @@ class Registration:
         self,
         router: RouterAddress,
         settings: WorkerSettings,
-        service: Service,
+        trust: ssl.SSLContext,
+        service: StreamAcceptor,
         quic: QuicSettings,
         models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
         *,
         ack_timeout_s: float = ACK_TIMEOUT_S,
+        channel_options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
+        """`channel_options`: gRPC channel arguments besides those of every worker."""
         self.router = router
         self._ack_timeout_s = ack_timeout_s
+        self._channel_options = channel_options
         self._settings = settings
+        self._trust = trust
+        self._failures = CertificateFailures(Operation.REGISTER, router.dial.target)
         self._service = service
         self._quic = quic
         self._models = models
@@ -71,6 +76,8 @@ class Registration:
         self._acknowledged = 0
         self._last_update: int | None = None
         self._left = asyncio.Event()
+        # The tunnels of earlier registrations, oldest first.
+        self._retired: dict[asyncio.Task[None], None] = {}
         # The ack timeout of the open stream, if any; armed while a report is unanswered.
         self._unanswered: asyncio.Timeout | None = None
 
@@ -80,6 +87,16 @@ class Registration:
 
     async def run(self) -> None:
         """Register, and register again when the registration ends, until cancelled."""
+        try:
+            await self._keep_registered()
+        finally:
+            retired = list(self._retired)
+            for task in retired:
+                task.cancel()
+            if retired:
+                await asyncio.wait(retired)
+
+    async def _keep_registered(self) -> None:
         while True:
             try:
                 await self._register()
@@ -89,6 +106,8 @@ class Registration:
                 )
             except UnansweredError as error:
                 _log.warning("registration unanswered", router=self.router.authority, timeout_s=error.timeout_s)
+            except CertificateRefusedError as error:
+                self._failures.refused(error.kind)
             except OSError as error:
                 _log.warning("registration not possible", router=self.router.authority, error=str(error))
             await asyncio.sleep(RETRY_S)
@@ -99,10 +118,9 @@ class Registration:
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
         tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
-        options: list[tuple[str, int | str]] = [*channel_options()]
-        if self.router.authority != self.router.dial:
-            options.append(("grpc.default_authority", self.router.authority))
-        async with grpc.aio.insecure_channel(self.router.dial, options=options) as channel:
+        address, options = self.router, self._channel_options
+        async with router_channel(address.dial, address.authority, self._trust, options) as channel:
+            self._failures.accepted()
             unanswered = self._unanswered = asyncio.timeout(None)
             stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
             call = stub.RegisterInferenceServer(self._updates(tunnel, unanswered), metadata=metadata)
@@ -125,9 +143,24 @@ class Registration:
                 self._sent = self._acknowledged = 0
                 self._left.set()
                 call.cancel()
-                dialling.cancel()
-                await asyncio.wait({dialling})
+                self._retire(tunnel, dialling)
         _log.info("registration stream ended", router=self.router.authority)
+
+    def _retire(self, tunnel: ReverseTunnel, serving: asyncio.Task[None]) -> None:
+        """Let the requests of the tunnel end; meanwhile the worker registers again and dials another one."""
+        if len(self._retired) >= _MAX_RETIRED:
+            next(iter(self._retired)).cancel()
+        self._retired[serving] = None
+        serving.add_done_callback(self._on_retired_ended)
+        if tunnel.connected:
+            tunnel.retire()
+        else:
+            serving.cancel()
+
+    def _on_retired_ended(self, serving: asyncio.Task[None]) -> None:
+        self._retired.pop(serving, None)
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            _log.error("reverse tunnel failed", router=self.router.authority, exc_info=error)
 
     async def _updates(
         self, tunnel: ReverseTunnel, unanswered: asyncio.Timeout

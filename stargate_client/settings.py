@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from stargate_client.router_address import GrpcAddress, parse_grpc_address
 from tunnel_protocol.head import UPSTREAM_RETRYABLE
+from tunnel_protocol.unsigned import MAX_U64
 
 _UNUSED_WITH_VALUE = (
     "quic-listen-addr",
@@ -38,6 +40,7 @@ _UNUSED_WITH_VALUE = (
 _UNUSED_SWITCHES = ("do-calibration", "collect-quality-metrics")
 _ENVIRONMENT = {
     "tls-cert-path": "STARGATE_TLS_CERT_PATH",
+    "grpc-tls-ca-cert-path": "STARGATE_GRPC_TLS_CA_CERT_PATH",
     "auth-token": "STARGATE_AUTH_TOKEN",
     "auth-token-file": "STARGATE_AUTH_TOKEN_FILE",
     "pylon-retryable-upstream-status-codes": "PYLON_RETRYABLE_UPSTREAM_STATUS_CODES",
@@ -80,19 +83,23 @@ class WorkerSettings:
     """The worker's settings. Times in milliseconds."""
 
     engine_url: str
-    stargate_address: str
+    stargate_address: GrpcAddress
     inference_server_id: str
     cluster_id: str
     models: tuple[str, ...]
     discovery_interval_ms: int
     discovery_timeout_ms: int
     trust_path: Path | None
+    """Certificates to trust when dialling tunnels; on gRPC connections too, unless `grpc_tls_ca_cert_path` is given."""
+    grpc_tls_ca_cert_path: Path | None
     quic_insecure: bool
     update_interval_ms: int
     auth_token: str | None
     auth_token_file: Path | None
     initial_input_tps: float | None
     pin_input_tps: bool
+    max_engine_concurrency: int
+    """Requests that the engine processes at a time, for each model; 0 = unknown."""
     disable_bringup: bool
     health_paths: tuple[str, ...]
     health_wait_ms: int
@@ -115,6 +122,27 @@ def _positive(text: str) -> int:
         message = "must be greater than 0"
         raise argparse.ArgumentTypeError(message)
     return value
+
+
+def _concurrency(text: str) -> int:
+    return min(_positive(text), MAX_U64)
+
+
+def _file(text: str) -> Path:
+    if not text.strip():
+        message = "the path of a file is needed"
+        raise argparse.ArgumentTypeError(message)
+    return Path(text)
+
+
+def _router(text: str) -> GrpcAddress:
+    address = parse_grpc_address(text)
+    try:
+        address.host_and_port()
+    except ValueError:
+        message = "expected host:port, http://host:port (cleartext) or https://host:port (TLS)"
+        raise argparse.ArgumentTypeError(message) from None
+    return address
 
 
 def _rate(text: str) -> float:
@@ -172,10 +200,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-name", type=_model, action="append", default=[], help="a model; none given: ask the engine")
     add("--model-discovery-poll-interval-ms", type=_positive, default=5000)
     add("--model-discovery-request-timeout-ms", type=_positive, default=5000)
-    add("--stargate-address", default="127.0.0.1:50071", help="gRPC address of any router (host:port)")
+    add(
+        "--stargate-address",
+        type=_router,
+        default="127.0.0.1:50071",
+        help="gRPC address of any router: host:port, or https://host:port for TLS",
+    )
     add("--inference-server-id", default="pylon", help="unique id of this worker")
     add("--cluster-id", default=None, help="workers that share an engine pool (default: the worker's id)")
     add("--tls-cert-path", type=Path, default=None, help="PEM certificates to trust when dialling routers")
+    add(
+        "--grpc-tls-ca-cert-path",
+        type=_file,
+        default=None,
+        help="PEM certificates to trust, besides the system's, on gRPC connections with TLS (default: --tls-cert-path)",
+    )
     add("--quic-insecure", action="store_true", help="accept any certificate of a router")
     add("--backend-connectivity", choices=("direct", "reverse"), default="direct", help="only reverse is served here")
     add("--tunnel-protocol", default="raw-quic", help="only raw-quic is served here")
@@ -184,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--auth-token-file", type=Path, default=None, help="file with the token; read again for each use")
     add("--initial-input-tps", type=_rate, default=None, help="prompt tokens per second to report at first")
     add("--benchmark-pin-input-tps", action="store_true", help="keep reporting --initial-input-tps")
+    add(
+        "--max-engine-concurrency",
+        type=_concurrency,
+        default=0,
+        help="requests of one model that the engine processes at a time; below that none queues",
+    )
     add("--disable-bringup", action="store_true", help="do not wait for, nor watch, the engine's health")
     add("--upstream-health-path", type=_path, action="append", default=[], help="engine path to ask for its health")
     add("--upstream-health-wait-ms", type=int, default=60_000, help="how long to wait for a healthy engine")
@@ -248,12 +293,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         discovery_interval_ms=found.model_discovery_poll_interval_ms,
         discovery_timeout_ms=found.model_discovery_request_timeout_ms,
         trust_path=found.tls_cert_path,
+        grpc_tls_ca_cert_path=found.grpc_tls_ca_cert_path,
         quic_insecure=quic_insecure,
         update_interval_ms=found.min_update_interval_ms,
         auth_token=found.auth_token,
         auth_token_file=found.auth_token_file,
         initial_input_tps=found.initial_input_tps,
         pin_input_tps=found.benchmark_pin_input_tps,
+        max_engine_concurrency=found.max_engine_concurrency,
         disable_bringup=found.disable_bringup,
         health_paths=tuple(dict.fromkeys([*found.upstream_health_path, "/health", "/v1/health/ready"])),
         health_wait_ms=found.upstream_health_wait_ms,

@@ -52,7 +52,11 @@ class LiveRequest:
 class ModelLoad:
     """The load of one model."""
 
-    def __init__(self, initial_input_tps: float | None = None, *, pinned: bool = False) -> None:
+    def __init__(
+        self, initial_input_tps: float | None = None, *, pinned: bool = False, max_engine_concurrency: int = 0
+    ) -> None:
+        """`max_engine_concurrency`: requests that the engine processes at a time; 0 = unknown."""
+        self._max_engine_concurrency = max_engine_concurrency
         self._live: dict[str, LiveRequest] = {}
         self._pinned = initial_input_tps if pinned else None
         self._input_sum = 0.0 if initial_input_tps is None else initial_input_tps * READY_SAMPLES
@@ -98,7 +102,13 @@ class ModelLoad:
         self._capabilities[name] = source
 
     def queue_ahead_ms(self, request_id: str, priority: int) -> int | None:
-        """Milliseconds of queued work of the same or a more urgent priority; None while throughput is unknown."""
+        """Milliseconds of queued work of the same or a more urgent priority; None while throughput is unknown.
+
+        0 if the engine has a free slot: what others have begun does not delay the request. Routers apply the same rule.
+        """
+        others = len(self._live) - (request_id in self._live)
+        if others < self._max_engine_concurrency:
+            return 0
         tps = self.input_tps
         if tps <= 0:
             return None
@@ -128,6 +138,7 @@ class ModelLoad:
             kv_cache_used_tokens=self.kv[1],
             kv_cache_free_tokens=self.kv[2],
             num_running_queries=len(live),
+            max_engine_concurrency=self._max_engine_concurrency,
             total_query_input_size=sum(r.input_tokens for r in live),
             queue_time_estimate_ms_by_priority=self._estimates(live),
             input_processing_queries=sum(r.state is State.INPUT for r in live),

@@ -3,11 +3,17 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from stargate_client.serve import Service
+from stargate_client.certificate_failures import (
+    CertificateFailures,
+    CertificateRefusedError,
+    Operation,
+    failure_of_tunnel,
+)
 from stargate_client.settings import WorkerSettings, read_token
 from tunnel_protocol.capnp import HandshakeAck
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
@@ -23,6 +29,16 @@ ATTEMPT_S = 5.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
 STABLE_S = 60.0
+RETIRED_S = 60.0
+"""How long requests may go on over the tunnel of a registration that has ended."""
+_RETIRED_POLL_S = 0.05
+
+
+class StreamAcceptor(Protocol):
+    """What serves the streams of tunnels."""
+
+    def accept(self, stream: Stream) -> StreamHandler:
+        """Create the handler of a stream that a router opened."""
 
 
 class TunnelEndpoint(NamedTuple):
@@ -77,7 +93,7 @@ class _Handshake:
 class _TunnelConnection:
     """Handler of the connection. Streams that the router opens before it answers the handshake are served as well."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: StreamAcceptor) -> None:
         self._service = service
         self.closed: asyncio.Future[ConnectionClosedError] = asyncio.get_running_loop().create_future()
 
@@ -93,26 +109,37 @@ class ReverseTunnel:
     """Keeps the tunnel to one router connected. Calls `on_change` when `connected` changes."""
 
     def __init__(
-        self, settings: WorkerSettings, service: Service, quic: QuicSettings, on_change: Callable[[], None]
+        self, settings: WorkerSettings, service: StreamAcceptor, quic: QuicSettings, on_change: Callable[[], None]
     ) -> None:
         self._settings = settings
         self._service = service
         self._quic = quic
         self._on_change = on_change
         self._endpoint: TunnelEndpoint | None = None
+        self._failures: CertificateFailures | None = None
         self._changed = asyncio.Event()
+        self._retired = False
         self.connected = False
 
     def point_to(self, endpoint: TunnelEndpoint | None) -> None:
         """Set the address to dial. The same address as before has no effect; None closes the tunnel."""
         if endpoint != self._endpoint:
             self._endpoint = endpoint
+            self._failures = None if endpoint is None else CertificateFailures(Operation.TUNNEL, endpoint.dial_address)
             self._changed.set()
 
+    def retire(self) -> None:
+        """Dial no more; `run` returns when the requests of the tunnel have ended, after `RETIRED_S` at most.
+
+        The router gives a tunnel no new requests once its registration has ended, but lets those that run go on.
+        """
+        self._retired = True
+        self._changed.set()
+
     async def run(self) -> None:
-        """Dial and serve until cancelled."""
+        """Dial and serve until cancelled or retired."""
         backoff = FIRST_BACKOFF_S
-        while True:
+        while not self._retired:
             self._changed.clear()
             endpoint = self._endpoint
             if endpoint is None:
@@ -141,6 +168,11 @@ class ReverseTunnel:
             _log.warning("reverse tunnel connection timed out", dial_address=endpoint.dial_address, timeout_ms=5000)
             await _close(sockets)
             return 0
+        except CertificateRefusedError as error:
+            if self._failures is not None and endpoint == self._endpoint:
+                self._failures.refused(error.kind)
+            await _close(sockets)
+            return 0
         except (TunnelRefusedError, ConnectionClosedError, OSError, ValueError) as error:
             _log.warning("reverse tunnel connection failed", dial_address=endpoint.dial_address, error=str(error))
             await _close(sockets)
@@ -158,10 +190,20 @@ class ReverseTunnel:
             changed.cancel()
             if handler.closed.done():
                 _log.warning("reverse tunnel connection closed", reason=str(handler.closed.result()))
+            elif self._retired:
+                self._set_connected(connected=False)
+                await self._finish(connection, handler)
         finally:
             self._set_connected(connected=False)
             await _close(sockets)
         return loop.time() - started
+
+    async def _finish(self, connection: Connection, handler: _TunnelConnection) -> None:
+        """Wait until all streams have ended, which includes that the router has their last bytes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETIRED_S):
+                while connection.open_streams and not handler.closed.done():
+                    await asyncio.wait({handler.closed}, timeout=_RETIRED_POLL_S)
 
     async def _dial(self, endpoint: TunnelEndpoint, sockets: list[Endpoint]) -> tuple[Connection, _TunnelConnection]:
         host, _, port = endpoint.dial_address.rpartition(":")
@@ -177,14 +219,24 @@ class ReverseTunnel:
             insecure=self._settings.quic_insecure,
         )
         failures = []
+        refused = None
         for address, family in addresses:
             udp = await Endpoint.client(socket.AddressFamily(family), self._quic)
             sockets.append(udp)
             handler = _TunnelConnection(self._service)
             try:
-                return await udp.connect(str(address), int(port), tls, handler, ATTEMPT_S), handler
-            except (ConnectionClosedError, OSError) as error:
+                connection = await udp.connect(str(address), int(port), tls, handler, ATTEMPT_S)
+            except ConnectionClosedError as error:
+                refused = failure_of_tunnel(error) or refused
                 failures.append(f"{address}: {error}")
+            except OSError as error:
+                failures.append(f"{address}: {error}")
+            else:
+                if self._failures is not None:
+                    self._failures.accepted()
+                return connection, handler
+        if refused is not None:
+            raise CertificateRefusedError(refused)
         raise TunnelRefusedError("failed to connect to every resolved address: " + "; ".join(failures))
 
     async def _shake_hands(self, connection: Connection) -> None:

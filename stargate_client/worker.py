@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 
 import structlog
@@ -11,13 +12,16 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from stargate_client.discovery import RouterDiscovery
 from stargate_client.engine import Engine
-from stargate_client.registration import Registration, RouterAddress
+from stargate_client.registration import Registration
+from stargate_client.router_address import RouterAddress
+from stargate_client.router_trust import TrustError, grpc_trust
 from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings
 from stargate_client.stats import ModelLoad
 from tunnel_protocol.control import stargate_pb2
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.raw_quic import RAW_QUIC
+from tunnel_protocol.small_file import FileReader, SmallFileError
 
 _log = structlog.get_logger()
 
@@ -51,6 +55,7 @@ class Worker:
 
     async def start(self) -> None:
         """Wait for the engine and its models, then start router discovery. Raises `StartError`."""
+        trust = await self._grpc_trust()
         await self._serve_metrics()
         if not self.settings.disable_bringup:
             await self._wait_for_engine()
@@ -62,7 +67,9 @@ class Worker:
                     f"the engine at {self.settings.engine_url} has no usable /v1/models; give --model-name"
                 )
         self._admit(models)
-        discovery = RouterDiscovery(self.settings.stargate_address, self._on_routers)
+        discovery = RouterDiscovery(
+            self.settings.stargate_address, trust, lambda routers: self._on_routers(routers, trust)
+        )
         self._tasks.append(asyncio.create_task(discovery.run()))
         if not self.settings.disable_bringup and self.settings.health_interval_ms:
             self._tasks.append(asyncio.create_task(self._watch_engine()))
@@ -100,7 +107,11 @@ class Worker:
             del self._loads[model]
         for model in models:
             if model not in self._loads:
-                self._loads[model] = ModelLoad(self.settings.initial_input_tps, pinned=self.settings.pin_input_tps)
+                self._loads[model] = ModelLoad(
+                    self.settings.initial_input_tps,
+                    pinned=self.settings.pin_input_tps,
+                    max_engine_concurrency=self.settings.max_engine_concurrency,
+                )
 
     def _advertised(self, connected: bool) -> dict[str, stargate_pb2.InferenceServerModelRegistration]:
         active = connected and self._healthy
@@ -158,14 +169,24 @@ class Worker:
 
     # --- routers ---------------------------------------------------------------------------------------------------
 
-    def _on_routers(self, routers: frozenset[RouterAddress]) -> None:
+    async def _grpc_trust(self) -> ssl.SSLContext:
+        """What verifies routers on gRPC connections with TLS, read once. Raises `StartError`."""
+        path, option = self.settings.grpc_tls_ca_cert_path, "--grpc-tls-ca-cert-path"
+        if path is None:
+            path, option = self.settings.trust_path, "--tls-cert-path"
+        try:
+            return await FileReader().result(str(path or "system roots"), lambda: grpc_trust(path, option))
+        except (TrustError, SmallFileError) as error:
+            raise StartError(str(error)) from error
+
+    def _on_routers(self, routers: frozenset[RouterAddress], trust: ssl.SSLContext) -> None:
         for router in self._registrations.keys() - routers:
             self._registrations.pop(router)[1].cancel()
         for router in routers - self._registrations.keys():
-            registration = Registration(router, self.settings, self._service, _QUIC, self._advertised)
+            registration = Registration(router, self.settings, trust, self._service, _QUIC, self._advertised)
             task = asyncio.create_task(registration.run())
             self._registrations[router] = (registration, task)
-            _log.info("registering", router=router.authority, dial_address=router.dial)
+            _log.info("registering", router=router.authority, dial_address=router.dial.target, tls=router.dial.tls)
 
     def _poke(self) -> None:
         for registration, _ in self._registrations.values():

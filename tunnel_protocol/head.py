@@ -79,9 +79,14 @@ NOT_TO_ROUTER = HOP_BY_HOP | {
 """Names that a worker removes from its engine's response, because only the worker may set them."""
 
 
-def request_headers_to_worker(headers: HeaderList, *, listed: bool = True) -> HeaderList:
-    """A client's headers as they enter a tunnel: in order, without `NOT_TO_WORKER` and what `Connection` lists."""
-    return without(headers, NOT_TO_WORKER, listed=listed)
+def request_headers_to_worker(
+    headers: HeaderList, drop: frozenset[bytes] = NOT_TO_WORKER, *, listed: bool = True
+) -> HeaderList:
+    """A client's headers as they enter a tunnel: in order, without those in `drop` and what `Connection` lists.
+
+    `drop` contains `NOT_TO_WORKER`.
+    """
+    return without(headers, drop, listed=listed)
 
 
 def without(headers: HeaderList, drop: frozenset[bytes], *, listed: bool = True) -> HeaderList:

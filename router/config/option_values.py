@@ -15,6 +15,8 @@ MAX_PROCESSES = 64
 
 _DIGITS = re.compile(r"\+?[0-9]+")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<plain>[^\[\]]+)):(?P<port>[0-9]{1,9})")
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_NEEDED_BY_WORKERS = frozenset(("content-length", "content-type", "x-input-tokens", "x-model", "x-request-id"))
 _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
 
 
@@ -82,6 +84,17 @@ def not_supported(reason: str) -> Callable[[str], None]:
 def url_list(value: str) -> tuple[str, ...]:
     """Comma-separated parts as they are; the checks before the start look at each."""
     return tuple(value.split(","))
+
+
+def dropped_headers(value: str) -> tuple[str, ...]:
+    """Comma-separated names of HTTP fields, in lower case. Those without which no worker serves a request are refused."""
+    names = tuple(part.strip().lower() for part in value.split(","))
+    for name in names:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueRefusedError(f"'{name}' is not the name of an HTTP field")
+        if name in _NEEDED_BY_WORKERS:
+            raise ValueRefusedError(f"workers need {name}")
+    return names
 
 
 def _integer(value: str, largest: int) -> int:

@@ -16,7 +16,9 @@ from router.proxy.settings import MESSAGES_PATH, PATHS, NoRepeat, ProxySettings
 from router.registry.settings import RegistrySettings
 from router.tunnels.settings import PENDING, TunnelSettings
 from tunnel_protocol.handshake import MAX_HANDSHAKE_BYTES
+from tunnel_protocol.head import NOT_TO_WORKER
 from tunnel_protocol.observers.line_writer import LineWriter
+from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.settings import QuicSettings
 
 
@@ -28,6 +30,7 @@ def quic(settings: Settings, key_log: LineWriter | None = None) -> QuicSettings:
         max_streams_bidi=settings.quic_max_streams,
         stream_window_bytes=settings.quic_stream_window_bytes,
         max_consecutive_ptos=settings.quic_max_probe_timeouts,
+        cid_prefix=b"" if settings.pod_name is None else pod_tag(settings.pod_name),
         qlog_dir=None if settings.quic_qlog_dir is None else Path(settings.quic_qlog_dir),
         key_log=key_log,
     )
@@ -66,6 +69,7 @@ def proxy(settings: Settings) -> ProxySettings:
     return ProxySettings(
         paths=PATHS | {MESSAGES_PATH} if settings.as_of_0_18 else PATHS,
         drop_listed_headers=settings.as_of_0_18,
+        not_to_worker=NOT_TO_WORKER.union(name.encode() for name in settings.proxy_drop_request_headers),
         trust_routing_method=settings.trust_routing_method,
         request_timeout_ms=settings.head_timeout_ms,
         max_connect_retries=settings.proxy_max_connect_retries,

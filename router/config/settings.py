@@ -15,6 +15,7 @@ from router.config.option_values import (
     SocketAddress,
     connectivity,
     count_above_zero,
+    dropped_headers,
     error_bodies,
     framing,
     log_format,
@@ -434,6 +435,17 @@ class Settings:
         help="Whether x-routing-method of a request chooses the algorithm. false: the header is ignored.",
         env="STARGATE_TRUST_ROUTING_METHOD",
         added=True,
+    )
+    proxy_drop_request_headers: tuple[str, ...] = option(
+        "--proxy-drop-request-headers",
+        "NAME",
+        dropped_headers,
+        default=(),
+        help="Headers of clients that no worker gets, for example those by which an engine is steered; repeat it or "
+        "separate with commas.",
+        env="STARGATE_PROXY_DROP_REQUEST_HEADERS",
+        added=True,
+        repeats=True,
     )
     lb_config_path: str | None = option(
         "--lb-config-path",

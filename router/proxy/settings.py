@@ -45,6 +45,9 @@ class ProxySettings:
     drop_listed_headers: bool
     """Do not forward headers that `Connection` lists, in either direction (RFC 9110 section 7.6.1)."""
 
+    not_to_worker: frozenset[bytes]
+    """Names of headers that are removed from requests; those of `tunnel_protocol.head.NOT_TO_WORKER` at least."""
+
     request_timeout_ms: int
     """Time from opening a tunnel stream to the response head, per attempt."""
 

@@ -18,10 +18,6 @@ MAX_KNOWN = 1_000
 """Failing workers that are remembered; beyond it the one whose last failure is oldest is dropped and may be logged again.
 Also the limit of series by id: an unauthenticated worker can send any id."""
 
-_CRYPTO_ERROR = 0x100
-_CERTIFICATE_ALERTS = frozenset((41, 42, 43, 44, 45, 46, 48))
-"""From no_certificate to certificate_unknown, and unknown_ca (RFC 8446 section 6)."""
-
 
 class Credential(Enum):
     """The kind of credential that was refused; the value is the metric's label."""
@@ -38,11 +34,6 @@ _TEXTS = {
     Credential.WORKER_CERTIFICATE: "verification of a worker's certificate",
     Credential.ROUTER_CERTIFICATE: "verification of this router's certificate by a worker",
 }
-
-
-def is_certificate_error(error_code: int | None) -> bool:
-    """Whether this code of a QUIC CONNECTION_CLOSE is a TLS alert about a certificate (RFC 9001 section 4.8)."""
-    return error_code is not None and error_code - _CRYPTO_ERROR in _CERTIFICATE_ALERTS
 
 
 class CredentialFailures:

@@ -10,7 +10,7 @@ from random import Random
 import structlog
 
 from router.ports.tunnels import TunnelError
-from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
+from router.telemetry.credential_failures import Credential, CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.addresses import DialTarget, dial_target
 from router.tunnels.dial_policy import DialPolicy, check_dialled_address
@@ -22,7 +22,7 @@ from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream
-from tunnel_protocol.quic.tls import ClientTls
+from tunnel_protocol.quic.tls import ClientTls, is_certificate_error
 
 _log = structlog.get_logger()
 

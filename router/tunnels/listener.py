@@ -8,7 +8,7 @@ import asyncio
 import structlog
 
 from router.ports.authentication import Authenticator
-from router.telemetry.credential_failures import Credential, CredentialFailures, is_certificate_error
+from router.telemetry.credential_failures import Credential, CredentialFailures
 from router.telemetry.metrics import Metrics
 from router.tunnels.incoming import IncomingConnection, Registrations
 from router.tunnels.pending import PendingHandshakes
@@ -18,7 +18,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.tls import ServerTls
+from tunnel_protocol.quic.tls import ServerTls, is_certificate_error
 
 _log = structlog.get_logger()
 

@@ -104,6 +104,29 @@ def stream_frames() -> list[bytes]:
     ]
 
 
+def relay() -> dict[str, list[bytes]]:
+    """First datagrams with a server name, what is in them, and what tunnels go on with."""
+    name = b"router-0.svc"
+    listed = b"\x00" + len(name).to_bytes(2, "big") + name
+    extension = len(listed).to_bytes(2, "big") + listed
+    extensions = b"\x00\x10\x00\x02\x00\x00" + b"\x00\x00" + len(extension).to_bytes(2, "big") + extension
+    body = b"\x03\x03" + bytes(32) + b"\x00\x00\x02\x13\x01\x01\x00" + len(extensions).to_bytes(2, "big") + extensions
+    hello = b"\x01" + len(body).to_bytes(3, "big") + body
+    frames = [crypto_frame(40, hello[40:]), b"\x01\x00\x00", crypto_frame(0, hello[:40])]
+    ack = b"\x03" + varint(9) + varint(0) + varint(1) + varint(2) + varint(0) + varint(1) + bytes(3)
+    return {
+        "relay_datagram": [
+            initial(frames, bytes(8), bytes(8), size=1_200),
+            initial([crypto_frame(0, hello)], bytes(8), bytes(8), size=1_200),
+            b"\xe0\x00\x00\x00\x01\x08" + bytes(8) + b"\x08" + bytes(8) + b"\x14" + bytes(20),
+            b"\xc0\x1a\x2a\x3a\x4a\x08" + bytes(8) + b"\x08" + bytes(1_200),
+            b"\x40" + bytes(40),
+        ],
+        "relay_initial_frames": [b"".join(frames) + ack, ack + bytes(20) + b"".join(frames), b"\x1c\x00\x00\x00"],
+        "relay_client_hello": [hello],
+    }
+
+
 def main() -> None:
     """Write all files."""
     capnp_kinds = capnp_messages()
@@ -135,6 +158,7 @@ def main() -> None:
             initial([b"\x01", b"\x1c\x00\x00\x00\x00"], bytes(8), bytes(8), size=1_200),
             b"\xc0\x1a\x2a\x3a\x4a\x08" + bytes(8) + b"\x08" + bytes(1_200),
         ],
+        **relay(),
         "http_request": http_requests(),
         "http_target": [b"/v1/models?a=%41&b", b"http://user@[::1]:80/x#y", b"*", b"/a/../b;c", b"router:443"],
         "registration": registrations(),

@@ -2,8 +2,11 @@
 
 import pytest
 
+from router.config import package_settings
+from router.config.cli import parse
 from support.gateway_in_memory import gateway_in_memory
 from support.http_client import post
+from support.package_settings import REQUIRED
 from support.waiting import eventually
 
 OVERLOADED = (
@@ -189,6 +192,22 @@ async def test_unknown_targets_are_counted_without_their_names(compat, series):
         assert harness.count("requests_total", 'status="404"') == 20
 
 
+async def test_a_thousand_unknown_targets_make_no_series():
+    async with gateway_in_memory() as harness:
+        before = harness.metrics.render().count(b"\n")
+        client = await harness.client()
+        for number in range(1_000):
+            client.send(post(model=f"model-{number}", x_routing_key=f"tenant-{number}"))
+            assert (await client.answer()).status == 404
+        page = harness.metrics.render()
+        assert page.count(b"\n") == before
+        assert b"tenant-" not in page
+        (series,) = harness.series("requests_total")
+        assert 'routing_key=""' in series
+        assert 'model=""' in series
+        assert harness.count("requests_total") == 1_000
+
+
 @pytest.mark.parametrize(("compat", "status"), [("0.11", 404), ("0.18", 200)])
 async def test_messages_are_proxied(compat, status):
     async with gateway_in_memory(compat=compat) as harness:
@@ -206,6 +225,20 @@ async def test_a_method_that_is_not_trusted_is_ignored_and_not_passed_on(trusted
         worker = harness.worker(on_request=ok)
         assert (await harness.ask(post(x_routing_method="no-such-algorithm"))).status == status
         assert [exchange.header("x-routing-method") for exchange in worker.exchanges] == [None] * (status == 200)
+
+
+async def test_headers_that_steer_an_engine_can_be_kept_from_workers():
+    dropped = package_settings.proxy(parse([*REQUIRED, "--proxy-drop-request-headers=X-Worker-Id,x-dp-rank"], {}))
+    async with gateway_in_memory(not_to_worker=dropped.not_to_worker) as harness:
+        worker = harness.worker(on_request=ok)
+        asked = post(
+            x_worker_id="7", x_dp_rank="1", x_worker_idle="2", connection="keep-alive, X-Private", x_private="3"
+        )
+        assert (await harness.ask(asked)).status == 200
+        (exchange,) = worker.exchanges
+        for name in ("x-worker-id", "x-dp-rank", "x-private", "connection", "host"):
+            assert exchange.header(name) is None
+        assert (exchange.header("x-worker-idle"), exchange.header("x-model")) == ("2", "m")
 
 
 @pytest.mark.parametrize(("compat", "passed"), [("0.11", "1"), ("0.18", None)])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,20 @@ async def test_with_the_older_release_line_too_much_input_work_is_refused_with_a
 
 
 # --- tunnels without a free stream
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("method", [None, "power-of-n", "round-robin", "random"])
+async def test_a_worker_that_reports_no_usable_throughput_is_served_and_spoils_nothing(rate, method):
+    policy = b'{"default": "power-of-n", "request_algorithms": {"round-robin": "round-robin", "random": "random"}}'
+    async with gateway_in_memory(policy) as harness:
+        odd = harness.worker("odd", last_mean_input_tps=rate, queued_input_size=5, on_request=ok)
+        assert (await harness.ask(post(x_routing_method=method))).status == 200
+        well = harness.worker("well", last_mean_input_tps=100.0, on_request=ok)
+        for _ in range(20):
+            assert (await harness.ask(post(x_routing_method=method))).status == 200
+        assert len(odd.exchanges) + len(well.exchanges) == 21
+        assert well.exchanges
 
 
 async def test_a_worker_without_a_free_stream_gives_way_to_a_sibling_then_to_another_cluster():

@@ -10,6 +10,7 @@ from typing import Any
 import h2.events
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from certs import make_self_signed
 from kubernetes_router import lifecycle
@@ -21,7 +22,10 @@ from router.config.startup_checks import StartupError
 from support.http2_peer import Peer, trusting
 from support.kubernetes_api import FakeKubernetesApi
 from support.kubernetes_objects import endpoint, endpoint_slice
+from support.quic_endpoints import echoes, quic_endpoints
+from support.quic_relay import naming
 from support.waiting import eventually
+from tunnel_protocol.errors import ConnectionClosedError
 
 REQUIRED = ("--target-namespace=nvcf", "--target-service-name=routers", "--grpc-pylon-dial-addr=https://door:443")
 LOCAL = ("--listen-addr=127.0.0.1:0", "--reverse-tunnel-listen-addr=127.0.0.1:0", "--health-listen-addr=127.0.0.1:0")
@@ -76,6 +80,29 @@ async def test_readiness_follows_the_list_and_the_shutdown(api: FakeKubernetesAp
         assert await at.ready() == (503, "shutting down")
 
 
+async def test_tunnels_are_relayed_counted_and_refused_in_the_shutdown(api: FakeKubernetesApi, tmp_path: Path) -> None:
+    async with quic_endpoints() as router, running(api, tmp_path, "--shutdown-drain-timeout-ms=100") as at:
+        host, port = router.endpoint.local_address
+        await api.apply(endpoint_slice("a", endpoint("router-0", host), quic_port=port))
+        await eventually(lambda: at.application.grpc.targets.ready)
+        door = at.application.relay.address[1]
+        dialled = await router.dial(naming("router-0.stargate.external"), port=door)
+        assert await echoes(dialled)
+        with pytest.raises(ConnectionClosedError, match="target stargate not ready"):
+            await router.dial(naming("router-1.stargate.external"), port=door)
+        await eventually(lambda: at.application.relay.open_tunnels == 1)
+        with capture_logs() as logs:
+            await at.application.drain()
+        assert {"tunnels": 1}.items() <= logs[-1].items()
+        with pytest.raises(ConnectionClosedError, match="router shutdown before relay connected"):
+            await router.dial(naming("router-0.stargate.external"), port=door)
+        assert await echoes(dialled), "what is open is relayed as long as the process runs"
+        exposition = at.application.metrics.render().decode()
+        assert 'quic_connections_total{outcome="accepted"} 1\n' in exposition
+        assert 'quic_connections_total{outcome="target_unavailable"} 1\n' in exposition
+        assert "tunnels_open 1\n" in exposition
+
+
 async def test_an_expired_certificate_is_a_reason_not_to_be_ready(
     api: FakeKubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,13 +145,18 @@ async def test_grpc_is_served_with_tls_if_there_is_a_certificate_for_it(api: Fak
         (await Peer.connect(at.grpc_port, trusting(new))).close()
 
 
-@pytest.mark.parametrize("listener", ["gRPC", "health"])
+@pytest.mark.parametrize("listener", ["gRPC", "health", "reverse tunnel"])
 async def test_an_address_in_use_fails_the_start_and_leaves_nothing_open(
     api: FakeKubernetesApi, tmp_path: Path, listener: str
 ) -> None:
-    flag = {"gRPC": "--listen-addr", "health": "--health-listen-addr"}[listener]
+    flag = {
+        "gRPC": "--listen-addr",
+        "health": "--health-listen-addr",
+        "reverse tunnel": "--reverse-tunnel-listen-addr",
+    }[listener]
     async with running(api, tmp_path) as at:
-        port = at.grpc_port if listener == "gRPC" else at.health_port
+        ports = {"gRPC": at.grpc_port, "health": at.health_port, "reverse tunnel": at.application.relay.address[1]}
+        port = ports[listener]
         others = [one for one in LOCAL if not one.startswith(flag)]
         found = COMMAND_LINE.parse([*REQUIRED, *others, *api.options, f"{flag}=127.0.0.1:{port}"], {})
         async with AsyncExitStack() as opened:

@@ -129,6 +129,17 @@ async def test_a_replaced_identity_is_served_to_new_connections_only():
         assert await echoes(await endpoints.dial(ClientTls(OTHER.cert_pem, "stargate")))
 
 
+async def test_a_wildcard_covers_the_names_of_pods_and_nothing_deeper():
+    wildcard = certs.make_self_signed(["*.routers.ns.svc.cluster.local"])
+    async with quic_endpoints() as endpoints:
+        endpoints.endpoint.replace_tls(ServerTls(wildcard.cert_pem, wildcard.key_pem))
+        dialled = await endpoints.dial(ClientTls(wildcard.cert_pem, "router-0.routers.ns.svc.cluster.local"))
+        assert await echoes(dialled)
+        for name in ("routers.ns.svc.cluster.local", "a.router-0.routers.ns.svc.cluster.local"):
+            with pytest.raises(ConnectionClosedError):
+                await endpoints.dial(ClientTls(wildcard.cert_pem, name))
+
+
 async def test_nobody_there_times_out_and_the_connection_is_forgotten():
     silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     silent.bind(("127.0.0.1", 0))

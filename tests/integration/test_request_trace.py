@@ -368,6 +368,24 @@ async def test_an_unsampled_request_is_served_whatever_happens_to_it() -> None:
         assert await client.closed()
 
 
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        ("/v1/chat/completions", "chat_completions"),
+        ("/v1/responses", "responses"),
+        ("/v1/embeddings", "embeddings"),
+        ("/v1/messages", "messages"),
+    ],
+)
+async def test_each_path_is_an_endpoint_of_its_own(path: str, endpoint: str) -> None:
+    tracer = RecordingTracer()
+    async with traced(tracer) as harness:
+        harness.worker("a", on_request=ok)
+        assert (await harness.ask(post(path))).status == 200
+        request, (attempt,) = await ended(tracer)
+    assert (request.attributes["request.endpoint"], attempt.attributes["request.endpoint"]) == (endpoint, endpoint)
+
+
 # --- bounds
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import gzip
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -111,6 +111,29 @@ def answers(*lines, body=EVENT):
         return True
 
     return behave
+
+
+@pytest.mark.parametrize("path", [b"/health", b"/v1/health/ready", b"/of/its/own"])
+async def test_an_engine_is_healthy_that_answers_at_a_usual_place_or_at_its_own(path):
+    asked = []
+
+    async def serve(reader, writer):
+        with suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                asked.append(head.split(b" ")[1])
+                status = b"200 OK" if asked[-1] == path else b"404 Not Found"
+                writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        base = f"--upstream-http-base-url=http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        own = "--upstream-health-path=/of/its/own"
+        engine = Engine(parse([base, own, "--backend-connectivity=reverse", "--quic-insecure"], {}))
+        assert await engine.healthy()
+        before = len(asked)
+        assert await engine.healthy()
+        assert asked[before:] == [path]  # what has answered once is asked first
+        await engine.close()
 
 
 async def test_nobody_waits_for_an_interim_answer_of_the_engine():

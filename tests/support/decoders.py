@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 import certs
+from kubernetes_router.relay.client_hello import server_name
+from kubernetes_router.relay.core import Open, RelayCore
+from kubernetes_router.relay.initial_packets import FirstFlightError, crypto_frames
 from router.balancing import ConfigError, load_config
 from router.balancing.expression import parse_expression
 from router.balancing.json_document import JsonError, parse
@@ -190,6 +193,40 @@ class Strangers:
 _GONE = ConnectionClosedError(None, "gone", by_peer=False)
 
 
+class RelayEvents:
+    """Whom a relay tells."""
+
+    def outcome(self, *_: object) -> None: ...
+
+    def dropped(self, _reason: object) -> None: ...
+
+
+def _relayed(data: bytes) -> None:
+    """What a relay does with a datagram of a stranger, and with the same one from a router."""
+    core = RelayCore(
+        lambda _name: ("10.0.0.1", 1),
+        lambda _tag: [("10.0.0.1", 1)],
+        AioquicFactory(QuicSettings(), None),
+        RelayEvents(),
+        idle_s=60.0,
+    )
+    for now in (1.0, 2.0):
+        path = core.path_of(data, STRANGER, now)
+        for action in () if path is not None else core.receive(data, STRANGER, now):
+            if isinstance(action, Open):
+                path = action.path
+        if path is not None:
+            core.receive_from_router(path, data, now)
+    core.expire(9.0)
+    core.end_all()
+
+
+def _initial_frames(data: bytes) -> int:
+    size = sum(len(content) for _, content in crypto_frames(data))
+    assert size <= len(data)
+    return size
+
+
 def _registration(data: bytes) -> object:
     message = stargate_pb2.InferenceServerRegistration.FromString(data)
     check_limits(message)
@@ -252,6 +289,9 @@ def all_decoders() -> list[Decoder]:
         Decoder("quic_ack_frame", _acks, (IndexError,)),
         Decoder("quic_crypto_stream", _crypto, (CryptoBufferError,)),
         Decoder("quic_first_datagram", Strangers().datagram),
+        Decoder("relay_datagram", _relayed),
+        Decoder("relay_initial_frames", _initial_frames, (FirstFlightError,)),
+        Decoder("relay_client_hello", server_name, (FirstFlightError,)),
         Decoder("http_request", _http, (RequestRefusedError, BrokenBodyError)),
         Decoder("http_target", _target, (BadTargetError,)),
         Decoder("registration", _registration, (DecodeError, MessageLimitError, RefusedError)),

@@ -65,6 +65,12 @@ class RouterPod:
 
     def chat(self, timeout_s: float = 10) -> StreamedAnswer:
         """One streamed request, read to its end."""
+        answer = self.begin_chat(timeout_s=timeout_s)
+        answer.read_rest()
+        return answer
+
+    def begin_chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 10) -> StreamedAnswer:
+        """One streamed request, up to its head."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=timeout_s)
         body = json.dumps({"model": INTEROP_MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
         headers = {
@@ -72,13 +78,11 @@ class RouterPod:
             "x-request-id": "through-the-door",
             "x-model": INTEROP_MODEL,
             "x-input-tokens": "10",
-            "x-tokens": "3",
-            "x-delay-ms": "1",
+            "x-tokens": str(tokens),
+            "x-delay-ms": str(delay_ms),
         }
         connection.request("POST", "/v1/chat/completions", body, headers)
-        answer = StreamedAnswer(connection)
-        answer.read_rest()
-        return answer
+        return StreamedAnswer(connection)
 
     def serves(self) -> bool:
         try:
@@ -97,9 +101,13 @@ class DoorProcess:
         name: str = "door",
         *,
         like: "DoorProcess | None" = None,
+        scheme: str = "http",
         extra: Sequence[str] = (),
     ) -> None:
-        """With `like` it has the ports of another one that has ended, as behind a Service."""
+        """With `like` it has the ports of another one that has ended, as behind a Service.
+
+        `scheme` is that of the address workers are told to dial.
+        """
         self.grpc, self.health = free_ports(2)
         (self.quic,) = free_ports(1, socket.SOCK_DGRAM)
         if like is not None:
@@ -113,7 +121,7 @@ class DoorProcess:
             "--target-namespace=nvcf",
             f"--target-service-name={SERVICE}",
             f"--advertised-hostname-template={TEMPLATE}",
-            f"--grpc-pylon-dial-addr=http://{host}:{self.grpc}",
+            f"--grpc-pylon-dial-addr={scheme}://{host}:{self.grpc}",
             *api.api.options,
             "--quic-insecure",
             *extra,

@@ -158,9 +158,10 @@ class TcpRelay(_Relay):
     `silence` leaves all connections there are open without ever passing a byte again, as when a host behind a proxy is gone.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int | None = None) -> None:
+        """A target that is not known yet is set later, as `target_port`."""
         super().__init__()
-        self._target = ("127.0.0.1", target_port)
+        self.target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.accepted = 0
@@ -176,7 +177,7 @@ class TcpRelay(_Relay):
             return
         front, _ = listener.accept()
         self.accepted += 1
-        back = socket.create_connection(self._target, timeout=5)
+        back = socket.create_connection(("127.0.0.1", self.target_port), timeout=5)
         for one, other in ((front, back), (back, front)):
             self._pairs[one] = other
             self._selector.register(one, selectors.EVENT_READ, self._pass)

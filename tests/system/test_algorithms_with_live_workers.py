@@ -131,7 +131,7 @@ async def test_round_robin_takes_turns_whatever_the_load_and_the_header_can_ask_
 async def test_admission_and_the_ways_of_not_being_there_can_be_told_apart(system):
     only = await worker(system, "l-1").start("limited", queued_input_size=100)
     async with live(only):
-        assert await ask(system, "limited", tokens=50) == (503, None, None, "input_work_limit_exceeded")
+        assert await ask(system, "limited", tokens=50) == (503, None, None, "overloaded_error")
         assert await ask(system, "nobody-has-this") == (404, None, None, "no_eligible_candidates")
         only.advertise("limited", status=INACTIVE)
         await only.update()

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,6 +66,19 @@ def test_a_running_stream_over_a_reverse_tunnel_finishes_and_the_exit_is_clean(l
     ):
         wait_until(lambda address=address: refused(address))  # type: ignore[misc]  # the default binds the loop variable
     assert b"data: [DONE]" in stream.rest()
+    assert llm_router.router.wait() == 0
+
+
+def test_of_fifty_running_streams_none_is_cut_by_a_shutdown(llm_router: System) -> None:
+    engine = ["--num-tokens", "40", "--token-delay-ms", "25"]
+    for _ in range(2):
+        llm_router.add_worker(MODEL, engine_options=engine)
+    with ThreadPoolExecutor(50) as pool:
+        streams = list(pool.map(lambda _: Stream(llm_router, 40), range(50)))
+        assert {stream.response.status for stream in streams} == {200}
+        llm_router.router.send(signal.SIGTERM)
+        ends = list(pool.map(Stream.rest, streams))
+    assert sum(b"data: [DONE]" in end for end in ends) == 50
     assert llm_router.router.wait() == 0
 
 

@@ -206,6 +206,19 @@ def test_remote_urls_repeat_and_split_at_commas() -> None:
     assert settings(env={"STARGATE_REMOTE_WATCH_URLS": "a:1,b:2"}).remote_stargate_url == ("a:1", "b:2")
 
 
+def test_headers_that_no_worker_gets_repeat_and_are_field_names() -> None:
+    assert settings().proxy_drop_request_headers == ()
+    given = settings("--proxy-drop-request-headers=X-A, x-b", "--proxy-drop-request-headers=x-c")
+    assert given.proxy_drop_request_headers == ("x-a", "x-b", "x-c")
+    for value, reason in (
+        ("", "'' is not the name"),
+        ("x-a,b c", "'b c' is not the name"),
+        ("X-Model", "workers need x-model"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            settings(f"--proxy-drop-request-headers={value}")
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_goes_to_stdout_and_ends_with_zero(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

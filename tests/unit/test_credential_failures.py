@@ -3,8 +3,9 @@
 import pytest
 from structlog.testing import capture_logs
 
-from router.telemetry.credential_failures import MAX_KNOWN, Credential, CredentialFailures, is_certificate_error
+from router.telemetry.credential_failures import MAX_KNOWN, Credential, CredentialFailures
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.quic.tls import is_certificate_error
 
 TOKEN = Credential.TUNNEL_TOKEN
 

@@ -1,6 +1,7 @@
 """What happens to a client connection between two events that usually do not meet: no socket, and a clock of its own."""
 
 import asyncio
+import dataclasses
 import math
 import socket
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import httptools
 import pytest
 from structlog.testing import capture_logs
 
+from router.config import package_settings
 from router.http1 import server as server_module
 from router.http1.connection import ClientConnection
 from router.http1.pipeline import RequestPipeline
@@ -16,7 +18,7 @@ from router.http1.request_parser import RequestParser
 from router.http1.response import Response
 from router.http1.server import HttpServer, keep_alive
 from router.http1.tcp_state import peer_closed
-from support.package_settings import connection_timeouts, http_settings
+from support.package_settings import DEFAULTS, connection_timeouts, http_settings
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
 as_written_only = pytest.mark.skipif(
@@ -152,6 +154,11 @@ class Front:
 async def settle():
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+def http_of(compat):
+    """The settings of the listener with this release line."""
+    return package_settings.http(dataclasses.replace(DEFAULTS, compat=compat))
 
 
 def post(size, *, version=b"1.1", headers=b""):
@@ -291,6 +298,22 @@ async def test_a_paused_client_is_read_on_while_its_connection_lingers():
     assert not front.transport.closed
     await asyncio.sleep(4)
     assert front.transport.closed
+
+
+@pytest.mark.parametrize(("compat", "limit_s"), [("0.18", 2.0), ("0.11", 1.0)])
+async def test_a_client_that_never_stops_sending_is_read_for_two_seconds_after_the_answer(compat, limit_s):
+    front = Front(discard=http_of(compat).timeouts.discard)
+    front.feed(post(LARGE, headers=b"connection: close\r\n") + b"part")
+    front.responses[0].send(413, [])
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 10
+    answered = loop.time()
+    while not front.transport.closed and loop.time() < until:
+        assert front.transport.reading
+        front.feed(b"more")
+        await asyncio.sleep(0.05)
+    assert loop.time() - answered == pytest.approx(limit_s, abs=0.06)
+    assert front.statuses == [413]
 
 
 async def test_a_body_answered_by_its_taker_before_its_end_was_read_closes_after_a_while():

@@ -45,6 +45,19 @@ def test_depth_up_to_the_limit_and_whole_surrogate_pairs_are_fine() -> None:
     assert parse(b'"\\ud83d\\ude00 [[["') == "\U0001f600 [[["
 
 
+def test_escaped_names_and_texts_of_a_document_are_those_without_escapes() -> None:
+    plain = b'{"models": {"model-\xc3\xa4": {"algorithm": "power-of-n", "comparator": "queue-time"}}}'
+    escaped = (
+        b'{"mod\\u0065ls": {"model-\\u00e4": {"\\u0061lgorithm": "power\\u002dof-n", '
+        b'"comparator": "\\u0071ueue-tim\\u0065"}}}'
+    )
+    (one,), (other,) = (load_config(content).models.items() for content in (plain, escaped))
+    assert one[0] == other[0] == "model-\u00e4"
+    for policy in (one[1], other[1]):
+        assert policy.configured.algorithm == "power-of-n"
+        assert policy.configured.settings["comparator"] == "queue-time"
+
+
 @given(
     st.binary(max_size=200)
     | st.text('[]{}",:\\ud80-9.eENaIinfty\ud800', max_size=80).map(lambda t: t.encode("utf-8", "surrogatepass"))

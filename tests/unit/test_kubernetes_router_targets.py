@@ -3,6 +3,7 @@
 import pytest
 
 from kubernetes_router.targets import HostnameTemplate, NoTarget, Target, TargetList
+from tunnel_protocol.quic.pod_tag import pod_tag
 
 TEMPLATE = "{pod_name}.routers.{namespace}.svc"
 FIRST = Target("router-0", "10.0.0.1", 50071, 50072)
@@ -79,3 +80,24 @@ def test_the_host_name_of_a_target_leads_back_to_it() -> None:
     assert found.host(FIRST) == "router-0.routers.nvcf.svc"
     assert found.pod(found.host(FIRST)) == "router-0"
     assert found.target("router-0") == FIRST
+
+
+def test_a_tag_leads_to_the_routers_that_have_it() -> None:
+    found = targets()
+    assert found.quic_targets_of_tag(pod_tag("router-0")) == []
+    found.publish([FIRST, SECOND])
+    assert found.quic_targets_of_tag(pod_tag("router-0")) == [("10.0.0.1", 50072)]
+    assert found.quic_targets_of_tag(pod_tag("router-1")) == [("fd00::1", 50072)]
+    assert found.quic_targets_of_tag(pod_tag("router-2")) == []
+    found.publish([SECOND])
+    assert found.quic_targets_of_tag(pod_tag("router-0")) == []
+
+
+def test_pods_with_the_same_tag_are_both_found() -> None:
+    names: dict[bytes, str] = {}
+    number = 0
+    while (other := names.setdefault(pod_tag(f"pod-{number}"), f"pod-{number}")) == f"pod-{number}":
+        number += 1
+    found = targets()
+    found.publish([Target(other, "10.0.0.1", 1, 2), Target(f"pod-{number}", "10.0.0.2", 1, 3)])
+    assert sorted(found.quic_targets_of_tag(pod_tag(other))) == [("10.0.0.1", 2), ("10.0.0.2", 3)]

@@ -15,6 +15,7 @@ from router.config.cli import parse
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.registry.settings import RegistrySettings
+from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.settings import QuicSettings
 
 GRPC = SocketAddress("0.0.0.0", 50071)
@@ -79,6 +80,13 @@ def test_limits_reach_the_tunnels_and_quic() -> None:
     assert (quic.idle_timeout_ms, quic.keepalive_ms, quic.max_streams_bidi) == (5000, 600, 7)
     assert (quic.stream_window_bytes, quic.max_consecutive_ptos) == (65536, 5)
     assert (quic.qlog_dir, quic.key_log) == (Path("/q"), None)
+
+
+def test_connection_ids_begin_with_the_tag_of_the_pod() -> None:
+    assert package_settings.quic(settings("--pod-name=router-0", "--pod-namespace=ns")).cid_prefix == pod_tag(
+        "router-0"
+    )
+    assert package_settings.quic(settings()).cid_prefix == b""
 
 
 def test_what_has_an_option_and_what_has_none_reach_the_http_listener() -> None:

@@ -117,6 +117,9 @@ def test_the_queue_counts_as_a_list_would_and_keeps_nothing_of_who_has_left(step
         assert (member in queue) is (member in model)
         assert queue.at_address(source) == sum(one.address == source.address for one in model.values())
         assert queue.at_prefix(source) == sum(one.prefix == source.prefix for one in model.values())
+        assert list(queue) == list(model)
+        of_the_address = [one for one in model if model[one].address == source.address]
+        assert queue.oldest_at_address(source) == next(iter(of_the_address), None)
         assert queue.sources == len({one.address for one in model.values()})
         expendable = queue.most_expendable()
         if not model:

@@ -1,6 +1,9 @@
 """What the engine's factory makes of identities it cannot use and of datagrams that start nothing."""
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import ConnectionTerminated
 from cryptography.hazmat.primitives.asymmetric import x25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -35,6 +38,17 @@ def test_a_datagram_that_is_no_clients_first_makes_no_connection(data):
 
 def test_an_endpoint_that_only_dials_accepts_nobody():
     assert factory(serving=False).accept(initial(), CLIENT, object(), 0.0) is None
+
+
+def test_the_reason_of_a_refusal_can_be_read_by_the_client():
+    client = QuicConnection(configuration=QuicConfiguration(is_client=True, server_name="x"))
+    client.connect(CLIENT, 0.0)
+    first = client.datagrams_to_send(0.0)[0][0]
+    client.receive_datagram(factory(serving=False).refuse(first, 2, "not here"), CLIENT, 0.1)
+    client.handle_timer(client.get_timer())
+    events = iter(client.next_event, None)
+    (closed,) = [event for event in events if isinstance(event, ConnectionTerminated)]
+    assert (closed.error_code, closed.reason_phrase) == (2, "not here")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x40" + bytes(30), initial()[:12]])

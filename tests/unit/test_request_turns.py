@@ -15,7 +15,8 @@ from router.ports.tunnels import TunnelError
 from router.proxy.attempt import Attempt
 from router.proxy.local_replies import headers_to_client
 from router.proxy.placement import Placement
-from router.proxy.proxy import Proxy, RequestState
+from router.proxy.proxied_request import RequestState
+from router.proxy.proxy import Proxy
 from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
 from router.proxy.upload import Upload
 from router.registry import ModelStats, ModelUpdate, Registry

@@ -81,6 +81,8 @@ def test_argument_list_of_the_benchmark_runner_is_accepted():
         [*BASE, "--initial-input-tps=nan"],
         [*BASE, "--initial-input-tps=0"],
         [*BASE, "--model-name= "],
+        [*BASE, "--stargate-address="],
+        [*BASE, "--stargate-address= "],
         [*BASE, "--min-update-interval-ms=0"],
         [*BASE, "--pylon-require-upstream-retry-header=yes"],
         [*BASE, "--pylon-retryable-upstream-status-codes=7"],
@@ -205,7 +207,50 @@ def test_queue_refusal_tells_what_was_compared():
     check_queue(asked, facts(asked), ModelLoad(), QueueAdmission())
 
 
+def test_a_request_is_not_refused_for_its_queue_while_the_engine_has_a_free_slot():
+    load = ModelLoad(100.0, pinned=True, max_engine_concurrency=2)
+    asked = head(*NEEDED, (b"x-stargate-expected-queue-ms", b"0"))
+    for other in ("r1", "prefill"):  # the request itself is among the running ones
+        load.begin(other, LiveRequest(100_000, 0, 0.0), 0)
+    check_queue(asked, facts(asked), load, QueueAdmission())
+    decoding = LiveRequest(0, 0, 0.0)
+    decoding.advance(State.OUTPUT, 1.0)
+    load.begin("decoding", decoding, 0)
+    with pytest.raises(Problem) as refused:
+        check_queue(asked, facts(asked), load, QueueAdmission())
+    assert json.loads(refused.value.body())["actual_queue_ms"] == 1_000_000
+
+
 # --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_the_concurrency_of_the_engine_is_told_if_it_is_known_and_estimates_stay():
+    assert settings("--max-engine-concurrency=25").max_engine_concurrency == 25
+    assert settings().max_engine_concurrency == 0
+    load = ModelLoad(100.0, pinned=True, max_engine_concurrency=25)
+    load.begin("a", LiveRequest(20, 2, 0.0), 1)
+    told = load.snapshot(2.0)
+    assert told.max_engine_concurrency == 25
+    assert dict(told.queue_time_estimate_ms_by_priority) == {2: 200}
+    assert ModelLoad().snapshot(1.0).max_engine_concurrency == 0
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
+def test_a_concurrency_that_is_no_positive_integer_is_a_usage_error(value):
+    with pytest.raises(SystemExit):
+        settings(f"--max-engine-concurrency={value}")
+
+
+def test_the_concurrency_fits_its_field():
+    load = ModelLoad(max_engine_concurrency=settings(f"--max-engine-concurrency={1 << 70}").max_engine_concurrency)
+    assert load.snapshot(0.0).max_engine_concurrency == (1 << 64) - 1
+
+
+def test_calibration_of_output_tokens_is_an_unknown_argument(capsys):
+    with pytest.raises(SystemExit) as ended:
+        settings("--output-token-calibration=off")
+    assert ended.value.code == 2
+    assert "--output-token-calibration=off" in capsys.readouterr().err
 
 
 def test_estimates_by_priority_are_cumulative():

@@ -149,7 +149,7 @@ class EngineFactory(Protocol):
     def answer_version(self, data: bytes) -> bytes | None:
         """A Version Negotiation packet if this datagram has an unsupported version (RFC 9000 section 6), else None."""
 
-    def refuse(self, data: bytes, error_code: int) -> bytes | None:
+    def refuse(self, data: bytes, error_code: int, reason: str = "") -> bytes | None:
         """A CONNECTION_CLOSE packet with a transport error code (RFC 9000 section 20.1), the answer to a first datagram."""
 
     def close(self) -> None:

@@ -60,6 +60,9 @@ class QuicSettings:
     receive_batch: int = 256
     """Datagrams read from the socket before the event loop does other work."""
 
+    cid_prefix: bytes = b""
+    """First bytes of the connection ids of incoming connections (`pod_tag`); the others are random."""
+
     qlog_dir: Path | None = None
     """Directory for one qlog trace per connection; None writes none. Traces switch the fast paths off."""
 
@@ -76,5 +79,7 @@ class QuicSettings:
             raise ValueError("stream_window_bytes and send_buffer_bytes must be at least 1024")
         if self.max_streams_bidi < 0 or self.idle_timeout_ms < 0 or self.keepalive_ms < 0:
             raise ValueError("max_streams_bidi, idle_timeout_ms and keepalive_ms must not be negative")
+        if len(self.cid_prefix) > 4:
+            raise ValueError("cid_prefix must have at most 4 bytes")  # half of a connection id must stay random
         if self.ack_every < 1 or self.receive_batch < 1:
             raise ValueError("ack_every and receive_batch must be at least 1")

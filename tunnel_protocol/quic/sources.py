@@ -4,6 +4,7 @@ An attacker controls one address or one network more easily than many, so limits
 section 21.1 leaves the policy to the endpoint).
 """
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Generic, NamedTuple, TypeVar
 
@@ -58,6 +59,10 @@ class SourceQueue(Generic[T]):
         """Whether `member` is in the queue."""
         return member in self._members
 
+    def __iter__(self) -> Iterator[T]:
+        """All members in order of arrival."""
+        return iter(self._members)
+
     @property
     def sources(self) -> int:
         """Number of different addresses of members."""
@@ -66,6 +71,10 @@ class SourceQueue(Generic[T]):
     def at_address(self, source: Source) -> int:
         """Number of members with this address."""
         return len(self._by_address.get(source.address, ()))
+
+    def oldest_at_address(self, source: Source) -> T | None:
+        """The oldest member with this address; None if there is none."""
+        return next(iter(self._by_address.get(source.address, ())), None)
 
     def at_prefix(self, source: Source) -> int:
         """Number of members with this prefix."""

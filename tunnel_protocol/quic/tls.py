@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 DEFAULT_SERVER_NAME = "stargate"
 """The server name used when the address is an IP literal or `localhost`."""
 
+_CRYPTO_ERROR = 0x100
+_CERTIFICATE_ALERTS = frozenset((41, 42, 43, 44, 45, 46, 48))
+"""From no_certificate to certificate_unknown, and unknown_ca (RFC 8446 section 6)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
@@ -37,6 +41,11 @@ class ClientTls:
             raise ValueError("a trust bundle is required unless certificates are not checked")
         if self.trust_pem is not None and b"-----BEGIN CERTIFICATE-----" not in self.trust_pem:
             raise ValueError("TLS trust bundle contains no certificates")
+
+
+def is_certificate_error(error_code: int | None) -> bool:
+    """Whether this code of a QUIC CONNECTION_CLOSE is a TLS alert about a certificate (RFC 9001 section 4.8)."""
+    return error_code is not None and error_code - _CRYPTO_ERROR in _CERTIFICATE_ALERTS
 
 
 def host_of(address: str) -> str:

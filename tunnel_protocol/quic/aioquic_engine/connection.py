@@ -74,6 +74,7 @@ class AioquicEngine(OneRttConnection):
         """Trust anchors of a client."""
         self.server_name: str | None = configuration.server_name
         self._reset_token: Callable[[bytes], bytes] | None = None
+        self._cid_prefix = b""
         self._established_told = False
         self._closed_told = False
         self._error: ConnectionClosedError | None = None
@@ -384,6 +385,13 @@ class AioquicEngine(OneRttConnection):
         self._reset_token = token
         self._host_cids[0].stateless_reset_token = token(self.host_cid)
 
+    def use_cid_prefix(self, prefix: bytes) -> None:
+        """Begin our connection ids with `prefix`. Call it before `use_reset_tokens` and before the first packet."""
+        self._cid_prefix = prefix
+        first = self._host_cids[0]
+        first.cid = prefix + first.cid[len(prefix) :]
+        self.host_cid = self._local_initial_source_connection_id = first.cid
+
     def follows_retry(self, retry_cid: bytes, address: Address) -> None:
         """Mark `address` as validated by a Retry whose source id was `retry_cid`. Call it before the first packet."""
         self._retry_source_connection_id = retry_cid
@@ -396,9 +404,11 @@ class AioquicEngine(OneRttConnection):
 
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()
+        prefix = self._cid_prefix
         if self._reset_token is not None:
             for connection_id in self._host_cids:
                 if not connection_id.was_sent:
+                    connection_id.cid = prefix + connection_id.cid[len(prefix) :]
                     connection_id.stateless_reset_token = self._reset_token(connection_id.cid)
 
     # --- TLS ---------------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class AioquicFactory:
             self._server,
             original_destination_connection_id=header.destination_cid if original_cid is None else original_cid,
         )
+        engine.use_cid_prefix(self._settings.cid_prefix)
         engine.use_reset_tokens(self._resets.token)
         if original_cid is not None:
             engine.follows_retry(header.destination_cid, address)
@@ -119,7 +120,7 @@ class AioquicFactory:
             supported_versions=_VERSIONS,
         )
 
-    def refuse(self, data: bytes, error_code: int = QuicErrorCode.CONNECTION_REFUSED) -> bytes | None:
+    def refuse(self, data: bytes, error_code: int = QuicErrorCode.CONNECTION_REFUSED, reason: str = "") -> bytes | None:
         """See `EngineFactory`."""
         header = _header(data)
         if header is None or header.version is None:
@@ -134,10 +135,13 @@ class AioquicFactory:
             version=header.version,
         )
         builder.start_packet(QuicPacketType.INITIAL, crypto)
-        buf = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY)
+        phrase = reason.encode()
+        capacity = TRANSPORT_CLOSE_FRAME_CAPACITY + len(phrase)
+        buf = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=capacity)
         buf.push_uint_var(error_code)
         buf.push_uint_var(QuicFrameType.PADDING)
-        buf.push_uint_var(0)
+        buf.push_uint_var(len(phrase))
+        buf.push_bytes(phrase)
         datagrams, _ = builder.flush()
         return datagrams[0]
 
