@@ -93,7 +93,7 @@ class HttpServer:
         if listener is not None:
             # To close the listener resets what waits for its acceptance.
             with suppress(OSError):  # nothing more, or no descriptor for it
-                while len(waiting) <= BACKLOG:
+                while len(waiting) < BACKLOG:
                     waiting.append(listener.accept()[0])
         self._close_listener()
         for accepted in waiting:
