@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Thread
 
 POLL_S = 0.05
@@ -20,6 +21,7 @@ class Balancer:
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._relays: set[asyncio.Task[None]] = set()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(5)
 
     def stop(self) -> None:
@@ -29,15 +31,15 @@ class Balancer:
         self._loop.close()
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0, backlog=1_000)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1_000)
         self.port = self._server.sockets[0].getsockname()[1]
         self._tasks = {asyncio.create_task(self._poll(address)) for address in self._routers}
 
     async def _stop(self) -> None:
         self._server.close()
-        for task in self._tasks:
+        for task in [*self._tasks, *self._relays]:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._relays, return_exceptions=True)
 
     async def _poll(self, address: Address) -> None:
         while True:
@@ -48,20 +50,35 @@ class Balancer:
                 ]
             await asyncio.sleep(POLL_S)
 
+    def _accept(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._relay(client, to_client))
+        self._relays.add(task)
+        task.add_done_callback(self._relays.discard)
+
     async def _relay(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        for _ in self._routers:
-            candidates = self.ready
-            if not candidates:
-                break
-            self._turn += 1
-            try:
-                router, to_router = await asyncio.open_connection(*candidates[self._turn % len(candidates)])
-            except ConnectionRefusedError:
-                continue
-            await asyncio.gather(_copy(client, to_router), _copy(router, to_client))
-            to_router.close()
-            break
-        to_client.close()
+        try:
+            for _ in self._routers:
+                candidates = self.ready
+                if not candidates:
+                    return
+                self._turn += 1
+                try:
+                    router, to_router = await asyncio.open_connection(*candidates[self._turn % len(candidates)])
+                except ConnectionRefusedError:
+                    continue
+                try:
+                    await asyncio.gather(_copy(client, to_router), _copy(router, to_client))
+                finally:
+                    await _close(to_router)
+                return
+        finally:
+            await _close(to_client)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,8 +97,9 @@ async def _is_ready(address: Address) -> bool:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_connection(*address)
             writer.write(b"GET /readyz HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n")
-            head = await reader.readline()
-            writer.close()
-            return b" 200 " in head
+            try:
+                return b" 200 " in await reader.readline()
+            finally:
+                await _close(writer)
     except (OSError, TimeoutError):
         return False
