@@ -1,7 +1,9 @@
 """EndpointSlices (`discovery.k8s.io/v1`) and the targets in them. Sans-I/O.
 
-An endpoint is a target if it is not terminating and not unready, in a slice with a named TCP port and a named UDP port. The
-condition `serving` is ignored: workers register with a router before it is ready for requests.
+An endpoint is a target if it is not unready, in a slice with a named TCP port and a named UDP port. The condition `serving` is
+ignored: workers register with a router before it is ready for requests. One that terminates and is ready, which only a Service has
+that publishes unready addresses, stays a target until it is removed: its workers would leave it at once otherwise, while it still
+drains. It takes no new registration by itself.
 Source: docs/kubernetes-router.md, "Routers and their names".
 """
 
@@ -97,7 +99,7 @@ def targets_of(found: EndpointSlice, names: PortNames) -> Iterator[Target]:
         return
     for endpoint in found.endpoints or ():
         conditions = endpoint.conditions or Conditions()
-        if conditions.terminating or conditions.ready is False:
+        if conditions.ready is False or (conditions.terminating and conditions.ready is None):
             continue
         pod_name, ip = _pod_name(endpoint), _first_ip(endpoint)
         if pod_name is not None and ip is not None:

@@ -42,11 +42,13 @@ def test_addresses_may_be_ipv6(written: str) -> None:
         ({"ready": True, "serving": False}, True),
         ({"ready": None, "terminating": None}, True),
         ({"ready": False, "serving": True}, False),
-        ({"ready": True, "terminating": True}, False),
+        ({"ready": True, "terminating": True}, True),
+        ({"ready": True, "serving": False, "terminating": True}, True),
+        ({"ready": False, "serving": True, "terminating": True}, False),
         ({"terminating": True, "serving": True}, False),
     ],
 )
-def test_ready_false_and_terminating_exclude_and_serving_does_not_matter(conditions: Any, counts: bool) -> None:
+def test_ready_false_excludes_and_terminating_does_so_unless_ready_is_true(conditions: Any, counts: bool) -> None:
     document = endpoint_slice("one", {**endpoint("router-0", "10.0.0.1"), "conditions": conditions})
     assert bool(found(document)) is counts
 
