@@ -15,6 +15,7 @@ from stargate_client.router_channel import router_channel
 from stargate_client.settings import WorkerSettings, read_token
 from stargate_client.tunnel import ReverseTunnel, StreamAcceptor, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.settings import QuicSettings
 
 _log = structlog.get_logger()
@@ -29,6 +30,10 @@ tunnel is connected: the tunnel of a router that is gone is lost too. A router w
 and the worker dials it at once, which is what it waits for.
 """
 _LAST_UPDATE_S = 0.5
+RETIRED = Limit("worker.retired_tunnels", pieces=8)
+"""Tunnels of registrations with one router that have ended, whose requests still run; beyond it the oldest one is closed."""
+
+_MAX_RETIRED = RETIRED.pieces or 0
 
 
 class UnansweredError(Exception):
@@ -71,6 +76,8 @@ class Registration:
         self._acknowledged = 0
         self._last_update: int | None = None
         self._left = asyncio.Event()
+        # The tunnels of earlier registrations, oldest first.
+        self._retired: dict[asyncio.Task[None], None] = {}
         # The ack timeout of the open stream, if any; armed while a report is unanswered.
         self._unanswered: asyncio.Timeout | None = None
 
@@ -80,6 +87,16 @@ class Registration:
 
     async def run(self) -> None:
         """Register, and register again when the registration ends, until cancelled."""
+        try:
+            await self._keep_registered()
+        finally:
+            retired = list(self._retired)
+            for task in retired:
+                task.cancel()
+            if retired:
+                await asyncio.wait(retired)
+
+    async def _keep_registered(self) -> None:
         while True:
             try:
                 await self._register()
@@ -126,9 +143,24 @@ class Registration:
                 self._sent = self._acknowledged = 0
                 self._left.set()
                 call.cancel()
-                dialling.cancel()
-                await asyncio.wait({dialling})
+                self._retire(tunnel, dialling)
         _log.info("registration stream ended", router=self.router.authority)
+
+    def _retire(self, tunnel: ReverseTunnel, serving: asyncio.Task[None]) -> None:
+        """Let the requests of the tunnel end; meanwhile the worker registers again and dials another one."""
+        if len(self._retired) >= _MAX_RETIRED:
+            next(iter(self._retired)).cancel()
+        self._retired[serving] = None
+        serving.add_done_callback(self._on_retired_ended)
+        if tunnel.connected:
+            tunnel.retire()
+        else:
+            serving.cancel()
+
+    def _on_retired_ended(self, serving: asyncio.Task[None]) -> None:
+        self._retired.pop(serving, None)
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            _log.error("reverse tunnel failed", router=self.router.authority, exc_info=error)
 
     async def _updates(
         self, tunnel: ReverseTunnel, unanswered: asyncio.Timeout
