@@ -1,7 +1,6 @@
 """Routers that are replaced one after another under load, as a Deployment does it: no client notices."""
 
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,9 +75,8 @@ def test_a_rolling_restart_of_three_routers_is_not_seen_by_a_client(
                 api.call(api.api.delete(pod.name))
                 start(index, 1, like=pod)
                 wait_until(lambda address=address: address in balancer.ready, 90, "the new one is ready")  # type: ignore[misc]
-                before, since = clients.complete, time.monotonic()
+                before = clients.complete
                 wait_until(lambda before=before: clients.complete > before + CLIENTS, 60, "clients are served")  # type: ignore[misc]
-                assert time.monotonic() >= since
         finally:
             clients.stop()
         assert set(clients.outcomes) == {"complete"}, (clients.outcomes, balancer.refused, balancer.unserved)
