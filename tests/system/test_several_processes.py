@@ -269,6 +269,20 @@ def test_the_end_of_all_is_that_of_one_router(clients: ExitStack) -> None:
         assert "ERROR" not in log
 
 
+def test_all_processes_are_lame_ducks_together() -> None:
+    with System.start(TWO, "--lame-duck-ms=3000") as system:
+        system.add_worker(MODEL)
+        wait_until(lambda: routable(system))
+        system.router.send(signal.SIGTERM)
+        for stargate_id in ("test-router-0", "test-router-1"):
+            system.router.until_logged(f"Entering draining mode stargate_id={stargate_id}")
+        for _ in range(6):
+            assert system.request("GET", "/readyz").status == 503
+        assert system.chat(MODEL).status == 200
+        assert system.metrics()["stargate_draining"] == 1
+        assert system.router.wait() == 0
+
+
 def test_a_drain_that_takes_too_long_ends_with_one(clients: ExitStack) -> None:
     with System.start(TWO, "--shutdown-drain-timeout-ms=500") as system:
         system.add_worker(MODEL, engine_options=["--num-tokens", "1000", "--token-delay-ms", "20"])
@@ -344,8 +358,8 @@ def test_hangup_reaches_every_process() -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many neighbouring TCP and UDP ports that nobody has."""
-    for first in range(41_000, 60_000, 17):
+    """The first of so many neighbouring TCP and UDP ports that nobody has, below those that the kernel gives to anybody."""
+    for first in range(20_000 + os.getpid() % 1_000 * 10, 32_000, 10):
         with ExitStack() as stack:
             try:
                 for port in range(first, first + count):
