@@ -33,6 +33,7 @@ def connect(port):
     return client
 
 
+@pytest.mark.loop("uvloop")
 async def test_a_listener_that_closes_serves_what_the_kernel_has_accepted_and_can_be_opened_again():
     loop = asyncio.get_running_loop()
     server = HttpServer(SimpleNamespace(handle=handle), loop.time, http_settings())
@@ -52,6 +53,7 @@ async def test_a_listener_that_closes_serves_what_the_kernel_has_accepted_and_ca
 
 
 @pytest.mark.skipif(AS_WRITTEN_BECAUSE is None, reason="a compiled module keeps its constants")
+@pytest.mark.loop("uvloop")
 async def test_a_listener_that_closes_accepts_no_more_than_its_backlog(monkeypatch):
     loop = asyncio.get_running_loop()
     server = HttpServer(SimpleNamespace(handle=handle), loop.time, http_settings())
