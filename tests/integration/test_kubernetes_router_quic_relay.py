@@ -11,7 +11,7 @@ import pytest
 
 from kubernetes_router.relay.outcomes import Dropped, Outcome
 from kubernetes_router.targets import NoTarget
-from support.quic_endpoints import EchoStream, QuicEndpoints, echoes, quic_endpoints
+from support.quic_endpoints import OTHER, TRUSTING, EchoStream, QuicEndpoints, echoes, quic_endpoints
 from support.quic_relay import Relay, naming, relaying
 from support.relay import UdpRelay
 from support.waiting import eventually
@@ -41,6 +41,26 @@ async def test_each_name_leads_to_its_router_and_bytes_pass_both_ways() -> None:
         assert await echoes(a.accepted[0], data), "routers open streams too"
         assert relay.relay.open_tunnels == 2
         assert relay.outcomes == {Outcome.ACCEPTED: 2}
+
+
+async def test_the_worker_verifies_the_certificate_of_the_router() -> None:
+    async with quic_endpoints() as trusted, quic_endpoints(identity=OTHER) as other:
+        pods = {"stargate": trusted.endpoint.local_address}
+        async with relaying(pods) as relay:
+            assert await echoes(await trusted.dial(TRUSTING, port=relay.port))
+            relay.pods["stargate"] = other.endpoint.local_address
+            with pytest.raises(ConnectionClosedError):
+                await trusted.dial(TRUSTING, port=relay.port)
+
+
+async def test_datagrams_grow_to_what_the_path_carries_in_both_directions() -> None:
+    async with two_routers() as (relay, a, _):
+        with UdpRelay(relay.port) as path:
+            dialled = await a.dial(naming("a"), port=path.port)
+            await eventually(lambda: a.accepted)
+            for connection in (dialled, a.accepted[0]):
+                assert await echoes(connection, bytes(500_000))
+            assert path.largest_passed == 1_452
 
 
 async def test_resets_and_stop_codes_survive() -> None:
