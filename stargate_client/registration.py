@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 import grpc
@@ -12,10 +12,10 @@ import structlog
 from stargate_client.certificate_failures import CertificateFailures, CertificateRefusedError, Operation
 from stargate_client.router_address import RouterAddress
 from stargate_client.router_channel import router_channel
-from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
-from stargate_client.tunnel import ReverseTunnel, TunnelEndpoint
+from stargate_client.tunnel import ReverseTunnel, StreamAcceptor, TunnelEndpoint
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.settings import QuicSettings
 
 _log = structlog.get_logger()
@@ -30,6 +30,10 @@ tunnel is connected: the tunnel of a router that is gone is lost too. A router w
 and the worker dials it at once, which is what it waits for.
 """
 _LAST_UPDATE_S = 0.5
+RETIRED = Limit("worker.retired_tunnels", pieces=8)
+"""Tunnels of registrations with one router that have ended, whose requests still run; beyond it the oldest one is closed."""
+
+_MAX_RETIRED = RETIRED.pieces or 0
 
 
 class UnansweredError(Exception):
@@ -48,14 +52,17 @@ class Registration:
         router: RouterAddress,
         settings: WorkerSettings,
         trust: ssl.SSLContext,
-        service: Service,
+        service: StreamAcceptor,
         quic: QuicSettings,
         models: Callable[[bool], dict[str, stargate_pb2.InferenceServerModelRegistration]],
         *,
         ack_timeout_s: float = ACK_TIMEOUT_S,
+        channel_options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
+        """`channel_options`: gRPC channel arguments besides those of every worker."""
         self.router = router
         self._ack_timeout_s = ack_timeout_s
+        self._channel_options = channel_options
         self._settings = settings
         self._trust = trust
         self._failures = CertificateFailures(Operation.REGISTER, router.dial.target)
@@ -69,6 +76,8 @@ class Registration:
         self._acknowledged = 0
         self._last_update: int | None = None
         self._left = asyncio.Event()
+        # The tunnels of earlier registrations, oldest first.
+        self._retired: dict[asyncio.Task[None], None] = {}
         # The ack timeout of the open stream, if any; armed while a report is unanswered.
         self._unanswered: asyncio.Timeout | None = None
 
@@ -78,6 +87,16 @@ class Registration:
 
     async def run(self) -> None:
         """Register, and register again when the registration ends, until cancelled."""
+        try:
+            await self._keep_registered()
+        finally:
+            retired = list(self._retired)
+            for task in retired:
+                task.cancel()
+            if retired:
+                await asyncio.wait(retired)
+
+    async def _keep_registered(self) -> None:
         while True:
             try:
                 await self._register()
@@ -99,7 +118,8 @@ class Registration:
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
         tunnel = ReverseTunnel(self._settings, self._service, self._quic, self.poke)
-        async with router_channel(self.router.dial, self.router.authority, self._trust) as channel:
+        address, options = self.router, self._channel_options
+        async with router_channel(address.dial, address.authority, self._trust, options) as channel:
             self._failures.accepted()
             unanswered = self._unanswered = asyncio.timeout(None)
             stub = stargate_pb2_grpc.StargateControlPlaneStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -123,9 +143,24 @@ class Registration:
                 self._sent = self._acknowledged = 0
                 self._left.set()
                 call.cancel()
-                dialling.cancel()
-                await asyncio.wait({dialling})
+                self._retire(tunnel, dialling)
         _log.info("registration stream ended", router=self.router.authority)
+
+    def _retire(self, tunnel: ReverseTunnel, serving: asyncio.Task[None]) -> None:
+        """Let the requests of the tunnel end; meanwhile the worker registers again and dials another one."""
+        if len(self._retired) >= _MAX_RETIRED:
+            next(iter(self._retired)).cancel()
+        self._retired[serving] = None
+        serving.add_done_callback(self._on_retired_ended)
+        if tunnel.connected:
+            tunnel.retire()
+        else:
+            serving.cancel()
+
+    def _on_retired_ended(self, serving: asyncio.Task[None]) -> None:
+        self._retired.pop(serving, None)
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            _log.error("reverse tunnel failed", router=self.router.authority, exc_info=error)
 
     async def _updates(
         self, tunnel: ReverseTunnel, unanswered: asyncio.Timeout

@@ -3,7 +3,8 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -13,7 +14,6 @@ from stargate_client.certificate_failures import (
     Operation,
     failure_of_tunnel,
 )
-from stargate_client.serve import Service
 from stargate_client.settings import WorkerSettings, read_token
 from tunnel_protocol.capnp import HandshakeAck
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
@@ -29,6 +29,16 @@ ATTEMPT_S = 5.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
 STABLE_S = 60.0
+RETIRED_S = 60.0
+"""How long requests may go on over the tunnel of a registration that has ended."""
+_RETIRED_POLL_S = 0.05
+
+
+class StreamAcceptor(Protocol):
+    """What serves the streams of tunnels."""
+
+    def accept(self, stream: Stream) -> StreamHandler:
+        """Create the handler of a stream that a router opened."""
 
 
 class TunnelEndpoint(NamedTuple):
@@ -83,7 +93,7 @@ class _Handshake:
 class _TunnelConnection:
     """Handler of the connection. Streams that the router opens before it answers the handshake are served as well."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: StreamAcceptor) -> None:
         self._service = service
         self.closed: asyncio.Future[ConnectionClosedError] = asyncio.get_running_loop().create_future()
 
@@ -99,7 +109,7 @@ class ReverseTunnel:
     """Keeps the tunnel to one router connected. Calls `on_change` when `connected` changes."""
 
     def __init__(
-        self, settings: WorkerSettings, service: Service, quic: QuicSettings, on_change: Callable[[], None]
+        self, settings: WorkerSettings, service: StreamAcceptor, quic: QuicSettings, on_change: Callable[[], None]
     ) -> None:
         self._settings = settings
         self._service = service
@@ -108,6 +118,7 @@ class ReverseTunnel:
         self._endpoint: TunnelEndpoint | None = None
         self._failures: CertificateFailures | None = None
         self._changed = asyncio.Event()
+        self._retired = False
         self.connected = False
 
     def point_to(self, endpoint: TunnelEndpoint | None) -> None:
@@ -117,10 +128,18 @@ class ReverseTunnel:
             self._failures = None if endpoint is None else CertificateFailures(Operation.TUNNEL, endpoint.dial_address)
             self._changed.set()
 
+    def retire(self) -> None:
+        """Dial no more; `run` returns when the requests of the tunnel have ended, after `RETIRED_S` at most.
+
+        The router gives a tunnel no new requests once its registration has ended, but lets those that run go on.
+        """
+        self._retired = True
+        self._changed.set()
+
     async def run(self) -> None:
-        """Dial and serve until cancelled."""
+        """Dial and serve until cancelled or retired."""
         backoff = FIRST_BACKOFF_S
-        while True:
+        while not self._retired:
             self._changed.clear()
             endpoint = self._endpoint
             if endpoint is None:
@@ -171,10 +190,20 @@ class ReverseTunnel:
             changed.cancel()
             if handler.closed.done():
                 _log.warning("reverse tunnel connection closed", reason=str(handler.closed.result()))
+            elif self._retired:
+                self._set_connected(connected=False)
+                await self._finish(connection, handler)
         finally:
             self._set_connected(connected=False)
             await _close(sockets)
         return loop.time() - started
+
+    async def _finish(self, connection: Connection, handler: _TunnelConnection) -> None:
+        """Wait until all streams have ended, which includes that the router has their last bytes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETIRED_S):
+                while connection.open_streams and not handler.closed.done():
+                    await asyncio.wait({handler.closed}, timeout=_RETIRED_POLL_S)
 
     async def _dial(self, endpoint: TunnelEndpoint, sockets: list[Endpoint]) -> tuple[Connection, _TunnelConnection]:
         host, _, port = endpoint.dial_address.rpartition(":")

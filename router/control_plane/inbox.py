@@ -25,6 +25,8 @@ class Signal(Enum):
     """The tunnel works again: apply the last report again."""
     CLOSED = auto()
     """The worker half-closed the stream; no further item follows."""
+    IDLE = auto()
+    """Nothing has arrived for the idle timeout."""
     FAILED = auto()
     """Reading failed; no further item follows."""
 
@@ -37,6 +39,7 @@ class Inbox:
         self._sizes: deque[int] = deque()
         self._bytes = 0
         self._recovered = False
+        self._idle = False
         self._waiting: asyncio.Future[None] | None = None
 
     def put(self, message: InferenceServerRegistration) -> None:
@@ -60,17 +63,31 @@ class Inbox:
         self._recovered = True
         self._wake()
 
+    def idle(self) -> None:
+        """Let a running `get` return `Signal.IDLE`, unless there is another item."""
+        self._idle = True
+        self._wake()
+
     async def get(self) -> InferenceServerRegistration | Signal:
         """Wait for the next item and return it."""
-        while not self._items and not self._recovered:
+        self._idle = False
+        while (item := self._take()) is None:
+            if self._idle:
+                return Signal.IDLE
             self._waiting = asyncio.get_running_loop().create_future()
             try:
                 await self._waiting
             finally:
                 self._waiting = None
+        return item
+
+    def _take(self) -> InferenceServerRegistration | Signal | None:
+        """The next item if there is one now, else None."""
         if self._recovered:
             self._recovered = False
             return Signal.RECOVERED
+        if not self._items:
+            return None
         item = self._items.popleft()
         if self._sizes:
             self._bytes -= self._sizes.popleft()

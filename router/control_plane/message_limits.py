@@ -28,6 +28,9 @@ PRIORITIES = Limit("registration.priorities", pieces=4_096)
 STATS_WORDS = Limit("registration.stats_words", bytes=256, pieces=256)
 """Number of labels in `stats_capabilities` and in `stats_sources` of one model, and bytes of one label."""
 
+KEPT_REPORT = Limit("registration.kept_report", bytes=65_536)
+"""Encoded size up to which the last report of a stream is kept, to find that the next one is the same."""
+
 
 class MessageLimitError(Exception):
     """A message exceeds `limit`; the text has the value found."""
@@ -48,6 +51,11 @@ def check_limits(message: InferenceServerRegistration) -> None:
         _check_bytes(MODEL_NAME, name, "bytes of a model name")
         if entry.HasField("stats"):
             _check_stats(entry.stats)
+
+
+def worth_keeping(message: InferenceServerRegistration) -> bool:
+    """Whether the report is within `KEPT_REPORT`: decoded, a report takes several times its encoded size."""
+    return message.ByteSize() <= (KEPT_REPORT.bytes or 0)
 
 
 def kept_estimates(estimates: Mapping[int, int]) -> Mapping[int, int]:

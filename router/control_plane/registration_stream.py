@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError
 from router.control_plane.admission import RefusedError, admit, already_registered, check_unchanged, too_large
 from router.control_plane.heartbeat import idle_timeout_ms
 from router.control_plane.id_claim import HolderLiveness, Liveness
+from router.control_plane.idle_timer import IdleTimer
 from router.control_plane.inbox import Inbox, Signal
-from router.control_plane.message_limits import MessageLimitError, check_limits
+from router.control_plane.message_limits import MessageLimitError, check_limits, worth_keeping
 from router.control_plane.messages import model_updates
 from router.control_plane.registration_end import (
     CANCELLED,
@@ -29,6 +30,7 @@ from router.control_plane.registration_end import (
     log_deregistered,
 )
 from router.control_plane.settings import ControlPlaneSettings
+from router.control_plane.unroutable_models import UnroutableModels
 from router.ports.identity import Identity
 from router.ports.registration_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
 from router.registry.registration import AlreadyRegisteredError, Registration
@@ -39,9 +41,7 @@ from tunnel_protocol.control.stargate_pb2 import InferenceServerAck, InferenceSe
 
 _log = structlog.get_logger()
 
-# Missing from the type stubs.
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined]
-
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the type stubs
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -109,9 +109,12 @@ class RegistrationStream:
         assumed_ms = settings.unknown_heartbeat_ms if heartbeat_ms is None else heartbeat_ms
         self.liveness = HolderLiveness(max(3 * assumed_ms, settings.min_silence_ms) / 1000, table.clock())
         self._inbox = Inbox()
+        self._idle = IdleTimer(self._idle_s, self._inbox.idle)
         self._tunnels: WorkerTunnels | None = None
+        self._report: InferenceServerRegistration | None = None
+        """The last report, read into `_models`, if it is kept; an equal one is not checked and read again."""
         self._models: dict[str, ModelUpdate] = {}
-        self._without_rtt: frozenset[str] = frozenset()
+        self._unroutable = UnroutableModels()
         self._sign_of_life = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
@@ -143,6 +146,7 @@ class RegistrationStream:
             self._table.open.discard(self)
             if self.registration is None:
                 self._log_before_admission()
+            self._idle.close()
             reader.cancel()
             await self._wait_closed(reader)
 
@@ -181,10 +185,10 @@ class RegistrationStream:
 
     async def _serve(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    item = await self._inbox.get()
-            except TimeoutError:
+            self._idle.wait_begins()
+            item = await self._inbox.get()
+            self._idle.wait_ends()
+            if item is Signal.IDLE:
                 self._ends(IDLE_TIMEOUT, None)
                 _log.warning(
                     "registration stream idle timeout; closing registration",
@@ -223,6 +227,26 @@ class RegistrationStream:
             self._inbox.end(signal)
 
     async def _update(self, message: InferenceServerRegistration) -> None:
+        if message == self._report:
+            _log.debug(
+                "received inference servers update", inference_server_id=self.inference_server_id, unchanged=True
+            )
+        else:
+            await self._take(message)
+        registration, tunnels = self._live()
+        step = await tunnels.tunnel_step()
+        if step is TunnelStep.UNAVAILABLE:
+            self._apply(registration, connected=False, rtt_ns=None)
+            return
+        connected = step is TunnelStep.CONNECTED
+        rtt_ns = await tunnels.rtt_ns() if connected else None
+        # The tunnel may have closed while its round trip was measured.
+        self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
+        self._unroutable.log(self._models, self.inference_server_id, without_rtt=connected and rtt_ns is None)
+        await self._context.write(self._table.ack)
+
+    async def _take(self, message: InferenceServerRegistration) -> None:
+        """Check and read a report that is not that of before; the first one is admitted. Raises `RefusedError`."""
         self._check_limits(message)
         _log.debug(
             "received inference servers update",
@@ -233,18 +257,9 @@ class RegistrationStream:
             await self._begin(message)
         else:
             self._check_unchanged(message, self.registration.identity)
-        registration, tunnels = self._live()
         self._models = model_updates(message)
-        step = await tunnels.tunnel_step()
-        if step is TunnelStep.UNAVAILABLE:
-            self._apply(registration, connected=False, rtt_ns=None)
-            return
-        connected = step is TunnelStep.CONNECTED
-        rtt_ns = await tunnels.rtt_ns() if connected else None
-        # The tunnel may have closed while its round trip was measured.
-        self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
-        self._log_without_rtt(without=connected and rtt_ns is None)
-        await self._context.write(self._table.ack)
+        self._report = message if worth_keeping(message) else None
+        self._unroutable.report_changed()
 
     def _check_limits(self, message: InferenceServerRegistration) -> None:
         try:
@@ -382,15 +397,3 @@ class RegistrationStream:
             log_before_admission(self.end_reason, self._end_error, self._peer)
         elif self.end_reason in (CLOSED, READ_FAILED):
             _log.debug("register inference servers stream exited before admission", peer=self._peer)
-
-    def _log_without_rtt(self, *, without: bool) -> None:
-        """Log one line per active model when it becomes unroutable: without stats, or (`without`) without a round trip."""
-        active = {model: update for model, update in self._models.items() if update.active}
-        lacking = frozenset(active) if without else frozenset(m for m, update in active.items() if update.stats is None)
-        for model in sorted(lacking - self._without_rtt):
-            if active[model].stats is None:
-                text = "missing model stats in registration; setting model status to inactive"
-            else:
-                text = "active model registration missing connection RTT; skipping routing update"
-            _log.warning(text, inference_server_id=self.inference_server_id, model_id=model)
-        self._without_rtt = lacking

@@ -132,6 +132,12 @@ class RoutedCluster:
         server_id = backend.inference_server_id
         index = bisect_left(self._server_ids, server_id)
         new = index == len(self._server_ids) or self._server_ids[index] != server_id
+        if not new and self._backends[index].stats is backend.stats:
+            # The worker reports what it reported before: only its round trip may have changed.
+            self._rtt_ns += backend.rtt_ns - self._backends[index].rtt_ns
+            self._backends[index] = self._source = backend
+            self._reservations.drop_server(server_id)
+            return False
         self._note_statistics(None if new else self._backends[index].stats, backend.stats)
         if new:
             self._server_ids.insert(index, server_id)

@@ -69,6 +69,8 @@ class ReverseTunnels(RegistrationTunnels):
         if not self._endpoint_advertised:
             self._endpoint_advertised = True
             return TunnelStep.REVERSE_DISCONNECTED
+        if self.slot.healthy():
+            return TunnelStep.CONNECTED
         try:
             async with asyncio.timeout(self.settings.reverse_connect_timeout_ms / 1000):
                 while not self.slot.healthy():

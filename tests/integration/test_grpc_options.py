@@ -1,10 +1,14 @@
 """What every gRPC channel and listener of ours has in common, seen from a peer."""
 
+import asyncio
 from typing import Any
 
 import grpc
+import h2.events
 import pytest
 
+from support.http2_peer import Peer
+from support.waiting import DEADLINE_S
 from tunnel_protocol.control.grpc_options import METADATA, channel_options, server_options
 
 pytestmark = pytest.mark.loop("grpc")
@@ -56,3 +60,27 @@ def test_the_bounds_are_arguments_of_channels_and_servers() -> None:
         waits = options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"]
         assert waits == options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"] == 30_000
     assert channel["grpc.enable_http_proxy"] == 0
+
+
+async def test_a_message_is_not_followed_by_a_ping() -> None:
+    server = grpc.aio.server(options=server_options())
+    server.add_generic_rpc_handlers((Echo(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    peer = await Peer.connect(port)
+    try:
+        pinged = False
+        for _ in range(3):
+            call = peer.request(b"/x/Y", te="trailers")
+            peer.h2.send_data(call, b"\0" + (1).to_bytes(4) + b"x", end_stream=True)
+            peer.flush()
+            async with asyncio.timeout(DEADLINE_S):
+                ended = False
+                while not ended:
+                    event = await peer.next(h2.events.Event)
+                    pinged = pinged or isinstance(event, h2.events.PingReceived)
+                    ended = isinstance(event, h2.events.StreamEnded)
+        assert not pinged
+    finally:
+        peer.close()
+        await server.stop(None)

@@ -41,6 +41,35 @@ async def test_a_later_message_beyond_a_bound_ends_its_registration_and_no_other
         assert client.router.routable("m") == ["v"]
 
 
+async def test_an_equal_report_is_acknowledged_and_applied_but_not_read_again() -> None:
+    async with control_plane() as client:
+        worker, tunnels = await client.register("w", last_mean_input_tps=10.0)
+        (before,) = client.router.registry.target(TargetKey(None, "m")).candidates()[0].cluster.backends()
+        tunnels.rtt = 9_000_000
+        await worker.update(report("w", "m", last_mean_input_tps=10.0))
+        (after,) = client.router.registry.target(TargetKey(None, "m")).candidates()[0].cluster.backends()
+        assert after.stats is before.stats
+        assert (after.rtt_ns, after.received_at > before.received_at) == (9_000_000, True)
+        await worker.update(report("w", "m", last_mean_input_tps=11.0))
+        assert client.router.registry.target(TargetKey(None, "m")).candidates()[0].last_mean_input_tps == 11.0
+        await worker.send(report("w", "m", url="quic://127.0.0.1:9"))
+        assert await worker.status() == (grpc.StatusCode.INVALID_ARGUMENT, "inference_server_url changed")
+
+
+async def test_a_worker_whose_report_stays_the_same_is_withdrawn_and_published_with_its_tunnel() -> None:
+    async with control_plane() as client:
+        worker, tunnels = await client.register("w")
+        tunnels.lose()
+        assert client.router.routable("m") == []
+        tunnels.step = TunnelStep.REVERSE_DISCONNECTED
+        await worker.update(report("w", "m"))
+        assert client.router.routable("m") == []
+        tunnels.step = None
+        tunnels.recover()
+        await worker.update(report("w", "m"))
+        assert client.router.routable("m") == ["w"]
+
+
 @pytest.mark.parametrize("refused", [report("x" * 2_000, "m"), report("w", "m", url="http://engine:1")])
 async def test_a_refused_registration_leaves_nothing_that_only_the_collector_finds(refused: Any) -> None:
     """Messages of 1.6 MB, 12 MB decoded: 117 of them held 1.5 GB until the next full collection."""

@@ -7,10 +7,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from stargate_client.registration import Registration
+from stargate_client.registration import RETIRED, Registration
 from stargate_client.router_address import GrpcAddress, RouterAddress
 from stargate_client.router_trust import grpc_trust
 from stargate_client.settings import parse
+from support.waiting import eventually
 from tunnel_protocol.control import stargate_pb2 as pb
 from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.settings import QuicSettings
@@ -141,3 +142,32 @@ async def test_a_registration_with_nothing_to_report_waits_for_no_answer():
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(context.reports.get(), 1.5)
         assert context.calls == 1
+
+
+class RetiredTunnel:
+    """A tunnel whose requests go on until the test ends them."""
+
+    connected = True
+
+    def __init__(self):
+        self.retired = False
+        self.over = asyncio.Event()
+        self.serving = asyncio.create_task(self.over.wait())
+
+    def retire(self):
+        self.retired = True
+
+
+async def test_of_tunnels_whose_registrations_have_ended_the_oldest_makes_way_beyond_the_limit():
+    registration = make_registration("127.0.0.1:9")
+    tunnels = [RetiredTunnel() for _ in range((RETIRED.pieces or 0) + 2)]
+    await asyncio.sleep(0)
+    for tunnel in tunnels:
+        registration._retire(tunnel, tunnel.serving)
+        assert tunnel.retired
+        await asyncio.wait({tunnel.serving}, timeout=0)
+    await eventually(lambda: tunnels[1].serving.done())
+    assert [tunnel.serving.cancelled() for tunnel in tunnels] == [True, True] + [False] * (len(tunnels) - 2)
+    for tunnel in tunnels:
+        tunnel.over.set()
+    await eventually(lambda: all(tunnel.serving.done() for tunnel in tunnels))

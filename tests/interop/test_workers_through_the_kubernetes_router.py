@@ -120,6 +120,23 @@ def test_a_running_answer_goes_on_through_the_next_replica_when_one_is_killed(
     wait_until(pod.serves, 60, "the router has the worker again")
 
 
+def test_requests_that_run_while_it_drains_are_answered_to_their_end(stack: Stack, api: ApiInThread) -> None:
+    """With our worker. The reference's closes its tunnel with the last request, and takes bytes along that are on their way."""
+    engine = stack.engine()
+    door = DoorProcess(stack, api, extra=["--shutdown-drain-timeout-ms=8000"])
+    pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
+    publish(api, pod)
+    stack.start("worker", [*OUR_WORKER, *worker_arguments(engine, door.grpc)])
+    wait_until(pod.serves, 30, "the router has the worker")
+    running = [pod.begin_chat(tokens=30, delay_ms=50) for _ in range(20)]
+    assert {answer.status for answer in running} == {200}
+    door.process.signal(signal.SIGTERM)
+    for answer in running:
+        answer.read_rest()
+    assert [len(answer.tokens) for answer in running] == [31] * 20
+    assert door.process.wait(15) == 0
+
+
 def test_a_pod_that_comes_back_with_other_ports_is_found(
     stack: Stack, api: ApiInThread, worker: tuple[str, ...]
 ) -> None:

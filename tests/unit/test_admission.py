@@ -219,6 +219,21 @@ async def test_inbox_wakes_its_reader_and_survives_a_cancelled_one() -> None:
     assert await reader == message(1)
 
 
+async def test_inbox_ends_a_wait_that_is_too_long_unless_something_has_arrived() -> None:
+    inbox = Inbox()
+    reader = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    inbox.idle()
+    assert await reader is Signal.IDLE
+    reader = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    inbox.put(message(1))
+    inbox.idle()
+    assert await reader == message(1)
+    inbox.put(message(2))
+    assert await inbox.get() == message(2)
+
+
 async def test_inbox_drops_the_oldest_reports_beyond_its_bounds() -> None:
     inbox = Inbox()
     for number in range(100):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.control_plane import message_limits as limits
-from router.control_plane.message_limits import MessageLimitError, check_limits
+from router.control_plane.message_limits import KEPT_REPORT, MessageLimitError, check_limits, worth_keeping
 from router.control_plane.messages import model_updates
 from tunnel_protocol.control.stargate_pb2 import (
     InferenceServerModelRegistration,
@@ -87,3 +87,10 @@ def test_looking_at_an_ordinary_report_costs_microseconds():
     for _ in range(1_000):
         check_limits(report)
     assert time.process_time() - before < 1  # measured: 0.01
+
+
+def test_large_reports_are_not_kept_for_comparison() -> None:
+    report = InferenceServerRegistration(inference_server_url="x" * ((KEPT_REPORT.bytes or 0) - 4))
+    assert worth_keeping(report)
+    report.inference_server_id = "w"
+    assert not worth_keeping(report)

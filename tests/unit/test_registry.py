@@ -235,6 +235,37 @@ def test_published_worker_is_read_with_its_exact_round_trip_and_registration() -
     assert (chosen.inference_server_url, chosen.cluster_id, chosen.received_at) == ("quic://10.0.0.1:1", "c", 1.0)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_report_that_says_the_same_again_gives_what_an_equal_one_gives(workers: int) -> None:
+    def report() -> ModelUpdate:
+        return active(
+            last_mean_input_tps=100.0,
+            output_tps=3.5,
+            max_output_tps=7.0,
+            queue_size=2,
+            num_running_queries=1,
+            queue_time_estimate_ms_by_priority={0: 5},
+        )
+
+    shown = []
+    for same in (True, False):
+        world = World()
+        registrations = [world.begin(f"w{number}") for number in range(workers)]
+        first = report()
+        for registration in registrations:
+            world.apply(registration, m=first)
+        [candidate] = world.target().candidates()
+        chosen = candidate.cluster.pick(())
+        assert chosen is not None
+        candidate.cluster.reserve(chosen, 10, 0)
+        world.apply(registrations[0], rtt_ns=5_000_000, m=first if same else report())
+        [candidate] = world.target().candidates()
+        assert candidate.queue_size == 2 * workers  # the reservation has ended
+        assert candidate.received_at == world.now
+        shown.append({name: getattr(candidate, name) for name in type(candidate).__slots__ if name != "cluster"})
+    assert shown[0] == shown[1]
+
+
 def test_a_target_picks_by_cluster_id_and_passes_over_what_is_excluded_or_gone() -> None:
     world = World()
     world.published("w1", "c")

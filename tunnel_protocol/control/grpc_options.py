@@ -39,6 +39,9 @@ _BOUNDS: GrpcOptions = [
     # Between the two values gRPC refuses calls at random, more often the larger they are; above the second value always.
     ("grpc.max_metadata_size", (METADATA.bytes or 0) // 2),
     ("grpc.absolute_max_metadata_size", METADATA.bytes or 0),
+    # No PING after received data to measure the bandwidth for the flow control windows: messages are small, and each such PING,
+    # with its acknowledgement, costs as much as the report it follows.
+    ("grpc.http2.bdp_probe", 0),
 ]
 
 

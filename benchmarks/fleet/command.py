@@ -1,0 +1,141 @@
+"""The command line of the fleet benchmark, and the order of its measurements."""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.fleet.capacity import Capacity, use_all_descriptors
+from benchmarks.fleet.report import Row, figures, table
+from benchmarks.fleet.system import FleetError, System
+from benchmarks.fleet.usage import Machine, Usage
+
+_DESCRIPTION = """What registered workers cost a router without requests: CPU per worker and second, memory per worker, and the
+time until all are routable again after a restart of the router.
+
+The workers are simulated by one other process, each with a gRPC connection, a UDP socket and a QUIC tunnel of its own. Several
+--router are measured in turn, each in every round, and compared with the first one:
+
+  benchmarks fleet --workers 10,100,1000
+  benchmarks fleet --router "reference=stargate" --router "this=python -m router" --workers 100 --rounds 5
+"""
+
+
+def run(args: list[str]) -> None:
+    """Print the table. Exit status 1 if workers do not fit on this machine, or did not become routable."""
+    options = _parser().parse_args(args)
+    routers = [_router(text) for text in options.router] or [("router", f"{sys.executable} -P -m router")]
+    capacity = Capacity.read()
+    for workers in options.workers:
+        if reason := capacity.lacks(workers):
+            raise SystemExit(reason)
+    use_all_descriptors()
+    rows: list[Row] = []
+    try:
+        for _ in range(options.rounds):
+            for workers in [0, *(number for number in options.workers if number)]:
+                for name, command in routers:
+                    rows.append(_measure(name, command, workers, options))
+    except FleetError as error:
+        raise SystemExit(str(error)) from None
+    found = figures(rows)
+    print(table(found), flush=True)
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+
+
+def _measure(name: str, command: str, workers: int, options: argparse.Namespace) -> Row:
+    with tempfile.TemporaryDirectory() as folder, System(command, Path(folder)) as system:
+        system.start_router()
+        started_s = 0.0
+        limit_s = options.timeout_s + workers / options.start_per_s
+        if workers:
+            system.start_simulator(workers, options.interval_ms, options.start_per_s)
+            started_s = system.wait_routable(workers, limit_s)
+        time.sleep(options.settle_s)
+        router, simulator, machine = Usage.of(system.router_pid), _simulator(system, workers), Machine.now()
+        began = time.monotonic()
+        time.sleep(options.seconds)
+        after, simulated, machine_after = Usage.of(system.router_pid), _simulator(system, workers), Machine.now()
+        elapsed = time.monotonic() - began
+        restarted_s = lost = None
+        if workers and options.restart:
+            lost = -system.lost_handshakes()
+            system.stop_router()
+            began = time.monotonic()
+            system.start_router()
+            system.wait_routable(workers, limit_s)
+            restarted_s = time.monotonic() - began
+            lost += system.lost_handshakes()
+    return Row(
+        router=name,
+        workers=workers,
+        cpu_s_per_s=(after.cpu_s - router.cpu_s) / elapsed,
+        simulator_s_per_s=(simulated.cpu_s - simulator.cpu_s) / elapsed,
+        idle_cpus=machine_after.idle_since(machine),
+        resident_bytes=after.resident_bytes,
+        started_s=started_s,
+        restarted_s=restarted_s,
+        lost_handshakes=lost,
+    )
+
+
+def _simulator(system: System, workers: int) -> Usage:
+    return Usage.of(system.simulator_pid) if workers else Usage(0.0, 0)
+
+
+def _router(text: str) -> tuple[str, str]:
+    name, _, command = text.partition("=")
+    return name, command
+
+
+def _named(text: str) -> str:
+    name, _, command = text.partition("=")
+    if not name.strip() or not command.strip():
+        raise argparse.ArgumentTypeError("expected NAME=COMMAND")
+    return text
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected numbers, separated by commas") from None
+    if any(number < 0 for number in found):
+        raise argparse.ArgumentTypeError("a number of workers is 0 or more")
+    return list(dict.fromkeys(found))
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be greater than 0")
+    return value
+
+
+def _interval(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError("must be greater than 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks fleet", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--workers", type=_numbers, default=[10, 100], metavar="N,N", help="numbers of workers (default: 10,100)")
+    add("--router", type=_named, action="append", default=[], metavar="NAME=COMMAND", help="default: this one")
+    add("--rounds", type=_interval, default=1, help="rounds; the figures are medians (default: %(default)s)")
+    add("--seconds", type=_positive, default=10.0, help="how long is measured (default: %(default)s)")
+    add("--settle-s", type=_positive, default=3.0, help="pause before that (default: %(default)s)")
+    add("--interval-ms", type=_interval, default=1_000, help="pause between two reports (default: %(default)s)")
+    add("--start-per-s", type=_positive, default=100.0, help="workers started in a second (default: %(default)s)")
+    add("--timeout-s", type=_positive, default=60.0, help="for all to become routable (default: %(default)s)")
+    add("--no-restart", dest="restart", action="store_false", help="do not restart the router")
+    add("--json", type=Path, help="also write the figures to this file")
+    return parser
