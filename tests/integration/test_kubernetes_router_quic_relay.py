@@ -16,6 +16,7 @@ from support.quic_relay import Relay, naming, relaying
 from support.relay import UdpRelay
 from support.waiting import eventually
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.admission import Budget
 from tunnel_protocol.quic.endpoint import Connection
 from tunnel_protocol.quic.engine import CID_BYTES
 from tunnel_protocol.quic.pod_tag import pod_tag
@@ -134,7 +135,7 @@ async def test_a_client_whose_port_changes_keeps_its_tunnel() -> None:
 async def test_a_router_that_wants_addresses_proved_gets_it_through_the_relay() -> None:
     """All workers come from the relay's host, so a router with many half-open handshakes answers with Retry."""
     async with two_routers() as (relay, a, _):
-        a.endpoint._admission.half_open.must_prove = lambda _source: True  # type: ignore[method-assign]
+        a.endpoint._admission._unproved = Budget(0)
         dialled = await a.dial(naming("a"), port=relay.port)
         assert a.endpoint._admission.retries == 1
         assert await echoes(dialled)
