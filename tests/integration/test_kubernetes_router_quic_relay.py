@@ -264,6 +264,16 @@ async def test_another_replica_goes_on_with_the_tunnels_of_one_that_is_lost() ->
         assert not a.failed
 
 
+async def test_many_tunnels_go_on_at_once() -> None:
+    async with two_replicas(pod_tag("a")) as (first, second, a, service):
+        dialled = [await a.dial(naming("a"), port=service.port) for _ in range(40)]
+        assert first.outcomes == {Outcome.ACCEPTED: 40}
+        await first.relay.close()
+        service.target_port = second.port
+        assert all(await asyncio.gather(*(echoes(connection) for connection in dialled)))
+        assert second.outcomes == {Outcome.ADOPTED: 40}
+
+
 async def test_a_tunnel_without_a_tag_stays_with_its_replica() -> None:
     async with two_replicas(b"") as (first, second, a, service):
         dialled = await a.dial(naming("a"), port=service.port)
