@@ -50,6 +50,7 @@ class GrpcListener:
         self._server: asyncio.Server | None = None
         self._draining = False
         self._changed = asyncio.Event()
+        publisher.registered = self._registered
         metrics.grpc_connections.track(lambda: len(self._connections))
         metrics.watches_open.track(lambda: publisher.open)
         metrics.registrations_open.track(lambda: sum(isinstance(call, RegistrationCall) for call in self._calls))
@@ -144,6 +145,11 @@ class GrpcListener:
         self._calls.discard(call)
         if isinstance(call, WatchCall):
             self._publisher.remove(call)
+        else:
+            self._publisher.registration_over()
+
+    def _registered(self, pod_name: str) -> bool:
+        return any(isinstance(call, RegistrationCall) and call.pod_name == pod_name for call in self._calls)
 
 
 async def _connect(target: Target) -> Http2Connection:

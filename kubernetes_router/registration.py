@@ -38,6 +38,8 @@ class RegistrationCall(Call):
         self._router: _RouterSide | None = None
         self._waiting = bytearray()
         self._complete = False
+        self.pod_name: str | None = None
+        """The router it is passed on to; None before it was found."""
 
     def start(self, headers: Headers, targets: TargetList, connect: Connect) -> None:
         """Find the router and connect to it, or refuse the call."""
@@ -58,6 +60,7 @@ class RegistrationCall(Call):
             text = f"target stargate {pod_name} is not ready"
             self._refuse("target_unavailable", GrpcStatus.UNAVAILABLE, text)
             return
+        self.pod_name = pod_name
         self._connecting = asyncio.create_task(self._connect(target, headers, connect), name="connect to a router")
 
     async def _connect(self, target: Target, headers: Headers, connect: Connect) -> None:

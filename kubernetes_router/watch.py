@@ -5,12 +5,16 @@ Source: docs/kubernetes-router.md, "Watch".
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from kubernetes_router.call import Call
 from kubernetes_router.grpc_messages import RESPONSE_HEAD, framed
 from kubernetes_router.http2.stream import Http2Stream
-from kubernetes_router.targets import TargetList
+from kubernetes_router.targets import Target, TargetList
 from tunnel_protocol.control.stargate_pb2 import StargateInfo, WatchStargatesResponse
+
+LEAVING_S: Final = 60.0
+"""How long a router that left the list is still published while registrations to it run."""
 
 
 class WatchCall(Call):
@@ -36,7 +40,12 @@ class WatchCall(Call):
 
 
 class WatchPublisher:
-    """Makes the messages, the same for all watches."""
+    """Makes the messages, the same for all watches.
+
+    A router that leaves the list while workers are registered with it is being shut down. It stays published until those
+    registrations have ended, at most `LEAVING_S` seconds: workers close the tunnel of a router that they no longer find in
+    the list, and would cut the responses that the router is still finishing.
+    """
 
     def __init__(
         self,
@@ -53,6 +62,10 @@ class WatchPublisher:
         self._dial_addr = dial_addr
         self._remote_urls = tuple(remote_urls)
         self._heartbeat_s = heartbeat_s
+        self.registered: Callable[[str], bool] = _nobody_is_registered
+        """Whether a registration with this pod runs; set by the listener."""
+        self._leaving: dict[str, tuple[Target, float]] = {}
+        self._published: dict[str, Target] = {}
         self._message: bytes | None = None
         self._watches: set[WatchCall] = set()
         self._changed = asyncio.Event()
@@ -81,9 +94,31 @@ class WatchPublisher:
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._changed.wait()
             except TimeoutError:
-                self._send()
+                if self._leaving:
+                    self._publish()
+                else:
+                    self._send()
+
+    def registration_over(self) -> None:
+        """A registration has ended, perhaps the last one of a router that left the list."""
+        if any(not self.registered(pod_name) for pod_name in self._leaving):
+            self._publish()
+
+    def _note_leaving(self, listed: dict[str, Target]) -> None:
+        now = asyncio.get_running_loop().time()
+        for pod_name, target in self._published.items():
+            if pod_name not in listed and pod_name not in self._leaving:
+                self._leaving[pod_name] = target, now + LEAVING_S
+        self._leaving = {
+            pod_name: (target, until)
+            for pod_name, (target, until) in self._leaving.items()
+            if pod_name not in listed and now < until and self.registered(pod_name)
+        }
 
     def _publish(self) -> None:
+        listed = {target.pod_name: target for target in self._targets.sorted_by_pod_name()}
+        self._note_leaving(listed)
+        self._published = listed | {pod_name: target for pod_name, (target, _) in self._leaving.items()}
         message = WatchStargatesResponse(
             stargates=[
                 StargateInfo(
@@ -91,7 +126,7 @@ class WatchPublisher:
                     advertise_addr=f"{self._targets.host(target)}:{self._grpc_port}",
                     grpc_pylon_dial_addr=self._dial_addr,
                 )
-                for target in self._targets.sorted_by_pod_name()
+                for _, target in sorted(self._published.items())
             ],
             watch_stargate_urls=self._remote_urls,
         )
@@ -103,3 +138,7 @@ class WatchPublisher:
         if self._message is not None:
             for watch in list(self._watches):
                 watch.send(self._message)
+
+
+def _nobody_is_registered(_pod_name: str) -> bool:
+    return False

@@ -33,9 +33,17 @@ def main() -> None:
     except BrokenPipeError:
         # `--help | head`: the reader has closed the pipe.
         os._exit(0)
-    from router.process.lifecycle import run_process
+    count = 1
+    if settings.processes != 1:
+        from router.supervisor.lifecycle import number_of_processes, run_processes
 
-    code = run_process(settings, os.environ)
+        count = number_of_processes(settings)
+    if count > 1:
+        code = run_processes(settings, count, sys.argv[1:], os.environ)
+    else:
+        from router.process.lifecycle import run_process
+
+        code = run_process(settings, os.environ)
     # Nothing is left to clean up; a blocked thread of a library must not keep the process alive.
     os._exit(code)
 

@@ -62,13 +62,16 @@ def _measure(name: str, command: str, workers: int, options: argparse.Namespace)
         after, simulated, machine_after = Usage.of(system.router_pid), _simulator(system, workers), Machine.now()
         elapsed = time.monotonic() - began
         restarted_s = lost = None
+        restart_share = 0.0
         if workers and options.restart:
             lost = -system.lost_handshakes()
             system.stop_router()
             began = time.monotonic()
             system.start_router()
-            system.wait_routable(workers, limit_s)
+            before = _simulator(system, workers)
+            waited_s = system.wait_routable(workers, limit_s)
             restarted_s = time.monotonic() - began
+            restart_share = (_simulator(system, workers).cpu_s - before.cpu_s) / max(waited_s, 0.05)
             lost += system.lost_handshakes()
     return Row(
         router=name,
@@ -80,6 +83,7 @@ def _measure(name: str, command: str, workers: int, options: argparse.Namespace)
         started_s=started_s,
         restarted_s=restarted_s,
         lost_handshakes=lost,
+        restart_simulator_s_per_s=restart_share,
     )
 
 

@@ -29,12 +29,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """From the new router's start until all were routable again; None without a restart."""
     lost_handshakes: int | None = None
     """Tunnels that were dialled in vain after the restart."""
+    restart_simulator_s_per_s: float = 0.0
+    """CPU of the simulator during the restart."""
 
     def warnings(self) -> list[str]:
         """Why the figures may not be those of the router."""
         found = []
         if self.simulator_s_per_s >= SIMULATOR_CORE:
             found.append(f"the simulator is the limit ({self.simulator_s_per_s:.0%} of a core)")
+        if self.restart_simulator_s_per_s >= SIMULATOR_CORE:
+            found.append(f"the simulator is the limit of the restart ({self.restart_simulator_s_per_s:.0%} of a core)")
         if self.idle_cpus < IDLE_CPUS:
             found.append(f"the machine is busy ({self.idle_cpus:.0%} idle)")
         return found

@@ -11,6 +11,8 @@ import asyncio
 import logging
 import signal
 import ssl
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 import uvloop
@@ -30,6 +32,8 @@ MODEL = "simulated"
 """The model that all simulated workers serve."""
 
 _QUIC = QuicSettings(keepalive_ms=3_000, max_streams_bidi=256)
+_STARTING = 32
+"""Workers that may be on the way to their first tunnel: each handshake takes milliseconds of this one process."""
 _HEAD = ResponseHead(200, [(b"content-type", b"text/plain")])
 
 
@@ -79,7 +83,9 @@ class ConstantAnswers:
         return ConstantAnswer(stream)
 
 
-def _registration(number: int, router: str, interval_ms: int, trust: ssl.SSLContext) -> Registration:
+def _registration(
+    number: int, router: str, interval_ms: int, trust: ssl.SSLContext, on_connected: Callable[[], None]
+) -> Registration:
     settings: WorkerSettings = parse(
         [
             *("--upstream-http-base-url", "http://127.0.0.1:9", "--model-name", MODEL, "--quic-insecure"),
@@ -97,6 +103,8 @@ def _registration(number: int, router: str, interval_ms: int, trust: ssl.SSLCont
 
     def models(connected: bool) -> dict[str, stargate_pb2.InferenceServerModelRegistration]:
         active, inactive = stargate_pb2.INFERENCE_SERVER_STATUS_ACTIVE, stargate_pb2.INFERENCE_SERVER_STATUS_INACTIVE
+        if connected:
+            on_connected()
         status = active if connected else inactive
         return {MODEL: stargate_pb2.InferenceServerModelRegistration(stats=stats, status=status)}
 
@@ -106,23 +114,51 @@ def _registration(number: int, router: str, interval_ms: int, trust: ssl.SSLCont
     return Registration(address, settings, trust, ConstantAnswers(), _QUIC, models, channel_options=options)
 
 
+class Fleet:
+    """The simulated workers of this process."""
+
+    def __init__(self, router: str, interval_ms: int) -> None:
+        self._router = router
+        self._interval_ms = interval_ms
+        self._trust = ssl.create_default_context()  # not used: the control plane is cleartext
+        self._tasks: list[asyncio.Task[None]] = []
+        self._starting = asyncio.Semaphore(_STARTING)
+        self._connected: set[int] = set()
+
+    async def start(self, workers: int, per_s: float) -> None:
+        """Start workers at this rate, and no more than `_STARTING` before one of them has its tunnel."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for number in range(workers):
+            await self._starting.acquire()
+            on_connected = partial(self._first_connected, number)
+            worker = _registration(number, self._router, self._interval_ms, self._trust, on_connected)
+            self._tasks.append(asyncio.create_task(worker.run()))
+            await asyncio.sleep(began + (number + 1) / per_s - loop.time())
+
+    async def stop(self) -> None:
+        """End all workers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _first_connected(self, number: int) -> None:
+        if number not in self._connected:
+            self._connected.add(number)
+            self._starting.release()
+
+
 async def _simulate(router: str, workers: int, interval_ms: int, per_s: float) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    tasks: list[asyncio.Task[None]] = []
-    trust = ssl.create_default_context()  # not used: the control plane is cleartext
-    began = loop.time()
-    for index in range(workers):
-        tasks.append(asyncio.create_task(_registration(index, router, interval_ms, trust).run()))
-        if stopped.is_set():
-            break
-        await asyncio.sleep(began + (index + 1) / per_s - loop.time())
+    fleet = Fleet(router, interval_ms)
+    starting = asyncio.create_task(fleet.start(workers, per_s))
     await stopped.wait()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    starting.cancel()
+    await asyncio.wait({starting})
+    await fleet.stop()
 
 
 def main(arguments: list[str] | None = None) -> None:

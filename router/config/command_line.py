@@ -83,6 +83,17 @@ class CommandLine(Generic[S]):
             raise UsageError(f"the following required arguments were not provided:{lines}")
         return self._settings(**values)
 
+    def replaced(self, arguments: Sequence[str], values: Mapping[str, str | None]) -> list[str]:
+        """Valid `arguments` with other values for some options: a flag with None is left out, and any other flag added."""
+        kept: list[str] = []
+        words = iter(arguments)
+        for word in words:
+            flag, equals, _ = word.partition("=")
+            taken = [word] if equals or self._by_flag[flag].value_name is None else [word, next(words)]
+            if flag not in values:
+                kept += taken
+        return kept + [f"{flag}={value}" for flag, value in values.items() if value is not None]
+
     def settings_or_exit(
         self, arguments: Sequence[str], environment: Mapping[str, str], version: Callable[[], str]
     ) -> S:

@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple
 
 from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
+MAX_PROCESSES = 64
+"""Most processes of one router; `auto` takes no more either."""
+
 _DIGITS = re.compile(r"\+?[0-9]+")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<plain>[^\[\]]+)):(?P<port>[0-9]{1,9})")
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -145,6 +148,16 @@ def count_above_zero(value: str) -> int:
 def uint32_above_zero(value: str) -> int:
     """A count of 32 bits, at least 1."""
     return _above_zero(value, "invalid count", MAX_U32)
+
+
+def process_count(value: str) -> int | Literal["auto"]:
+    """`auto`, or a number of processes from 1 to `MAX_PROCESSES`."""
+    if value == "auto":
+        return "auto"
+    number = _above_zero(value, "invalid count, and not 'auto'")
+    if number > MAX_PROCESSES:
+        raise ValueRefusedError(f"{number} is not in 1..={MAX_PROCESSES}")
+    return number
 
 
 def stream_window(value: str) -> int:

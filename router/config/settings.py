@@ -25,6 +25,7 @@ from router.config.option_values import (
     not_supported,
     parse_socket_address,
     port,
+    process_count,
     reference_release,
     stream_window,
     text,
@@ -92,6 +93,16 @@ class Settings:
         help="Release line of the reference router whose behaviour clients, workers and charts see: '0.11' (August 2026) "
         "or '0.18'. docs/compatibility.md lists the differences.",
         env="STARGATE_COMPAT",
+        added=True,
+    )
+    processes: int | Literal["auto"] = option(
+        "--processes",
+        "N|auto",
+        process_count,
+        default=1,
+        help="Complete routers on this host, to use more cores: process i, from 0, is <stargate-id>-i and has its gRPC and QUIC "
+        "ports + i; the HTTP and model-discovery ports are shared. 'auto' is one for each core of the CPU limit.",
+        env="STARGATE_PROCESSES",
         added=True,
     )
     listen_addr: str = option(

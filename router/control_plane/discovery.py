@@ -24,6 +24,7 @@ from router.control_plane.replicas import (
     pod_of,
     pod_replica,
     split_port,
+    with_siblings,
     without_scope,
 )
 from router.control_plane.resolver import LookupFailedError, Resolver
@@ -193,6 +194,8 @@ class Discovery:
         self._last_good_at = float("-inf")
         self._failing = False
         self._alone = False
+        self.siblings: tuple[Replica, ...] = ()
+        """The other processes of this router's host (`--processes`), published with it in every round."""
 
     async def round(self) -> list[Replica]:
         """The routers to publish now; does not raise, and is never empty."""
@@ -206,6 +209,8 @@ class Discovery:
                 _log.info("discovery works again", dns_name=self._lookup.dns_name)
             self._failing = self._alone = False
             self._last_good, self._last_good_at = replicas, self._clock()
+        if self.siblings:
+            replicas = with_siblings(replicas, self._lookup.own, self.siblings)
         self._metrics.discovery_routers.set(len(replicas))
         return replicas
 

@@ -1,4 +1,4 @@
-"""One gRPC listener: exclusive port, limits on what peers may send, health service, optional TLS, drain.
+"""One gRPC listener: exclusive or shared port, limits on what peers may send, health service, optional TLS, drain.
 
 Source: docs/control-plane.md, "Listeners".
 """
@@ -35,18 +35,18 @@ class GrpcTls:
 class GrpcServer:
     """One server. Call `bind`, `add_service`, `start` and `stop` in this order, each of the others once."""
 
-    def __init__(self, *, tls: GrpcTls | None = None) -> None:
-        """`tls`: None = cleartext HTTP/2."""
+    def __init__(self, *, tls: GrpcTls | None = None, shared: bool = False) -> None:
+        """`tls`: None = cleartext HTTP/2. `shared`: other processes may bind the same port, and share its connections."""
         self._tls = tls
         self._served_tls = tls
         self._health = Health()
-        self._server = grpc.aio.server(options=server_options())
+        self._server = grpc.aio.server(options=server_options(shared=shared))
         self._add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
         self._started = False
         self.port = 0
 
     def bind(self, address: str) -> int:
-        """Bind `address` (`host:port`, port 0 = any) exclusively and return the port. Raises `GrpcBindError`."""
+        """Bind `address` (`host:port`, port 0 = any) and return the port. Raises `GrpcBindError`."""
         try:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(address)

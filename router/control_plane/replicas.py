@@ -113,6 +113,20 @@ def pod_replica(template: str, pod_name: str, namespace: str, port: int) -> Repl
     return Replica(pod_name, f"{render_hostname(template, pod_name, namespace)}:{port}")
 
 
+def with_siblings(replicas: Iterable[Replica], own: Replica, siblings: Sequence[Replica]) -> list[Replica]:
+    """`replicas`, sorted, with the other processes of this router's host, and as many for each host found by its address.
+
+    They are on the ports of the processes here: all hosts of an installation run the same number of processes.
+    """
+    found = {*replicas, *siblings}
+    ports = [split_port(sibling.advertise_addr)[1] for sibling in siblings]
+    for replica in replicas:
+        if replica != own and replica.stargate_id == replica.advertise_addr:
+            host, _ = split_port(replica.advertise_addr)
+            found.update(Replica(f"{host}:{port}", f"{host}:{port}") for port in ports)
+    return sorted(found)
+
+
 def from_pods(pods: Iterable[Replica], own: Replica) -> list[Replica]:
     """The replicas of `pods`, sorted, with this router added if no record has its pod."""
     found = set(pods)

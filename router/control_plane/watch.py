@@ -5,6 +5,7 @@ Source: docs/control-plane.md, "Watching routers".
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import structlog
@@ -119,7 +120,7 @@ class WatchPublisher:
         remote_urls: Iterable[str] = (),
         pylon_dial_addr: str | None = None,
     ) -> None:
-        self._discovery = discovery
+        self.discovery = discovery
         self._cell = cell
         self._poll_s = poll_ms / 1000
         self._heartbeat_s = heartbeat_ms / 1000
@@ -127,6 +128,11 @@ class WatchPublisher:
         self._pylon_dial_addr = pylon_dial_addr
         self._published: WatchStargatesResponse | None = None
         self._published_at = 0.0
+        self._sooner = asyncio.Event()
+
+    def publish_soon(self) -> None:
+        """Begin the next round now: what is to be published has changed."""
+        self._sooner.set()
 
     async def run(self) -> None:
         """Discover and publish until cancelled; at the end, also by failure, every watch stream ends."""
@@ -134,9 +140,12 @@ class WatchPublisher:
         next_round = clock()
         try:
             while True:
-                self.offer(await self._discovery.round(), clock())
+                self.offer(await self.discovery.round(), clock())
                 next_round = max(next_round + self._poll_s, clock())
-                await asyncio.sleep(next_round - clock())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(next_round):
+                        await self._sooner.wait()
+                self._sooner.clear()
         finally:
             self._cell.close()
 

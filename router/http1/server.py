@@ -6,6 +6,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -54,7 +55,9 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._connections: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
         self._refusing = False
         self.draining = False
         self._unflushed: list[ClientConnection] = []
@@ -74,19 +77,37 @@ class HttpServer:
         return len(self._connections)
 
     async def start(self, sock: socket.socket) -> None:
-        """Accept connections on a bound socket."""
+        """Accept connections on a bound socket; again only after `stop_listening`."""
         # Accepted sockets inherit these options: they detect clients that vanish, as idle connections have no timeout.
         keep_alive(sock)
-        self._server = await self._loop.create_server(
-            lambda: ClientConnection(self, self._clock, self._timeouts, close_unread=self._close_unread),
-            sock=sock,
-            backlog=BACKLOG,
-        )
+        self._server = await self._loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
+        self._listener = sock
+
+    def _connection(self) -> ClientConnection:
+        return ClientConnection(self, self._clock, self._timeouts, close_unread=self._close_unread)
+
+    async def stop_listening(self) -> None:
+        """Close the listener until the next `start`. Open connections stay, and what the kernel has accepted is served."""
+        listener = self._listener
+        waiting: list[socket.socket] = []
+        if listener is not None:
+            # To close the listener resets what waits for its acceptance.
+            with suppress(OSError):  # nothing more, or no descriptor for it
+                while len(waiting) <= BACKLOG:
+                    waiting.append(listener.accept()[0])
+        self._close_listener()
+        for accepted in waiting:
+            accepted.setblocking(False)
+            await self._loop.connect_accepted_socket(self._connection, accepted)
+
+    def _close_listener(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._server = self._listener = None
 
     async def wait(self) -> None:
-        """Serve until the listener is closed."""
-        if self._server is not None:
-            await self._server.wait_closed()
+        """Serve until a drain has closed the listener."""
+        await self._ended.wait()
 
     async def drain(self, budget_s: float, lame_duck_s: float = 0.0) -> bool:
         """Refuse new requests and let the running ones finish; False if some still ran after `budget_s` seconds.
@@ -97,8 +118,8 @@ class HttpServer:
         self.draining = self._refusing = True
         if lame_duck_s:
             await asyncio.sleep(min(lame_duck_s, budget_s))
-        if self._server is not None:
-            self._server.close()
+        self._close_listener()
+        self._ended.set()
         for connection in list(self._connections):
             connection.close_when_idle()
         while self._connections:

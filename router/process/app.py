@@ -35,6 +35,7 @@ from router.process.reloads import Reloads
 from router.process.router import Router
 from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
+from router.process.supervision import SupervisorLink
 from router.process.tracing import FLUSH_S, open_tracer
 from router.registry import Registry
 from router.telemetry import build
@@ -46,19 +47,28 @@ from tunnel_protocol.observers.line_writer import LineWriter
 _log = structlog.get_logger()
 
 
-async def start(settings: Settings, reloads: Reloads) -> Router:
-    """Check, bind, connect and serve; returns when every port answers. Raises `StartupError`, with everything closed."""
+async def start(settings: Settings, reloads: Reloads, supervisor: SupervisorLink | None = None) -> Router:
+    """Check, bind, connect and serve; returns when every port answers. Raises `StartupError`, with everything closed.
+
+    With a `supervisor` the HTTP and model-discovery ports are opened when it says so.
+    """
     async with AsyncExitStack() as opened:
         tasks = CriticalTasks()
         opened.push_async_callback(tasks.close)
         try:
-            return await _start(settings, reloads, tasks, opened)
+            return await _start(settings, reloads, supervisor, tasks, opened)
         except BaseException:
             tasks.begin_stopping()
             raise
 
 
-async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, opened: AsyncExitStack) -> Router:
+async def _start(
+    settings: Settings,
+    reloads: Reloads,
+    supervisor: SupervisorLink | None,
+    tasks: CriticalTasks,
+    opened: AsyncExitStack,
+) -> Router:
     check_options(settings)
     _warn_about_options(settings)
     metrics = _make_metrics(settings)
@@ -82,6 +92,7 @@ async def _start(settings: Settings, reloads: Reloads, tasks: CriticalTasks, ope
         tasks=tasks,
         opened=opened,
         tracer=tracer,
+        supervisor=supervisor,
     )
     authenticator = assembly.authenticator(settings, metrics)
     if isinstance(authenticator, GatewayAuthenticator):

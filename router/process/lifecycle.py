@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -21,6 +21,7 @@ from router.process.app import start
 from router.process.critical_tasks import CriticalTaskError
 from router.process.reloads import Reloads
 from router.process.router import Router
+from router.process.supervision import SupervisorLink, link_descriptor
 from router.telemetry import build
 from router.telemetry import logging as log_lines
 from tunnel_protocol import compilation
@@ -37,10 +38,11 @@ _LAST_LINES_S = 1.0
 
 def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the router until it ends; returns the exit code. Errors are written to stderr as `Error: ...`."""
-    writer = log_lines.set_up(settings.log_format, environment)
+    link = link_descriptor(environment)
+    writer = log_lines.set_up(settings.log_format, environment, process=None if link is None else settings.stargate_id)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(settings))
+            return runner.run(_run(settings, link))
     except StartupError as error:
         log_lines.flush(_LAST_LINES_S)
         say(f"{error.report()}\n")  # not a log line: operators expect this format
@@ -59,6 +61,11 @@ class Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number.name)
 
+    def request(self, reason: str) -> None:
+        """Start a drain as a first signal does; without effect after one."""
+        if not self.received.done():
+            self.received.set_result(reason)
+
     def _on_signal(self, name: str) -> None:
         if not self.received.done():
             self.received.set_result(name)
@@ -68,12 +75,23 @@ class Signals:
         os._exit(1)
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, link: int | None) -> int:
     signals = Signals()
     _log_beginning(settings)
     reloads = Reloads()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.request)
-    starting = asyncio.create_task(start(settings, reloads))
+    if link is None:
+        return await _start_and_end(settings, signals, start(settings, reloads))
+    supervisor = await SupervisorLink.open(link)
+    supervisor.on_end = lambda: signals.request("the supervisor is gone")
+    try:
+        return await _start_and_end(settings, signals, start(settings, reloads, supervisor))
+    finally:
+        await supervisor.close()
+
+
+async def _start_and_end(settings: Settings, signals: Signals, start_of: Coroutine[Any, Any, Router]) -> int:
+    starting = asyncio.create_task(start_of)
     await _first(starting, signals.received)
     if not starting.done():
         _stop_reported(signals)

@@ -20,7 +20,9 @@ from router.ports.registration_tunnels import WorkerTunnels
 from router.process.critical_tasks import CriticalTasks
 from router.process.reloads import Reloads
 from router.process.served_identity import ServedIdentity
+from router.process.shared_ports import SharedGrpcServer
 from router.process.sockets import bind_tcp, bind_tcp_everywhere, bound_address, cause_of
+from router.process.supervision import SupervisorLink
 from router.registry import Identity, Registry
 from router.telemetry.metrics import Metrics
 from router.telemetry.tracing import Tracer
@@ -47,6 +49,8 @@ class Base:
     """Closes everything that has been opened."""
     tracer: Tracer | None
     """None if no traces are exported."""
+    supervisor: SupervisorLink | None
+    """None if this is the only process of the router."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +58,10 @@ class Bound:
     """The TCP ports, bound and not served yet."""
 
     grpc: GrpcServer
-    model_discovery: GrpcServer
+    model_discovery: GrpcServer | SharedGrpcServer
     grpc_identity: ServedIdentity | None
-    http: socket.socket
+    http: socket.socket | None
+    """None with a supervisor, which says when the port is opened."""
     metrics: socket.socket
     addresses: dict[str, SocketAddress | None]
     """The bound addresses of all ports, by name."""
@@ -114,11 +119,9 @@ def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
     tls = None if grpc_identity is None else grpc_tls(grpc_identity.identity)
     shown = settings.shown
     grpc, bound_grpc = _bind_grpc(grpc_address, "gRPC", tls, opened, shown("listen_addr"))
-    models, bound_models = _bind_grpc(
-        models_address, "model-discovery", tls, opened, shown("model_discovery_listen_addr")
-    )
-    http = opened.enter_context(bind_tcp(http_address, "HTTP", shown("http_listen_addr")))
-    metrics = opened.enter_context(bind_tcp_everywhere(settings.metrics_port, "metrics", shown("metrics_port")))
+    models, bound_models = _bind_models(base, models_address, tls)
+    http, metrics = _bind_http(base, http_address)
+    bound_http = http_address if http is None else bound_address(http)
     return Bound(
         grpc=grpc,
         model_discovery=models,
@@ -129,11 +132,33 @@ def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
             "reverse_tunnel": reverse_address,
             "grpc": bound_grpc,
             "model_discovery": bound_models,
-            "http": bound_address(http),
+            "http": bound_http,
             "metrics": bound_address(metrics),
         },
         advertise=package_settings.advertised(settings, grpc_address, bound_grpc.port),
     )
+
+
+def _bind_models(
+    base: Base, address: SocketAddress, tls: GrpcTls | None
+) -> tuple[GrpcServer | SharedGrpcServer, SocketAddress]:
+    listener, options = "model-discovery", base.settings.shown("model_discovery_listen_addr")
+    if base.supervisor is None:
+        return _bind_grpc(address, listener, tls, base.opened, options)
+    server = SharedGrpcServer(address, listener, options, tls)
+    base.opened.push_async_callback(server.close)
+    return server, address
+
+
+def _bind_http(base: Base, address: SocketAddress) -> tuple[socket.socket | None, socket.socket]:
+    """The HTTP port and the metrics port; with a supervisor, which owns the latter, only one on the loopback."""
+    shown, opened = base.settings.shown, base.opened
+    if base.supervisor is not None:
+        own = SocketAddress("127.0.0.1", 0)
+        return None, opened.enter_context(bind_tcp(own, "metrics", shown("metrics_port")))
+    http = opened.enter_context(bind_tcp(address, "HTTP", shown("http_listen_addr")))
+    port = base.settings.metrics_port
+    return http, opened.enter_context(bind_tcp_everywhere(port, "metrics", shown("metrics_port")))
 
 
 def _bind_grpc(

@@ -13,7 +13,12 @@ from router.process.sockets import cause_of
 
 def write_ports_file(path: Path, bound: Mapping[str, SocketAddress | None]) -> None:
     """Write `bound` and the process id atomically. Raises `StartupError`."""
-    document = {"pid": os.getpid(), **{name: None if at is None else str(at) for name, at in bound.items()}}
+    addresses = {name: None if at is None else str(at) for name, at in bound.items()}
+    write_ports_document(path, {"pid": os.getpid(), **addresses})
+
+
+def write_ports_document(path: Path, document: Mapping[str, object]) -> None:
+    """Write `document` atomically. Raises `StartupError`."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(msgspec.json.encode(document) + b"\n")

@@ -9,6 +9,7 @@ from router.control_plane.service import ControlPlane
 from router.http1.server import HttpServer
 from router.operators.server import OperatorsServer
 from router.process.critical_tasks import CriticalTasks
+from router.process.shared_ports import SharedGrpcServer
 from router.process.warm_up import WarmUpTimer
 from router.telemetry.metrics import Metrics
 from router.tunnels.dialer import DirectDialer
@@ -27,7 +28,7 @@ class Router:
     http: HttpServer
     operators: OperatorsServer
     control_plane: ControlPlane
-    grpc: tuple[GrpcServer, ...]
+    grpc: tuple[GrpcServer | SharedGrpcServer, ...]
     listener: ReverseListener | None
     """None in direct mode."""
     dialer: DirectDialer

@@ -13,6 +13,7 @@ from certs import Identity as TlsIdentity
 from router.config import package_settings, startup_checks
 from router.control_plane.discovery import Discovery, Lookup
 from router.control_plane.model_discovery import ModelDiscovery
+from router.control_plane.replicas import Replica
 from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
 from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
@@ -26,6 +27,8 @@ from router.process.polling import every
 from router.process.ports_file import write_ports_file
 from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
+from router.process.shared_ports import SharedGrpcServer, SharedPorts
+from router.process.supervision import Serving, State, SupervisorLink
 from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
 from router.proxy.proxy import Proxy
 from router.proxy.request_trace import ProxyTracing
@@ -68,12 +71,15 @@ async def serve(
     tasks.start("control-plane gRPC server", bound.grpc.wait())
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
-    http = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up)
+    http, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up)
+    loop_lag.on_measured = readiness.poll
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), bound.addresses)
     if warm_up.warming():
         _log.info("serving, and not ready before the warm-up is over", **_addresses(bound))
     warm_up.start()
+    if base.supervisor is not None:
+        _follow(base.supervisor, base, bound, lookup, publisher, http, readiness, loop_lag)
     return Router(
         tasks=tasks,
         metrics=metrics,
@@ -87,6 +93,39 @@ async def serve(
         lame_duck_s=settings.lame_duck_ms / 1000,
         opened=opened.pop_all(),
     )
+
+
+def _follow(
+    supervisor: SupervisorLink,
+    base: Base,
+    bound: Bound,
+    lookup: Lookup,
+    publisher: WatchPublisher,
+    http: HttpServer,
+    readiness: Readiness,
+    loop_lag: LoopLag,
+) -> None:
+    """Tell the supervisor how it goes, and do what it says."""
+    http_address = bound.addresses["http"]
+    if http_address is None or not isinstance(bound.model_discovery, SharedGrpcServer):
+        raise TypeError("the shared ports were not opened for a supervisor")
+
+    def report() -> None:
+        supervisor.send(State(ready=readiness.ready(), listening=shared.listening))
+
+    def on_siblings(siblings: tuple[Replica, ...]) -> None:
+        publisher.discovery.siblings = siblings
+        publisher.publish_soon()
+
+    options = base.settings.shown("http_listen_addr")
+    shared = SharedPorts(http, http_address, options, bound.model_discovery, report)
+    base.tasks.start_loop("shared ports", shared.run())
+    supervisor.on_siblings = on_siblings
+    supervisor.on_listen = shared.ask
+    loop_lag.on_measured = report
+    supervisor.send(Serving(_addresses(bound), lookup.own))
+    report()
+    supervisor.start()
 
 
 def _add_services(
@@ -210,7 +249,7 @@ def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) 
 
 async def _serve_http(
     base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy, loop_lag: LoopLag, warm_up: WarmUpTimer
-) -> HttpServer:
+) -> tuple[HttpServer, Readiness]:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
     if base.tracer is not None:
@@ -225,17 +264,17 @@ async def _serve_http(
     )
     http = HttpServer(routes, time.monotonic, package_settings.http(settings))
     readiness = _make_readiness(metrics, http, tunnels, loop_lag, warm_up)
-    loop_lag.on_measured = readiness.poll
     if tunnels.listener is not None:
         tunnels.listener.observe_ticks(http)
     tunnels.dialer.observe_ticks(http)
     metrics.requests_in_flight.track(lambda: len(proxy.running))
     metrics.replay_memory_bytes.track(lambda: proxy.replay_budget.used_bytes)
     base.opened.callback(http.abort)
-    await http.start(bound.http)
+    if bound.http is not None:
+        await http.start(bound.http)
     base.opened.push_async_callback(http.drain, 0)
     base.tasks.start("HTTP proxy server", http.wait())
-    return http
+    return http, readiness
 
 
 def _make_readiness(

@@ -50,6 +50,9 @@ _NAMES = frozenset(
 )
 """Fields that operators search for without quotes (`inference_server_id=w-1`); quoted only if not a plain name."""
 
+_PROCESS = "stargate_id"
+"""The field that tells which of several processes wrote a line; an event's own field of this name replaces it."""
+
 _SECRET = ("authorization", "token", "secret", "password", "prompt", "cookie")
 _MASKED = "<masked>"
 _NUMBERS = frozenset((int, float))
@@ -114,18 +117,25 @@ class Levels:
 
 
 def set_up(
-    form: Literal["text", "json"], environment: Mapping[str, str], out: TextIO | None = None, *, cache: bool = True
+    form: Literal["text", "json"],
+    environment: Mapping[str, str],
+    out: TextIO | None = None,
+    *,
+    cache: bool = True,
+    process: str | None = None,
 ) -> LineWriter | None:
     """Configure structlog and the standard library's logging for the process; `out` is stdout unless given.
+
+    `process` is the id of one of several processes that write to the same stream: it is in every line (`stargate_id`).
 
     Returns the writer of the lines, to be closed at the end; None for an `out` without a file descriptor, as in tests.
     """
     stream = sys.stdout if out is None else out
     levels = Levels.of(environment.get("RUST_LOG"))
     colours = form == "text" and not environment.get("NO_COLOR") and stream.isatty()
-    renderer = _Json() if form == "json" else _Text(colours)
+    renderer = _Json(process) if form == "json" else _Text(colours, process)
     sampler = Sampler()
-    writer = _writer_on(stream, renderer, sampler)
+    writer = _writer_on(stream, renderer, sampler, shared=process is not None)
     structlog.configure(
         processors=[SampleLines(sampler, _no_reminder if writer is None else writer.remind), _Unfailing(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(levels.own),
@@ -154,7 +164,7 @@ def flush(timeout_s: float) -> None:
         writer.flush(timeout_s)
 
 
-def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineWriter | None:
+def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler, *, shared: bool) -> LineWriter | None:
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
@@ -167,7 +177,7 @@ def _writer_on(stream: TextIO, form: "_Text | _Json", sampler: Sampler) -> LineW
         summaries, more = sampler.summaries()
         return [form(None, "warning", summary_event(summary)) for summary in summaries], more
 
-    return LineWriter(descriptor, lost_lines_reported, name="log", reminders=reminders)
+    return LineWriter(descriptor, lost_lines_reported, name="log", reminders=reminders, shared=shared)
 
 
 def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
@@ -241,8 +251,9 @@ class _Now:
 class _Text:
     """Renders an event as a line of text."""
 
-    def __init__(self, colours: bool) -> None:
+    def __init__(self, colours: bool, process: str | None = None) -> None:
         self._now = _Now()
+        self._process = "" if process is None else f" {_PROCESS}={_value(process, _style(_PROCESS))}"
         self._levels = {
             method: f"{_COLOURS.get(method, '')}{level}\x1b[0m" if colours else level
             for method, level in _SHOWN.items()
@@ -251,7 +262,8 @@ class _Text:
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         message = _escaped(str(event.pop("event", "")))
         trace = event.pop("exception", None)
-        fields = "".join(f" {key}={_value(value, _style(key))}" for key, value in event.items())
+        process = "" if _PROCESS in event else self._process
+        fields = "".join(f" {key}={_value(value, _style(key))}" for key, value in event.items()) + process
         line = f"{self._now()} {self._levels.get(method, ' INFO')} {message}{fields}"
         return line if trace is None else f"{line}\n{_trace(str(trace))}"
 
@@ -259,6 +271,7 @@ class _Text:
         """A function that renders lines of one event from the values of its fields; the same text as `__call__`, faster."""
         now, head = self._now, f" {self._levels['info']} {_escaped(event)}"
         known = [(f" {name}=", style, style.harmless, style.quote) for name, style in _styles(fields)]
+        process = "" if _PROCESS in fields else self._process
 
         def line(values: Sequence[object]) -> str:
             text = now() + head
@@ -269,7 +282,7 @@ class _Text:
                     text += f"{name}{value}"
                 else:
                     text += name + _value(value, style)
-            return text
+            return text + process
 
         return line
 
@@ -277,22 +290,24 @@ class _Text:
 class _Json:
     """Renders an event as one JSON object."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: str | None = None) -> None:
         self._now = _Now()
+        self._process: dict[str, Any] = {} if process is None else {_PROCESS: process}
 
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         message = str(event.pop("event", ""))
         document = {"timestamp": self._now(), "level": _SHOWN.get(method, " INFO").strip(), "message": message}
+        document.update(self._process)
         document.update({key: _plain(value, _style(key)) for key, value in event.items()})
         return _encoded(document)
 
     def of_info(self, event: str, fields: Sequence[str]) -> Callable[[Sequence[object]], str]:
         """A function that renders lines of one event from the values of its fields; the same text as `__call__`, faster."""
-        now = self._now
+        now, process = self._now, self._process
         known = _styles(fields)
 
         def line(values: Sequence[object]) -> str:
-            document: dict[str, Any] = {"timestamp": now(), "level": "INFO", "message": event}
+            document: dict[str, Any] = {"timestamp": now(), "level": "INFO", "message": event, **process}
             for (name, style), value in zip(known, values, strict=True):
                 document[name] = _plain(value, style)
             return _encoded(document)

@@ -110,6 +110,10 @@ class Metrics:
         self._bounds.register(routing_key or "", model)
         self.active_inference_servers.set(count, (routing_key or "", model))
 
+    def contract_names(self) -> frozenset[str]:
+        """The full names of the contract set."""
+        return frozenset(family.full_name for family in self._contract)
+
     def render(self, *, additional: bool = False) -> bytes:
         """The exposition of the contract set, or with `additional` of all families; those without series are left out."""
         families = self._contract

@@ -18,6 +18,7 @@ import structlog
 from router.ports.tunnels import TunnelError
 from router.telemetry.metrics import Metrics
 from router.tunnels.connection_slot import ConnectionSlot
+from router.tunnels.probe_times import pause_s
 from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import Tunnel
 from tunnel_protocol.head import RequestHead, ResponseHead
@@ -113,13 +114,15 @@ class HealthMonitor:
 
     async def run(self) -> None:
         """Probe until cancelled: one probe, then a pause, then the next."""
+        loop = asyncio.get_running_loop()
+        interval_s = self._settings.health_interval_ms / 1000
         while True:
             tunnel = self._slot.next_open()
             if tunnel is None:
                 self.rtt_ns = None
             else:
                 await self._measure(tunnel, self._settings.probe_timeout_ms)
-            await asyncio.sleep(self._settings.health_interval_ms / 1000)
+            await asyncio.sleep(pause_s(loop.time(), interval_s))
 
     async def measure(self) -> int | None:
         """Make one probe now and return its round trip in nanoseconds; None if it fails or times out."""

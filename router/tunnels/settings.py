@@ -34,7 +34,7 @@ class TunnelSettings:
     """Limit of anonymous connections, and of those that have sent an id and are being decided; one more closes another."""
 
     health_interval_ms: int
-    """Pause between the end of one health probe and the start of the next."""
+    """Pause between the end of one health probe and the start of the next, give or take a fortieth (`probe_times`)."""
 
     silence_ms: int
     """A worker counts as lost if a probe is unanswered for this long and nothing else is received."""

@@ -21,6 +21,7 @@ from router.control_plane.replicas import (
     pod_replica,
     render_hostname,
     split_port,
+    with_siblings,
 )
 from router.control_plane.resolver import LookupFailedError, Resolver
 from router.control_plane.watch import WatchCell, WatchPublisher, build_response, remote_watch_urls
@@ -271,6 +272,53 @@ async def test_self_only_mode_shows_exactly_the_configured_entry() -> None:
 def test_address_without_host_or_port_is_an_error(address: str) -> None:
     with pytest.raises(ValueError, match="not host:port"):
         split_port(address)
+
+
+# Several processes on a host
+
+
+def test_siblings_are_published_and_other_hosts_have_as_many_processes() -> None:
+    own = Replica("r-1", "10.0.0.1:50072", "10.0.0.1:8000")
+    sibling = Replica("r-0", "10.0.0.1:50071", "10.0.0.1:8000")
+    pod = Replica("pod", "pod.example:50071")
+    found = with_siblings([own, Replica("[fd00::2]:50072", "[fd00::2]:50072"), pod], own, [sibling])
+    assert found == sorted(
+        [
+            own,
+            sibling,
+            pod,
+            Replica("[fd00::2]:50072", "[fd00::2]:50072"),
+            Replica("[fd00::2]:50071", "[fd00::2]:50071"),
+        ]
+    )
+
+
+async def test_siblings_are_in_every_round_also_without_an_answer() -> None:
+    resolver = FakeResolver()
+    own, sibling = Replica("r-0", "10.0.0.1:50071", "x"), Replica("r-1", "10.0.0.1:50072", "x")
+    lookup = PlainDns(resolver, dns_name="routers", own=own)  # type: ignore[arg-type]
+    discovery = Discovery(lookup, Metrics(), grace_s=0)
+    resolver.ips = LookupFailedError("timed out")
+    assert await discovery.round() == [own]
+    discovery.siblings = (sibling,)
+    assert await discovery.round() == [own, sibling]
+
+
+@pytest.mark.loop("virtual")
+async def test_a_change_is_published_without_waiting_for_the_next_round() -> None:
+    cell = WatchCell()
+    discovery = ScriptedDiscovery([Replica("one", "one:1")], [Replica("two", "two:1")])
+    publisher = WatchPublisher(discovery, cell, poll_ms=1000, heartbeat_ms=5000)  # type: ignore[arg-type]
+    task = asyncio.create_task(publisher.run())
+    first = await cell.newer(0)
+    assert first is not None
+    publisher.publish_soon()
+    second = await cell.newer(first[0])
+    assert second is not None
+    assert second[1].stargates[0].stargate_id == "two"
+    assert asyncio.get_running_loop().time() < 1
+    task.cancel()
+    await asyncio.wait([task])
 
 
 # Failing lookups

@@ -27,12 +27,19 @@ class RouterPod:
         *,
         door_quic: int | None = None,
         program: Sequence[str] = OURS,
+        host: str = "127.0.0.1",
+        extra: Sequence[str] = (),
+        like: "RouterPod | None" = None,
     ) -> None:
-        """Workers are told to dial the gRPC port of the door, and its UDP port, or the router itself without one."""
-        self.name = name
+        """Workers are told to dial the gRPC port of the door, and its UDP port, or the router itself without one.
+
+        With `like` it has the ports of another one that has ended.
+        """
+        self.name, self.host = name, host
         self.grpc, models, self.http, self.metrics = free_ports(4)
         (self.quic,) = free_ports(1, socket.SOCK_DGRAM)
-        host = "127.0.0.1"
+        if like is not None:
+            self.grpc, self.http, self.quic = like.grpc, like.http, like.quic
         command = [
             *program,
             f"--stargate-id={name}",
@@ -48,19 +55,23 @@ class RouterPod:
             f"--advertised-hostname-template={TEMPLATE}",
             "--backend-connectivity=reverse",
             f"--reverse-tunnel-listen-addr={host}:{self.quic}",
-            f"--reverse-tunnel-pylon-dial-addr={host}:{door_quic or self.quic}",
-            f"--grpc-pylon-dial-addr=http://{host}:{door_grpc}",
+            f"--reverse-tunnel-pylon-dial-addr={f'127.0.0.1:{door_quic}' if door_quic else f'{host}:{self.quic}'}",
+            f"--grpc-pylon-dial-addr=http://127.0.0.1:{door_grpc}",
             "--quic-insecure",
+            *extra,
         ]
         self.process: LoggedProcess = stack.start(name, command)
-        wait_until(lambda: status_of(self.http, "/healthz") == 200 or not self.process.running, 30, f"{name} is alive")
+        wait_until(lambda: self.get("/healthz") == 200 or not self.process.running, 30, f"{name} is alive")
         assert self.process.running, self.process.log()
+
+    def get(self, path: str) -> int | None:
+        return status_of(self.http, path, self.host)
 
     @property
     def slice(self) -> dict[str, object]:
         """The EndpointSlice of this pod; each pod has its own here, because ports belong to slices."""
         return endpoint_slice(
-            self.name, endpoint(self.name, "127.0.0.1"), service=SERVICE, grpc_port=self.grpc, quic_port=self.quic
+            self.name, endpoint(self.name, self.host), service=SERVICE, grpc_port=self.grpc, quic_port=self.quic
         )
 
     def chat(self, timeout_s: float = 10) -> StreamedAnswer:
@@ -71,7 +82,7 @@ class RouterPod:
 
     def begin_chat(self, *, tokens: int = 3, delay_ms: int = 1, timeout_s: float = 10) -> StreamedAnswer:
         """One streamed request, up to its head."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.host, self.http, timeout=timeout_s)
         body = json.dumps({"model": INTEROP_MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
         headers = {
             "content-type": "application/json",
@@ -137,17 +148,17 @@ class DoorProcess:
         return ask(self.health, "/metrics")[1]
 
 
-def status_of(port: int, path: str) -> int | None:
+def status_of(port: int, path: str, host: str = "127.0.0.1") -> int | None:
     """The status of a page; None if nobody answers."""
     try:
-        return ask(port, path)[0]
+        return ask(port, path, host)[0]
     except (OSError, http.client.HTTPException):
         return None
 
 
-def ask(port: int, path: str) -> tuple[int, str]:
+def ask(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
     """Status and body of a page on loopback."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

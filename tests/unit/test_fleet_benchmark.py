@@ -87,6 +87,9 @@ def test_a_simulator_or_a_machine_at_its_limit_is_said():
     (found,) = figures([row(simulator_s_per_s=0.97), row(simulator_s_per_s=0.97, idle_cpus=0.01)])
     assert found.warnings == ["the simulator is the limit (97% of a core)", "the machine is busy (1% idle)"]
     assert "! the simulator is the limit" in table([found])
+    assert row(restart_simulator_s_per_s=0.9).warnings() == [
+        "the simulator is the limit of the restart (90% of a core)"
+    ]
 
 
 def test_the_table_compares_with_the_first_router():

@@ -447,10 +447,14 @@ def test_a_response_that_is_over_stays_as_it_is():
 # --- the listener
 
 
-async def test_a_server_that_was_never_started_has_nothing_to_wait_for():
+async def test_a_server_that_was_never_started_is_waited_for_until_its_drain():
     server = HttpServer(None, asyncio.get_running_loop().time, http_settings())
-    await server.wait()
+    waiting = asyncio.create_task(server.wait())
+    await server.stop_listening()
+    await asyncio.sleep(0)
+    assert not waiting.done()
     assert await server.drain(1.0)
+    await waiting
 
 
 @as_written_only

@@ -52,6 +52,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
         "operators",
         "config",
     },
+    "supervisor": {"http1", "telemetry", "config", "process"},
     "testing": set(),
 }
 SETTINGS_OF_A_PACKAGE = re.compile(r"router\.\w+\.settings(\.\w+)?")
@@ -72,6 +73,10 @@ SANS_IO_MODULES = (
     "kubernetes_router/slice_events.py",
     "kubernetes_router/slices.py",
     "kubernetes_router/targets.py",
+    "router/supervisor/metric_page.py",
+    "router/supervisor/metric_sum.py",
+    "router/supervisor/plan.py",
+    "router/supervisor/restarts.py",
 )
 MAY_USE_ASYNCIO = {
     "tunnel_protocol/quic/endpoint.py",

@@ -230,3 +230,26 @@ def test_reminders_are_written_until_there_are_none(tmp_path: Path) -> None:
     writer.remind()
     wait_until(lambda: (tmp_path / "log").read_text() == "one\ntwo\n")
     assert writer.close(20)
+
+
+def test_writers_that_share_a_pipe_write_whole_lines(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, target = pipe
+    writes: list[bytes] = []
+    write = os.write
+
+    def noted(descriptor: int, data: bytes) -> int:
+        if descriptor == target:
+            writes.append(bytes(data))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    writer = LineWriter(target, told, name="log", shared=True)
+    lines = ["x" * size for size in (1_000, 3_000, 90, 2 * select.PIPE_BUF, 10, select.PIPE_BUF - 1, 1)]
+    with writer._lock:  # all leave in one turn of the thread
+        for line in lines:
+            writer.write(line)
+    assert writer.close(20)
+    assert "".join(one.decode() for one in writes) == "".join(f"{line}\n" for line in lines)
+    assert all(one.endswith(b"\n") for one in writes)
+    assert [len(one) for one in writes if one.count(b"\n") > 1 and len(one) > select.PIPE_BUF] == []
+    assert read_while(reader, lambda found: found.count(b"\n") < len(lines))

@@ -18,9 +18,9 @@ from router.telemetry.logging import FrequentLine, Levels, set_up
 
 @pytest.fixture
 def lines() -> Iterator[Callable[..., list[str]]]:
-    def log(call: Callable[[Any], None], form: Any = "text", **env: str) -> list[str]:
+    def log(call: Callable[[Any], None], form: Any = "text", *, process: str | None = None, **env: str) -> list[str]:
         out = io.StringIO()
-        set_up(form, env, out, cache=False)
+        set_up(form, env, out, cache=False, process=process)
         call(structlog.get_logger())
         return out.getvalue().split("\n")[:-1]
 
@@ -195,3 +195,21 @@ def test_what_python_cannot_raise_is_a_line(lines: Callable[..., list[str]]) -> 
     (line,) = lines(lose)
     assert "ERROR" in line
     assert line.endswith("error=RuntimeError('left over')")
+
+
+def test_lines_of_several_processes_say_which_wrote_them(lines: Callable[..., list[str]]) -> None:
+    def call(log: Any) -> None:
+        log.info("one", a=1)
+        log.info("two", stargate_id="own")
+        for frequent in (FrequentLine("three", "a"), FrequentLine("four", "stargate_id")):
+            frequent.write("own")
+
+    shown = [line.split(" INFO ")[1] for line in lines(call, process="r-1")]
+    assert shown == [
+        "one a=1 stargate_id=r-1",
+        "two stargate_id=own",
+        'three a="own" stargate_id=r-1',
+        "four stargate_id=own",
+    ]
+    found = [json.loads(line) for line in lines(call, "json", process="r-1")]
+    assert [line["stargate_id"] for line in found] == ["r-1", "own", "r-1", "own"]

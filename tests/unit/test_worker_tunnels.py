@@ -1,4 +1,6 @@
 import asyncio
+from functools import partial
+from itertools import pairwise
 
 import pytest
 from structlog.testing import capture_logs
@@ -77,6 +79,11 @@ def install(tunnels, connection):
     tunnel = Tunnel(connection, LineFraming(), tunnels.identity.inference_server_id)
     assert tunnels.complete_install(tunnels.begin_install(), tunnel)
     return tunnel
+
+
+def record_time(times, connection, stream):
+    times.append(now())
+    connection.opened(stream)
 
 
 async def finish(tunnels):
@@ -199,6 +206,28 @@ async def test_probes_follow_each_other_one_second_after_completion():
     await finish(tunnels)
     await asyncio.sleep(3)
     assert len(connection.streams) == 4
+
+
+@pytest.mark.loop("virtual")
+async def test_workers_that_registered_at_about_the_same_time_are_probed_in_one_tick():
+    times = {}
+    fleet = []
+    for number in range(4):
+        connection = Worker()
+        connection.before_return = partial(record_time, times.setdefault(number, []), connection)
+        tunnels, _ = reverse_with(connection, worker_id=f"w{number}")
+        fleet.append(tunnels)
+        Story().start(tunnels)
+        await asyncio.sleep(0.01 if number < 2 else 0.1)
+    await asyncio.sleep(4)
+    later = [found[1:4] for found in times.values()]
+    assert later[0] == later[1] == later[2]
+    assert later[3] != later[2]
+    for found in times.values():
+        pauses = [after - before for before, after in pairwise(found)]
+        assert all(0.975 <= round(pause, 6) <= 1.025 for pause in pauses)
+    for tunnels in fleet:
+        await finish(tunnels)
 
 
 @pytest.mark.loop("virtual")

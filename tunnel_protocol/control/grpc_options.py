@@ -57,13 +57,13 @@ def channel_options(keepalive: Keepalive | None = None) -> GrpcOptions:
     ]
 
 
-def server_options() -> GrpcOptions:
-    """Arguments for a server."""
+def server_options(*, shared: bool = False) -> GrpcOptions:
+    """Arguments for a server; `shared`: its port may be bound by several processes."""
     return [
         *_BOUNDS,
         *_pings(Keepalive()),
         # The library's default lets a second process bind the same port and take half of the connections.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.max_concurrent_streams", CONNECTION_STREAMS.pieces or 0),
         # Do not limit pings: closing the connection would end registrations of workers.
         ("grpc.http2.max_ping_strikes", 0),

@@ -40,13 +40,16 @@ class LineWriter:
         limit: Limit = LINES,
         failed: Callable[[OSError], None] | None = None,
         reminders: Callable[[], tuple[list[str], bool]] = _nothing,
+        shared: bool = False,
     ) -> None:
         """`target` is a descriptor, which is not closed here, or a file, which is opened (raises OSError), again by `reopen`.
 
         `lost_line` makes the line that reports the number of lost lines. `failed` is called in the writer's thread with the first
         error of a series. After `remind`, `reminders` is called about once a second for further lines, until it returns False.
+        `shared`: other processes write lines to the same pipe; a line of up to `PIPE_BUF` bytes stays whole there (pipe(7)).
         """
         self.name = name
+        self._shared = shared
         self._path: Path | None = None if isinstance(target, int) else target
         self._descriptor: int = target if isinstance(target, int) else _open(target)
         self._lost_line = lost_line
@@ -241,7 +244,7 @@ class LineWriter:
         view = memoryview(data)
         while written < len(data):
             try:
-                written += os.write(self._descriptor, view[written:])
+                written += os.write(self._descriptor, view[written : self._write_end(data, written)])
             except BlockingIOError:
                 self._wait_for_reader()
             except OSError as error:
@@ -251,6 +254,13 @@ class LineWriter:
         if data:
             self._midline = False
         return written - extra, None
+
+    def _write_end(self, data: bytes, written: int) -> int:
+        """Where the write that begins at `written` ends: after as many lines as the kernel writes at once, if that matters."""
+        atomic = written + select.PIPE_BUF
+        if not self._shared or len(data) <= atomic:
+            return len(data)
+        return data.rfind(b"\n", written, atomic) + 1 or data.find(b"\n", atomic) + 1 or len(data)
 
     def _wait_for_reader(self) -> None:
         """Wait until the non-blocking descriptor is writable or its reader is gone; then the next write fails."""
