@@ -11,6 +11,7 @@ import structlog
 import uvloop
 
 from kubernetes_router.app import Application, start
+from kubernetes_router.file_limit import raise_file_limit
 from kubernetes_router.settings import Settings
 from router.config.startup_checks import StartupError
 from router.telemetry import build
@@ -28,6 +29,7 @@ def run_process(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run until the end; returns the exit code. Errors are written to stderr as `Error: ...`."""
     writer = log_lines.set_up(settings.log_format, environment)
     try:
+        raise_file_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings, environment))
     except StartupError as error:

@@ -8,6 +8,8 @@ _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
 _HOST_NAME: Final = 0
 _VERSION_AND_RANDOM_BYTES: Final = 34
+_LONGEST_NAME: Final = 255
+"""Characters of a DNS name (RFC 1035 section 2.3.4); names are logged."""
 
 
 class _Reader:
@@ -64,8 +66,8 @@ def _host_name(names: _Reader) -> str | None:
         kind = names.number(1)
         name = names.vector(2)
         if kind == _HOST_NAME:
-            try:
-                return name.decode("ascii") or None
-            except UnicodeDecodeError:
-                raise FirstFlightError("server name is not ASCII") from None
+            text = name.decode("ascii", "replace")
+            if len(text) > _LONGEST_NAME or not text.isascii() or not text.isprintable():
+                raise FirstFlightError("server name is no host name")
+            return text or None
     return None

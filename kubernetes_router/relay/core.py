@@ -24,7 +24,7 @@ FLIGHTS_OF_ADDRESS = Limit("kubernetes_router.first_flights_of_address", pieces=
 """Of these, clients at one IPv4 address or in one IPv6 /64."""
 FLIGHTS_PER_SECOND = Limit("kubernetes_router.first_flights_per_second", pieces=1_000)
 """Clients whose first datagram is read, in a second."""
-MOVES_PER_SECOND = Limit("kubernetes_router.relay_moves_per_second", pieces=100)
+MOVES_PER_SECOND = Limit("kubernetes_router.relay_moves_per_second", pieces=1_000)
 """Tunnels that go on from another address, or here instead of at another replica, in a second."""
 ANSWERS_PER_SECOND = Limit("kubernetes_router.relay_answers_per_second", pieces=200)
 """Answers of the relay itself in a second: CONNECTION_CLOSE and Version Negotiation."""

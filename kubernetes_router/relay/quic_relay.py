@@ -129,10 +129,12 @@ class QuicRelay:
         """Count and log what became of a tunnel."""
         self._on_outcome(outcome)
         self._changed.set()
-        if outcome in (Outcome.ACCEPTED, Outcome.ADOPTED, Outcome.COMPLETED):
-            _log.debug("tunnel relayed", outcome=outcome.value, peer=client[0], detail=detail)
-        else:
-            _log.info("tunnel not relayed", outcome=outcome.value, peer=client[0], detail=detail)
+        what = "tunnel not relayed"
+        if outcome in (Outcome.ACCEPTED, Outcome.ADOPTED):
+            what = "tunnel relayed"
+        elif outcome in (Outcome.COMPLETED, Outcome.RELAY_ERROR):
+            what = "tunnel ended"
+        _log.info(what, outcome=outcome.value, peer=client[0], detail=detail)
 
     def dropped(self, reason: Dropped) -> None:
         """Count a datagram that is not passed on."""

@@ -11,11 +11,12 @@ import pytest
 
 from kubernetes_router.relay.outcomes import Dropped, Outcome
 from kubernetes_router.targets import NoTarget
-from support.quic_endpoints import EchoStream, QuicEndpoints, echoes, quic_endpoints
+from support.quic_endpoints import OTHER, TRUSTING, EchoStream, QuicEndpoints, echoes, quic_endpoints
 from support.quic_relay import Relay, naming, relaying
 from support.relay import UdpRelay
 from support.waiting import eventually
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.admission import Budget
 from tunnel_protocol.quic.endpoint import Connection
 from tunnel_protocol.quic.engine import CID_BYTES
 from tunnel_protocol.quic.pod_tag import pod_tag
@@ -41,6 +42,26 @@ async def test_each_name_leads_to_its_router_and_bytes_pass_both_ways() -> None:
         assert await echoes(a.accepted[0], data), "routers open streams too"
         assert relay.relay.open_tunnels == 2
         assert relay.outcomes == {Outcome.ACCEPTED: 2}
+
+
+async def test_the_worker_verifies_the_certificate_of_the_router() -> None:
+    async with quic_endpoints() as trusted, quic_endpoints(identity=OTHER) as other:
+        pods = {"stargate": trusted.endpoint.local_address}
+        async with relaying(pods) as relay:
+            assert await echoes(await trusted.dial(TRUSTING, port=relay.port))
+            relay.pods["stargate"] = other.endpoint.local_address
+            with pytest.raises(ConnectionClosedError):
+                await trusted.dial(TRUSTING, port=relay.port)
+
+
+async def test_datagrams_grow_to_what_the_path_carries_in_both_directions() -> None:
+    async with two_routers() as (relay, a, _):
+        with UdpRelay(relay.port) as path:
+            dialled = await a.dial(naming("a"), port=path.port)
+            await eventually(lambda: a.accepted)
+            for connection in (dialled, a.accepted[0]):
+                assert await echoes(connection, bytes(500_000))
+            assert path.largest_passed == 1_452
 
 
 async def test_resets_and_stop_codes_survive() -> None:
@@ -114,7 +135,7 @@ async def test_a_client_whose_port_changes_keeps_its_tunnel() -> None:
 async def test_a_router_that_wants_addresses_proved_gets_it_through_the_relay() -> None:
     """All workers come from the relay's host, so a router with many half-open handshakes answers with Retry."""
     async with two_routers() as (relay, a, _):
-        a.endpoint._admission.half_open.must_prove = lambda _source: True  # type: ignore[method-assign]
+        a.endpoint._admission._unproved = Budget(0)
         dialled = await a.dial(naming("a"), port=relay.port)
         assert a.endpoint._admission.retries == 1
         assert await echoes(dialled)
@@ -241,6 +262,16 @@ async def test_another_replica_goes_on_with_the_tunnels_of_one_that_is_lost() ->
         assert second.outcomes == {Outcome.ADOPTED: 1}
         assert second.relay.open_tunnels == 1
         assert not a.failed
+
+
+async def test_many_tunnels_go_on_at_once() -> None:
+    async with two_replicas(pod_tag("a")) as (first, second, a, service):
+        dialled = [await a.dial(naming("a"), port=service.port) for _ in range(40)]
+        assert first.outcomes == {Outcome.ACCEPTED: 40}
+        await first.relay.close()
+        service.target_port = second.port
+        assert all(await asyncio.gather(*(echoes(connection) for connection in dialled)))
+        assert second.outcomes == {Outcome.ADOPTED: 40}
 
 
 async def test_a_tunnel_without_a_tag_stays_with_its_replica() -> None:

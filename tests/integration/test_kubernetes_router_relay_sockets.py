@@ -16,6 +16,7 @@ from support.quic_clients import first_flight
 from support.quic_endpoints import echoes, quic_endpoints
 from support.quic_relay import naming, relaying
 from support.waiting import eventually
+from tunnel_protocol.quic.udp import UdpSocket
 
 BUFFER = memoryview(bytearray(65_535))
 
@@ -199,52 +200,89 @@ async def test_an_error_at_sending_ends_the_tunnel_at_its_first_datagram_and_at_
         assert await echoes(other)
 
 
-async def test_what_a_full_socket_does_not_take_is_counted_and_sent_when_it_can_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class FullSocket:
+    """The socket for workers, while the kernel takes nothing."""
+
+    def __init__(self, udp: UdpSocket) -> None:
+        self._udp = udp
+        self.full = True
+        self.unreadable = True
+        self.dropped = 0
+        self.waiting: list[Any] = []
+
+    @property
+    def blocked(self) -> bool:
+        return bool(self.waiting)
+
+    def fileno(self) -> int:
+        return self._udp.fileno()
+
+    def receive(self, limit: int) -> list[Any]:
+        return self._udp.receive(limit)
+
+    def send(self, datagrams: list[Any]) -> None:
+        self.waiting += datagrams
+        self.send_backlog()
+
+    def send_backlog(self) -> None:
+        if not self.full:
+            waiting, self.waiting = self.waiting, []
+            self._udp.send(waiting)
+
+    def close(self) -> None:
+        self._udp.close()
+
+
+async def test_what_a_full_socket_does_not_take_is_sent_when_it_can_be() -> None:
     async with quic_endpoints() as a, relaying({"a": a.endpoint.local_address}) as relay:
         dialled = await a.dial(naming("a"), port=relay.port)
         assert await echoes(dialled)
-        udp: Any = relay.relay._udp
-        real = udp._datagrams.send
-
-        class Full:
-            full = True
-
-            def send(self, data: bytes, segment: int, address: Any) -> int:
-                return errno.EAGAIN if self.full else real(data, segment, address)
-
-            receive = udp._datagrams.receive
-
-        full = udp._datagrams = Full()
-        relay.relay._send_to_client([(b"x", ("127.0.0.1", 9))])
-        assert relay.relay._watching_writable
+        assert relay.relay._udp is not None
+        full: Any = FullSocket(relay.relay._udp)
+        full.unreadable = False
+        relay.relay._udp = full
+        dialled.ping()
+        await eventually(lambda: full.blocked and relay.relay._watching_writable)
         relay.relay._writable()
         assert relay.relay._watching_writable
         full.full = False
         await eventually(lambda: not relay.relay._watching_writable)
         assert await echoes(dialled)
-        monkeypatch.setattr(RouterSocket, "send", lambda *_: False)
+        full.full = True
         dialled.ping()
-        await eventually(lambda: relay.dropped[Dropped.NOT_SENT])
-        monkeypatch.undo()
-        full.send = lambda *_: errno.EIO  # type: ignore[method-assign]
+        await eventually(lambda: relay.relay._watching_writable)
+
+
+async def test_datagrams_that_are_lost_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with quic_endpoints() as a, relaying({"a": a.endpoint.local_address}) as relay:
+        dialled = await a.dial(naming("a"), port=relay.port)
+        with monkeypatch.context() as failing:
+            failing.setattr(RouterSocket, "send", lambda *_: False)
+            dialled.ping()
+            await eventually(lambda: relay.dropped[Dropped.NOT_SENT])
+            before = relay.dropped[Dropped.NOT_SENT]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as worker:
+                worker.sendto(first_flight("a")[0], ("127.0.0.1", relay.port))
+                await eventually(lambda: relay.dropped[Dropped.NOT_SENT] > before)
         before = relay.dropped[Dropped.NOT_SENT]
-        relay.relay._send_to_client([(b"x", ("127.0.0.1", 9))])
+        relay.relay._send_to_client([(bytes(65_507 + 1), ("127.0.0.1", 9))])
         assert relay.dropped[Dropped.NOT_SENT] == before + 1
-        del full.send
         assert await echoes(dialled)
 
 
 async def test_a_socket_that_cannot_be_read_is_given_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quic_relay, "_READ_AGAIN_S", 0.001)
     async with quic_endpoints() as a, relaying({"a": a.endpoint.local_address}) as relay:
-        udp: Any = relay.relay._udp
-        udp._failures = 100
-        relay.relay._readable()
-        udp._failures = 0
         dialled = await a.dial(naming("a"), port=relay.port)
+        udp = relay.relay._udp
+        assert udp is not None
+        broken: Any = FullSocket(udp)
+        broken.full = False
+        relay.relay._udp = broken
+        relay.relay._readable()
+        broken.unreadable = False
         assert await echoes(dialled)
+        relay.relay._udp = udp
 
 
 async def test_nothing_happens_after_the_end() -> None:

@@ -75,8 +75,8 @@ def test_a_worker_comes_back_through_the_next_replica(stack: Stack, api: ApiInTh
     assert sample(following, "tunnels_open") >= 1
 
 
-# When its registration ends, with the gRPC connection for example, our worker closes its tunnel at once. The reference's closes it when
-# the last answer ends, so the last message of that one may be lost, also without a relay.
+# When its registration ends, with the gRPC connection for example, the reference's worker closes its tunnel as soon as the last answer
+# ends, so the last message of that one may be lost, also without a relay.
 
 
 def read_tokens(answer: StreamedAnswer, count: int) -> None:
@@ -101,13 +101,13 @@ def test_a_running_answer_goes_on_during_the_shutdown(stack: Stack, api: ApiInTh
 
 
 def test_a_running_answer_goes_on_through_the_next_replica_when_one_is_killed(
-    stack: Stack, api: ApiInThread, pylon: str
+    stack: Stack, api: ApiInThread, worker: tuple[str, ...]
 ) -> None:
     engine = stack.engine()
     door = DoorProcess(stack, api)
     pod = RouterPod(stack, "router-0", door.grpc, door_quic=door.quic)
     publish(api, pod)
-    stack.start("worker", [pylon, *worker_arguments(engine, door.grpc)])
+    stack.start("worker", [*worker, *worker_arguments(engine, door.grpc)])
     wait_until(pod.serves, 30, "the router has the worker")
     answer = pod.begin_chat(tokens=60, delay_ms=100, timeout_s=20)
     answer.read_line()
@@ -116,7 +116,7 @@ def test_a_running_answer_goes_on_through_the_next_replica_when_one_is_killed(
     following = DoorProcess(stack, api, "next", like=door)
     read_tokens(answer, 50)
     answer.close()
-    assert 'quic_connections_total{outcome="adopted"} 1\n' in following.metrics()
+    assert sample(following, 'quic_connections_total{outcome="adopted"}') >= 1
     wait_until(pod.serves, 60, "the router has the worker again")
 
 

@@ -187,6 +187,7 @@ def test_a_hello_without_a_name_names_nobody() -> None:
 def test_the_name_is_found_among_other_extensions_and_kinds_of_names() -> None:
     listed = extension(10, bytes(4)) + host_names((7, b"x"), (0, b"router-2"), (0, b"other")) + extension(16, b"")
     assert server_name(message(listed)) == "router-2"
+    assert server_name(message(host_names((0, b"a" * 255)))) == "a" * 255
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,9 @@ def test_the_name_is_found_among_other_extensions_and_kinds_of_names() -> None:
         (message(b"", kind=2), "no ClientHello"),
         (message(host_names((0, b"r"))[:-1]), "truncated"),
         (message(extension(0, b"\x00")), "truncated"),
-        (message(host_names((0, b"\xff"))), "not ASCII"),
+        (message(host_names((0, b"\xff"))), "no host name"),
+        (message(host_names((0, b"a\nb"))), "no host name"),
+        (message(host_names((0, b"a" * 256))), "no host name"),
     ],
 )
 def test_a_malformed_hello_is_refused(data: bytes, reason: str) -> None:

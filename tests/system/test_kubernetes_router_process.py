@@ -17,6 +17,7 @@ import h2.settings
 import pytest
 
 from certs import make_self_signed
+from kubernetes_router.file_limit import files_needed
 from kubernetes_router.grpc_listener import WATCH
 from support.kubernetes_api import TOKEN, ApiInThread
 from support.kubernetes_objects import endpoint, endpoint_slice
@@ -77,6 +78,16 @@ def test_it_is_alive_at_once_and_ready_only_with_a_router(stack: Stack) -> None:
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert "stargate-k8s-router stopped cleanly" in process.log()
+
+
+def test_it_may_open_as_many_files_as_tunnels_need_though_its_soft_limit_is_small(stack: Stack) -> None:
+    ports = stack.folder / "ports.json"
+    command = ["sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh", *PROGRAM, *REQUIRED, *LOCAL, NOWHERE]
+    process = stack.start("door", [*command, f"--ports-file={ports}"])
+    wait_until(lambda: ports.exists() or not process.running, 20, "the ports file is there")
+    limits = Path(f"/proc/{json.loads(ports.read_text())['pid']}/limits").read_text()
+    (files,) = [line.split() for line in limits.splitlines() if line.startswith("Max open files")]
+    assert int(files[3]) == min(files_needed(), int(files[4]))
 
 
 def test_it_is_ready_when_the_service_has_a_router(stack: Stack, api: ApiInThread) -> None:

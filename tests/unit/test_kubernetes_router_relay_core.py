@@ -518,6 +518,18 @@ def test_an_unknown_id_in_a_handshake_does_not_hit_another_tunnel_of_the_address
     assert relay.drops == {Dropped.UNKNOWN_FLOW: 1}
 
 
+def test_half_an_hour_of_keep_alives_keeps_a_tunnel() -> None:
+    talk = conversation(relay=PlayedRelay(idle_s=60))
+    talk.play()
+    for _ in range(180):
+        talk.now += 10
+        talk.worker.send_ping(1)
+        talk.play(3)
+        talk.relay.act(talk.relay.core.expire(talk.now))
+    assert echoed(talk, b"still there")
+    assert talk.relay.outcomes == {Outcome.ACCEPTED: 1}
+
+
 # --- Ends -------------------------------------------------------------------------------------------------------------
 
 
