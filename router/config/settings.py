@@ -672,8 +672,8 @@ class Settings:
         "MS",
         milliseconds,
         default=0,
-        help="After SIGTERM keep the HTTP port open this long, answering new requests with 503, and keep the metrics "
-        "port until the end. Part of the drain time; 0 closes both at once.",
+        help="After SIGTERM keep the HTTP port open this long with /readyz 503, serve new requests and close their "
+        "connections, and keep the metrics port until the end. Part of the drain time; 0 closes both at once.",
         env="STARGATE_LAME_DUCK_MS",
         added=True,
     )

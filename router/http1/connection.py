@@ -38,7 +38,11 @@ class ConnectionCallbacks(RequestHandler, Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether connections have to close after the request that is being answered."""
+        """Whether a response that starts now is the last one of its connection, and says so."""
+
+    @property
+    def refusing(self) -> bool:
+        """Whether connections have to close as soon as they are idle."""
 
 
 class ConnectionState(IntEnum):
@@ -225,6 +229,11 @@ class ClientConnection(asyncio.Protocol):
     def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of the connection."""
         return self._server.draining
+
+    @property
+    def closes_when_idle(self) -> bool:
+        """Whether the connection has to close after the running response; see `PipelineCallbacks`."""
+        return self._server.refusing
 
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; see `RequestPipeline`."""

@@ -27,8 +27,8 @@ class PipelineCallbacks(Protocol):
     """What a pipeline asks of its connection."""
 
     @property
-    def draining(self) -> bool:
-        """Whether the connection has to close after the running response."""
+    def closes_when_idle(self) -> bool:
+        """Whether the connection has to close after the running response, though its head did not say so."""
 
     def end_input(self) -> None:
         """Read no bytes that arrive from now on as requests."""
@@ -70,6 +70,7 @@ class _NullConnection:
 
     __slots__ = ()
 
+    closes_when_idle = True
     draining = True
 
     def end_input(self) -> None: ...
@@ -289,7 +290,7 @@ class RequestPipeline:
         connection.stop_discarding()
         self._current = self._response = self._flow = None
         self._body_reading = True
-        if connection.draining:
+        if connection.closes_when_idle:
             connection.close()
         elif self._queue:
             # Not called from within the previous response: a long pipeline would make a deep call stack.

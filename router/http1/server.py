@@ -58,7 +58,7 @@ class HttpServer:
         self._listener: socket.socket | None = None
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
-        self._refusing = False
+        self.refusing = False
         self.draining = False
         self._unflushed: list[ClientConnection] = []
         self._flush_planned = False
@@ -93,7 +93,7 @@ class HttpServer:
         if listener is not None:
             # To close the listener resets what waits for its acceptance.
             with suppress(OSError):  # nothing more, or no descriptor for it
-                while len(waiting) <= BACKLOG:
+                while len(waiting) < BACKLOG:
                     waiting.append(listener.accept()[0])
         self._close_listener()
         for accepted in waiting:
@@ -112,12 +112,14 @@ class HttpServer:
     async def drain(self, budget_s: float, lame_duck_s: float = 0.0) -> bool:
         """Refuse new requests and let the running ones finish; False if some still ran after `budget_s` seconds.
 
-        For `lame_duck_s` seconds new connections are accepted and new requests answered with 503; then the listener closes.
+        For `lame_duck_s` seconds first, new connections are accepted and new requests served, each as the last of its connection:
+        a balancer goes on sending them until its next probe. Then the listener closes.
         """
         deadline = self._loop.time() + budget_s
-        self.draining = self._refusing = True
+        self.draining = True
         if lame_duck_s:
             await asyncio.sleep(min(lame_duck_s, budget_s))
+        self.refusing = True
         self._close_listener()
         self._ended.set()
         for connection in list(self._connections):
@@ -139,8 +141,8 @@ class HttpServer:
     # --- Requests --------------------------------------------------------------------------------------------------
 
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
-        """Pass a request to the handler; while draining, answer 503."""
-        if self._refusing and request.method == b"POST":
+        """Pass a request to the handler; once the listener closes in a drain, answer 503."""
+        if self.refusing and request.method == b"POST":
             self._handler.refuse(request, response, 503, "draining")
             return None
         return self._handler.handle(request, response)

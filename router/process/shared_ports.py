@@ -113,9 +113,8 @@ class SharedPorts:
             if wanted == self.listening:
                 continue
             if wanted:
-                bound = bind_tcp(self._http_address, "HTTP", self._http_options, shared=True)
                 await self._models.listen()
-                await self._http.start(bound)
+                await self._http.start(bind_tcp(self._http_address, "HTTP", self._http_options, shared=True))
             else:
                 await self._http.stop_listening()
                 await self._models.stop_listening()

@@ -144,7 +144,11 @@ async def _supervise(
             starting.result()
             _publish(settings, supervisor, ports, first=True)
             _log.info("all processes serve", http=str(ports.http), metrics=str(ports.metrics))
-            await signals.received
+            await _first(signals.received, supervisor.failed, watching)
+        if not signals.received.done():
+            _log.error("the supervisor failed, beginning graceful shutdown")
+            await supervisor.drain(drain_s)
+            return 1
         _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
         _log.info("Entering draining mode")
         if not settings.lame_duck_ms:

@@ -24,7 +24,8 @@ class ProcessPlan:
 
 def check_processes(settings: Settings, count: int) -> None:
     """Raise `StartupError` if `count` processes, more than one, are not possible with the other options."""
-    refused = f"--processes={count} is not possible"
+    given = f"--processes={settings.processes}"
+    refused = f"{given} ({count}) is not possible" if settings.processes == "auto" else f"{given} is not possible"
     by_srv = not settings.disable_dns_discovery and None not in (settings.pod_name, settings.pod_namespace)
     named = settings.reverse or by_srv or settings.advertised_hostname_template is not None
     if named and "{pod_name}" in settings.hostname_template:

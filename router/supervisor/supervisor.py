@@ -67,6 +67,8 @@ class Supervisor:
         self._keepers: list[asyncio.Task[int]] = []
         self._changed = asyncio.Event()
         self._failure: FirstStartError | None = None
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        """Set if a slot is not kept any more, because of a defect here: the router has to end."""
         self._started = False
         self._stopping = asyncio.Event()
 
@@ -76,7 +78,10 @@ class Supervisor:
         Returns when all serve and the shared ports are open. Raises `FirstStartError`, `OSError`.
         """
         for slots in (self.slots[:1], self.slots[1:]):
-            self._keepers += [asyncio.create_task(self._keep(slot), name=slot.plan.stargate_id) for slot in slots]
+            for slot in slots:
+                keeper = asyncio.create_task(self._keep(slot), name=slot.plan.stargate_id)
+                keeper.add_done_callback(self._on_keeper_ended)
+                self._keepers.append(keeper)
             await self._until(lambda: all(slot.serving for slot in self.slots[: len(self._keepers)]))
         await self._until(lambda: all(slot.told_listen == self._listening(slot) for slot in self.slots))
         self._started = True
@@ -106,7 +111,7 @@ class Supervisor:
         if late:
             self.signal(signal.SIGKILL)
             await asyncio.wait(late)
-        return not any(keeper.result() for keeper in self._keepers)
+        return not any(keeper.exception() or keeper.result() for keeper in self._keepers)
 
     # --- one slot ----------------------------------------------------------------------------------------------------
 
@@ -140,6 +145,13 @@ class Supervisor:
             except TimeoutError:
                 continue
         return 0
+
+    def _on_keeper_ended(self, keeper: asyncio.Task[int]) -> None:
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None and not self.failed.done():
+            _log.error("a process of the router is not followed any more", router=keeper.get_name(), exc_info=error)
+            self.failed.set_result(error)
+            self._changed.set()
 
     async def _run(self, slot: Slot) -> int:
         slot.told_siblings = slot.told_listen = None
@@ -186,6 +198,8 @@ class Supervisor:
         while not condition():
             if self._failure is not None:
                 raise self._failure
+            if self.failed.done():
+                raise self.failed.result()
             await self._changed.wait()
             self._changed.clear()
 

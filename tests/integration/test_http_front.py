@@ -754,7 +754,7 @@ async def test_a_drain_closes_idle_connections_lets_requests_finish_and_refuses_
         assert await drain
 
 
-async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
+async def test_a_lame_duck_is_not_ready_and_serves_requests_as_the_last_of_their_connections():
     async with gateway_in_memory() as harness:
         harness.worker(on_request=echo)
         kept = await harness.client()
@@ -762,11 +762,32 @@ async def test_a_request_to_a_lame_duck_is_refused_with_503_and_close():
         assert (await kept.answer()).status == 200
         drain = asyncio.create_task(harness.http.drain(5, 1))
         await eventually(lambda: harness.http.draining)
-        for data, status in ((get("/readyz"), 503), (get("/healthz"), 200), (post(), 503)):
+        for data, status in ((get("/readyz"), 503), (get("/healthz"), 200), (post(), 200)):
             answer = await harness.ask(data)
-            assert (answer.status, answer.is_empty, answer.header("connection")) == (status, True, "close")
+            assert (answer.status, answer.header("connection")) == (status, "close")
         kept.send(post())
-        assert (await kept.answer()).status == 503
+        answer = await kept.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await kept.closed()
+        assert await drain
+
+
+async def test_a_lame_duck_keeps_the_connection_of_an_answer_that_began_before_it():
+    async with gateway_in_memory() as harness:
+        worker = harness.worker()
+        client = await harness.client()
+        client.send(post())
+        exchange = await worker.next()
+        exchange.head(200)
+        drain = asyncio.create_task(harness.http.drain(5, 1))
+        await eventually(lambda: harness.http.draining)
+        exchange.end()
+        assert (await client.answer()).header("connection") is None
+        client.send(post())
+        (await worker.next(1)).answer(200, b"last")
+        answer = await client.answer()
+        assert (answer.status, answer.body, answer.header("connection")) == (200, b"last", "close")
+        assert await client.closed()
         assert await drain
 
 

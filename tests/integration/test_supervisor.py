@@ -223,6 +223,23 @@ async def test_the_drain_waits_kills_what_stays_and_says_so(make: Make, monkeypa
     assert running.slots[1].process is None
 
 
+async def test_a_defect_in_following_a_process_is_told_and_ends_the_start(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fakes = Fakes(a0=["good"])
+
+    async def defect(_plan: ProcessPlan) -> RouterProcess:
+        raise ZeroDivisionError
+
+    running = make(fakes)
+    running._launch = defect
+    with pytest.raises(ZeroDivisionError):
+        await running.start()
+    assert isinstance(running.failed.result(), ZeroDivisionError)
+    assert "a process of the router is not followed any more" in capfd.readouterr().out
+    assert not await running.drain(1)
+
+
 async def test_the_drain_of_what_has_not_begun_is_clean(make: Make) -> None:
     assert await make(Fakes(a0=["starts"])).drain(1)
     fakes = Fakes(a0=["starts"])

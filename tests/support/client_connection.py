@@ -84,6 +84,7 @@ class ClientConnectionOwner:
 
     def __init__(self, answer: Callable[[Collected], object]) -> None:
         self.draining = False
+        self.refusing = False
         self.requests: list[Collected] = []
         self._answer = answer
         self._dirty: list[ClientConnection] = []

@@ -3,11 +3,11 @@
 from typing import Any
 
 
-def endpoint(pod_name: str, *addresses: str, ready: bool = True) -> dict[str, Any]:
+def endpoint(pod_name: str, *addresses: str, ready: bool = True, terminating: bool = False) -> dict[str, Any]:
     """An endpoint of a Service that publishes addresses which are not ready."""
     return {
         "addresses": list(addresses),
-        "conditions": {"ready": ready, "serving": ready, "terminating": False},
+        "conditions": {"ready": ready, "serving": ready, "terminating": terminating},
         "hostname": "-".join(addresses[0].split(".")) if addresses else None,
         "nodeName": "node-1",
         "targetRef": {"kind": "Pod", "name": pod_name, "namespace": "nvcf", "uid": "0"},

@@ -28,18 +28,21 @@ class RouterPod:
         door_quic: int | None = None,
         program: Sequence[str] = OURS,
         host: str = "127.0.0.1",
-        extra: Sequence[str] = (),
         like: "RouterPod | None" = None,
+        extra: Sequence[str] = (),
     ) -> None:
         """Workers are told to dial the gRPC port of the door, and its UDP port, or the router itself without one.
 
-        With `like` it has the ports of another one that has ended.
+        With `like` it has the address and the ports of another one that has ended.
         """
-        self.name, self.host = name, host
-        self.grpc, models, self.http, self.metrics = free_ports(4)
-        (self.quic,) = free_ports(1, socket.SOCK_DGRAM)
-        if like is not None:
+        self.name = name
+        host = like.host if like else host
+        self.host: str = host
+        self.grpc, models, self.http, self.metrics = free_ports(4, host=host)
+        (self.quic,) = free_ports(1, socket.SOCK_DGRAM, host=host)
+        if like:
             self.grpc, self.http, self.quic = like.grpc, like.http, like.quic
+        door = "127.0.0.1"
         command = [
             *program,
             f"--stargate-id={name}",
@@ -55,24 +58,33 @@ class RouterPod:
             f"--advertised-hostname-template={TEMPLATE}",
             "--backend-connectivity=reverse",
             f"--reverse-tunnel-listen-addr={host}:{self.quic}",
-            f"--reverse-tunnel-pylon-dial-addr={f'127.0.0.1:{door_quic}' if door_quic else f'{host}:{self.quic}'}",
-            f"--grpc-pylon-dial-addr=http://127.0.0.1:{door_grpc}",
+            f"--reverse-tunnel-pylon-dial-addr={f'{door}:{door_quic}' if door_quic else f'{host}:{self.quic}'}",
+            f"--grpc-pylon-dial-addr=http://{door}:{door_grpc}",
             "--quic-insecure",
             *extra,
         ]
         self.process: LoggedProcess = stack.start(name, command)
-        wait_until(lambda: self.get("/healthz") == 200 or not self.process.running, 30, f"{name} is alive")
+        wait_until(
+            lambda: status_of(self.http, "/healthz", host) == 200 or not self.process.running, 60, f"{name} is alive"
+        )
         assert self.process.running, self.process.log()
-
-    def get(self, path: str) -> int | None:
-        return status_of(self.http, path, self.host)
 
     @property
     def slice(self) -> dict[str, object]:
         """The EndpointSlice of this pod; each pod has its own here, because ports belong to slices."""
-        return endpoint_slice(
-            self.name, endpoint(self.name, self.host), service=SERVICE, grpc_port=self.grpc, quic_port=self.quic
-        )
+        return self._slice()
+
+    @property
+    def terminating_slice(self) -> dict[str, object]:
+        """The same when the pod is about to end. The Service publishes what is not ready, so `ready` stays true."""
+        return self._slice(terminating=True)
+
+    def _slice(self, *, terminating: bool = False) -> dict[str, object]:
+        one = endpoint(self.name, self.host, terminating=terminating)
+        return endpoint_slice(self.name, one, service=SERVICE, grpc_port=self.grpc, quic_port=self.quic)
+
+    def readyz(self) -> int | None:
+        return status_of(self.http, "/readyz", self.host)
 
     def chat(self, timeout_s: float = 10) -> StreamedAnswer:
         """One streamed request, read to its end."""

@@ -22,10 +22,10 @@ OURS = (sys.executable, "-m", "router")
 OUR_WORKER = (sys.executable, "-m", "stargate_client")
 
 
-def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
+def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_STREAM, host: str = "127.0.0.1") -> list[int]:
     socks = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
     for sock in socks:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind((host, 0))
     ports = [sock.getsockname()[1] for sock in socks]
     for sock in socks:
         sock.close()

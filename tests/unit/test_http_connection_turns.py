@@ -113,6 +113,7 @@ class Front:
     """A server of one connection. `handle` is the test's; without one, requests wait."""
 
     draining = False
+    refusing = False
 
     def __init__(self, handle=lambda *_: None, *, close_unread=True, **timeouts):
         self.answer = handle
@@ -407,6 +408,7 @@ async def test_a_defect_of_the_owner_is_not_taken_for_a_fault_of_the_client():
 
 class Output:
     draining = False
+    refusing = False
 
     def __init__(self):
         self.out = b""

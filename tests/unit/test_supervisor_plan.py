@@ -25,7 +25,7 @@ def plans(count: int, *arguments: str) -> list[ProcessPlan]:
 
 def refusal(count: int, *arguments: str) -> str:
     with pytest.raises(StartupError) as caught:
-        check_processes(settings(*arguments), count)
+        check_processes(settings(f"--processes={count}", *arguments), count)
     return caught.value.report()
 
 
@@ -78,6 +78,11 @@ def test_a_name_for_each_pod_excludes_several_processes(arguments: list[str]) ->
     text = refusal(2, *arguments)
     assert text.startswith("Error: --processes=2 is not possible with {pod_name} in --advertised-hostname-template\n")
     assert "at one QUIC port" in text
+
+
+def test_a_refusal_names_the_number_that_auto_was() -> None:
+    with pytest.raises(StartupError, match=r"--processes=auto \(4\) is not possible with"):
+        check_processes(settings("--processes=auto", *REVERSE), 4)
 
 
 def test_discovery_by_srv_records_excludes_several_processes() -> None:
