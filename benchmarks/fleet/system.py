@@ -69,7 +69,11 @@ class System:
     def wait_routable(self, workers: int, timeout_s: float) -> float:
         """Wait until this many workers are routable; returns the seconds it took. Raises `FleetError`."""
         began = time.monotonic()
-        self._until(lambda: self._routable() >= workers, f"{workers} routable workers", timeout_s)
+        try:
+            self._until(lambda: self._routable() >= workers, f"{workers} routable workers", timeout_s)
+        except FleetError as error:
+            lost = self.lost_handshakes()
+            raise FleetError(f"{self._routable()} are routable, {lost} handshakes failed; {error}") from None
         return time.monotonic() - began
 
     def stop_router(self) -> None:
