@@ -82,8 +82,10 @@ class RouterProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
-        with suppress(ProcessLookupError):
-            self._child.send_signal(number)
+        # The method of the library looks first whether the process has ended, and so takes the exit code from whoever waits for it.
+        if self._child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def run(self, on_change: Callable[[], None]) -> int:
         """Receive until the process ends; returns its exit code, negative for a signal. `on_change` is called at each change."""
