@@ -99,10 +99,15 @@ async def test_an_upload_that_stalls_is_one_line_in_each():
 
 async def test_a_request_that_a_drain_refuses_is_logged_and_counted():
     async with gateway_in_memory(access_log=True) as harness:
-        drain = asyncio.create_task(harness.http.drain(5, 1))
-        await eventually(lambda: harness.http.draining)
+        client = await harness.client()
+        request = post()
+        client.send(request[:20])
+        await eventually(lambda: harness.http.in_flight)
+        drain = asyncio.create_task(harness.http.drain(5))
+        await eventually(lambda: harness.http.refusing)
         with capture_logs() as lines:
-            got = await harness.ask(post())
+            client.send(request[20:])
+            got = await client.answer()
         assert (got.status, got.is_empty) == (503, True)
         (line,) = about(lines, FINISHED)
         assert (line["status"], line["reason"]) == (503, "draining")

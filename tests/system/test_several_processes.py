@@ -226,6 +226,8 @@ def test_a_killed_process_costs_its_own_streams_only_and_is_started_again(client
         wait_until(lambda: routable(system))
         streams = [(client, client.stream(400)) for client in clients_of_both(system, clients, 3)]
         first, second = processes(system)
+        lag = "stargate_event_loop_lag_seconds_count"
+        wait_until(lambda: samples(second["metrics"]).get(lag))  # it is sampled, and may not be there yet
         before = samples(second["metrics"])
         counted = system.metrics()
         os.kill(second["pid"], signal.SIGKILL)
@@ -247,7 +249,6 @@ def test_a_killed_process_costs_its_own_streams_only_and_is_started_again(client
             assert client.stream(3).status == 200
         after = system.metrics()
         assert after['stargate_process_restarts_total{stargate_id="test-router-1"}'] == 1
-        lag = "stargate_event_loop_lag_seconds_count"
         assert before[lag] > 0
         assert after[lag] > counted[lag]
         assert all(
@@ -341,6 +342,13 @@ def test_a_process_that_is_not_ready_closes_its_shared_ports_and_opens_them_agai
         wait_until(lambda: processes(system)[1]["pid"] not in (None, second["pid"]))
         restarted = processes(system)[1]
         warming = 'stargate_not_ready{reason="warming_up"}'
+        # The supervisor learns within a second which processes are ready.
+        wait_until(
+            lambda: (
+                {process_of_a_new_connection(system) for _ in range(10)} == {first["stargate_id"]}
+                or not samples(restarted["metrics"])[warming]
+            )
+        )
         while samples(restarted["metrics"])[warming]:
             asked = {process_of_a_new_connection(system) for _ in range(10)}
             assert asked == {first["stargate_id"]} or not samples(restarted["metrics"])[warming]
