@@ -82,7 +82,7 @@ class RouterProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
-        # The method of the library looks first whether the process has ended, and so takes the exit code from whoever waits for it.
+        # The method of the library looks first whether the process has ended, and so takes the exit code from the task that waits for it.
         if self._child.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)

@@ -1,7 +1,7 @@
 """The first bytes of a router's connection ids: a tag of its pod's name.
 
 With it any replica of `stargate-k8s-router` can pass on a datagram of a connection that it has not seen before, from another replica
-that was lost or is not asked any more. A tag is a hint and proves nothing: whoever gets a datagram by mistake cannot decrypt it.
+that was lost or is not asked any more. A tag is a hint and proves nothing: a router that gets a datagram by mistake cannot decrypt it.
 """
 
 import hashlib

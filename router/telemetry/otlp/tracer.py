@@ -56,7 +56,7 @@ class LostSpan:
         self.tracestate = tracestate
 
     def child(self, name: str, attributes: Attributes, start_ns: int) -> "LostSpan":  # noqa: ARG002 - see `Span`
-        """The same: whoever is called belongs below the caller's span."""
+        """The same: a called service continues the trace below the caller's span."""
         return self
 
     def event(self, name: str, attributes: Attributes, at_ns: int) -> None:
