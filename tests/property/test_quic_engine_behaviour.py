@@ -8,7 +8,7 @@ import pytest
 
 from support.quic_simulation import CLIENT_ADDRESS, SimulatedNetwork, StreamRecorder, World, nothing_left
 from tunnel_protocol.observers.line_writer import LineWriter
-from tunnel_protocol.quic.aioquic_engine import one_rtt
+from tunnel_protocol.quic.aioquic_handshake import one_rtt
 from tunnel_protocol.quic.settings import QuicSettings
 
 

@@ -14,8 +14,8 @@ from support.quic_simulation import (
     World,
     nothing_left,
 )
-from tunnel_protocol.quic.aioquic_engine.bounded import ACK_FRAMES, CONNECTION_FRAMES, PACKET_FRAMES
-from tunnel_protocol.quic.aioquic_engine.connection import PATH_PROBES
+from tunnel_protocol.quic.aioquic_handshake.bounded import ACK_FRAMES, CONNECTION_FRAMES, PACKET_FRAMES
+from tunnel_protocol.quic.aioquic_handshake.connection import PATH_PROBES
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.settings import QuicSettings

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.hostile_packets import client_hello, crypto_frame, gaps, initial
 from support.quic_simulation import StreamRecorder, World, identity
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
-from tunnel_protocol.quic.aioquic_engine.bounded import HANDSHAKE_PACKET_FRAMES, PACKET_FRAMES
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake.bounded import HANDSHAKE_PACKET_FRAMES, PACKET_FRAMES
 from tunnel_protocol.quic.crypto_stream import (
     CLIENT_MESSAGE,
     CRYPTO_BUFFER,

@@ -1,6 +1,6 @@
 """What we use of aioquic's private side is still there, and still does what our replacements assume.
 
-A failure here after an upgrade means: read the changed source, adapt `tunnel_protocol/quic/aioquic_engine`, then the
+A failure here after an upgrade means: read the changed source, adapt `tunnel_protocol/quic/aioquic_handshake`, then the
 fingerprints below.
 """
 

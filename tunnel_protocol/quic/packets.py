@@ -97,6 +97,21 @@ def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple
     return number, keys.aead((keys.iv ^ number).to_bytes(_NONCE_BYTES, "big"), data[payload_at:], header)
 
 
+def unprotect_header(data: bytes, mask_of: Callable[[bytes], bytes], expected: int) -> tuple[int, int, bytes]:
+    """First byte, packet number and whole header of a packet, without header protection (RFC 9001 section 5.4).
+
+    Nothing of it is authenticated yet. `data` must have `SMALLEST_PACKET_BYTES`.
+    """
+    mask = mask_of(data[SAMPLE_AT : SAMPLE_AT + SAMPLE_BYTES])
+    first = data[0] ^ (mask[0] & 0x1F)
+    size = (first & 3) + 1
+    truncated = int.from_bytes(data[HEADER_BYTES : HEADER_BYTES + size], "big") ^ int.from_bytes(
+        mask[1 : 1 + size], "big"
+    )
+    header = first.to_bytes(1, "big") + data[1:HEADER_BYTES] + truncated.to_bytes(size, "big")
+    return first, packet_number(truncated, size, expected), header
+
+
 def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: Keys) -> bytes:
     """A protected packet with a 2-byte packet number. `first` is the first byte before header protection."""
     truncated = (number & 0xFFFF).to_bytes(2, "big")
