@@ -50,7 +50,7 @@ class Hostile:
 
     def acknowledged(self, ranges=1):
         """ACK of the last packet that was sent, and of so many ranges which mean nothing."""
-        last = self.engine._packet_number - 1
+        last = self.engine.one_rtt.writer.next_number - 1
         return b"\x02" + varint(last) + b"\x00" + varint(ranges - 1) + b"\x00" + b"\x00\x00" * (ranges - 1)
 
 
@@ -128,7 +128,7 @@ def in_flight(hostile, count):
     """Streams whose bytes are in flight to a peer that acknowledges none of them."""
     engine = hostile.engine
     engine._remote_max_streams_bidi = count
-    engine._loss._cc.congestion_window = 1 << 30
+    engine.one_rtt.congestion.window = 1 << 30
     for _ in range(count):
         engine.open_stream(StreamRecorder()).write(bytes(100))
         hostile.world.now += 0.01
@@ -154,7 +154,7 @@ def test_300_packets_full_of_any_frame_cost_little_with_900_packets_in_flight(ki
     hostile.world.server.accept = lambda _: StreamRecorder()
     hostile.say(b"\x0a\x00\x01x")
     in_flight(hostile, 900)
-    hostile.engine._seal(bytes(600))  # a number that is not in flight: acknowledging it again brings nothing
+    hostile.engine.one_rtt.writer.seal(bytes(600))  # a number that is not in flight: acknowledging it again brings nothing
     payload = COSTLY[kind](hostile)
     before = time.process_time()
     for _ in range(300):
@@ -204,12 +204,12 @@ def test_connection_ids_that_the_peer_takes_back_are_retired_up_to_a_bound():
 
 def test_a_peer_that_moves_with_every_packet_has_a_bounded_number_of_probes_in_flight():
     hostile = Hostile()
-    window = hostile.engine._loss._cc.congestion_window
+    window = hostile.engine.one_rtt.congestion.window
     for port in range(2_000, 4_000):
         hostile.say(PING, port)
     engine = hostile.engine
-    assert engine._loss._cc.bytes_in_flight <= window + PATH_PROBES.bytes + 1_452
-    assert len(engine._app_space.sent_packets) < 400  # one for each packet before
+    assert engine.one_rtt.congestion.in_flight <= window + PATH_PROBES.bytes + 1_452
+    assert len(engine.one_rtt.recovery.sent) < 400  # one for each packet before
     assert len(engine._network_paths) <= 8
     assert hostile.out < 3 * 2_000 * 40
 
@@ -296,5 +296,5 @@ def test_whatever_frames_come_what_is_held_stays_within_the_bounds(side, packets
         assert len(engine._peer_cid_available) <= 8
         assert len(engine._unseen) <= 50
         assert len(engine.streams) <= 100
-        assert engine._loss._cc.bytes_in_flight <= engine._loss._cc.congestion_window + PATH_PROBES.bytes + 1_452
+        assert engine.one_rtt.congestion.in_flight <= engine.one_rtt.congestion.window + PATH_PROBES.bytes + 1_452
         assert all(len(path.remote_challenges) <= 32 for path in engine._network_paths)

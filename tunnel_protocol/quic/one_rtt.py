@@ -384,7 +384,7 @@ class OneRttConnection(ConnectionCallbacks):
         if self._state is not _CLOSING:
             return []
         if self._close_frame:
-            self._close_packet = self.writer.close_packet(self._close_frame)
+            self._close_packet = self.writer.untracked(self._close_frame)
             self._close_frame = b""
             self._repeat_close = True
         if not self._repeat_close or self._close_packet is None:

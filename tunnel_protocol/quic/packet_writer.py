@@ -218,10 +218,10 @@ class PacketWriter:
         frames = [SentFrame(MTU_PROBE, None, size)]
         datagrams.append((self._send(path, payload, frames, now, None, False), path.address))
 
-    def close_packet(self, frame: bytes) -> tuple[bytes, Address]:
-        """A datagram with a CONNECTION_CLOSE frame, to the active path."""
+    def untracked(self, payload: bytes) -> tuple[bytes, Address]:
+        """A datagram with this payload to the active path; neither its acknowledgement nor its loss matters."""
         path = self._paths.active
-        return self._seal(path, self._peer_cids.current.cid, frame), path.address
+        return self._seal(path, self._peer_cids.current.cid, payload), path.address
 
     # -----------------------------------------------------------------------------------------------------------------
 
