@@ -47,7 +47,11 @@ def test_datagrams_of_a_stranger_change_nothing(datagrams, know_the_id, from_the
     engine = world.server.engine
     for data in datagrams:
         if know_the_id:
-            data = bytes((0x40 | (data[0] & 0x3F) if data else 0x40,)) + engine.host_cid + data[1:]
+            data = (
+                bytes((0x40 | (data[0] & 0x3F) if data else 0x40,))
+                + next(iter(engine.one_rtt.local_cids.active))
+                + data[1:]
+            )
         destination_cid(data)
         engine.receive(data, CLIENT_ADDRESS if from_the_peers_address else STRANGER, world.now)
         world.server.tick()

@@ -140,7 +140,9 @@ class TwoEngines(RuleBasedStateMachine):
     def close(self, node, now):
         if now:
             engine = getattr(self.world, node).engine
-            held = [stream for stream in engine.one_rtt.table.streams.values() if stream not in engine.one_rtt.table.ready]
+            held = [
+                stream for stream in engine.one_rtt.table.streams.values() if stream not in engine.one_rtt.table.ready
+            ]
             self.told += [side for side in self.all if side.stream in held]
             engine.shutdown(0, "over")
 

@@ -135,7 +135,7 @@ class Handshake(Protocol):
     def hand_over(self) -> HandOver | None:
         """What the connection needs, once, after the handshake is complete; else None."""
 
-    def close(self, error_code: int, reason: str) -> None:
+    def shutdown(self, error_code: int, reason: str) -> None:
         """Close with an application error code; the peer is told by the next `poll`."""
 
     def abandon(self) -> None:

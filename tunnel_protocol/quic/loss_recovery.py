@@ -73,9 +73,13 @@ class LossRecovery:
         self._variance = variance
         self._first_sample_at = now
 
-    def forget_round_trips(self) -> None:
-        """The path has changed: the next sample is the first (RFC 9002 section 5.2)."""
+    def leave_path(self) -> None:
+        """The path has changed: what is in flight on the old one says nothing about the new one (RFC 9000 section 9.4)."""
         self._first_sample_at = None
+        for packet in self.sent.values():
+            packet.in_flight = False
+        self.congestion.in_flight = 0
+        self.congestion.reset()
 
     def pto_s(self) -> float:
         """The probe timeout without backoff (RFC 9002 section 6.2.1)."""
@@ -113,7 +117,7 @@ class LossRecovery:
         if not used:
             congestion.on_not_used()
         for packet in (acked[0], acked[-1]):
-            if packet.number == largest:
+            if packet.number == largest and packet.in_flight:
                 self._measure(now - packet.sent_at, delay_s, now)
                 break
         self.pto_count = 0

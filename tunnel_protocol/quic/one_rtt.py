@@ -279,10 +279,9 @@ class OneRttConnection(ConnectionCallbacks):
         self.paths.promote(path)
         if not same_host:
             # RFC 9000 section 9.4; another port alone is a NAT that has forgotten.
-            self.recovery.forget_round_trips()
             self.path_mtu.start(self._now, self._peer_max_udp_payload)
             self._follow_path_mtu()
-            self.congestion.reset()
+            self.recovery.leave_path()
 
     def _receive_late(self) -> None:
         if self._state is _CLOSING:
@@ -317,6 +316,7 @@ class OneRttConnection(ConnectionCallbacks):
         acked = recovery.on_ack(largest, ranges, (delay << self._ack_delay_exponent) / 1_000_000, now)
         if not acked:
             return
+        recovery.confirmed = True  # RFC 9001 section 4.1.2: the server has the keys, so it has the whole handshake
         self._delivery.on_acked(acked, now)
         oldest = next(iter(recovery.sent), None)
         if oldest is not None and oldest < recovery.largest_acked:
@@ -407,6 +407,12 @@ class OneRttConnection(ConnectionCallbacks):
         at: float = self._idle_at
         if self._state is not _CONNECTED:
             return at
+        path = self.paths.active
+        if not path.is_validated:
+            if path.validation_deadline is not None and path.validation_deadline < at:
+                at = path.validation_deadline
+            if self.writer.blocked():
+                return at  # RFC 9002 section 6.2.2.1: what could not be sent then has no timer
         ack_at = self.received.ack_at
         if ack_at is not None and ack_at < at:
             at = ack_at
@@ -421,9 +427,6 @@ class OneRttConnection(ConnectionCallbacks):
         probe_at = self.path_mtu.probe_at
         if probe_at is not None and probe_at < at and self._may_probe_mtu():
             at = probe_at
-        path = self.paths.active
-        if not path.is_validated and path.validation_deadline is not None and path.validation_deadline < at:
-            at = path.validation_deadline
         return at
 
     def handle_timer(self, now: float) -> None:
@@ -510,6 +513,14 @@ class OneRttConnection(ConnectionCallbacks):
         self.quiescent = False
         if not self.table.poll_scheduled:
             self.schedule_poll()
+
+    def probe(self) -> None:
+        """Send a packet without regard to the congestion window, because a packet of the handshake was not acknowledged.
+
+        Before the handshake is confirmed there are no probe timeouts, but a server that has completed it only knows this connection.
+        """
+        self.quiescent = False
+        self.recovery.probes_due = max(1, self.recovery.probes_due)
 
     def deliver(self) -> None:
         """See `Engine`."""

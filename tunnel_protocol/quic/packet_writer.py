@@ -8,7 +8,7 @@ from tunnel_protocol.quic.engine import MIN_INITIAL_BYTES, Address
 from tunnel_protocol.quic.key_phases import KEY_UPDATE_PACKETS, KeyPhases
 from tunnel_protocol.quic.loss_recovery import INITIAL_RTT_S, MAX_PACKETS_IN_FLIGHT, LossRecovery
 from tunnel_protocol.quic.pacer import Pacer
-from tunnel_protocol.quic.path_mtu import PathMtu
+from tunnel_protocol.quic.path_mtu import BASE_BYTES, PathMtu
 from tunnel_protocol.quic.paths import Path, Paths
 from tunnel_protocol.quic.qlog import PacketLog
 from tunnel_protocol.quic.received_packets import ReceivedPackets
@@ -29,6 +29,9 @@ _OVERHEAD_BYTES = 1 + 2 + 16
 
 _SMALLEST_PAYLOAD = 2
 """With the packet number of two bytes, what the sample for header protection needs (RFC 9001 section 5.4.2)."""
+
+_LEAST_ROOM = 64
+"""Bytes for frames without which no packet is begun on a path that is not validated."""
 
 _PING_WITH_ACKS = 8
 """Every so many packets an ACK of several ranges takes a PING along: once the peer has acknowledged it, old ranges can be
@@ -88,6 +91,13 @@ class PacketWriter:
         """Whether there are frames to send, other than ACK and those of paths."""
         return self._table.has_frames() or self._connection_frames.waiting()
 
+    def blocked(self) -> bool:
+        """Whether nothing can be sent until more arrives, because the active path is not validated (RFC 9000 section 8.1)."""
+        path = self._paths.active
+        if path.is_validated:
+            return False
+        return path.allowance() < _OVERHEAD_BYTES + len(self._peer_cids.current.cid) + _LEAST_ROOM
+
     def write(self, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
         """Append the datagrams that may leave now on the active path."""
         self.pacing_at = None
@@ -104,7 +114,7 @@ class PacketWriter:
             room = limit - overhead
             if not path.is_validated:
                 room = min(limit, path.allowance()) - overhead
-                if room < _SMALLEST_PAYLOAD:
+                if room < _LEAST_ROOM:
                     return
             frames: list[SentFrame] = []
             parts: list[bytes] = []
@@ -131,8 +141,11 @@ class PacketWriter:
                 return
 
     def _take_probe(self, room: int, frames: list[SentFrame], parts: list[bytes]) -> None:
-        """Frames of a packet that a probe timeout asks for, whatever the congestion window is (RFC 9002 section 6.2.4)."""
-        self._take(room, frames, parts)
+        """Frames of a packet that a probe timeout asks for, whatever the congestion window is (RFC 9002 section 6.2.4).
+
+        It is small, because the path may have stopped to carry large ones (RFC 8899 section 4.3).
+        """
+        self._take(room - (self._mtu.current - BASE_BYTES), frames, parts)
         if not frames:
             frames.append(SentFrame(PING))
             parts.append(b"\x01")

@@ -163,6 +163,8 @@ class QuicEngine:
             if at is not None and at <= now:
                 self._handshake.handle_timer(now)
                 self._go_on(now)
+                if self.one_rtt is not None:
+                    self.one_rtt.probe()
         one_rtt = self.one_rtt
         if one_rtt is not None:
             at = one_rtt.deadline()
@@ -202,7 +204,7 @@ class QuicEngine:
             return
         if self._handshake is not None:
             # A server that did not get the last packet of the handshake can only read this one (RFC 9000 section 10.2.3).
-            self._handshake.close(error_code, reason)
+            self._handshake.shutdown(error_code, reason)
         if self.one_rtt is not None:
             self.one_rtt.shutdown(error_code, reason)
         elif self._owner is not None:

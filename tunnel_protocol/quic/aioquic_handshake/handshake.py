@@ -158,10 +158,10 @@ class AioquicHandshake(BoundedConnection):
             trace=trace if isinstance(trace, Trace) else None,
         )
 
-    def close(self, error_code: int, reason: str) -> None:  # type: ignore[override]  # aioquic's has optional arguments
+    def shutdown(self, error_code: int, reason: str) -> None:
         """See `Handshake`."""
         self._error = ConnectionClosedError(error_code, reason, by_peer=False)
-        super().close(error_code=error_code, reason_phrase=reason)
+        self.close(error_code=error_code, reason_phrase=reason)
 
     def abandon(self) -> None:
         """See `Handshake`."""
