@@ -416,10 +416,10 @@ async def test_ids_issued_later_have_tokens_of_the_same_key():
     async with quic_endpoints() as endpoints:
         connection = await endpoints.dial()
         assert await echoes(connection)
-        await eventually(lambda: len(connection.engine._peer_cid_available) > 0)
+        await eventually(lambda: len(connection.engine.one_rtt.peer_cids.available) > 0)
         resets = StatelessResets(endpoints.endpoint._factory.reset_key)
-        for issued in (connection.engine._peer_cid, *connection.engine._peer_cid_available):
-            assert issued.stateless_reset_token == resets.token(issued.cid)
+        for issued in (connection.engine.one_rtt.peer_cids.current, *connection.engine.one_rtt.peer_cids.available):
+            assert issued.reset_token == resets.token(issued.cid)
 
 
 async def test_what_is_sent_before_validation_is_three_times_what_came_at_most():

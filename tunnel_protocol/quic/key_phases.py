@@ -3,13 +3,8 @@
 from cryptography.exceptions import InvalidTag
 
 from tunnel_protocol.quic.packet_protection import PacketProtection
-from tunnel_protocol.quic.packets import unprotect_header
+from tunnel_protocol.quic.packets import PacketKeys, unprotect_header
 from tunnel_protocol.quic.transport_error import ErrorCode, TransportError
-
-try:
-    from tunnel_protocol.quic.packet_speedups import Keys
-except ImportError:
-    from tunnel_protocol.quic.packets import Keys
 
 KEY_UPDATE_PACKETS = 1 << 22
 """Packets per key before a key update: half of the confidentiality limit of AES-GCM (RFC 9001 section 6.6)."""
@@ -38,11 +33,11 @@ class KeyPhases:
     def __init__(self, opening: PacketProtection, sealing: PacketProtection) -> None:
         self._opening = opening
         self._sealing = sealing
-        self.opens = opening.keys
-        self.seals = sealing.keys
+        self.opens: PacketKeys = opening.keys
+        self.seals: PacketKeys = sealing.keys
         self.phase = 0
         """The Key Phase bit of packets that are sent, and expected."""
-        self._previous: Keys | None = None
+        self._previous: PacketKeys | None = None
         """Receive keys before the last update, for packets that were reordered or sent before the peer's update."""
         self._following: PacketProtection | None = None
         """Receive keys after the current ones, once a packet seemed to need them."""
@@ -118,7 +113,7 @@ class KeyPhases:
         return payload
 
 
-def _opened(keys: "Keys", number: int, sealed: bytes, header: bytes) -> bytes | None:
+def _opened(keys: PacketKeys, number: int, sealed: bytes, header: bytes) -> bytes | None:
     nonce = (keys.iv ^ number).to_bytes(12, "big")
     try:
         return keys.aead(nonce, sealed, header)

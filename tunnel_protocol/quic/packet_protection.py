@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from tunnel_protocol.quic.packets import PacketKeys
+
 try:
     from tunnel_protocol.quic.packet_speedups import Keys
 except ImportError:
@@ -43,7 +45,7 @@ class PacketProtection:
         self._mask = mask or _header_protection(suite, _expand(suite, secret, b"quic hp", _key_bytes(suite)))
         aead = ChaCha20Poly1305(key) if suite is CipherSuite.CHACHA20_POLY1305_SHA256 else AESGCM(key)
         iv = int.from_bytes(_expand(suite, secret, b"quic iv", _IV_BYTES), "big")
-        self.keys = Keys(aead.decrypt if opens else aead.encrypt, iv, self._mask)
+        self.keys: PacketKeys = Keys(aead.decrypt if opens else aead.encrypt, iv, self._mask)
 
     def following(self) -> "PacketProtection":
         """The keys of the next key phase (RFC 9001 section 6.1)."""

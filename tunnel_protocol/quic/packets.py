@@ -29,6 +29,22 @@ class Keys(NamedTuple):
     """Computes the header protection mask of a sample."""
 
 
+class PacketKeys(Protocol):
+    """`Keys` of either form."""
+
+    @property
+    def aead(self) -> Callable[[bytes, bytes, bytes], bytes]:
+        """See `Keys`."""
+
+    @property
+    def iv(self) -> int:
+        """See `Keys`."""
+
+    @property
+    def mask(self) -> Callable[[bytes], bytes]:
+        """See `Keys`."""
+
+
 class FrameTaker(Protocol):
     """A stream as the receiver of STREAM frames."""
 
@@ -80,7 +96,7 @@ def packet_number(truncated: int, size: int, expected: int) -> int:
     return candidate
 
 
-def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple[int, bytes] | None:
+def open_packet(data: bytes, keys: PacketKeys, key_phase: int, expected: int) -> tuple[int, bytes] | None:
     """Number and payload of a packet of at least `SMALLEST_PACKET_BYTES`; None for another key phase or set reserved bits.
 
     `expected` is the largest received packet number plus 1. Raises what `keys.aead` raises.
@@ -112,7 +128,7 @@ def unprotect_header(data: bytes, mask_of: Callable[[bytes], bytes], expected: i
     return first, packet_number(truncated, size, expected), header
 
 
-def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: Keys) -> bytes:
+def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: PacketKeys) -> bytes:
     """A protected packet with a 2-byte packet number. `first` is the first byte before header protection."""
     truncated = (number & 0xFFFF).to_bytes(2, "big")
     header = first.to_bytes(1, "big") + peer_cid + truncated
