@@ -1,6 +1,6 @@
 """Packet protection of 1-RTT packets: keys from a TLS traffic secret, and the secret after it (RFC 9001 sections 5 and 6.1).
 
-The ciphers are those of the `cryptography` package. `Keys` is what `packets.py` and its compiled version seal and open with.
+The ciphers are those of the `cryptography` package. `PacketKeys` is what `packets.py` and its compiled version seal and open with.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from tunnel_protocol.quic.packets import PacketKeys
 
 try:
-    from tunnel_protocol.quic.packet_speedups import Keys
+    from tunnel_protocol.quic.packet_speedups import make_keys
 except ImportError:
-    from tunnel_protocol.quic.packets import Keys
+    from tunnel_protocol.quic.packets import make_keys
 
 _IV_BYTES = 12
 
@@ -45,7 +45,7 @@ class PacketProtection:
         self._mask = mask or _header_protection(suite, _expand(suite, secret, b"quic hp", _key_bytes(suite)))
         aead = ChaCha20Poly1305(key) if suite is CipherSuite.CHACHA20_POLY1305_SHA256 else AESGCM(key)
         iv = int.from_bytes(_expand(suite, secret, b"quic iv", _IV_BYTES), "big")
-        self.keys: PacketKeys = Keys(aead.decrypt if opens else aead.encrypt, iv, self._mask)
+        self.keys: PacketKeys = make_keys(aead.decrypt if opens else aead.encrypt, iv, self._mask)
 
     def following(self) -> "PacketProtection":
         """The keys of the next key phase (RFC 9001 section 6.1)."""

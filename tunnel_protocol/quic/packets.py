@@ -64,6 +64,11 @@ class Ack(NamedTuple):
     """Position of the next frame in the payload."""
 
 
+def make_keys(aead: Callable[[bytes, bytes, bytes], bytes], iv: int, mask: Callable[[bytes], bytes]) -> PacketKeys:
+    """Keys of this form."""
+    return Keys(aead, iv, mask)
+
+
 def varint(value: int) -> bytes:
     """Encode a variable-length integer (RFC 9000 section 16)."""
     if value < 0x40:
