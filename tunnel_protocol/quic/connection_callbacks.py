@@ -1,6 +1,8 @@
 """What the parts of a connection call on it. A class and not a protocol: compiled calls through a class are cheaper."""
 
+from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.packets import Ack
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 
 class ConnectionCallbacks:
@@ -14,3 +16,28 @@ class ConnectionCallbacks:
 
     def on_local_id_retired(self, cid: bytes) -> None:
         """The peer no longer uses this connection id of ours."""
+
+
+class NullEngineCallbacks:
+    """The owner of a discarded connection: nothing happens."""
+
+    def on_work(self) -> None:
+        """See `EngineCallbacks`."""
+
+    def on_established(self) -> None:
+        """See `EngineCallbacks`."""
+
+    def on_peer_stream(self, stream: Stream) -> StreamHandler | None:
+        """See `EngineCallbacks`."""
+
+    def on_stream_credit(self) -> None:
+        """See `EngineCallbacks`."""
+
+    def on_connection_id(self, connection_id: bytes) -> None:
+        """See `EngineCallbacks`."""
+
+    def on_connection_id_retired(self, connection_id: bytes) -> None:
+        """See `EngineCallbacks`."""
+
+    def on_closed(self, error: ConnectionClosedError) -> None:
+        """See `EngineCallbacks`."""

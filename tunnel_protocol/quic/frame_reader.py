@@ -72,7 +72,7 @@ class FrameReader:
         self._local_cids = local_cids
         self._peer_cids = peer_cids
         self._paths = paths
-        self._connection: ConnectionCallbacks | None = connection
+        self._connection = connection
         self._cost = 0
         self.probing = False
         """Whether there were only frames that probe a path (RFC 9000 section 9.1)."""
@@ -81,7 +81,7 @@ class FrameReader:
 
     def close(self) -> None:
         """Release the connection, which has ended."""
-        self._connection = None
+        self._connection = ConnectionCallbacks()
 
     def read(self, payload: bytes, path: Path, used_cid: bytes, now: float) -> bool:
         """Process the frames of a packet that came on `path`, addressed to `used_cid`; True if it is ack-eliciting.
@@ -135,8 +135,7 @@ class FrameReader:
     def _on_ack(self, ack: Ack, now: float) -> None:
         self._count(_ACK_COST, 0x02)
         self.probing = False
-        if self._connection is not None:
-            self._connection.on_ack_frame(ack, now)
+        self._connection.on_ack_frame(ack, now)
 
     def _read_other(self, frame_type: int, payload: bytes, at: int, path: Path, used_cid: bytes, now: float) -> int:
         """Process any frame but STREAM and ACK without counts; returns where it ends."""
@@ -187,7 +186,7 @@ class FrameReader:
         if frame_type == 0x19:
             number, at = pull_varint(payload, at)
             retired = self._local_cids.retire(number, used_cid)
-            if retired is not None and self._connection is not None:
+            if retired is not None:
                 self._connection.on_local_id_retired(retired)
             return at
         if frame_type in (0x1C, 0x1D):

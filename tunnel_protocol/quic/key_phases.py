@@ -69,9 +69,8 @@ class KeyPhases:
         self.sealed = 0
 
     def opened(self, number: int) -> None:
-        """A packet of the current phase was opened; called until the first one after an update."""
-        if self._first_opened is None or number < self._first_opened:
-            self._first_opened = number
+        """The first packet of the current phase was opened."""
+        self._first_opened = number
 
     @property
     def just_updated(self) -> bool:

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.closing import close_frame
 from tunnel_protocol.quic.congestion import Congestion
-from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks
+from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks, NullEngineCallbacks
 from tunnel_protocol.quic.connection_frames import ConnectionFrames
 from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnectionIds
 from tunnel_protocol.quic.engine import Address, EngineCallbacks
@@ -72,7 +72,7 @@ class OneRttConnection(ConnectionCallbacks):
 
     def __init__(self, made: HandOver, settings: QuicSettings, owner: EngineCallbacks, now: float) -> None:
         peer = made.parameters
-        self._owner: EngineCallbacks | None = owner
+        self._owner: EngineCallbacks = owner
         self._settings = settings
         self._is_client = made.is_client
         self._now: float = now
@@ -142,11 +142,6 @@ class OneRttConnection(ConnectionCallbacks):
         self._repeat_close = False
 
     # --- properties --------------------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> ConnectionState:
-        """The state of the connection."""
-        return self._state
 
     @property
     def peer_address(self) -> Address:
@@ -296,8 +291,7 @@ class OneRttConnection(ConnectionCallbacks):
     def schedule_poll(self) -> None:
         """See `ConnectionCallbacks`."""
         self.table.poll_scheduled = True
-        if self._owner is not None:
-            self._owner.on_work()
+        self._owner.on_work()
 
     def on_local_id_retired(self, cid: bytes) -> None:
         """See `ConnectionCallbacks`."""
@@ -371,8 +365,6 @@ class OneRttConnection(ConnectionCallbacks):
         """Report connection ids that are new or were retired to the owner, who routes datagrams by them."""
         self._ids_due = False
         owner = self._owner
-        if owner is None:
-            return
         retired, self._retired_ids = self._retired_ids, []
         for cid in retired:
             owner.on_connection_id_retired(cid)
@@ -526,8 +518,6 @@ class OneRttConnection(ConnectionCallbacks):
         """See `Engine`."""
         table, owner = self.table, self._owner
         table.poll_scheduled = True
-        if owner is None:
-            return
         if not self._established_told and self._state is _CONNECTED:
             self._established_told = True
             self.path_mtu.start(self._now, self._peer_max_udp_payload)
@@ -601,7 +591,7 @@ class OneRttConnection(ConnectionCallbacks):
 
     def discard(self) -> None:
         """See `Engine`. The owner gets no more callbacks."""
-        self._owner = None
+        self._owner = NullEngineCallbacks()
         self._reader.close()
         self.recovery.forget()
         self.table.close()

@@ -266,6 +266,8 @@ class PacketWriter:
         if keys.sealed >= KEY_UPDATE_PACKETS:
             if keys.update_due(self._recovery.largest_acked):
                 keys.update(number)
+                if self.log is not None:
+                    self.log.key_updated(keys.phase)
             elif keys.sealed % KEY_UPDATE_PACKETS == 0:
                 self._connection_frames.ping = True  # the peer has to acknowledge a packet of this phase first
         keys.sealed += 1

@@ -6,6 +6,7 @@ last Handshake packet may have to be sent again (RFC 9001 section 4.9.2).
 
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.limit import Limit
+from tunnel_protocol.quic.connection_callbacks import NullEngineCallbacks
 from tunnel_protocol.quic.datagram_packets import split_datagram
 from tunnel_protocol.quic.engine import Address, EngineCallbacks
 from tunnel_protocol.quic.hand_over import Handshake
@@ -23,7 +24,7 @@ class QuicEngine:
     """Implements `Engine`."""
 
     def __init__(self, owner: EngineCallbacks, handshake: Handshake, settings: QuicSettings) -> None:
-        self._owner: EngineCallbacks | None = owner
+        self._owner: EngineCallbacks = owner
         self._settings = settings
         self._handshake: Handshake | None = handshake
         self.one_rtt: OneRttConnection | None = None
@@ -111,24 +112,21 @@ class QuicEngine:
 
     def _go_on(self, now: float) -> None:
         """Begin the connection if the handshake is complete; end it if the handshake has failed afterwards."""
-        handshake, owner = self._handshake, self._owner
+        handshake = self._handshake
         assert handshake is not None  # noqa: S101 - checked by the callers
         if self.one_rtt is not None:
             if handshake.closed:
                 self.one_rtt.abandon(handshake.closed_error())
             return
         made = handshake.hand_over()
-        if made is None or owner is None:
+        if made is None:
             return
-        one_rtt = self.one_rtt = OneRttConnection(made, self._settings, owner, now)
+        one_rtt = self.one_rtt = OneRttConnection(made, self._settings, self._owner, now)
         if one_rtt.confirmed:
             self._let_go()
         early, self._early = self._early, []
         for data, address in early:
-            if self._handshake is None:
-                one_rtt.receive(data, address, now)
-            else:
-                self._receive_one_rtt(data, address, now)
+            self._receive_one_rtt(data, address, now)
 
     def _let_go(self) -> None:
         handshake, self._handshake = self._handshake, None
@@ -183,11 +181,11 @@ class QuicEngine:
         if self.one_rtt is not None:
             self.one_rtt.deliver()
             return
-        handshake, owner = self._handshake, self._owner
-        if owner is None or self._closed_told or handshake is None or not handshake.closed:
+        handshake = self._handshake
+        if self._closed_told or handshake is None or not handshake.closed:
             return
         self._closed_told = True
-        owner.on_closed(self._error or handshake.closed_error())
+        self._owner.on_closed(self._error or handshake.closed_error())
 
     def open_stream(self, handler: StreamHandler) -> Stream | None:
         """See `Engine`."""
@@ -207,7 +205,7 @@ class QuicEngine:
             self._handshake.shutdown(error_code, reason)
         if self.one_rtt is not None:
             self.one_rtt.shutdown(error_code, reason)
-        elif self._owner is not None:
+        else:
             self._owner.on_work()
 
     def is_reset(self, data: bytes) -> bool:
@@ -225,9 +223,8 @@ class QuicEngine:
 
     def discard(self) -> None:
         """See `Engine`. The owner gets no more callbacks."""
-        self._owner = None
+        self._owner = NullEngineCallbacks()
         if self.one_rtt is not None:
             self.one_rtt.discard()
-            self._let_go()
-        elif self._handshake is not None:
+        if self._handshake is not None:
             self._handshake.discard()

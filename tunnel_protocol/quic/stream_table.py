@@ -87,7 +87,7 @@ class StreamTable:
         self._is_client = is_client
         self._window = settings.stream_window_bytes
         self._high_water = settings.send_buffer_bytes
-        self._connection: ConnectionCallbacks | None = connection
+        self._connection = connection
         self.peer = peer
         self.closed = False
         self.streams: dict[int, BidirectionalStream] = {}
@@ -137,7 +137,7 @@ class StreamTable:
 
     def schedule_poll(self) -> None:
         """See `StreamCallbacks`."""
-        if self._connection is not None and not self.poll_scheduled:
+        if not self.poll_scheduled:
             self._connection.schedule_poll()
 
     def release(self, stream: BidirectionalStream) -> None:
@@ -159,7 +159,7 @@ class StreamTable:
         for work in (self.sending, self.control, self.ready, self.connection_blocked):
             work.clear()
         self.unaccepted.clear()
-        self._connection = None
+        self._connection = ConnectionCallbacks()
         return streams
 
     # --- frames in ---------------------------------------------------------------------------------------------------
