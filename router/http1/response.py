@@ -54,6 +54,10 @@ class ResponseOutput(Protocol):
     def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of its connection."""
 
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+
     def date(self) -> bytes:
         """The value of the `date` header now."""
 
@@ -97,6 +101,11 @@ class Response:
         self.over = False
         self.status = 0
         self.body_bytes = 0
+
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+        return self._output.peer
 
     def start(self, status: int, headers: HeaderList) -> None:
         """Send the head now. `headers` may have one `content-length`, and no other framing header."""
