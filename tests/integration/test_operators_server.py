@@ -12,6 +12,9 @@ from structlog.testing import capture_logs
 from router.http1.request import ClientRequest, RequestBody
 from router.operators.access import COOKIE, MIN_TOKEN, TOKEN, Access, is_local
 from router.operators.handler import CONNECTIONS
+from router.operators.live_document import Live
+from router.operators.live_feed import LiveFeed
+from router.operators.live_pages import live_pages
 from router.operators.reply import Page, Reply, document
 from router.operators.server import OperatorsServer
 from router.telemetry.metrics import Metrics
@@ -251,3 +254,107 @@ async def test_a_token_file_is_read_up_to_its_bound(port: Callable[..., Any], tm
         started = await port(**guarded(Access(path)))
         head, _ = await started.ask("GET /explain HTTP/1.1", "host: r", f"authorization: Bearer {token}")
         assert head[9:12] == status
+
+
+# --- the login form ------------------------------------------------------------------------------------------------------
+
+
+class Router:
+    """Whatever runs behind the pages."""
+
+    async def read(self) -> Live:
+        raise NotImplementedError
+
+
+def all_pages(access: Access) -> dict[str, Any]:
+    feed = LiveFeed(Router())
+    return {"pages": live_pages(feed, shown, access), "access": access, "feed": feed}
+
+
+FORM = ("host: r", "content-type: application/x-www-form-urlencoded")
+
+
+async def test_the_page_asks_for_the_token_and_the_form_gives_a_cookie_that_opens_it(
+    port: Callable[..., Any], token_file: Path
+) -> None:
+    started = await port(**all_pages(Access(token_file)))
+    head, body = await started.ask("GET / HTTP/1.1", "host: r")
+    assert head.startswith("http/1.1 401")
+    assert b"<form" in body
+    assert (await started.ask("GET /api/v1/explain HTTP/1.1", "host: r"))[0].startswith("http/1.1 401")
+    head, _ = await started.ask("POST /login HTTP/1.1", *FORM, body=f"token={GIVEN}")
+    assert head.startswith("http/1.1 303")
+    assert "location: /\r\n" in head
+    cookie = head.partition("set-cookie: ")[2].partition("\r\n")[0]
+    assert cookie.partition("; ")[2] == "path=/; httponly; samesite=strict"
+    assert GIVEN not in cookie
+    opening = ("host: r", f"cookie: other=1; {cookie.partition(';')[0]}")
+    head, body = await started.ask("GET / HTTP/1.1", *opening)
+    assert head.startswith("http/1.1 200")
+    assert b"<table" in body
+    again = await port(**all_pages(Access(token_file)))  # as after a restart
+    assert (await again.ask("GET /api/v1/explain HTTP/1.1", *opening))[0].startswith("http/1.1 200")
+    token_file.write_text("another-token-from-now-on")  # noqa: ASYNC240
+    assert (await started.ask("GET / HTTP/1.1", *opening))[0].startswith("http/1.1 401")
+
+
+@pytest.mark.parametrize("form", ["token=something-else-entirely", "", "other=1", f"token={GIVEN}x"])
+async def test_a_login_without_the_token_is_refused_and_logged(
+    port: Callable[..., Any], token_file: Path, form: str
+) -> None:
+    started = await port(**all_pages(Access(token_file)))
+    with capture_logs() as lines:
+        head, _ = await started.ask("POST /login HTTP/1.1", *FORM, body=form)
+    assert head.startswith("http/1.1 401")
+    assert "set-cookie" not in head
+    assert [line["event"] for line in lines] == ["a login at the operators' port was refused"]
+
+
+async def test_a_login_where_nobody_can_log_in_says_so(port: Callable[..., Any], tmp_path: Path) -> None:
+    closed = await port(**all_pages(Access(None)))
+    head, body = await closed.ask("POST /login HTTP/1.1", *FORM, body=f"token={GIVEN}")
+    assert head.startswith("http/1.1 403")
+    assert b"--operators-token-file" in body
+    head, body = await closed.ask("GET / HTTP/1.1", "host: r")
+    assert head.startswith("http/1.1 403")
+    assert b"<form" not in body
+    broken = await port(**all_pages(Access(tmp_path / "none")))
+    assert (await broken.ask("POST /login HTTP/1.1", *FORM, body=f"token={GIVEN}"))[0].startswith("http/1.1 403")
+
+
+async def test_a_form_is_read_up_to_its_bound(port: Callable[..., Any], token_file: Path) -> None:
+    started = await port(**all_pages(Access(token_file)))
+    head, _ = await started.ask("POST /login HTTP/1.1", *FORM, body="token=" + "x" * 5_000)
+    assert head.startswith("http/1.1 413")
+
+
+async def test_a_form_whose_framing_breaks_and_one_that_does_not_arrive_get_no_cookie(
+    port: Callable[..., Any], token_file: Path
+) -> None:
+    started = await port(**all_pages(Access(token_file)))
+    for rest in (b"zz\r\n", None):
+        reader, writer = await asyncio.open_connection("127.0.0.1", started.number)
+        writer.write(b"POST /login HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n3\r\ntok\r\n")
+        if rest is None:
+            writer.close()
+            continue
+        writer.write(rest)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        assert b" 4" in answer[:12]
+        assert b"set-cookie" not in answer
+        writer.close()
+    assert (await started.ask("GET /metrics HTTP/1.1"))[0].startswith("http/1.1 200")
+
+
+async def test_a_process_of_its_own_has_nothing_for_a_supervisor_unless_it_says_so(port: Callable[..., Any]) -> None:
+    started = await port(**all_pages(Access(None)))
+    assert (await started.ask("GET /api/v1/process HTTP/1.1", LOCAL))[0].startswith("http/1.1 404")
+
+
+async def test_pages_run_only_their_own_scripts_and_styles(port: Callable[..., Any]) -> None:
+    head, _ = await (await port(**all_pages(Access(None)))).ask("GET / HTTP/1.1", LOCAL)
+    policy = head.partition("content-security-policy: ")[2].partition("\r\n")[0]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert policy.count("'sha256-") == 2
