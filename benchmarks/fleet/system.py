@@ -100,6 +100,12 @@ class System:
         if router is not None:
             _end(router)
 
+    def stop_simulator(self) -> None:
+        """End the simulated workers with SIGTERM."""
+        simulator, self._simulator = self._simulator, None
+        if simulator is not None:
+            _end(simulator)
+
     def lost_handshakes(self) -> int:
         """Number of tunnels so far that workers dialled in vain."""
         log = self._log("simulator")
@@ -111,8 +117,7 @@ class System:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._simulator is not None:
-            _end(self._simulator)
+        self.stop_simulator()
         self.stop_router()
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import timeit
 from pathlib import Path
 
 from benchmarks.fleet.system import FleetError, System
-from benchmarks.fleet.usage import Usage
+from benchmarks.fleet.usage import Machine, Usage
 from benchmarks.live.frames import frames
 from benchmarks.live.traffic import Traffic
 from benchmarks.live.viewers import watch
@@ -45,15 +45,17 @@ def _costs(system: System, options: argparse.Namespace) -> None:
     without: list[float] = []
     with_viewers: list[float] = []
     received = 0
+    machine = Machine.now()
     for _ in range(options.rounds):
         without.append(_share(system, options.seconds, 0)[0])
         share, received = _share(system, options.seconds, options.viewers)
         with_viewers.append(share)
     without.append(_share(system, options.seconds, 0)[0])
+    idle = Machine.now().idle_since(machine)
     more = statistics.median(with_viewers) - statistics.median(without)
     print(
         f"{options.workers} workers, {options.targets} targets, {options.requests_per_s:g} requests/s; "
-        f"{options.rounds} rounds of {options.seconds:g} s\n"
+        f"{options.rounds} rounds of {options.seconds:g} s; CPUs idle for {idle * 100:.0f} % of the time\n"
         f"  without viewers: {_shown(without)} of a core\n"
         f"  {options.viewers} viewers:     {_shown(with_viewers)} of a core, "
         f"{received / options.viewers / options.seconds / 1024:.1f} KiB per viewer and second\n"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 _NOTE = """
 window.frames_ = []; window.tasks_ = [];
-new PerformanceObserver((list) => { for (const one of list.getEntries()) tasks_.push(one.duration); }).observe({type: "longtask", buffered: true});
+new PerformanceObserver((list) => { for (const one of list.getEntries()) tasks_.push(one.duration); }).observe({type: "longtask"});
 let before = null;
 const note = (now) => { if (before !== null) frames_.push(now - before); before = now; requestAnimationFrame(note); };
 requestAnimationFrame(note);

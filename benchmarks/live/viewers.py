@@ -16,7 +16,7 @@ class _Viewer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the events."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows the type
-        transport.write(b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        transport.write(b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n\r\n")
 
     def data_received(self, data: bytes) -> None:
         """Count it."""

@@ -112,7 +112,7 @@ class _Answer:
                 form = page.login if isinstance(page, Page) and refusal.status == UNAUTHORIZED_STATUS else None
                 _send(response, refusal if form is None else form())
             elif isinstance(page, StreamPage):
-                self._stream = await page.begin(response)
+                self._stream = await page.begin(request, response)
             else:
                 _send(response, await page.answer(request))
         except Exception:  # noqa: BLE001 - logged; a page that fails must not end the router

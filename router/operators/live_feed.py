@@ -5,11 +5,13 @@ connection ends; it may come again. Source: docs/api.md, "Events".
 """
 
 import asyncio
+import zlib
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
+from router.http1.request import ClientRequest
 from router.http1.response import Response, ResponseFlow
 from router.operators.live_document import Live
 from router.operators.reply import NOT_STORED
@@ -32,6 +34,10 @@ _HEADERS: Final = [
     NOT_STORED,
     (b"x-accel-buffering", b"no"),  # nginx would keep events back
 ]
+_GZIP: Final = (b"content-encoding", b"gzip")
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+"""RFC 1952, section 2.3. The trailer, a checksum of all, never comes: the stream has no end."""
+_LEVEL: Final = 1
 _NEW_SECONDS: Final = 3
 """Seconds of the history in an event: those before may have been missed by a late one."""
 
@@ -46,9 +52,10 @@ class LiveSource(Protocol):
 class Viewer:
     """One stream of events; implements `ResponseFlow`."""
 
-    def __init__(self, feed: "LiveFeed", response: Response) -> None:
+    def __init__(self, feed: "LiveFeed", response: Response, *, compressed: bool) -> None:
         self._feed = feed
         self.response = response
+        self.compressed = compressed
         self.paused = False
         self.missed = 0
         """Events that were not sent since the last one that was."""
@@ -81,6 +88,7 @@ class LiveFeed:
         self._last: Live | None = None
         self._last_at = float("-inf")
         self._sent: dict[str, int] = {}
+        self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
         self._closed = False
 
     @property
@@ -96,12 +104,12 @@ class LiveFeed:
             self._reading = asyncio.create_task(self._read())
         return await asyncio.shield(self._reading)
 
-    async def begin(self, response: Response) -> ResponseFlow | None:
-        """Answer with a stream of events; None if the answer is a refusal."""
+    async def begin(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """Answer with a stream of events, compressed if the client can; None if the answer is a refusal."""
         if self._closed or len(self._viewers) >= _VIEWERS:
             response.send(503, [(b"retry-after", b"10"), NOT_STORED])
             return None
-        viewer = Viewer(self, response)
+        viewer = Viewer(self, response, compressed=_takes_gzip(request))
         self._viewers.add(viewer)  # before the wait, so that many at once are counted
         try:
             live = await self.current()
@@ -112,8 +120,10 @@ class LiveFeed:
             self._viewers.discard(viewer)
             response.send(503, [NOT_STORED])
             return None
-        response.start(200, _HEADERS)
-        response.write(b"retry: 1000\n\n" + event(b"full", live))
+        response.start(200, [*_HEADERS, _GZIP] if viewer.compressed else _HEADERS)
+        if viewer.compressed:
+            response.write(_GZIP_HEADER)
+        self._event(b"full", live, b"retry: 1000\n\n").send(viewer)
         if self._sending is None or self._sending.done():
             self._sent = {one.process: one.number for one in reversed(live.requests)}
             self._sending = asyncio.create_task(self._send_all(), name="events for operators")
@@ -150,7 +160,7 @@ class LiveFeed:
             self._send(await self._read())
 
     def _send(self, live: Live) -> None:
-        update = full = b""
+        full, update = self._event(b"full", live), self._event(b"update", self._new(live))
         for viewer in list(self._viewers):
             if not viewer.response.started:
                 continue  # it is about to begin with a state of its own
@@ -161,14 +171,15 @@ class LiveFeed:
                     self.leave(viewer)
                     viewer.response.break_off()
             elif viewer.missed:
-                full = full or event(b"full", live)
                 viewer.missed = 0
-                viewer.response.write(full)
+                full.send(viewer)
             else:
-                update = update or event(b"update", self._new(live))
-                viewer.response.write(update)
+                update.send(viewer)
         for one in reversed(live.requests):
             self._sent[one.process] = one.number
+
+    def _event(self, name: bytes, live: Live, before: bytes = b"") -> "_Event":
+        return _Event(self._compressor, name, live, before)
 
     def _new(self, live: Live) -> Live:
         """Of `live` what the event before did not have."""
@@ -188,6 +199,34 @@ class LiveFeed:
             viewer.response.break_off()
 
 
-def event(name: bytes, live: Live) -> bytes:
-    """One server-sent event; its data is one line."""
-    return b"event: %b\ndata: %b\n\n" % (name, msgspec.json.encode(live))
+class _Event:
+    """One event, encoded and compressed at most once, when the first viewer needs it so.
+
+    A compressed one ends with a full flush (RFC 1951; `Z_FULL_FLUSH` of zlib): it refers to nothing before it, so that
+    one and the same block continues the streams of all viewers.
+    """
+
+    def __init__(self, compressor: "zlib._Compress", name: bytes, live: Live, before: bytes) -> None:
+        self._compressor = compressor
+        self._name = name
+        self._live = live
+        self._before = before
+        self._text = self._block = b""
+
+    def send(self, viewer: Viewer) -> None:
+        """Write it to the stream of `viewer`."""
+        if not self._text:
+            data = msgspec.json.encode(self._live)  # one line
+            self._text = b"%bevent: %b\ndata: %b\n\n" % (self._before, self._name, data)
+        if viewer.compressed and not self._block:
+            self._block = self._compressor.compress(self._text) + self._compressor.flush(zlib.Z_FULL_FLUSH)
+        viewer.response.write(self._block if viewer.compressed else self._text)
+
+
+def _takes_gzip(request: ClientRequest) -> bool:
+    """Whether the client names gzip in `Accept-Encoding`, and does not refuse it (RFC 9110, section 12.5.3)."""
+    for coding in request.first.get(b"accept-encoding", b"").lower().split(b","):
+        name, _, weight = coding.replace(b" ", b"").partition(b";")
+        if name == b"gzip":
+            return weight not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
+    return False

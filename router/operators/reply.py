@@ -37,7 +37,7 @@ class Page(NamedTuple):
 class StreamPage(NamedTuple):
     """What answers one path with a stream; it is guarded, and GET is its only method."""
 
-    begin: Callable[[Response], Awaitable[ResponseFlow | None]]
+    begin: Callable[[ClientRequest, Response], Awaitable[ResponseFlow | None]]
     """Begins the response, or sends it whole and returns None."""
     methods: tuple[bytes, ...] = (b"GET",)
     guarded: bool = True

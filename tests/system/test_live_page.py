@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.fleet import system as fleet
 from llm_request_router import programs
 from llm_request_router.testing import System
 from llm_request_router.testing.system import Ports
@@ -272,6 +273,24 @@ def test_one_page_shows_all_processes_of_a_router(watched):
         shown.row("requests", "complete").first.get_by_role("button").click()
         shown.page.locator("#outcome").wait_for()
         assert shown.page.locator("#outcome").inner_text() == "Chosen: worker-0."
+
+
+def test_it_follows_two_hundred_workers_and_fifty_targets(watched, tmp_path):
+    with fleet.System(" ".join(programs.command("router")), tmp_path) as system:
+        system.start_router()
+        system.start_simulator(200, 1_000, 100.0, models=50)
+        shown = watched(None)
+        shown.page.goto(system.page_url.replace("127.0.0.1", "localhost"))
+        count = "document.querySelectorAll('#%s tbody tr[data-key]').length"
+        until(lambda: shown.page.evaluate(count % "workers") == 200, "all workers are shown", 40)
+        until(lambda: shown.page.evaluate(count % "targets") == 50, "all targets are shown")
+        until(lambda: "(200 of 200 healthy)" in shown.page.locator("#h-workers").inner_text(), "all are healthy")
+        assert shown.page.locator("#flows").get_by_text("and 184 more").count() == 1
+        shown.page.get_by_label("Show only").fill("simulated-199")
+        until(lambda: shown.page.evaluate(count % "workers") == 1, "one is left")
+        system.stop_simulator()
+        shown.page.get_by_label("Show only").fill("")
+        until(lambda: "(0 of 0 healthy)" in shown.page.locator("#h-workers").inner_text(), "their end is shown")
 
 
 # --- who may see it --------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import zlib
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from router.http1.request import ClientRequest, RequestBody
 from router.http1.response import Response
 from router.operators.live_document import Live, Policy, Request, Router, Second, State
 from router.operators.live_feed import SLOW_PERIODS, VIEWERS, LiveFeed
@@ -38,9 +40,17 @@ class Output:
 
     def events(self) -> list[tuple[str, Any]]:
         found = []
-        for block in self.out.split(b"event: ")[1:]:
-            name, _, rest = block.partition(b"\n")
-            found.append((name.decode(), json.loads(rest.partition(b"data: ")[2].partition(b"\n")[0])))
+        head, _, rest = self.out.partition(b"\r\n\r\n")
+        text = b""
+        while rest:  # chunks
+            size, _, rest = rest.partition(b"\r\n")
+            text += rest[: int(size, 16)]
+            rest = rest[int(size, 16) + 2 :]
+        if b"content-encoding: gzip" in head:
+            text = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(text)
+        for block in text.split(b"event: ")[1:]:
+            name, _, data = block.partition(b"\n")
+            found.append((name.decode(), json.loads(data.partition(b"data: ")[2].partition(b"\n")[0])))
         return found
 
     def names(self) -> list[str]:
@@ -116,9 +126,15 @@ def feed(source: Source) -> LiveFeed:
     return LiveFeed(source)
 
 
-async def joined(feed: LiveFeed) -> tuple[Any, Output]:
+def a_query(encodings: bytes = b"") -> ClientRequest:
+    first = {b"accept-encoding": encodings} if encodings else {}
+    body = RequestBody(lambda _reading: None)
+    return ClientRequest(b"GET", b"/", [], first, http_1_0=False, keep_alive=True, received_at=0.0, body=body)
+
+
+async def joined(feed: LiveFeed, encodings: bytes = b"") -> tuple[Any, Output]:
     response, output = a_response()
-    return await feed.begin(response), output
+    return await feed.begin(a_query(encodings), response), output
 
 
 async def test_a_viewer_gets_everything_and_then_what_is_new_each_second(feed: LiveFeed, source: Source) -> None:
@@ -166,7 +182,7 @@ async def test_readers_of_a_page_share_one_look_within_a_second(feed: LiveFeed, 
 async def test_viewers_are_bounded(feed: LiveFeed) -> None:
     viewers = [await joined(feed) for _ in range(VIEWERS.pieces or 0)]
     response, output = a_response()
-    assert await feed.begin(response) is None
+    assert await feed.begin(a_query(), response) is None
     assert output.out.startswith(b"HTTP/1.1 503")
     viewers[0][0].client_gone()
     assert (await joined(feed))[0] is not None
@@ -202,7 +218,7 @@ async def test_the_end_of_the_server_ends_all_streams(feed: LiveFeed) -> None:
     feed.close()
     assert output.ended == "done"
     response, refused = a_response()
-    assert await feed.begin(response) is None
+    assert await feed.begin(a_query(), response) is None
     assert refused.out.startswith(b"HTTP/1.1 503")
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
@@ -210,7 +226,7 @@ async def test_the_end_of_the_server_ends_all_streams(feed: LiveFeed) -> None:
 
 async def test_a_server_that_ends_while_a_viewer_joins_refuses_it(feed: LiveFeed, source: Source) -> None:
     response, output = a_response()
-    joining = asyncio.create_task(feed.begin(response))
+    joining = asyncio.create_task(feed.begin(a_query(), response))
     await asyncio.sleep(0)
     feed._closed = True
     assert await joining is None
@@ -249,3 +265,30 @@ async def test_numbers_are_those_of_each_process(feed: LiveFeed, source: Source)
     viewer.client_gone()
     _, (_, update) = output.events()
     assert [(each["process"], each["number"]) for each in update["requests"]] == [("b", 3), ("c", 1)]
+
+
+async def test_who_takes_gzip_gets_the_same_compressed_whenever_it_joins(feed: LiveFeed, source: Source) -> None:
+    plain, text = await joined(feed)
+    early, first = await joined(feed, b"gzip, deflate, br")
+    await asyncio.sleep(1.5)
+    late, second = await joined(feed, b"br, GZIP ; q=0.5")
+    late.pause_response()
+    source.requests = [a_request(5)]
+    await asyncio.sleep(1)
+    late.resume_response()
+    await asyncio.sleep(1)
+    assert text.names() == first.names() == ["full", "update", "update", "update"]
+    assert text.events() == first.events()
+    assert len(first.out) < len(text.out) * 0.7
+    assert second.names() == ["full", "full"]
+    assert second.events()[1][1]["requests"][0]["number"] == 5
+    for viewer in (plain, early, late):
+        viewer.client_gone()
+
+
+@pytest.mark.parametrize("encodings", [b"identity", b"gzip;q=0", b"gzip; q=0.000, br", b"xgzip"])
+async def test_who_does_not_take_gzip_gets_text(feed: LiveFeed, encodings: bytes) -> None:
+    viewer, output = await joined(feed, encodings)
+    assert b"content-encoding" not in output.out
+    assert output.names() == ["full"]
+    viewer.client_gone()
