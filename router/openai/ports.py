@@ -214,6 +214,9 @@ class BodyFacts(NamedTuple):
     """Images with `detail: "low"`."""
     images: int = 0
     """Other images."""
+    quarters: int = 0
+    """Text that is counted already, in quarters of bytes: for embeddings the sum of `ceil(bytes / 4)` over the inputs (and their
+    number in `pieces`), in the mode `gateway` the whole estimate. Such text is not in `text_bytes`."""
 
 
 class Estimate(NamedTuple):
@@ -222,7 +225,9 @@ class Estimate(NamedTuple):
     tokens: int
     """Corrected by what the model reported so far: for routing and limits."""
     base: int
-    """Without correction: what `learn` compares."""
+    """Without correction, and without `exact`: what `learn` compares."""
+    exact: int = 0
+    """Part of `tokens` that is no estimate: token ids."""
 
 
 class TokenEstimator(Protocol):
