@@ -77,6 +77,9 @@ class Caller(Protocol):
     def priority(self) -> int | None:
         """Value for the routing request's priority, 0 the most urgent; None: the router's default."""
 
+    def routing_method(self, model: str) -> str | None:
+        """What `x-routing-method` would say for a request for `model`; None: the router's default."""
+
     def may_use(self, routing_key: str | None, model: str) -> bool:
         """Whether the caller has the right to a target, as far as that is known without asking anybody.
 

@@ -38,6 +38,8 @@ class GrantedCaller:
     """Over all models."""
     model_limits: Mapping[str, LimitSet] = field(default_factory=dict)
     """For each model by itself; `*` is for those not named."""
+    routing_methods: Mapping[str, str] = field(default_factory=dict)
+    """By model; models that are not in it are routed by the router's default."""
     scope: str = ""
     """Name of what `limits` count together; the key id if empty. Two keys of one account share it."""
 
@@ -47,9 +49,13 @@ class GrantedCaller:
             return False
         return self.models is None or model in self.models
 
+    def routing_method(self, model: str) -> str | None:
+        """The routing method for a model; None: the router's default."""
+        return self.routing_methods.get(model)
+
     def limit_scopes(self, routing_key: str | None, model: str) -> tuple[LimitScope, ...]:
         """The limits for a request for a target: those of the key, and those of the key for this model."""
-        owner = self.scope or f"key:{self.key_id}"
+        owner = self.owner
         found: tuple[LimitScope, ...] = ()
         if self.limits:
             found = (LimitScope(owner, self.limits, "this API key"),)
