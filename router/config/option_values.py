@@ -241,3 +241,21 @@ def metric_families(value: str) -> Literal["contract", "all"]:
     if value == "all":
         return "all"
     raise ValueRefusedError(f"unsupported set of metric families '{value}', expected 'contract' or 'all'")
+
+
+def forbidden_status(value: str) -> Literal[403, 404]:
+    """The status of an answer to a client without the right to a model."""
+    if value == "403":
+        return 403
+    if value == "404":
+        return 404
+    raise ValueRefusedError(f"unsupported status '{value}', expected '403' or '404'")
+
+
+def open_or_closed(value: str) -> Literal["open", "closed"]:
+    """Whether requests are served (open) or refused (closed) while a check cannot be made."""
+    if value == "open":
+        return "open"
+    if value == "closed":
+        return "closed"
+    raise ValueRefusedError(f"unsupported choice '{value}', expected 'open' or 'closed'")

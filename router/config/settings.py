@@ -17,12 +17,14 @@ from router.config.option_values import (
     count_above_zero,
     dropped_headers,
     error_bodies,
+    forbidden_status,
     framing,
     log_format,
     metric_families,
     milliseconds,
     milliseconds_above_zero,
     not_supported,
+    open_or_closed,
     parse_socket_address,
     port,
     process_count,
@@ -630,6 +632,129 @@ class Settings:
     )
     otel_service_name: str = option(
         "--otel-service-name", "NAME", text, default="stargate", help="Service name in traces."
+    )
+    openai_keys_file: str | None = option(
+        "--openai-keys-file",
+        "PATH",
+        text,
+        default=None,
+        help="File of API keys, their rights and limits; `keys add` makes it. Clients of the OpenAI front need one of them.",
+        env="STARGATE_OPENAI_KEYS_FILE",
+        added=True,
+        section="OpenAI clients: keys, limits, usage",
+    )
+    openai_keys_poll_ms: int = option(
+        "--openai-keys-poll-ms",
+        "MS",
+        milliseconds_above_zero,
+        default=1_000,
+        help="How often that file is looked at for changes.",
+        env="STARGATE_OPENAI_KEYS_POLL_MS",
+        added=True,
+    )
+    openai_open: bool = switch(
+        "--openai-open",
+        help="Serve OpenAI clients without keys, each with all rights.",
+        env="STARGATE_OPENAI_OPEN",
+        added=True,
+    )
+    openai_open_anywhere: bool = switch(
+        "--openai-open-anywhere",
+        help="Allow --openai-open on an address that is not of the loopback.",
+        env="STARGATE_OPENAI_OPEN_ANYWHERE",
+        added=True,
+    )
+    openai_forbidden_status: Literal[403, 404] = option(
+        "--openai-forbidden-status",
+        "STATUS",
+        forbidden_status,
+        default=404,
+        help="Answer to a key without the right to a model: '404', as if the model did not exist, or '403'.",
+        env="STARGATE_OPENAI_FORBIDDEN_STATUS",
+        added=True,
+    )
+    openai_auth_endpoint: str | None = option(
+        "--openai-auth-endpoint",
+        "URL",
+        text,
+        default=None,
+        help="NVCF API that is asked (gRPC, AuthLlmInvocation) about API keys that are not in the file; http:// or https://. "
+        "Its credential is in the file of --secrets-path.",
+        env="STARGATE_OPENAI_AUTH_ENDPOINT",
+        added=True,
+    )
+    openai_auth_timeout_ms: int = option(
+        "--openai-auth-timeout-ms",
+        "MS",
+        milliseconds_above_zero,
+        default=2_000,
+        help="Limit for one question to that API.",
+        env="STARGATE_OPENAI_AUTH_TIMEOUT_MS",
+        added=True,
+    )
+    openai_auth_cache_ms: int = option(
+        "--openai-auth-cache-ms",
+        "MS",
+        milliseconds,
+        default=30_000,
+        help="How long an acceptance is remembered, and a refusal for a sixth of it; 0 asks every time.",
+        env="STARGATE_OPENAI_AUTH_CACHE_MS",
+        added=True,
+    )
+    openai_auth_secrets_json_path: str = option(
+        "--openai-auth-secrets-json-path",
+        "KEY",
+        text,
+        default="nvcfApiToken",
+        help="Dotted path to the token for that API in the secrets file; not used with --oauth2-provider-host.",
+        env="STARGATE_OPENAI_AUTH_SECRETS_JSON_PATH",
+        added=True,
+    )
+    openai_redis_url: str | None = option(
+        "--openai-redis-url",
+        "URL",
+        text,
+        default=None,
+        help="Redis in which several routers or processes count limits together: redis:// or rediss://host:port/database, without "
+        "a password. Without it each process counts in its memory.",
+        env="STARGATE_OPENAI_REDIS_URL",
+        added=True,
+    )
+    openai_redis_password_path: str | None = option(
+        "--openai-redis-password-path",
+        "PATH",
+        text,
+        default=None,
+        help="File with the password for Redis; read for every connection.",
+        env="STARGATE_OPENAI_REDIS_PASSWORD_PATH",
+        added=True,
+    )
+    openai_redis_timeout_ms: int = option(
+        "--openai-redis-timeout-ms",
+        "MS",
+        milliseconds_above_zero,
+        default=200,
+        help="Limit for one call of Redis, its connection included.",
+        env="STARGATE_OPENAI_REDIS_TIMEOUT_MS",
+        added=True,
+    )
+    openai_redis_down: Literal["open", "closed"] = option(
+        "--openai-redis-down",
+        "open|closed",
+        open_or_closed,
+        default="open",
+        help="While Redis cannot be asked: 'open' serves requests without limits, 'closed' refuses those that have some (503).",
+        env="STARGATE_OPENAI_REDIS_DOWN",
+        added=True,
+    )
+    openai_usage_log: str | None = option(
+        "--openai-usage-log",
+        "PATH",
+        text,
+        default=None,
+        help="One line of JSON for each request of an OpenAI client: key id, model, tokens, times; never content.",
+        env="STARGATE_OPENAI_USAGE_LOG",
+        added=True,
     )
     shutdown_drain_timeout_ms: int = option(
         "--shutdown-drain-timeout-ms",
