@@ -13,9 +13,10 @@ class Names:
 
     __slots__ = ("_beginnings", "_exact")
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], exact: Iterable[str] = ()) -> None:
+        """`exact` are names in which a `*` at the end is one."""
         names = tuple(names)
-        self._exact = frozenset(name for name in names if not name.endswith(ANY))
+        self._exact = frozenset((*exact, *(name for name in names if not name.endswith(ANY))))
         self._beginnings = tuple(name.removesuffix(ANY) for name in names if name.endswith(ANY))
 
     def __contains__(self, name: str) -> bool:

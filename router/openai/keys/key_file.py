@@ -93,6 +93,11 @@ class KeyFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     keys: Annotated[list[KeyEntry], msgspec.Meta(max_length=KEY_FILE.pieces)]
     version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
 
+    @property
+    def with_limits(self) -> list[str]:
+        """The ids of the keys that have limits."""
+        return [one.id for one in self.keys if one.limits is not None or one.model_limits]
+
     def callers(self) -> Mapping[bytes, GrantedCaller]:
         """What each key may do, by its digest."""
         return {bytes.fromhex(one.digest.removeprefix(DIGEST_PREFIX)): one.caller() for one in self.keys}

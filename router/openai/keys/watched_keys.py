@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from router.openai.keys.key_file import KeyFileError, decode
+from router.openai.keys.key_file import KeyFile, KeyFileError, decode
 from router.openai.keys.key_store import read_key_file
 from router.openai.keys.key_table import KeyTable
 from router.telemetry.metrics import Metrics
@@ -20,8 +20,11 @@ _log = structlog.get_logger()
 class WatchedKeys:
     """Owns the table of keys; `poll` is called periodically and by a reload."""
 
-    def __init__(self, path: Path, content: bytes, metrics: Metrics, reader: FileReader) -> None:
-        """`content` is what the file has now. Raises `KeyFileError`."""
+    def __init__(
+        self, path: Path, content: bytes, metrics: Metrics, reader: FileReader, *, limits_allowed: bool = True
+    ) -> None:
+        """`content` is what the file has now; `limits_allowed=False`: a file with limits is refused. Raises `KeyFileError`."""
+        self._limits_allowed = limits_allowed
         self._path = path
         self._reader = reader
         self._metrics = metrics
@@ -29,15 +32,20 @@ class WatchedKeys:
         self._active = content
         self._refused: bytes | None = None
         self._unreadable: str | None = None
-        self.table = KeyTable(decode(content).callers())
+        self.table = KeyTable(_usable(content, limits_allowed=limits_allowed).callers())
         self._note_success()
 
     @classmethod
-    def load(cls, path: Path, metrics: Metrics) -> "WatchedKeys":
+    def load(cls, path: Path, metrics: Metrics, *, limits_allowed: bool = True) -> "WatchedKeys":
         """Read the file. Raises `SmallFileError` or `KeyFileError`."""
         reader = FileReader()
         content = reader.run(str(path), lambda: read_key_file(path))
-        return cls(path, content, metrics, reader)
+        return cls(path, content, metrics, reader, limits_allowed=limits_allowed)
+
+    @staticmethod
+    def read(path: Path) -> KeyFile:
+        """What is in the file now. Raises `SmallFileError` or `KeyFileError`."""
+        return decode(FileReader().run(str(path), lambda: read_key_file(path)))
 
     async def poll(self) -> None:
         """Read the file, and replace the table if it changed and can be used."""
@@ -56,7 +64,7 @@ class WatchedKeys:
 
     def _replace(self, content: bytes) -> None:
         try:
-            table = KeyTable(decode(content).callers())
+            table = KeyTable(_usable(content, limits_allowed=self._limits_allowed).callers())
         except KeyFileError as error:
             self._refuse(content, str(error))
             return
@@ -80,3 +88,11 @@ class WatchedKeys:
         self._metrics.openai_keys.set(len(self.table))
         self._metrics.openai_keys_last_reload_success.set(1)
         _log.info("API keys loaded", path=str(self._path), keys=len(self.table))
+
+
+def _usable(content: bytes, *, limits_allowed: bool) -> KeyFile:
+    """The file with this content. Raises `KeyFileError`, also for limits that are not allowed."""
+    found = decode(content)
+    if found.with_limits and not limits_allowed:
+        raise KeyFileError("limits of several processes need --openai-redis-url", f"the key '{found.with_limits[0]}'")
+    return found
