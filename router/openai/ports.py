@@ -135,8 +135,7 @@ class End(Enum):
     """The worker's answer did not end well, or a timeout ended it."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
+class UsageRecord(NamedTuple):
     """One request, for counters and the usage log. No content, no key."""
 
     request_id: str

@@ -10,7 +10,7 @@ from router.openai.limits import limiter as limiter_module
 from router.openai.limits import memory_counter
 from router.openai.limits.counter import Bucket, Charge, Kind, Outcome, Slots, Verdict
 from router.openai.limits.fields import duration_text, retry_fields
-from router.openai.limits.limit_set import LimitScope, LimitSet
+from router.openai.limits.limit_set import LimitSet
 from router.openai.limits.limiter import PLANS, UNLIMITED, KeyLimiter
 from router.openai.limits.memory_counter import BUCKETS, MemoryCounter
 from router.openai.limits.rule import MAX_AMOUNT, Rule, RuleError, Unit, parse_rules
@@ -408,14 +408,6 @@ def test_retry_fields_are_never_zero_and_a_long_pause_is_not_for_clients() -> No
     assert dict(retry_fields(4_000.5)) == {b"retry-after": b"5", b"retry-after-ms": b"4001"}
     assert b"x-should-retry" not in dict(retry_fields(60_000))
     assert dict(retry_fields(60_001))[b"x-should-retry"] == b"false"
-
-
-def test_scopes_with_the_same_name_and_other_limits_get_new_plans() -> None:
-    setup = Setup()
-    one, other = LimitSet(concurrency=1), LimitSet(concurrency=2)
-    first = setup.limiter._plan(LimitScope("s", one, ""))
-    assert setup.limiter._plan(LimitScope("s", one, "")) is first
-    assert setup.limiter._plan(LimitScope("s", other, "")).slots[0].most == 2
 
 
 def test_leases_are_unique_over_limiters() -> None:

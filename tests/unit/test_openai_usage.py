@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,8 +37,8 @@ def test_requests_and_tokens_are_counted_by_key_and_model() -> None:
     counters = UsageCounters(metrics)
     counters.record(RECORD)
     counters.record(RECORD)
-    counters.record(replace(RECORD, usage=None))
-    counters.record(replace(RECORD, usage=None, status=429, end=End.REFUSED))
+    counters.record(RECORD._replace(usage=None))
+    counters.record(RECORD._replace(usage=None, status=429, end=End.REFUSED))
     caller = ("alice", "tenant", "m")
     assert metrics.openai_requests_total.value((*caller, "200")) == 3
     assert metrics.openai_requests_total.value((*caller, "429")) == 1
@@ -52,7 +51,7 @@ def test_requests_and_tokens_are_counted_by_key_and_model() -> None:
 
 def test_a_negative_report_takes_nothing_off_a_counter() -> None:
     metrics = Metrics()
-    UsageCounters(metrics).record(replace(RECORD, usage=Usage(-5, 3)))
+    UsageCounters(metrics).record(RECORD._replace(usage=Usage(-5, 3)))
     assert metrics.openai_tokens_total.value(("alice", "tenant", "m", "input")) == 0
     assert metrics.openai_tokens_total.value(("alice", "tenant", "m", "output")) == 3
 
@@ -61,12 +60,12 @@ def test_models_that_no_worker_serves_are_no_labels_and_key_ids_are_bounded() ->
     metrics = Metrics()
     counters = UsageCounters(metrics)
     for i in range(50):
-        counters.record(replace(RECORD, model=f"typo-{i}", registered=False, status=404, usage=None))
+        counters.record(RECORD._replace(model=f"typo-{i}", registered=False, status=404, usage=None))
     assert metrics.openai_requests_total.series() == 1
     assert metrics.openai_requests_total.value(("alice", "", "", "404")) == 50
     assert KEY_IDS.pieces is not None
     for i in range(KEY_IDS.pieces + 20):
-        counters.record(replace(RECORD, key_id=f"key-{i}", usage=None))
+        counters.record(RECORD._replace(key_id=f"key-{i}", usage=None))
     assert metrics.openai_requests_total.value((OVERFLOW, "tenant", "m", "200")) == 21
 
 
@@ -83,7 +82,7 @@ def test_the_log_has_one_line_of_json_a_request_without_content(log_path: Path) 
     metrics = Metrics()
     log = UsageLog(log_path, UsageCounters(metrics), lambda: datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC))
     log.record(RECORD)
-    log.record(replace(RECORD, usage=None, routing_key=None, first_token_ms=None, model="a\n\ud800", end=End.CUT))
+    log.record(RECORD._replace(usage=None, routing_key=None, first_token_ms=None, model="a\n\ud800", end=End.CUT))
     log.close()
     first, second = lines(log_path)
     assert first == {

@@ -23,9 +23,9 @@ class Names:
         return name in self._exact or name.startswith(self._beginnings)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GrantedCaller:
-    """A `Caller` with the rights that were given to its key. Immutable: a reload makes new ones."""
+    """A `Caller` with the rights that were given to its key. Immutable, and equal to itself only: a reload makes new ones."""
 
     key_id: str
     priority: int | None = None
@@ -67,6 +67,11 @@ class GrantedCaller:
             name = f"{owner}:model:{len(scoped)}:{scoped}/{model}"
             found = (*found, LimitScope(name, one, f"this API key and the model `{model}`"))
         return found
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has any limits."""
+        return bool(self.limits or self.model_limits)
 
     @property
     def owner(self) -> str:

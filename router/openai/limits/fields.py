@@ -10,6 +10,11 @@ from router.openai.ports import Headers
 PATIENCE_OF_CLIENTS_MS = 60_000
 """Longest pause for which a client is asked to try again by itself: the SDK waits no longer than 60 s, in later releases 120 s."""
 
+_NAMES = tuple(
+    (kind, tuple(f"x-ratelimit-{what}-{kind.value}".encode() for what in ("limit", "remaining", "reset")))
+    for kind in Kind
+)
+
 
 def duration_text(milliseconds: float) -> str:
     """A time as Go writes it, which is what OpenAI sends: `6m0s`, `3.599s`, `600ms`; at least `1ms`."""
@@ -28,20 +33,22 @@ def duration_text(milliseconds: float) -> str:
 
 def limit_fields(buckets: Sequence[Bucket], levels: Sequence[float]) -> Headers:
     """Limit, remaining and reset for requests and for tokens: each of the bucket with the smallest share left."""
+    tightest: dict[Kind, tuple[float, Bucket, float]] = {}
+    for index, bucket in enumerate(buckets):
+        level = levels[index]
+        share = level / bucket.capacity
+        held = tightest.get(bucket.kind)
+        if held is None or share < held[0]:
+            tightest[bucket.kind] = (share, bucket, level)
     found: list[tuple[bytes, bytes]] = []
-    for kind in Kind:
-        own = [
-            (level / one.capacity, one, level) for one, level in zip(buckets, levels, strict=True) if one.kind is kind
-        ]
-        if own:
-            _, bucket, level = min(own, key=lambda entry: entry[0])
-            name = kind.value
-            reset = until_full_ms(level, bucket.capacity, bucket.period_ms)
-            found += [
-                (f"x-ratelimit-limit-{name}".encode(), str(bucket.capacity).encode()),
-                (f"x-ratelimit-remaining-{name}".encode(), str(max(0, math.floor(level))).encode()),
-                (f"x-ratelimit-reset-{name}".encode(), duration_text(reset).encode()),
-            ]
+    for kind, names in _NAMES:
+        if kind in tightest:
+            _, bucket, level = tightest[kind]
+            reset = duration_text(until_full_ms(level, bucket.capacity, bucket.period_ms)).encode()
+            remaining = math.floor(level) if level > 0 else 0
+            found.append((names[0], b"%d" % bucket.capacity))
+            found.append((names[1], b"%d" % remaining))
+            found.append((names[2], reset))
     return tuple(found)
 
 

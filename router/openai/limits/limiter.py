@@ -16,18 +16,20 @@ from router.telemetry.families import Counter as MetricCounter
 from tunnel_protocol.limit import Limit
 
 PLANS = Limit("openai.limit_plans", pieces=10_000)
-"""Scopes whose buckets are kept ready; beyond it the one made first is made anew."""
+"""Keys and targets whose buckets are kept ready; beyond it the one made first is made anew."""
 
 _UNKNOWN_OUTPUT = 1
 """Output tokens reserved for a request of which nothing is known."""
 
 
 class _Plan(NamedTuple):
-    """The buckets and slots of one scope."""
+    """What a request of one caller for one target is counted by."""
 
-    scope: LimitScope
+    owner: str
     buckets: tuple[Bucket, ...]
     slots: tuple[Slots, ...]
+    descriptions: tuple[str, ...]
+    """Of the scope of each bucket."""
 
 
 class Unlimited:
@@ -74,13 +76,13 @@ class Limited:
             requests, tokens = 1, self._input_tokens + output_seen
         else:
             requests, tokens = 1, (usage.input_tokens or self._input_tokens) + usage.output_tokens
-        corrections = tuple(
-            charge._replace(amount=difference)
-            for charge in self._charges
-            if (difference := (tokens if charge.bucket.kind is Kind.TOKENS else requests) - charge.amount)
-        )
+        corrections = []
+        for bucket, amount in self._charges:
+            difference = (tokens if bucket.kind is Kind.TOKENS else requests) - amount
+            if difference:
+                corrections.append(Charge(bucket, difference))
         if corrections or self._slots:
-            self._counter.settle(self._owner, corrections, self._slots, self._lease)
+            self._counter.settle(self._owner, tuple(corrections), self._slots, self._lease)
 
 
 UNLIMITED = Unlimited()
@@ -94,7 +96,7 @@ class KeyLimiter:
         self._counter = counter
         self._refused = refused
         self._open_if_unknown = open_if_unknown
-        self._plans: OrderedDict[str, _Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[GrantedCaller, str | None, str], _Plan] = OrderedDict()
         # Unique over all processes that count in one place.
         self._lease_prefix = secrets.token_hex(8)
         self._leases = itertools.count()
@@ -104,27 +106,21 @@ class KeyLimiter:
         self, caller: Caller, routing_key: str | None, model: str, input_tokens: int, output_tokens: int | None
     ) -> "Admission | LimitRefusal | asyncio.Future[Admission | LimitRefusal]":
         """See `Limiter.admit`."""
-        scopes = caller.limit_scopes(routing_key, model) if isinstance(caller, GrantedCaller) else ()
-        if not scopes or not isinstance(caller, GrantedCaller):
+        if not isinstance(caller, GrantedCaller) or not caller.limited:
             return UNLIMITED
-        plans = [self._plan(scope) for scope in scopes]
+        plan = self._plan(caller, routing_key, model)
+        if not plan.buckets and not plan.slots:
+            return UNLIMITED
         output = _UNKNOWN_OUTPUT if output_tokens is None else output_tokens
-        wanted = {Kind.REQUESTS: 1, Kind.TOKENS: input_tokens + output}
-        charges = tuple(Charge(bucket, wanted[bucket.kind]) for plan in plans for bucket in plan.buckets)
-        for charge in charges:
-            if charge.amount > charge.bucket.capacity:
+        tokens = input_tokens + output
+        charges = tuple([Charge(one, tokens if one.kind is Kind.TOKENS else 1) for one in plan.buckets])
+        for bucket, amount in charges:
+            if amount > bucket.capacity:
                 self._refused.inc((caller.key_id, "too_large"))
-                return impossible(charge.bucket, input_tokens, output)
-        request = _Request(
-            caller=caller,
-            owner=caller.owner,
-            charges=charges,
-            slots=tuple(slots for plan in plans for slots in plan.slots),
-            descriptions=tuple(plan.scope.described for plan in plans for _ in plan.buckets),
-            lease=f"{self._lease_prefix}-{next(self._leases)}",
-            input_tokens=input_tokens,
-        )
-        outcome = self._counter.reserve(request.owner, charges, request.slots, request.lease)
+                return impossible(bucket, input_tokens, output)
+        lease = f"{self._lease_prefix}-{next(self._leases)}" if plan.slots else ""
+        request = _Request(caller, plan, charges, lease, input_tokens)
+        outcome = self._counter.reserve(plan.owner, charges, plan.slots, lease)
         if isinstance(outcome, Outcome):
             return self._result(request, outcome)
         return asyncio.ensure_future(self._admit_later(request, outcome))
@@ -151,25 +147,28 @@ class KeyLimiter:
                 return UNLIMITED
             self._refused.inc((request.caller.key_id, "unknown"))
             return CANNOT_COUNT
-        refusal = exhausted(request.charges, request.descriptions, request.slots, outcome)
+        refusal = exhausted(request.charges, request.plan.descriptions, request.plan.slots, outcome)
         self._refused.inc((request.caller.key_id, refusal.type))
         return refusal
 
     def _admission(self, request: "_Request", outcome: Outcome) -> Limited:
+        plan = request.plan
         return Limited(
             self._counter,
-            request.owner,
+            plan.owner,
             request.charges,
-            request.slots,
+            plan.slots,
             request.lease,
             request.input_tokens,
-            limit_fields([charge.bucket for charge in request.charges], outcome.levels),
+            limit_fields(plan.buckets, outcome.levels),
         )
 
-    def _plan(self, scope: LimitScope) -> _Plan:
-        found = self._plans.get(scope.name)
-        if found is None or found.scope.limits != scope.limits:
-            self._plans[scope.name] = found = _plan_of(scope)
+    def _plan(self, caller: GrantedCaller, routing_key: str | None, model: str) -> _Plan:
+        # By the caller itself: after a reload of the keys it is another one, with other limits.
+        key = (caller, routing_key, model)
+        found = self._plans.get(key)
+        if found is None:
+            self._plans[key] = found = _plan_of(caller.owner, caller.limit_scopes(routing_key, model))
             if len(self._plans) > (PLANS.pieces or 0):
                 self._plans.popitem(last=False)
         return found
@@ -177,21 +176,25 @@ class KeyLimiter:
 
 class _Request(NamedTuple):
     caller: GrantedCaller
-    owner: str
+    plan: _Plan
     charges: tuple[Charge, ...]
-    slots: tuple[Slots, ...]
-    descriptions: tuple[str, ...]
-    """Of the scope of each charge."""
     lease: str
     input_tokens: int
 
 
-def _plan_of(scope: LimitScope) -> _Plan:
-    limits = scope.limits
+def _plan_of(owner: str, scopes: tuple[LimitScope, ...]) -> _Plan:
     buckets = tuple(
-        Bucket(f"{scope.name}:{kind.value}:{rule.unit.value}", kind, rule.amount, rule.unit.period_ms)
-        for kind, rules in ((Kind.REQUESTS, limits.requests), (Kind.TOKENS, limits.tokens))
+        (
+            Bucket(f"{scope.name}:{kind.value}:{rule.unit.value}", kind, rule.amount, rule.unit.period_ms),
+            scope.described,
+        )
+        for scope in scopes
+        for kind, rules in ((Kind.REQUESTS, scope.limits.requests), (Kind.TOKENS, scope.limits.tokens))
         for rule in rules
     )
-    slots = () if limits.concurrency is None else (Slots(f"{scope.name}:running", limits.concurrency),)
-    return _Plan(scope, buckets, slots)
+    slots = tuple(
+        Slots(f"{scope.name}:running", scope.limits.concurrency)
+        for scope in scopes
+        if scope.limits.concurrency is not None
+    )
+    return _Plan(owner, tuple(bucket for bucket, _ in buckets), slots, tuple(described for _, described in buckets))

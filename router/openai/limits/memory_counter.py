@@ -26,8 +26,10 @@ class _Level:
         self.period_ms = bucket.period_ms
 
     def refill(self, now_ms: float) -> float:
-        self.level = refilled(self.level, now_ms - self.at_ms, self.capacity, self.period_ms)
-        self.at_ms = max(now_ms, self.at_ms)
+        elapsed_ms = now_ms - self.at_ms
+        if elapsed_ms > 0:
+            self.level = refilled(self.level, elapsed_ms, self.capacity, self.period_ms)
+            self.at_ms = now_ms
         return self.level
 
 
@@ -59,16 +61,34 @@ class MemoryCounter:
     ) -> Outcome:
         """See `Counter.reserve`."""
         now_ms = self._clock() * 1000
-        before = [self._level(charge.bucket, now_ms).refill(now_ms) for charge in charges]
-        running = [len(self._running.get(one.name, ())) for one in slots]
-        if any(level < charge.amount for level, charge in zip(before, charges, strict=True)) or any(
-            count >= one.most for count, one in zip(running, slots, strict=True)
-        ):
-            return Outcome(Verdict.DENIED, tuple(before), tuple(running))
-        after = [self._take(charge, now_ms) for charge in charges]
-        for one in slots:
-            self._running.setdefault(one.name, set()).add(lease)
-        return Outcome(Verdict.GRANTED, tuple(after), tuple(count + 1 for count in running))
+        found: list[_Level] = []
+        granted = True
+        for bucket, amount in charges:
+            level = self._level(bucket, now_ms)
+            if level.refill(now_ms) < amount:
+                granted = False
+            found.append(level)
+        running = []
+        for name, most in slots:
+            held = self._running.get(name)
+            count = 0 if held is None else len(held)
+            if count >= most:
+                granted = False
+            running.append(count + 1)
+        if not granted:
+            return Outcome(Verdict.DENIED, tuple([one.level for one in found]), tuple([count - 1 for count in running]))
+        for index, level in enumerate(found):
+            bucket, amount = charges[index]
+            level.level = taken(level.level, amount, level.capacity)
+            # A new bucket is full, and may have made way for the next one.
+            self._levels[bucket.name] = level
+        for name, _ in slots:
+            held = self._running.get(name)
+            if held is None:
+                self._running[name] = {lease}
+            else:
+                held.add(lease)
+        return Outcome(Verdict.GRANTED, tuple([one.level for one in found]), tuple(running))
 
     def settle(
         self,
@@ -79,19 +99,15 @@ class MemoryCounter:
     ) -> None:
         """See `Counter.settle`."""
         now_ms = self._clock() * 1000
-        for charge in charges:
-            self._take(charge, now_ms)
-        for one in slots:
-            held = self._running.get(one.name)
+        for bucket, amount in charges:
+            found = self._level(bucket, now_ms)
+            found.level = taken(found.refill(now_ms), amount, found.capacity)
+        for name, _ in slots:
+            held = self._running.get(name)
             if held is not None:
                 held.discard(lease)
                 if not held:
-                    del self._running[one.name]
-
-    def _take(self, charge: Charge, now_ms: float) -> float:
-        found = self._level(charge.bucket, now_ms)
-        found.level = taken(found.refill(now_ms), charge.amount, found.capacity)
-        return found.level
+                    del self._running[name]
 
     def _level(self, bucket: Bucket, now_ms: float) -> _Level:
         found = self._levels.get(bucket.name)

@@ -7,12 +7,17 @@ larger than its estimate is owed, up to the capacity, and paid back by refilling
 
 def refilled(level: float, elapsed_ms: float, capacity: int, period_ms: int) -> float:
     """The level `elapsed_ms` after it was `level`. A clock that went back refills nothing."""
-    return min(float(capacity), level + max(0.0, elapsed_ms) * capacity / period_ms)
+    if elapsed_ms > 0:
+        level += elapsed_ms * capacity / period_ms
+    return level if level < capacity else float(capacity)
 
 
 def taken(level: float, amount: float, capacity: int) -> float:
     """The level after `amount` was taken, or with a negative amount put back."""
-    return min(float(capacity), max(-float(capacity), level - amount))
+    level -= amount
+    if level > capacity:
+        return float(capacity)
+    return level if level > -capacity else -float(capacity)
 
 
 def wait_ms(level: float, amount: float, capacity: int, period_ms: int) -> float:
