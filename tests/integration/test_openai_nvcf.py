@@ -322,3 +322,13 @@ async def test_an_endpoint_may_use_tls_and_need_no_credential() -> None:
     assert isinstance(refused, KeyRefused)
     assert refused.status in (503, 504)
     await check.close()
+
+
+async def test_at_the_end_what_is_being_asked_is_cancelled() -> None:
+    async with rig() as one:
+        one.api.gate = asyncio.Event()
+        task = asyncio.create_task(one.ask())
+        await eventually(lambda: one.api.asked)
+        await one.check.close()
+        await asyncio.wait([task])
+        assert task.cancelled()

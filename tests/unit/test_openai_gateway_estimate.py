@@ -25,6 +25,7 @@ def user(content: object, **more: object) -> dict[str, object]:
         ({"messages": [user([{"type": "image_url", "image_url": {"url": "u" * 100}}])]}, 5 + 5 + 31),
         ({"messages": [user(None, tool_call_id="abcd", reasoning="abcd", channel="abcd")]}, 5 + 18),
         ({"messages": [user(7), "no object"], "stop": 3}, 5),
+        ({"messages": [user([7, {"type": "text", "text": 5}])]}, 5 + 5 + 3),
         ({"messages": "none"}, 0),
         ({}, 0),
     ],
@@ -46,6 +47,7 @@ def test_some_models_cost_more() -> None:
         ({"input": [{"type": "message", "content": [{"type": "input_text", "text": "hello"}]}]}, 12),
         ({"input": [{"type": "reasoning", "summary": ["long " * 100]}, 3]}, 6),
         ({"input": [{"type": "function_call_output", "call_id": "abcd", "output": "abcd"}]}, 6 + 5 + 1 + 6),
+        ({"input": 7}, 6),
         ({"input": "hello", "prompt_cache_key": "k" * 100, "safety_identifier": "u", "user": "other"}, 18),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
@@ -202,3 +203,27 @@ def test_a_file_that_is_broken_or_in_no_directory_is_not_replaced(tmp_path: Path
     assert path.read_text() == "{"
     with pytest.raises(SmallFileError, match="No such file"):
         add(KeyStore(tmp_path / "missing" / "keys.json"), "one")
+
+
+def test_errors_of_the_system_while_the_file_is_read_or_replaced_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "keys.json", 0o600)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(SmallFileError, match="No space left on device"):
+            add(KeyStore(path), "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkstemp", fail)
+        with pytest.raises(SmallFileError, match="No space left on device"):
+            add(KeyStore(path), "one")
+    assert path.read_text() == '{"keys": []}'
+    assert [one.name for one in tmp_path.iterdir()] == ["keys.json"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", fail)
+        with pytest.raises(SmallFileError, match="No space left on device"):
+            read_key_file(path)

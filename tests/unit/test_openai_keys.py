@@ -245,3 +245,16 @@ def test_limits_of_an_entry_reach_its_caller() -> None:
     )
     caller = one.caller()
     assert [scope.name for scope in caller.limit_scopes(None, "m")] == ["key:a"]
+
+
+async def test_a_file_that_gets_limits_that_are_not_allowed_is_refused(tmp_path: Path) -> None:
+    path, metrics = tmp_path / "keys.json", Metrics()
+    write(path, entry("first", KEY))
+    keys = WatchedKeys.load(path, metrics, limits_allowed=False)
+    before = keys.table
+    write(path, KeyEntry(id="b", digest="sha256:" + "00" * 32, limits=LimitEntry(requests="1-M")))
+    await keys.poll()
+    assert keys.table is before
+    with pytest.raises(KeyFileError, match="limits of several processes need --openai-redis-url at the key 'b'"):
+        WatchedKeys.load(path, metrics, limits_allowed=False)
+    assert WatchedKeys.read(path).with_limits == ["b"]

@@ -134,8 +134,6 @@ def encode(file: KeyFile) -> bytes:
 def _malformed(content: bytes, error: Exception) -> KeyFileError:
     if isinstance(error, UnicodeDecodeError):
         return KeyFileError("not UTF-8", f"byte {error.start}")
-    if isinstance(error, RecursionError):
-        return KeyFileError("nested too deeply", "$")
     text = str(error)
     match = _BYTE.search(text)
     reason = _BYTE.sub("", text)

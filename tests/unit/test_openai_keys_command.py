@@ -1,32 +1,39 @@
-"""`python -m router keys`, as a process."""
+"""`keys add|list|revoke`: what is printed, written, refused, and with which exit code."""
 
+import io
 import json
 import os
 import re
 import stat
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from router.openai.keys import command
 from router.openai.keys.key_file import decode
 from router.openai.keys.key_format import digest_of
 
-ROOT = Path(__file__).parents[2]
+
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STARGATE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "router", "keys", *words],
-        cwd=ROOT,
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def run(*words: str, **variables: str) -> Ended:
+    """The command, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("STARGATE_")}
+    with redirect_stdout(out), redirect_stderr(err), patch.dict(os.environ, {**kept, **variables}, clear=True):
+        try:
+            code = command.main(words)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -68,6 +75,9 @@ def test_a_key_may_have_everything_at_once_and_the_list_is_json_if_asked_for(fil
 def test_a_revoked_key_is_gone_and_others_stay(file: str) -> None:
     for name in ("a", "b"):
         assert run("add", "--file", file, "--id", name).returncode == 0
+    assert re.search(
+        r"^b +\d{4}-\d\d-\d\d +valid +all +all +none +-$", run("list", "--file", file).stdout, re.MULTILINE
+    )
     assert run("revoke", "--file", file, "--id", "a").returncode == 0
     assert [one.id for one in decode(Path(file).read_bytes()).keys] == ["b"]
     again = run("revoke", "--file", file, "--id", "a")
@@ -120,5 +130,5 @@ def test_the_help_teaches_by_examples() -> None:
     assert found.returncode == 0
     for part in ("keys add --file keys.json --id alice", "keys revoke", "60-M", "--expires-in 90D", "SIGHUP"):
         assert part in found.stdout
-    for command in ("add", "list", "revoke"):
-        assert "--file PATH" in run(command, "--help").stdout
+    for name in ("add", "list", "revoke"):
+        assert "--file PATH" in run(name, "--help").stdout
