@@ -50,28 +50,33 @@ class WatchedKeys:
     async def poll(self) -> None:
         """Read the file, and replace the table if it changed and can be used."""
         async with self._polling:
-            path = self._path
+            path, active, refused, limits_allowed = self._path, self._active, self._refused, self._limits_allowed
+
+            def read() -> tuple[bytes, KeyTable | KeyFileError | None]:
+                content = read_key_file(path)
+                if content in (active, refused):
+                    return content, None
+                try:
+                    # Here, because thousands of keys take longer than the event loop should stand still.
+                    return content, KeyTable(_usable(content, limits_allowed=limits_allowed).callers())
+                except KeyFileError as error:
+                    return content, error
+
             try:
-                content = await self._reader.result(str(path), lambda: read_key_file(path))
+                content, found = await self._reader.result(str(path), read)
             except SmallFileError as error:
                 self._refuse(None, error.reason)
                 return
-            if content == self._active:
+            if content == active:
                 self._refused = self._unreadable = None
                 self._metrics.openai_keys_last_reload_success.set(1)
-            elif content != self._refused:
-                self._replace(content)
-
-    def _replace(self, content: bytes) -> None:
-        try:
-            table = KeyTable(_usable(content, limits_allowed=self._limits_allowed).callers())
-        except KeyFileError as error:
-            self._refuse(content, str(error))
-            return
-        self._active, self._refused, self._unreadable = content, None, None
-        self.table = table
-        self._metrics.openai_keys_reloads_total.inc(("success",))
-        self._note_success()
+            elif isinstance(found, KeyFileError):
+                self._refuse(content, str(found))
+            elif found is not None:
+                self._active, self._refused, self._unreadable = content, None, None
+                self.table = found
+                self._metrics.openai_keys_reloads_total.inc(("success",))
+                self._note_success()
 
     def _refuse(self, content: bytes | None, why: str) -> None:
         """Count and log a refused file: once per distinct content, and once per distinct error of one that cannot be read."""
