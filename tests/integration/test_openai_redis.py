@@ -17,11 +17,12 @@ from router.openai.limits.limit_set import LimitSet
 from router.openai.limits.limiter import KeyLimiter
 from router.openai.limits.memory_counter import MemoryCounter
 from router.openai.limits.redis_connection import PASSWORD_FILE, RedisConnection, RedisUrlError
-from router.openai.limits.redis_counter import CALLS, RedisCounter
+from router.openai.limits.redis_counter import OPERATIONS, RedisCallError, RedisCounter
 from router.openai.limits.rule import Unit, parse_rules
 from router.openai.ports import Admission, Caller, LimitRefusal, Usage
 from router.telemetry.metrics import Metrics
 from support.redis_server import RedisServer, needs_redis, redis_server
+from support.waiting import eventually
 from tunnel_protocol.limit import Limit
 
 OWNER = "key:a"
@@ -55,8 +56,11 @@ class Counting:
 
     async def settle(self, charges: tuple[Charge, ...] = (), slots: tuple[Slots, ...] = (), lease: str = "l") -> None:
         self.counter.settle(OWNER, charges, slots, lease)
-        if self.counter._running:
-            await asyncio.wait(self.counter._running)
+        await self.idle()
+
+    async def idle(self) -> None:
+        """Wait until Redis has answered everything."""
+        await eventually(lambda: not self.counter._calls)
 
     def failures(self, reason: str) -> float:
         return self.metrics.openai_limit_store_failures_total.value((reason,))
@@ -219,13 +223,38 @@ async def test_a_server_that_hangs_costs_one_deadline_and_its_late_answers_reach
 
 
 @needs_redis
-async def test_an_answer_that_is_an_error_is_unknown(server: RedisServer) -> None:
+async def test_a_name_in_redis_that_holds_something_else_disturbs_only_its_own_requests(server: RedisServer) -> None:
     async with counting(server.url) as one:
         raw = one.counter._scripts
         assert isinstance(raw, RedisConnection)
-        await raw._client.set("lrr:limits:{key:a}:b", "not a hash")
-        assert (await one.reserve((Charge(bucket(), 1),))).verdict is Verdict.UNKNOWN
-        assert one.failures("response") == 1
+        for name in ("b", "running"):
+            await raw._client.set(f"lrr:limits:{{key:a}}:{name}", "neither hash nor set")
+        other = (Charge(bucket("other"), 1),)
+        found = await asyncio.gather(
+            one.reserve((Charge(bucket(), 1),)), one.reserve(other), one.reserve(other, SLOTS), one.reserve(other)
+        )
+        assert [outcome.verdict for outcome in found] == [
+            Verdict.UNKNOWN,
+            Verdict.GRANTED,
+            Verdict.UNKNOWN,
+            Verdict.GRANTED,
+        ]
+        assert found[3].levels == pytest.approx((8,), abs=0.01)
+        assert one.counter.up
+        assert one.failures("response") == 2
+        await one.settle((Charge(bucket(), 1),), SLOTS)
+        one.counter._leases["l"] = ("lrr:limits:{key:a}:running",)
+        one.counter.renew()
+        await one.idle()
+        assert (await one.reserve(other)).levels == pytest.approx((7,), abs=0.01)
+
+
+@needs_redis
+async def test_a_script_that_fails_is_unknown(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--maxmemory", "1") as server:
+        async with counting(server.url) as one:
+            assert (await one.reserve((Charge(bucket(), 1),))).verdict is Verdict.UNKNOWN
+            assert not one.counter.up
 
 
 @needs_redis
@@ -294,15 +323,15 @@ async def test_a_url_with_tls_and_a_user_is_used() -> None:
 
 
 class Answering:
-    """Runs `answer` in place of each script."""
+    """Runs `answer` in place of each script, and keeps the words."""
 
     def __init__(self, answer: Callable[[], Awaitable[object]]) -> None:
         self.answer = answer
-        self.calls = 0
+        self.words: list[str] = []
 
     def script(self, source: str) -> redis_counter.Script:
-        async def run(keys: list[str], arguments: list[str | int | float]) -> object:
-            self.calls += 1
+        async def run(keys: list[str], arguments: list[str]) -> object:
+            self.words.append(arguments[1])
             return await self.answer()
 
         return run
@@ -311,43 +340,94 @@ class Answering:
         """Nothing is open."""
 
 
-async def test_calls_are_bounded_and_more_are_answered_as_if_it_were_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert CALLS.pieces is not None
-    monkeypatch.setattr(redis_counter, "CALLS", Limit("calls", pieces=10))
+async def test_operations_are_bounded_and_more_are_answered_as_if_it_were_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OPERATIONS.pieces is not None
+    monkeypatch.setattr(redis_counter, "OPERATIONS", Limit("operations", pieces=10))
     metrics, forever = Metrics(), asyncio.Event()
-    scripts = Answering(forever.wait)
-    counter = RedisCounter(scripts, metrics.openai_limit_store_failures_total, timeout_s=30)
+    counter = RedisCounter(Answering(forever.wait), metrics.openai_limit_store_failures_total, timeout_s=30)
     found = [counter.reserve(OWNER, (Charge(bucket(), 1),), (), f"l{i}") for i in range(25)]
     assert sum(isinstance(one, Outcome) for one in found) == 15
     assert metrics.openai_limit_store_failures_total.value(("busy",)) == 15
     await asyncio.sleep(0)
-    assert scripts.calls == 10
     forever.set()
     for one in found:
         if not isinstance(one, Outcome):
             assert (await one).verdict is Verdict.UNKNOWN, "True is no answer of a script"
     await counter.close()
+    assert counter._unanswered == 0
 
 
-@pytest.mark.parametrize("answer", [None, [], [1, ["x"], []], [1, ["nan"], []], [1, [], [], []], 7, [1, None, None]])
+async def test_operations_that_come_while_calls_run_go_together_in_calls_of_a_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redis_counter, "_OPERATIONS_PER_CALL", 10)
+    gate = asyncio.Event()
+    scripts = Answering(gate.wait)
+
+    async def granted() -> object:
+        await gate.wait()
+        reservations = sum(word == "r" for word in scripts.words[-1].split())
+        return "\n".join(["y 1"] * reservations)
+
+    scripts.answer = granted
+    counter = RedisCounter(scripts, Metrics().openai_limit_store_failures_total, timeout_s=30)
+    for i in range(2):
+        counter.settle(OWNER, (Charge(bucket(), 1),), (), f"l{i}")
+        await asyncio.sleep(0)
+    for i in range(25):
+        counter.settle(OWNER, (Charge(bucket(), 1),), (), f"m{i}")
+    assert len(scripts.words) == 2, "two calls at a time"
+    gate.set()
+    await eventually(lambda: not counter._calls)
+    assert [words.count("s ") for words in scripts.words] == [1, 1, 10, 10, 5]
+    await counter.close()
+
+
+@pytest.mark.parametrize("answer", [None, [], "", "y 1\ny 1", "y x", "y 1 x", "y", 7, b"y 1", "y nan", "y inf"])
 async def test_what_is_no_answer_of_the_script_is_unknown(answer: object) -> None:
     async def give() -> object:
         return answer
 
-    counter = RedisCounter(Answering(give), Metrics().openai_limit_store_failures_total, timeout_s=1)
+    metrics = Metrics()
+    counter = RedisCounter(Answering(give), metrics.openai_limit_store_failures_total, timeout_s=1)
     found = counter.reserve(OWNER, (Charge(bucket(), 1),), (), "l")
     assert not isinstance(found, Outcome)
     assert (await found).verdict is Verdict.UNKNOWN
+    assert metrics.openai_limit_store_failures_total.value(("response",)) == 1
+    assert not counter.up
     await counter.close()
 
 
-async def test_leases_are_renewed_in_calls_of_a_bounded_size_and_not_while_it_is_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(redis_counter, "_LEASES_PER_CALL", 10)
+async def test_what_is_queued_behind_a_call_that_fails_is_answered_with_it() -> None:
+    gate, metrics = asyncio.Event(), Metrics()
 
+    async def fail() -> object:
+        await gate.wait()
+        raise RedisCallError("connection", "gone")
+
+    counter = RedisCounter(Answering(fail), metrics.openai_limit_store_failures_total, timeout_s=30)
+    first = counter.reserve(OWNER, (Charge(bucket(), 1),), (), "a")
+    await asyncio.sleep(0)
+    counter.settle(OWNER, (Charge(bucket(), 1),), (), "b")
+    await asyncio.sleep(0)
+    queued = counter.reserve(OWNER, (Charge(bucket(), 1),), (), "c")
+    given_up = counter.reserve(OWNER, (), SLOTS, "e")
+    assert not isinstance(given_up, Outcome)
+    given_up.cancel()
+    counter.settle(OWNER, (Charge(bucket(), 1),), (), "d")
+    gate.set()
+    for one in (first, queued):
+        assert not isinstance(one, Outcome)
+        assert (await one).verdict is Verdict.UNKNOWN
+    await eventually(lambda: not counter._calls)
+    assert metrics.openai_limit_store_failures_total.value(("not_settled",)) == 1
+    assert counter._unanswered == 0
+    await counter.close()
+
+
+async def test_leases_are_renewed_and_not_while_it_is_down() -> None:
     async def granted() -> object:
-        return [1, [], [1]]
+        return "y 1" if scripts.words[-1].startswith("r") else ""
 
     scripts = Answering(granted)
     counter = RedisCounter(scripts, Metrics().openai_limit_store_failures_total, timeout_s=1, clock=lambda: 0.0)
@@ -355,25 +435,34 @@ async def test_leases_are_renewed_in_calls_of_a_bounded_size_and_not_while_it_is
         found = counter.reserve(OWNER, (), SLOTS, f"l{i}")
         assert not isinstance(found, Outcome)
         await found
-    scripts.calls = 0
-    await counter.renew()
-    assert scripts.calls == 3
+    scripts.words = []
+    counter.renew()
+    await eventually(lambda: not counter._calls)
+    assert " ".join(scripts.words) == " ".join(f"h l{i}" for i in range(25))
 
     async def fail() -> object:
-        raise redis_counter.RedisCallError("connection", "gone")
+        raise RedisCallError("connection", "gone")
 
-    scripts.answer = fail
-    await counter.renew()
-    assert scripts.calls == 4, "after a failure nothing is asked for a while"
+    scripts.answer, scripts.words = fail, []
+    counter.renew()
+    await eventually(lambda: not counter._calls)
+    calls = len(scripts.words)
+    counter.renew()
+    assert len(scripts.words) == calls, "after a failure nothing is asked for a while"
     await counter.close()
 
 
 async def test_at_the_end_what_hangs_is_cancelled_after_one_deadline() -> None:
-    counter = RedisCounter(Answering(asyncio.Event().wait), Metrics().openai_limit_store_failures_total, timeout_s=0.05)
-    found = counter.reserve(OWNER, (), SLOTS, "l")
-    assert not isinstance(found, Outcome)
-    await counter.close()
-    await asyncio.wait([found])
+    for timeout_s in (0.05, 30):
+        counter = RedisCounter(
+            Answering(asyncio.Event().wait), Metrics().openai_limit_store_failures_total, timeout_s=timeout_s
+        )
+        counter._timeout_s = 0.05  # of the end
+        found = [counter.reserve(OWNER, (), SLOTS, f"l{i}") for i in range(3)]
+        await counter.close()
+        for one in found:
+            assert not isinstance(one, Outcome)
+            assert (await one).verdict is Verdict.UNKNOWN
 
 
 # --- as a client sees it -----------------------------------------------------------------------------------------------
@@ -402,8 +491,7 @@ async def test_two_routers_count_a_key_together(server: RedisServer) -> None:
         first.finish(Usage(150, 50))
         second.finish(None)
         for each in (one, other):
-            if each.counter._running:
-                await asyncio.wait(each.counter._running)
+            await each.idle()
         last = await admit(routers[1], caller, 100)
         assert not isinstance(last, LimitRefusal)
         assert dict(last.headers)[b"x-ratelimit-remaining-tokens"] in (b"600", b"599")

@@ -11,14 +11,13 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 
-from router.openai.limits.redis_counter import RedisCallError, Script
+from router.openai.limits.redis_counter import CALLS, RedisCallError, Script
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
 
 PASSWORD_FILE = Limit("openai.redis_password_file", bytes=4_096)
 """Size limit of the file with the password."""
 
-_CONNECTIONS = 32
 _DEFAULT_PORT = 6379
 
 
@@ -41,7 +40,7 @@ class _PasswordFile(CredentialProvider):
 
 
 class RedisConnection:
-    """A pool of at most 32 connections, opened when they are needed. Calls do not retry: the caller has a deadline."""
+    """One connection for each call at a time, opened when it is needed. Calls do not retry: the caller has a deadline."""
 
     def __init__(self, url: str, password_path: Path | None, timeout_s: float) -> None:
         """Opens nothing. Raises `RedisUrlError`."""
@@ -49,7 +48,7 @@ class RedisConnection:
         if password_path is not None:
             arguments["credential_provider"] = _PasswordFile(password_path, arguments.pop("username", None))
         pool = BlockingConnectionPool(
-            max_connections=_CONNECTIONS,
+            max_connections=CALLS,
             timeout=timeout_s,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
@@ -65,7 +64,7 @@ class RedisConnection:
         """See `Scripts.script`."""
         registered = self._client.register_script(source)
 
-        async def run(keys: list[str], arguments: list[str | int | float]) -> Any:
+        async def run(keys: list[str], arguments: list[str]) -> Any:
             try:
                 return await registered(keys=keys, args=arguments)
             except RedisError as error:
