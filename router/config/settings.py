@@ -13,18 +13,21 @@ from router.config.explicit_uri import shown
 from router.config.option import Option, option, options_of, required_option, switch
 from router.config.option_values import (
     SocketAddress,
+    aliases,
     connectivity,
     count_above_zero,
     dropped_headers,
     error_bodies,
     forbidden_status,
     framing,
+    front_mode,
     log_format,
     metric_families,
     milliseconds,
     milliseconds_above_zero,
     not_supported,
     open_or_closed,
+    origins,
     parse_socket_address,
     port,
     process_count,
@@ -633,6 +636,119 @@ class Settings:
     otel_service_name: str = option(
         "--otel-service-name", "NAME", text, default="stargate", help="Service name in traces."
     )
+    openai_listen_addr: str | None = option(
+        "--openai-listen-addr",
+        "IP:PORT",
+        text,
+        default=None,
+        help="TCP: requests of OpenAI clients; needs --openai-keys-file, --openai-auth-endpoint or --openai-open. Without it there "
+        "is no such port.",
+        env="STARGATE_OPENAI_LISTEN_ADDR",
+        added=True,
+        section="OpenAI clients: the port",
+    )
+    openai_tls_cert_path: str | None = option(
+        "--openai-tls-cert-path",
+        "PATH",
+        text,
+        default=None,
+        help="Serve that port with TLS and this certificate chain.",
+        env="STARGATE_OPENAI_TLS_CERT_PATH",
+        added=True,
+    )
+    openai_tls_key_path: str | None = option(
+        "--openai-tls-key-path",
+        "PATH",
+        text,
+        default=None,
+        help="Private key of that chain.",
+        env="STARGATE_OPENAI_TLS_KEY_PATH",
+        added=True,
+    )
+    openai_mode: Literal["openai", "gateway"] = option(
+        "--openai-mode",
+        "MODE",
+        front_mode,
+        default="openai",
+        help="'openai', or 'gateway' for clients of the LLM API gateway: its names of models, answers and numbers.",
+        env="STARGATE_OPENAI_MODE",
+        added=True,
+    )
+    openai_default_routing_key: str | None = option(
+        "--openai-default-routing-key",
+        "KEY",
+        text,
+        default=None,
+        help="Routing key of models that OpenAI clients name without one; those registered without a routing key come first.",
+        env="STARGATE_OPENAI_DEFAULT_ROUTING_KEY",
+        added=True,
+    )
+    openai_alias: tuple[tuple[str, str], ...] = option(
+        "--openai-alias",
+        "NAME=MODEL",
+        aliases,
+        default=(),
+        help="A further name of a model, for names that no worker has registered; repeat it or separate with commas.",
+        env="STARGATE_OPENAI_ALIASES",
+        added=True,
+        repeats=True,
+    )
+    openai_max_body_bytes: int | None = option(
+        "--openai-max-body-bytes",
+        "BYTES",
+        count_above_zero,
+        default=None,
+        help="Largest body of an OpenAI client; a larger one is answered 413. Without it that of --proxy-max-replay-body-bytes.",
+        env="STARGATE_OPENAI_MAX_BODY_BYTES",
+        added=True,
+    )
+    openai_head_timeout_ms: int = option(
+        "--openai-head-timeout-ms",
+        "MS",
+        milliseconds,
+        default=0,
+        help="Answer 504 if no worker has begun to answer this long after a request of an OpenAI client arrived; 0 leaves it to "
+        "the limits of routing and attempts.",
+        env="STARGATE_OPENAI_HEAD_TIMEOUT_MS",
+        added=True,
+    )
+    openai_idle_timeout_ms: int = option(
+        "--openai-idle-timeout-ms",
+        "MS",
+        milliseconds,
+        default=0,
+        help="End an answer to an OpenAI client whose worker sends nothing for this long; 0 waits for ever.",
+        env="STARGATE_OPENAI_IDLE_TIMEOUT_MS",
+        added=True,
+    )
+    openai_total_timeout_ms: int = option(
+        "--openai-total-timeout-ms",
+        "MS",
+        milliseconds,
+        default=0,
+        help="End an answer to an OpenAI client that takes longer than this, from the end of its request; 0 never does.",
+        env="STARGATE_OPENAI_TOTAL_TIMEOUT_MS",
+        added=True,
+    )
+    openai_keepalive_ms: int = option(
+        "--openai-keepalive-ms",
+        "MS",
+        milliseconds,
+        default=15_000,
+        help="Send a comment after this much silence in a stream, so that nothing on the way closes it; 0 never does.",
+        env="STARGATE_OPENAI_KEEPALIVE_MS",
+        added=True,
+    )
+    openai_cors_origin: tuple[str, ...] = option(
+        "--openai-cors-origin",
+        "ORIGIN",
+        origins,
+        default=(),
+        help="Origin whose web pages may use the front, or '*'; repeat it or separate with commas. Without it no page may.",
+        env="STARGATE_OPENAI_CORS_ORIGINS",
+        added=True,
+        repeats=True,
+    )
     openai_keys_file: str | None = option(
         "--openai-keys-file",
         "PATH",
@@ -917,6 +1033,7 @@ class Settings:
 def _shown(value: object) -> str:
     """A value in the spelling of the command line."""
     if isinstance(value, tuple) and not isinstance(value, SocketAddress):
+        value = tuple("=".join(one) if isinstance(one, tuple) else one for one in value)
         return ",".join(shown(str(one)) for one in value)
     return str(value).lower() if isinstance(value, bool) else shown(str(value))
 

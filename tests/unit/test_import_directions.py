@@ -39,7 +39,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
     "tunnels": {"ports", "registry", "balancing", "telemetry"},
     "control_plane": {"ports", "registry", "balancing", "telemetry"},
     "operators": {"ports", "registry", "balancing", "telemetry"},
-    "openai": {"ports", "http1", "registry", "balancing", "telemetry", "proxy"},
+    "openai": {"ports", "http1", "registry", "balancing", "telemetry"},
     "config": set(),
     "process": {
         "ports",
