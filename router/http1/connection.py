@@ -286,7 +286,8 @@ class ClientConnection(asyncio.Protocol):
         self.flush()
         if self._state >= _GONE or self._transport.is_closing():
             return
-        self._transport.write_eof()
+        if self._transport.can_write_eof():  # TLS has no half-close
+            self._transport.write_eof()
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()

@@ -20,6 +20,7 @@ from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthentic
 from router.http1.server import HttpServer
 from router.process.freed_memory import FreedMemory, find_trim
 from router.process.live_page import LivePage
+from router.process.openai_front import OpenAiPort, serve_port
 from router.process.opening import Base, Bound, TunnelParts, grpc_tls, server_tls
 from router.process.policy import Policy
 from router.process.polling import every
@@ -28,6 +29,7 @@ from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
 from router.process.shared_ports import SharedGrpcServer, SharedPorts
 from router.process.supervision import Serving, State, SupervisorLink
+from router.process.tick_observers import TickObservers
 from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
 from router.proxy.proxy import Proxy
 from router.proxy.request_trace import ProxyTracing
@@ -35,6 +37,7 @@ from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.quic.endpoint import TickObserver
 
 _log = structlog.get_logger()
 
@@ -46,6 +49,7 @@ async def serve(
     policy: Policy,
     authenticator: OpenAuthenticator | GatewayAuthenticator,
     lookup: Lookup,
+    front: OpenAiPort | None,
 ) -> Router:
     """Serve all ports, write the ports file, and return the router, which owns the stack then. Raises `StartupError`."""
     settings, metrics, tasks, opened = base.settings, base.metrics, base.tasks, base.opened
@@ -67,7 +71,8 @@ async def serve(
     tasks.start("control-plane gRPC server", bound.grpc.wait())
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
-    http, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, page)
+    servers, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, page, front)
+    http = servers[0]
     loop_lag.on_measured = readiness.poll
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), bound.addresses)
@@ -79,7 +84,7 @@ async def serve(
     return Router(
         tasks=tasks,
         metrics=metrics,
-        http=http,
+        servers=servers,
         operators=operators,
         control_plane=control_plane,
         grpc=(bound.grpc, bound.model_discovery),
@@ -251,7 +256,8 @@ async def _serve_http(
     loop_lag: LoopLag,
     warm_up: WarmUpTimer,
     page: LivePage,
-) -> tuple[HttpServer, Readiness]:
+    front: OpenAiPort | None,
+) -> tuple[tuple[HttpServer, ...], Readiness]:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
     proxy.request_ends = page.requests
@@ -267,9 +273,6 @@ async def _serve_http(
     )
     http = HttpServer(routes, time.monotonic, package_settings.http(settings))
     readiness = _make_readiness(metrics, http, tunnels, loop_lag, warm_up)
-    if tunnels.listener is not None:
-        tunnels.listener.observe_ticks(http)
-    tunnels.dialer.observe_ticks(http)
     page.follow(proxy.in_flight, lambda: [reason.value for reason in readiness.reasons()])
     metrics.requests_in_flight.track(lambda: len(proxy.running))
     metrics.replay_memory_bytes.track(lambda: proxy.replay_budget.used_bytes)
@@ -278,7 +281,15 @@ async def _serve_http(
         await http.start(bound.http)
     base.opened.push_async_callback(http.drain, 0)
     base.tasks.start("HTTP proxy server", http.wait())
-    return http, readiness
+    servers: tuple[HttpServer, ...] = (http,)
+    observer: TickObserver = http
+    if front is not None:
+        servers = (http, await serve_port(base, front, proxy, is_ready=readiness.ready))
+        observer = TickObservers(servers)
+    if tunnels.listener is not None:
+        tunnels.listener.observe_ticks(observer)
+    tunnels.dialer.observe_ticks(observer)
+    return servers, readiness
 
 
 def _make_readiness(

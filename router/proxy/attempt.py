@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from router.http1.request import RequestBody
-from router.http1.response import Response
+from router.http1.response import ResponseWriter
 from router.ports.tunnels import Exchange, TunnelError, TunnelSet
 from router.proxy.replay import ReplayBuffer
 from router.proxy.upload import Upload
@@ -113,7 +113,7 @@ class Attempt:
         self._handed_over = False
         self._opening: asyncio.Task[None] | None = None
         self._upload: Upload | None = None
-        self._response: Response | None = None
+        self._response: ResponseWriter | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._upload_timer: asyncio.TimerHandle | None = None
@@ -148,7 +148,7 @@ class Attempt:
         else:
             self._opened(exchange, end=end)
 
-    def relay(self, response: Response) -> None:
+    def relay(self, response: ResponseWriter) -> None:
         """Relay the body to `response`, whose head has been sent."""
         self._response = response
         if self._idle_s:

@@ -12,7 +12,7 @@ import structlog
 
 from router.balancing import AdmissionRejected, Chosen, NotFound, Wait
 from router.http1.request import ClientRequest
-from router.http1.response import Response
+from router.http1.response import ResponseWriter
 from router.ports.tunnels import TunnelError
 from router.proxy import retry
 from router.proxy.attempt import Attempt
@@ -92,7 +92,9 @@ class ProxiedRequest:
         "_valid",
     )
 
-    def __init__(self, proxy: ProxyContext, request: ClientRequest, response: Response, valid: ValidRequest) -> None:
+    def __init__(
+        self, proxy: ProxyContext, request: ClientRequest, response: ResponseWriter, valid: ValidRequest
+    ) -> None:
         self._proxy = proxy
         self._request = request
         self._response = response
@@ -384,9 +386,19 @@ class ProxiedRequest:
         self._send(reply)
         self._finish("refused", reply.reason)
 
+    def abandon(self, reason: str) -> None:
+        """End the request without an answer from here: its owner has answered, or will, for `reason`."""
+        if self._state is _OVER:
+            return
+        self._stop()
+        self._finish("failed", reason)
+
     def _leave(self, phase: str) -> None:
         """End what runs for a client that has gone in this phase of its request."""
         self._recorder.client_gone(phase)
+        self._stop()
+
+    def _stop(self) -> None:
         if self._attempt is not None:
             self._attempt.discard()
         if self._dialling is not None:

@@ -6,7 +6,7 @@ Families: docs/operations.md, "Metrics". A request whose client closes before th
 import structlog
 
 from router.http1.request import ClientRequest
-from router.http1.response import Response
+from router.http1.response import ResponseWriter
 from router.ports.request_ends import NO_REQUEST_ENDS, RequestEnd, RequestEnds
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
@@ -244,7 +244,7 @@ class RequestRecorder:
         if self._access_log.failures:
             log_failed_request(self._valid, backend, status, verdict, head, retries, (now - self._received_at) * 1000)
 
-    def broken_off(self, backend: Backend, reason: str, response: Response) -> None:
+    def broken_off(self, backend: Backend, reason: str, response: ResponseWriter) -> None:
         """The response failed after its head was sent."""
         self._metrics.midstream_failures_total.inc((*self._labels, backend.inference_server_id, "upstream"))
         if self._access_log.failures:
@@ -267,7 +267,7 @@ class RequestRecorder:
     def finished(
         self,
         request: ClientRequest,
-        response: Response,
+        response: ResponseWriter,
         backend: Backend | None,
         attempts: int,
         first_byte_at: float | None,

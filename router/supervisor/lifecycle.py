@@ -19,6 +19,7 @@ from router.config.option_values import MAX_PROCESSES, SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, check_options, listen_address
 from router.http1.server import HttpServer
+from router.process.openai_services import check_front
 from router.process.ports_file import write_ports_document
 from router.process.sockets import bind_tcp_everywhere, bound_address, reserve_tcp
 from router.supervisor import cpu_limit
@@ -96,6 +97,8 @@ async def _run(settings: Settings, count: int, arguments: Sequence[str], environ
     _log.info("starting stargate", **build.described(), processes=count)
     check_options(settings)
     check_processes(settings, count)
+    if settings.openai_listen_addr is not None:
+        check_front(settings, listen_address(settings, "openai_listen_addr"), several=True)
     shown = settings.shown
     http_address = listen_address(settings, "http_listen_addr")
     models_address = listen_address(settings, "model_discovery_listen_addr")

@@ -11,6 +11,7 @@ from router.balancing import BalancingConfig, Selector, load_config
 from router.balancing.settings import CURRENT, BalancingSettings
 from router.http1.server import HttpServer
 from router.http1.settings import HttpSettings
+from router.openai.model_names import KnownTargets
 from router.ports.tunnels import ExchangeSink, TunnelError
 from router.proxy.proxy import Proxy
 from router.proxy.routes import Routes
@@ -193,7 +194,8 @@ class GatewayInMemory:
         self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings, balancing: BalancingSettings
     ) -> None:
         self.metrics = Metrics()
-        self.registry = Registry()
+        self.known = KnownTargets(asyncio.get_running_loop().time)
+        self.registry = Registry(self.known.note)
         self.selector = Selector(config, Random(1), settings=balancing)
         loop = asyncio.get_running_loop()
         self.proxy = Proxy(self.registry, self.selector, self.metrics, settings, loop.time)

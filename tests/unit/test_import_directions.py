@@ -39,6 +39,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
     "tunnels": {"ports", "registry", "balancing", "telemetry"},
     "control_plane": {"ports", "registry", "balancing", "telemetry"},
     "operators": {"ports", "http1", "registry", "balancing", "telemetry"},
+    "openai": {"ports", "http1", "registry", "balancing", "telemetry"},
     "config": set(),
     "process": {
         "ports",
@@ -50,6 +51,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
         "tunnels",
         "control_plane",
         "operators",
+        "openai",
         "config",
     },
     "supervisor": {"http1", "telemetry", "config", "process", "operators"},
