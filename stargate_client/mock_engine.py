@@ -99,7 +99,13 @@ class MockEngine:
             if self._breaks_off(index):
                 return self._break_off(request, response)
             await response.write(chunk({"content": token + " "}))
-        await response.write(chunk({}, "stop") + b"data: [DONE]\n\n")
+        end = chunk({}, "stop")
+        options = document.get("stream_options")
+        if isinstance(options, dict) and options.get("include_usage") is True:
+            usage = {"prompt_tokens": 1, "completion_tokens": count, "total_tokens": count + 1}
+            last = {"id": identity, "object": "chat.completion.chunk", "model": model, "choices": [], "usage": usage}
+            end += _event(last)
+        await response.write(end + b"data: [DONE]\n\n")
         self.served += 1
         return response
 

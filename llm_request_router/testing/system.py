@@ -25,6 +25,8 @@ class Ports(NamedTuple):
     model_discovery: str
     metrics: str
     reverse_tunnel: str | None
+    openai: str | None = None
+    """None unless the router was started with `--openai-listen-addr`."""
 
     @classmethod
     def read(cls, path: Path) -> "Ports | None":
@@ -32,7 +34,7 @@ class Ports(NamedTuple):
         if not path.exists():
             return None
         document = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: document[name] for name in cls._fields})
+        return cls(**{name: document.get(name) for name in cls._fields})
 
 
 class Reply(NamedTuple):

@@ -16,6 +16,9 @@ MAX_PROCESSES = 64
 _DIGITS = re.compile(r"\+?[0-9]+")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<plain>[^\[\]]+)):(?P<port>[0-9]{1,9})")
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(?::[0-9]{1,5})?|[a-z]+://\[[0-9a-fA-F:.]+\](?::[0-9]{1,5})?|null"
+)
 _NEEDED_BY_WORKERS = frozenset(("content-length", "content-type", "x-input-tokens", "x-model", "x-request-id"))
 _GO_EXPONENT = re.compile(r"([0-9])(?:\.([0-9]+))?e\+([0-9]{2})")
 
@@ -84,6 +87,35 @@ def not_supported(reason: str) -> Callable[[str], None]:
 def url_list(value: str) -> tuple[str, ...]:
     """Comma-separated parts as they are; the checks before the start look at each."""
     return tuple(value.split(","))
+
+
+def aliases(value: str) -> tuple[tuple[str, str], ...]:
+    """`NAME=MODEL`; with several, by commas."""
+    found = []
+    for one in value.split(","):
+        name, equals, model = (part.strip() for part in one.partition("="))
+        if not name or not equals or not model:
+            raise ValueRefusedError(f"'{one}' is not NAME=MODEL")
+        found.append((name, model))
+    return tuple(found)
+
+
+def origins(value: str) -> tuple[str, ...]:
+    """Origins of web pages, `https://host` or `*`; with several, by commas."""
+    found = tuple(one.strip().rstrip("/") for one in value.split(","))
+    for one in found:
+        if one != "*" and not _ORIGIN.fullmatch(one):
+            raise ValueRefusedError(f"'{one}' is not an origin such as https://example.com")
+    return found
+
+
+def front_mode(value: str) -> Literal["openai", "gateway"]:
+    """Whose answers OpenAI clients get."""
+    if value == "openai":
+        return "openai"
+    if value == "gateway":
+        return "gateway"
+    raise ValueRefusedError(f"unsupported mode '{value}', expected 'openai' or 'gateway'")
 
 
 def dropped_headers(value: str) -> tuple[str, ...]:
@@ -241,3 +273,21 @@ def metric_families(value: str) -> Literal["contract", "all"]:
     if value == "all":
         return "all"
     raise ValueRefusedError(f"unsupported set of metric families '{value}', expected 'contract' or 'all'")
+
+
+def forbidden_status(value: str) -> Literal[403, 404]:
+    """The status of an answer to a client without the right to a model."""
+    if value == "403":
+        return 403
+    if value == "404":
+        return 404
+    raise ValueRefusedError(f"unsupported status '{value}', expected '403' or '404'")
+
+
+def open_or_closed(value: str) -> Literal["open", "closed"]:
+    """Whether requests are served (open) or refused (closed) while a check cannot be made."""
+    if value == "open":
+        return "open"
+    if value == "closed":
+        return "closed"
+    raise ValueRefusedError(f"unsupported choice '{value}', expected 'open' or 'closed'")

@@ -12,6 +12,7 @@ from router.config.settings import Settings
 from router.config.startup_checks import retry_budget_header
 from router.control_plane.settings import ControlPlaneSettings, GatewayAuthSettings
 from router.http1.settings import ConnectionTimeouts, HttpSettings
+from router.openai.settings import FrontSettings
 from router.proxy.settings import MESSAGES_PATH, PATHS, NoRepeat, ProxySettings
 from router.registry.settings import RegistrySettings
 from router.tunnels.settings import PENDING, TunnelSettings
@@ -109,6 +110,21 @@ def http(settings: Settings) -> HttpSettings:
             head=settings.http_head_timeout_ms / 1000 or math.inf,
             body=settings.http_body_timeout_ms / 1000 or math.inf,
         ),
+    )
+
+
+def openai_front(settings: Settings) -> FrontSettings:
+    """Limits and switches of the front for OpenAI clients."""
+    return FrontSettings(
+        mode=settings.openai_mode,
+        default_routing_key=settings.openai_default_routing_key,
+        aliases=settings.openai_alias,
+        max_body_bytes=settings.openai_max_body_bytes or settings.proxy_max_replay_body_bytes,
+        head_timeout_ms=settings.openai_head_timeout_ms,
+        idle_timeout_ms=settings.openai_idle_timeout_ms,
+        total_timeout_ms=settings.openai_total_timeout_ms,
+        keepalive_ms=settings.openai_keepalive_ms,
+        cors_origins=settings.openai_cors_origin,
     )
 
 

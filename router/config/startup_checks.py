@@ -90,6 +90,10 @@ def _check_pairs(settings: Settings) -> None:
     if settings.reverse:
         both_or_none("--tls-cert-path", settings.tls_cert_path, "--tls-key-path", settings.tls_key_path)
     both_or_none(
+        *("--openai-tls-cert-path", settings.openai_tls_cert_path),
+        *("--openai-tls-key-path", settings.openai_tls_key_path),
+    )
+    both_or_none(
         *("--grpc-tls-cert-path", settings.grpc_tls_cert_path), *("--grpc-tls-key-path", settings.grpc_tls_key_path)
     )
 

@@ -21,7 +21,10 @@ from tunnel_protocol.small_file import FileReader, FileTooLargeError, SmallFileE
 
 _log = structlog.get_logger()
 
-_SCOPE = "llm:check_worker"
+WORKER_SCOPE = "llm:check_worker"
+"""OAuth2 scope of the question about a worker."""
+CALLER_SCOPE = "llm:check_invocation"
+"""OAuth2 scope of the question about a caller."""
 _DEFAULT_LIFE_S = 300
 _MAX_LIFE_S = 86_400
 _RENEW_BEFORE_S = 60
@@ -127,10 +130,12 @@ class ClientCredentials:
         provider: str,
         secrets: SecretsFile,
         *,
+        scope: str = WORKER_SCOPE,
         timeout_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`provider` is the base URL; `timeout_s` seconds limit one request to it, response included."""
+        self._scope = scope
         self._url = provider.rstrip("/") + "/token"
         self._secrets = secrets
         self._timeout_s = timeout_s
@@ -182,7 +187,7 @@ class ClientCredentials:
                 asyncio.timeout(self._timeout_s),
                 self._session.post(
                     self._url,
-                    data={"grant_type": "client_credentials", "scope": _SCOPE},
+                    data={"grant_type": "client_credentials", "scope": self._scope},
                     headers={"authorization": f"Basic {basic}"},
                     allow_redirects=False,
                 ) as response,

@@ -221,6 +221,12 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._transport.writelines(out)
 
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+        address = self._transport.get_extra_info("peername")
+        return str(address[0]) if isinstance(address, tuple) else ""
+
     def date(self) -> bytes:
         """The value of the `date` header now."""
         return self._server.date()
@@ -280,7 +286,8 @@ class ClientConnection(asyncio.Protocol):
         self.flush()
         if self._state >= _GONE or self._transport.is_closing():
             return
-        self._transport.write_eof()
+        if self._transport.can_write_eof():  # TLS has no half-close
+            self._transport.write_eof()
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()

@@ -4,10 +4,12 @@ Framing (RFC 9112 section 6): by `content-length` if one is given; otherwise chu
 connection. A response that is broken off ends without the final chunk, or with fewer bytes than its `content-length`.
 """
 
+from abc import ABC, abstractmethod
 from http import HTTPStatus
 from typing import Protocol
 
 import structlog
+from mypy_extensions import mypyc_attr
 
 from router.http1.request import RequestBody
 from tunnel_protocol.head import HeaderList
@@ -54,11 +56,52 @@ class ResponseOutput(Protocol):
     def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of its connection."""
 
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+
     def date(self) -> bytes:
         """The value of the `date` header now."""
 
 
-class Response:
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ResponseWriter(ABC):
+    """What the producer of a response writes to: the `Response` to a client, or what makes another one of it."""
+
+    __slots__ = ("body_bytes", "over", "started", "status")
+
+    def __init__(self) -> None:
+        self.started = False
+        """Whether a head was written."""
+        self.over = False
+        """Whether nothing can be written any more."""
+        self.status = 0
+        """The status of the head; 0 before it."""
+        self.body_bytes = 0
+        """Bytes of the body so far."""
+
+    @abstractmethod
+    def start(self, status: int, headers: HeaderList) -> None:
+        """Write the head. `headers` may have one `content-length`, and no other framing header."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> bool:
+        """Write a piece of the body. False: the declared length is reached, and the rest is not taken."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the body; if it is shorter than its declared length, break it off."""
+
+    @abstractmethod
+    def break_off(self) -> None:
+        """End abnormally: the body is not complete."""
+
+    @abstractmethod
+    def send(self, status: int, headers: HeaderList, body: bytes = b"") -> None:
+        """Write a complete response, made here and not by a worker."""
+
+
+class Response(ResponseWriter):
     """The response to one request. Methods do nothing after its end, or after the client has closed."""
 
     __slots__ = (
@@ -68,11 +111,7 @@ class Response:
         "_http_1_0",
         "_left",
         "_output",
-        "body_bytes",
         "keep_alive",
-        "over",
-        "started",
-        "status",
     )
 
     def __init__(
@@ -85,6 +124,7 @@ class Response:
         closes_unread: RequestBody | None = None,
     ) -> None:
         """`closes_unread`: a response without success closes the connection if this body has not arrived to its end."""
+        super().__init__()
         self._output = output
         self._http_1_0 = http_1_0
         self.keep_alive = keep_alive
@@ -93,10 +133,11 @@ class Response:
         self._closes_unread = closes_unread
         self._chunked = False
         self._left: int | None = None
-        self.started = False
-        self.over = False
-        self.status = 0
-        self.body_bytes = 0
+
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+        return self._output.peer
 
     def start(self, status: int, headers: HeaderList) -> None:
         """Send the head now. `headers` may have one `content-length`, and no other framing header."""

@@ -4,6 +4,7 @@ import asyncio
 import email.utils
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,11 +77,11 @@ class HttpServer:
         """Number of open connections."""
         return len(self._connections)
 
-    async def start(self, sock: socket.socket) -> None:
-        """Accept connections on a bound socket; again only after `stop_listening`."""
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Accept connections on a bound socket, with TLS if `tls` is given; again only after `stop_listening`."""
         # Accepted sockets inherit these options: they detect clients that vanish, as idle connections have no timeout.
         keep_alive(sock)
-        self._server = await self._loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
+        self._server = await self._loop.create_server(self._connection, sock=sock, backlog=BACKLOG, ssl=tls)
         self._listener = sock
 
     def _connection(self) -> ClientConnection:

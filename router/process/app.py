@@ -4,6 +4,7 @@ The order is that of docs/operations.md, "Start and end"; the checks are in `rou
 that is opened pushes its closing onto one `AsyncExitStack`: a start that fails or is cancelled unwinds it, as a drain does.
 """
 
+import time
 from contextlib import AsyncExitStack
 
 import structlog
@@ -19,8 +20,10 @@ from router.config.startup_checks import (
     read_trust_bundle,
 )
 from router.control_plane.worker_auth import GatewayAuthenticator
+from router.openai.model_names import KnownTargets
 from router.process import assembly
 from router.process.critical_tasks import CriticalTasks
+from router.process.openai_front import open_port
 from router.process.opening import (
     Base,
     TunnelParts,
@@ -37,7 +40,7 @@ from router.process.served_identity import ServedIdentity
 from router.process.serving import serve
 from router.process.supervision import SupervisorLink
 from router.process.tracing import FLUSH_S, open_tracer
-from router.registry import Registry
+from router.registry import Registry, TargetKey
 from router.telemetry import build
 from router.telemetry.families import MetricNameError
 from router.telemetry.logging import writer_in_use
@@ -80,10 +83,13 @@ async def _start(
     identity, certificates = _read_tls(settings, metrics)
     quic = package_settings.quic(settings, key_log)
     tunnel_limits = package_settings.tunnels(settings)
-    registry = Registry(
-        lambda key, count: metrics.set_active_inference_servers(key.routing_key, key.model, count),
-        package_settings.registry(settings),
-    )
+    known = KnownTargets(time.monotonic)
+
+    def on_active_count(key: TargetKey, count: int) -> None:
+        metrics.set_active_inference_servers(key.routing_key, key.model, count)
+        known.note(key, count)
+
+    registry = Registry(on_active_count, package_settings.registry(settings))
     base = Base(
         settings=settings,
         metrics=metrics,
@@ -101,13 +107,16 @@ async def _start(
     listener, reverse_address = await bind_reverse(base, identity, authenticator, quic, tunnel_limits)
     check_worker_auth(settings)
     bound = bind_tcp_ports(base, reverse_address)
+    front = open_port(base, known)
+    if front is not None:
+        bound.addresses["openai"] = front.address
     lookup = assembly.lookup(settings, bound.advertise, port_of(bound.addresses["http"]))
     await connect_worker_auth(settings, authenticator)
     trust = outbound_trust(settings, certificates)
     dialer = await open_dialer(base, trust, quic, tunnel_limits, reverse_address)
     tunnels = TunnelParts(settings=tunnel_limits, metrics=metrics, listener=listener, identity=identity, dialer=dialer)
     policy = Policy.load(settings, metrics)
-    return await serve(base, bound, tunnels, policy, authenticator, lookup)
+    return await serve(base, bound, tunnels, policy, authenticator, lookup, front)
 
 
 def _warn_about_options(settings: Settings) -> None:

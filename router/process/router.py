@@ -25,7 +25,8 @@ class Router:
 
     tasks: CriticalTasks
     metrics: Metrics
-    http: HttpServer
+    servers: tuple[HttpServer, ...]
+    """The HTTP ports of clients."""
     operators: OperatorsServer
     control_plane: ControlPlane
     grpc: tuple[GrpcServer | SharedGrpcServer, ...]
@@ -53,7 +54,8 @@ class Router:
         lame_duck_s = min(self.lame_duck_s, budget_s)
         if not lame_duck_s:
             self.operators.stop()
-        if not await self.http.drain(budget_s, lame_duck_s):
+        drained = await asyncio.gather(*(server.drain(budget_s, lame_duck_s) for server in self.servers))
+        if not all(drained):
             return False
         for tunnels in (self.listener, self.dialer):
             if tunnels is not None:
@@ -69,4 +71,4 @@ class Router:
 
     def unfinished(self) -> list[str]:
         """What is still running, for the log of a drain that took too long."""
-        return [*self.tasks.unfinished(), f"{self.http.in_flight} requests"]
+        return [*self.tasks.unfinished(), f"{sum(server.in_flight for server in self.servers)} requests"]

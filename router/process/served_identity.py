@@ -5,6 +5,7 @@ docs/operations.md, "TLS".
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ from certs import (
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
 from router.control_plane import grpc_dry_run
+from router.operators.live_document import Certificate
+from router.process.http_tls import HttpTls
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.quic.aioquic_handshake.dry_run import UnusableIdentityError, dry_run
 from tunnel_protocol.quic.tls import ServerTls, server_name_for
@@ -36,7 +39,9 @@ TUNNELS = "server_identity"
 """`material_type` in metrics of the identity of the UDP port."""
 GRPC = "grpc_server_identity"
 """`material_type` in metrics of the identity of the gRPC ports."""
-_COMPONENTS = {TUNNELS: "stargate-reverse-listener", GRPC: "stargate-grpc"}
+OPENAI = "openai_server_identity"
+"""`material_type` in metrics of the identity of the port for OpenAI clients."""
+_COMPONENTS = {TUNNELS: "stargate-reverse-listener", GRPC: "stargate-grpc", OPENAI: "stargate-openai"}
 _WARN_BEFORE_S = (7 * 86_400, 86_400, 3_600)
 
 
@@ -86,6 +91,16 @@ class ServedIdentity:
         return cls._mounted(cert_path, key_path, metrics, GRPC, check_usable_for_grpc, failure_text, options)
 
     @classmethod
+    def load_openai(cls, settings: Settings, metrics: Metrics) -> "ServedIdentity | None":
+        """Load the pair of the port for OpenAI clients; None if none is configured. Raises `StartupError`."""
+        cert_path, key_path = settings.openai_tls_cert_path, settings.openai_tls_key_path
+        if cert_path is None or key_path is None:
+            return None
+        failure_text = "load OpenAI TLS server identity"
+        options = settings.shown("openai_tls_cert_path", "openai_tls_key_path")
+        return cls._mounted(cert_path, key_path, metrics, OPENAI, check_usable_for_http, failure_text, options)
+
+    @classmethod
     def _mounted(
         cls,
         cert_path: str,
@@ -120,6 +135,17 @@ class ServedIdentity:
     def expired(self) -> bool:
         """Whether the served certificate chain has expired; False for a generated one."""
         return time.time() > self._expires_at
+
+    def state(self) -> Certificate:
+        """The certificate that is served, for the pages of the operators."""
+        end = not_after(self.identity).timestamp()
+        return Certificate(
+            name=self._material,
+            not_after=end,
+            days_left=round((end - time.time()) / 86_400, 2),
+            generated=not self.mounted,
+            last_reload_ok=self._watcher is None or not self._watcher.rejecting,
+        )
 
     def log_coverage(self, settings: Settings, port: int) -> None:
         """Log a warning if the certificate does not cover the name that workers verify."""
@@ -198,3 +224,11 @@ def check_usable_for_grpc(identity: Identity) -> None:
         grpc_dry_run.dry_run(identity.cert_pem, identity.key_pem)
     except grpc_dry_run.UnusableGrpcIdentityError as error:
         raise IdentityError("TLS server identity cannot be used", str(error)) from error
+
+
+def check_usable_for_http(identity: Identity) -> None:
+    """Make a TLS context with the pair. Raises `IdentityError`."""
+    try:
+        HttpTls(identity)
+    except ssl.SSLError as error:
+        raise IdentityError("TLS server identity cannot be used", error.reason or str(error)) from error

@@ -18,9 +18,9 @@ from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
 from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
 from router.http1.server import HttpServer
-from router.operators.explain_page import ExplainPage
-from router.operators.server import OperatorsServer
 from router.process.freed_memory import FreedMemory, find_trim
+from router.process.live_page import LivePage
+from router.process.openai_front import OpenAiPort, serve_port
 from router.process.opening import Base, Bound, TunnelParts, grpc_tls, server_tls
 from router.process.policy import Policy
 from router.process.polling import every
@@ -29,6 +29,7 @@ from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
 from router.process.shared_ports import SharedGrpcServer, SharedPorts
 from router.process.supervision import Serving, State, SupervisorLink
+from router.process.tick_observers import TickObservers
 from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
 from router.proxy.proxy import Proxy
 from router.proxy.request_trace import ProxyTracing
@@ -36,6 +37,7 @@ from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.control import stargate_pb2_grpc
+from tunnel_protocol.quic.endpoint import TickObserver
 
 _log = structlog.get_logger()
 
@@ -47,31 +49,30 @@ async def serve(
     policy: Policy,
     authenticator: OpenAuthenticator | GatewayAuthenticator,
     lookup: Lookup,
+    front: OpenAiPort | None,
 ) -> Router:
     """Serve all ports, write the ports file, and return the router, which owns the stack then. Raises `StartupError`."""
     settings, metrics, tasks, opened = base.settings, base.metrics, base.tasks, base.opened
     watch = WatchCell()
     control_plane = _add_services(base, bound, tunnels, authenticator, watch)
     publisher = _make_publisher(base, bound, lookup, watch)
-    operators = OperatorsServer(
-        metrics,
-        all_families=settings.metrics_families == "all",
-        mounts=[ExplainPage(base.registry, policy.selector).route()],
-    )
+    page = LivePage(base, bound, tunnels, policy)
+    operators = page.server()
     opened.callback(operators.stop)
     _track_gauges(base, tunnels)
     loop_lag = _start_timers(metrics, opened)
     warm_up = _warm_up(base, bound)
     _poll_files(base, bound, tunnels, policy)
     tasks.start_loop("WatchStargates publisher", publisher.run())
-    tasks.start("metrics server", operators.serve(bound.metrics))
-    await operators.wait_started()
+    await operators.start(bound.metrics)
+    tasks.start("metrics server", operators.serve())
     _log.info("metrics server listening", addr=str(bound.addresses["metrics"]))
     await bound.grpc.start()
     tasks.start("control-plane gRPC server", bound.grpc.wait())
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
-    http, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up)
+    servers, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, page, front)
+    http = servers[0]
     loop_lag.on_measured = readiness.poll
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), bound.addresses)
@@ -83,7 +84,7 @@ async def serve(
     return Router(
         tasks=tasks,
         metrics=metrics,
-        http=http,
+        servers=servers,
         operators=operators,
         control_plane=control_plane,
         grpc=(bound.grpc, bound.model_discovery),
@@ -248,10 +249,18 @@ def _poll_files(base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy) 
 
 
 async def _serve_http(
-    base: Base, bound: Bound, tunnels: TunnelParts, policy: Policy, loop_lag: LoopLag, warm_up: WarmUpTimer
-) -> tuple[HttpServer, Readiness]:
+    base: Base,
+    bound: Bound,
+    tunnels: TunnelParts,
+    policy: Policy,
+    loop_lag: LoopLag,
+    warm_up: WarmUpTimer,
+    page: LivePage,
+    front: OpenAiPort | None,
+) -> tuple[tuple[HttpServer, ...], Readiness]:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
+    proxy.request_ends = page.requests
     if base.tracer is not None:
         proxy.tracing = ProxyTracing(base.tracer, base.registry, proxy.clock)
     debug_config = package_settings.debug_config(settings, bound.addresses, bound.advertise)
@@ -264,9 +273,7 @@ async def _serve_http(
     )
     http = HttpServer(routes, time.monotonic, package_settings.http(settings))
     readiness = _make_readiness(metrics, http, tunnels, loop_lag, warm_up)
-    if tunnels.listener is not None:
-        tunnels.listener.observe_ticks(http)
-    tunnels.dialer.observe_ticks(http)
+    page.follow(proxy.in_flight, lambda: [reason.value for reason in readiness.reasons()])
     metrics.requests_in_flight.track(lambda: len(proxy.running))
     metrics.replay_memory_bytes.track(lambda: proxy.replay_budget.used_bytes)
     base.opened.callback(http.abort)
@@ -274,7 +281,15 @@ async def _serve_http(
         await http.start(bound.http)
     base.opened.push_async_callback(http.drain, 0)
     base.tasks.start("HTTP proxy server", http.wait())
-    return http, readiness
+    servers: tuple[HttpServer, ...] = (http,)
+    observer: TickObserver = http
+    if front is not None:
+        servers = (http, await serve_port(base, front, proxy, is_ready=readiness.ready))
+        observer = TickObservers(servers)
+    if tunnels.listener is not None:
+        tunnels.listener.observe_ticks(observer)
+    tunnels.dialer.observe_ticks(observer)
+    return servers, readiness
 
 
 def _make_readiness(

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from router.http1.request import RequestBody
-from router.http1.response import Response
+from router.http1.response import ResponseWriter
 from router.ports.tunnels import Exchange, TunnelError, TunnelSet
 from router.proxy.replay import ReplayBuffer
 from router.proxy.upload import Upload
@@ -31,6 +31,9 @@ class AttemptCallbacks(Protocol):
 
     def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
         """The attempt ended without a response head; `handed_over`: the tunnel was given the whole request before."""
+
+    def body_begun(self) -> None:
+        """The first piece of the body is about to be relayed."""
 
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended; `failure` is the reason if it was broken off, None if it is complete."""
@@ -68,6 +71,7 @@ class Attempt:
 
     __slots__ = (
         "_body",
+        "_body_begun",
         "_budget_s",
         "_deadline_at",
         "_exchange",
@@ -109,7 +113,7 @@ class Attempt:
         self._handed_over = False
         self._opening: asyncio.Task[None] | None = None
         self._upload: Upload | None = None
-        self._response: Response | None = None
+        self._response: ResponseWriter | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._upload_timer: asyncio.TimerHandle | None = None
@@ -118,6 +122,7 @@ class Attempt:
         self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
+        self._body_begun = False
         self.state = _OPENING
 
     def _advance(self, state: AttemptState) -> None:
@@ -143,7 +148,7 @@ class Attempt:
         else:
             self._opened(exchange, end=end)
 
-    def relay(self, response: Response) -> None:
+    def relay(self, response: ResponseWriter) -> None:
         """Relay the body to `response`, whose head has been sent."""
         self._response = response
         if self._idle_s:
@@ -190,6 +195,9 @@ class Attempt:
             return
         if self._idle_s:
             self._last_byte_at = self._loop.time()
+        if not self._body_begun:
+            self._body_begun = True
+            self._owner.body_begun()
         if not response.write(data):
             # The declared length is reached: further bytes are not part of the response.
             self.discard()

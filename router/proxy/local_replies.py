@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from router.http1.response import Response
+from router.http1.response import ResponseWriter
 from router.registry import Backend
 from tunnel_protocol.head import ERROR_CODE, NOT_TO_CALLER, HeaderList, without
 
@@ -42,7 +42,7 @@ class LocalReply(NamedTuple):
     code: str = ""
     """The reason for programs; without one it is made of the status or the reason."""
 
-    def send(self, response: Response, *, with_reason: bool) -> None:
+    def send(self, response: ResponseWriter, *, with_reason: bool) -> None:
         """Answer. `with_reason`: a reply without a body of the contract gets one in the shape of OpenAI's errors."""
         if with_reason and not self.body:
             response.send(self.status, [*self.headers, _JSON], self._reason_as_json())

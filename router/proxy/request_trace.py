@@ -8,7 +8,7 @@ import time
 from typing import Final, Protocol
 
 from router.http1.request import ClientRequest
-from router.http1.response import Response
+from router.http1.response import ResponseWriter
 from router.proxy.placement import RoutedChoice
 from router.proxy.retry_state import RetryState
 from router.proxy.validation import InvalidRequestError, ValidRequest
@@ -78,7 +78,7 @@ class RequestTrace:
     def broken_off(self, reason: str) -> None:
         """The response failed after its head was sent."""
 
-    def finished(self, response: Response, end: str, now: float) -> None:
+    def finished(self, response: ResponseWriter, end: str, now: float) -> None:
         """The request has ended; `end` is one of the values in `AccessLog`."""
 
 
@@ -228,7 +228,7 @@ class SampledRequest(RequestTrace):
         """See `RequestTrace.broken_off`."""
         self._failure = _text(reason)
 
-    def finished(self, response: Response, end: str, now: float) -> None:
+    def finished(self, response: ResponseWriter, end: str, now: float) -> None:
         """See `RequestTrace.finished`."""
         self._end_attempt(now)
         found, retries = self._attributes, self._retries

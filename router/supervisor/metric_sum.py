@@ -18,6 +18,8 @@ LOWEST: Final = frozenset(
     {
         "lb_config_last_reload_success",
         "look_again_last_success_timestamp_seconds",
+        "openai_keys",
+        "openai_keys_last_reload_success",
         "tls_certificate_expiry_seconds",
         "tls_last_reload_success",
         "tls_last_reload_timestamp_seconds",

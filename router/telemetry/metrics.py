@@ -34,16 +34,20 @@ UNREGISTERED_TARGETS = Limit("metrics.unregistered_targets", pieces=1_000)
 REASONS = Limit("metrics.reasons", pieces=100)
 """Distinct values of a `reason` label per family."""
 
+KEY_IDS = Limit("metrics.key_ids", pieces=10_000)
+"""Distinct ids of API keys and accounts recorded."""
+
 UNKNOWN_TARGET = ("", "")
 """The labels of all targets that nobody has registered."""
 
 _MAX_REGISTERED = REGISTERED_TARGETS.pieces or 0
 _MAX_UNREGISTERED = UNREGISTERED_TARGETS.pieces or 0
 _MAX_REASONS = REASONS.pieces or 0
+_MAX_KEY_IDS = KEY_IDS.pieces or 0
 
 
 class LabelBounds:
-    """Limits the label values that clients and workers choose: unregistered targets, and reasons.
+    """Limits the label values that clients and workers choose: unregistered targets, reasons, and ids of API keys.
 
     A target counts as registered from its first value in `active_inference_servers` on.
     """
@@ -52,6 +56,7 @@ class LabelBounds:
         self._registered: set[tuple[str, str]] = set()
         self._unregistered: set[Hashable] = set()
         self._reasons: dict[str, set[Hashable]] = {}
+        self._key_ids: set[Hashable] = set()
 
     def register(self, routing_key: str, model: str) -> None:
         """Record this target under its own name from now on, unless too many were registered before."""
@@ -66,6 +71,8 @@ class LabelBounds:
             values["routing_key"] = values["model"] = OVERFLOW
         if "reason" in values and not _fits(self._reasons.setdefault(family, set()), values["reason"], _MAX_REASONS):
             values["reason"] = OVERFLOW
+        if "key_id" in values and not _fits(self._key_ids, values["key_id"], _MAX_KEY_IDS):
+            values["key_id"] = OVERFLOW
         return tuple(values.values())
 
     def _target(self, routing_key: str, model: str) -> bool:
@@ -244,6 +251,7 @@ class Metrics:
         self._add_process()
         self._add_requests()
         self._add_workers()
+        self._add_openai()
 
     def _add_process(self) -> None:
         self.build_info = self._gauge("build_info", "Always 1; the build in its labels", "version", "commit")
@@ -365,4 +373,41 @@ class Metrics:
         )
         self.stream_credit_waits_total = self._counter(
             "stream_credit_waits_total", "Streams that had to wait for the peer's stream limit"
+        )
+
+    def _add_openai(self) -> None:
+        caller = ("key_id", "routing_key", "model")
+        self.openai_requests_total = self._counter(
+            "openai_requests_total", "Requests of OpenAI clients by key, model and status", *caller, "status"
+        )
+        self.openai_tokens_total = self._counter(
+            "openai_tokens_total",
+            "Tokens that engines reported; kind is input or output, and of these cached and reasoning",
+            *caller,
+            "kind",
+        )
+        self.openai_unreported_requests_total = self._counter(
+            "openai_unreported_requests_total", "Requests a worker answered with 200 without reporting usage", *caller
+        )
+        self.openai_key_refusals_total = self._counter(
+            "openai_key_refusals_total", "Requests refused for their API key, by reason", "reason"
+        )
+        self.openai_key_checks_total = self._counter(
+            "openai_key_checks_total", "Keys looked up at the NVCF API, by result", "result"
+        )
+        self.openai_key_check_duration_seconds = self._histogram(
+            "openai_key_check_duration_seconds", "Time one such look-up took", WIDE_BOUNDS_S
+        )
+        self.openai_limit_refusals_total = self._counter(
+            "openai_limit_refusals_total", "Requests refused by a limit, by key and kind of limit", "key_id", "kind"
+        )
+        self.openai_limit_store_failures_total = self._counter(
+            "openai_limit_store_failures_total", "Calls of Redis that failed, by reason", "reason"
+        )
+        self.openai_keys = self._gauge("openai_keys", "API keys in force")
+        self.openai_keys_reloads_total = self._counter(
+            "openai_keys_reloads_total", "Changes of the file of API keys by result (success, rejected)", "result"
+        )
+        self.openai_keys_last_reload_success = self._gauge(
+            "openai_keys_last_reload_success", "1 if the file of API keys as it is now was accepted"
         )

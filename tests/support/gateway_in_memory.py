@@ -11,6 +11,7 @@ from router.balancing import BalancingConfig, Selector, load_config
 from router.balancing.settings import CURRENT, BalancingSettings
 from router.http1.server import HttpServer
 from router.http1.settings import HttpSettings
+from router.openai.model_names import KnownTargets
 from router.ports.tunnels import ExchangeSink, TunnelError
 from router.proxy.proxy import Proxy
 from router.proxy.routes import Routes
@@ -136,6 +137,9 @@ class PlayedWorker:
     def free_streams(self) -> int:
         return self.free if self.up else 0
 
+    def silent_since(self) -> float | None:
+        return None
+
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> PlayedExchange | None:
         if not self.up:
             raise TunnelError(f"no connection for exact inference server registration '{self.worker_id}'")
@@ -190,7 +194,8 @@ class GatewayInMemory:
         self, settings: ProxySettings, config: BalancingConfig, http: HttpSettings, balancing: BalancingSettings
     ) -> None:
         self.metrics = Metrics()
-        self.registry = Registry()
+        self.known = KnownTargets(asyncio.get_running_loop().time)
+        self.registry = Registry(self.known.note)
         self.selector = Selector(config, Random(1), settings=balancing)
         loop = asyncio.get_running_loop()
         self.proxy = Proxy(self.registry, self.selector, self.metrics, settings, loop.time)

@@ -24,17 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tunnel_protocol/control/llm_gateway.proto\x12\x0bllm_gateway\"+\n\x14\x41uthLlmWorkerRequest\x12\x13\n\x0bworkerToken\x18\x01 \x01(\t\"+\n\x15\x41uthLlmWorkerResponse\x12\x12\n\nroutingKey\x18\x01 \x01(\t2d\n\nLlmGateway\x12V\n\rAuthLlmWorker\x12!.llm_gateway.AuthLlmWorkerRequest\x1a\".llm_gateway.AuthLlmWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tunnel_protocol/control/llm_gateway.proto\x12\x0bllm_gateway\"+\n\x14\x41uthLlmWorkerRequest\x12\x13\n\x0bworkerToken\x18\x01 \x01(\t\"+\n\x15\x41uthLlmWorkerResponse\x12\x12\n\nroutingKey\x18\x01 \x01(\t\"P\n\x18\x41uthLlmInvocationRequest\x12 \n\x18\x63lientAuthorizationToken\x18\x01 \x01(\t\x12\x12\n\nroutingKey\x18\x02 \x01(\t\"\x8a\x03\n\x19\x41uthLlmInvocationResponse\x12\x12\n\nroutingKey\x18\x01 \x01(\t\x12\x19\n\x11\x63lientAuthSubject\x18\x02 \x01(\t\x12L\n\x0b\x61uthContext\x18\x03 \x03(\x0b\x32\x37.llm_gateway.AuthLlmInvocationResponse.AuthContextEntry\x12J\n\nmodelSpecs\x18\x04 \x03(\x0b\x32\x36.llm_gateway.AuthLlmInvocationResponse.ModelSpecsEntry\x12\x15\n\x08priority\x18\x05 \x01(\rH\x00\x88\x01\x01\x1a\x32\n\x10\x41uthContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x0fModelSpecsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.llm_gateway.LlmModelSpec:\x02\x38\x01\x42\x0b\n\t_priority\"Q\n\x0cLlmModelSpec\x12\x0c\n\x04uris\x18\x01 \x03(\t\x12\x16\n\x0etokenRateLimit\x18\x02 \x01(\t\x12\x15\n\rroutingMethod\x18\x04 \x01(\tJ\x04\x08\x03\x10\x04\x32\xc8\x01\n\nLlmGateway\x12V\n\rAuthLlmWorker\x12!.llm_gateway.AuthLlmWorkerRequest\x1a\".llm_gateway.AuthLlmWorkerResponse\x12\x62\n\x11\x41uthLlmInvocation\x12%.llm_gateway.AuthLlmInvocationRequest\x1a&.llm_gateway.AuthLlmInvocationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunnel_protocol.control.llm_gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_AUTHLLMINVOCATIONRESPONSE_AUTHCONTEXTENTRY']._loaded_options = None
+  _globals['_AUTHLLMINVOCATIONRESPONSE_AUTHCONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_AUTHLLMINVOCATIONRESPONSE_MODELSPECSENTRY']._loaded_options = None
+  _globals['_AUTHLLMINVOCATIONRESPONSE_MODELSPECSENTRY']._serialized_options = b'8\001'
   _globals['_AUTHLLMWORKERREQUEST']._serialized_start=58
   _globals['_AUTHLLMWORKERREQUEST']._serialized_end=101
   _globals['_AUTHLLMWORKERRESPONSE']._serialized_start=103
   _globals['_AUTHLLMWORKERRESPONSE']._serialized_end=146
-  _globals['_LLMGATEWAY']._serialized_start=148
-  _globals['_LLMGATEWAY']._serialized_end=248
+  _globals['_AUTHLLMINVOCATIONREQUEST']._serialized_start=148
+  _globals['_AUTHLLMINVOCATIONREQUEST']._serialized_end=228
+  _globals['_AUTHLLMINVOCATIONRESPONSE']._serialized_start=231
+  _globals['_AUTHLLMINVOCATIONRESPONSE']._serialized_end=625
+  _globals['_AUTHLLMINVOCATIONRESPONSE_AUTHCONTEXTENTRY']._serialized_start=484
+  _globals['_AUTHLLMINVOCATIONRESPONSE_AUTHCONTEXTENTRY']._serialized_end=534
+  _globals['_AUTHLLMINVOCATIONRESPONSE_MODELSPECSENTRY']._serialized_start=536
+  _globals['_AUTHLLMINVOCATIONRESPONSE_MODELSPECSENTRY']._serialized_end=612
+  _globals['_LLMMODELSPEC']._serialized_start=627
+  _globals['_LLMMODELSPEC']._serialized_end=708
+  _globals['_LLMGATEWAY']._serialized_start=711
+  _globals['_LLMGATEWAY']._serialized_end=911
 # @@protoc_insertion_point(module_scope)

@@ -39,12 +39,23 @@ class LlmGatewayStub:
                 request_serializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmWorkerRequest.SerializeToString,
                 response_deserializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmWorkerResponse.FromString,
                 _registered_method=True)
+        self.AuthLlmInvocation = channel.unary_unary(
+                '/llm_gateway.LlmGateway/AuthLlmInvocation',
+                request_serializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmInvocationRequest.SerializeToString,
+                response_deserializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmInvocationResponse.FromString,
+                _registered_method=True)
 
 
 class LlmGatewayServicer:
     """Missing associated documentation comment in .proto file."""
 
     def AuthLlmWorker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AuthLlmInvocation(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -57,6 +68,11 @@ def add_LlmGatewayServicer_to_server(servicer, server):
                     servicer.AuthLlmWorker,
                     request_deserializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmWorkerRequest.FromString,
                     response_serializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmWorkerResponse.SerializeToString,
+            ),
+            'AuthLlmInvocation': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuthLlmInvocation,
+                    request_deserializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmInvocationRequest.FromString,
+                    response_serializer=tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmInvocationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +102,33 @@ class LlmGateway:
             '/llm_gateway.LlmGateway/AuthLlmWorker',
             tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmWorkerRequest.SerializeToString,
             tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuthLlmInvocation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_gateway.LlmGateway/AuthLlmInvocation',
+            tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmInvocationRequest.SerializeToString,
+            tunnel__protocol_dot_control_dot_llm__gateway__pb2.AuthLlmInvocationResponse.FromString,
             options,
             channel_credentials,
             insecure,

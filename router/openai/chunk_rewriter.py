@@ -1,0 +1,166 @@
+"""Rewrites the chunks of a streamed chat completion or completion for the client that asked for it. No I/O.
+
+The client's model name is restored, and the usage that only the front asked for is taken out. Most chunks of a stream begin with
+the same bytes (id, object, model): the first one is read in full, later ones that begin so are only searched for what
+must not stay. Everything else passes as the engine wrote it.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from router.openai import json_body
+from router.openai.errors import RequestError
+from router.openai.ports import Usage
+from router.openai.sse import EventSplitter, data_of, with_data
+from router.openai.usage_report import usage_of
+
+_DONE: Final = b"[DONE]"
+_DONE_EVENT: Final = b"data: [DONE]\n\n"
+_NULL_USAGE: Final = b',"usage":null}\n\n'
+_OBJECT_END: Final = b"}\n\n"
+_FINISHES: Final = b'"finish_reason":"'
+_NULL: Final = b"null"
+
+
+class EngineStreamError(Exception):
+    """The engine reported an error in its stream; `data` is that of the event, None if the stream cannot be read."""
+
+    def __init__(self, data: bytes | None) -> None:
+        super().__init__("error event")
+        self.data = data
+        self.before = b""
+        """What the client gets of the events before it."""
+
+
+class ChunkRewriter:
+    """One stream. Feed it what the worker sends, and send the client what `feed` returns."""
+
+    __slots__ = (
+        "_begins",
+        "_begins_for_client",
+        "_keep_usage",
+        "_last",
+        "_model",
+        "_splitter",
+        "content_events",
+        "done",
+        "usage",
+    )
+
+    def __init__(self, model: bytes, *, keep_usage: bool) -> None:
+        """`model` is the JSON text of the client's model name; `keep_usage`: the client asked for usage."""
+        self._model = model
+        self._keep_usage = keep_usage
+        self._splitter = EventSplitter()
+        self._begins = b"\n"
+        """The bytes from the beginning of a chunk to the end of its model; at first what no event begins with."""
+        self._begins_for_client = b""
+        self.usage: Usage | None = None
+        """The last usage that the engine reported."""
+        self.content_events = 0
+        """Number of chunks with a choice that were passed on."""
+        self._last = b""
+        """The end of the last chunk with a choice."""
+        self.done = False
+        """Whether the engine has sent `[DONE]`."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stream may end now without being cut: some engines send no `[DONE]`."""
+        return (self.done or _FINISHES in self._last) and not self._splitter.pending.strip()
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets for `data`. Raises `EngineStreamError`, and `EventTooLongError`."""
+        events = self._splitter.feed(data)
+        if len(events) == 1:
+            return self._rewrite(events[0])
+        return joined(events, self._rewrite)
+
+    def _rewrite(self, event: bytes) -> bytes:
+        begins = self._begins
+        if event.startswith(begins):
+            rest = event[len(begins) :]
+            if rest.find(b"\n") == len(rest) - 2:
+                if rest.endswith(_NULL_USAGE):
+                    if not self._keep_usage:
+                        rest = rest[: -len(_NULL_USAGE)] + _OBJECT_END
+                elif rest.find(b'"usage"') >= 0:
+                    # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
+                    return self._read(event)
+                self.content_events += 1
+                self._last = rest
+                return self._begins_for_client + rest
+        return self._read(event)
+
+    def _read(self, event: bytes) -> bytes:
+        """Rewrite a chunk that is not like the ones before."""
+        data = data_of(event)
+        if data is None:
+            return event  # a comment
+        if data.strip() == _DONE:
+            self.done = True
+            return event
+        try:
+            chunk = json_body.parse(data, "chunk")
+        except RequestError:
+            raise EngineStreamError(None) from None
+        if not chunk.is_null("error"):
+            raise EngineStreamError(data)
+        reported = usage_of(chunk.get("usage"))
+        if reported is not None:
+            self.usage = reported
+        choices = chunk.get("choices")
+        empty = choices is None or msgspec.json.decode(choices) in ([], None)
+        if empty and reported is not None and not self._keep_usage:
+            return b""
+        if not empty:
+            self.content_events += 1
+            self._last = _FINISHES if _says_why(choices) else b""
+        if "model" in chunk:
+            rewritten = chunk.replaced({"model": self._model})
+            if data is not event and event.startswith(b"data: "):
+                self._learn(event, data, rewritten, chunk)
+            data = rewritten
+        if "usage" in chunk and not self._keep_usage:
+            data = json_body.parse(data, "chunk").without("usage")
+        return with_data(event, data)
+
+    def _learn(self, event: bytes, data: bytes, rewritten: bytes, chunk: json_body.JsonObject) -> None:
+        """Remember how this chunk begins, if its model comes before its choices and only once."""
+        name = chunk.get("model")
+        if name is None:  # pragma: no cover - the caller has looked
+            return
+        text = bytes(name)
+        at = data.find(b'"model"')
+        choices = data.find(b'"choices"')
+        end = data.find(text, at + 7) + len(text)
+        if (
+            b'"usage"' in data[:end]
+            or data.count(b'"model"') != 1
+            or not 0 < end <= choices
+            or not event.startswith(b"data: " + data)
+        ):
+            return
+        tail = data[end:]
+        if rewritten.endswith(tail):  # pragma: no branch - only the model was replaced
+            self._begins = b"data: " + data[:end]
+            self._begins_for_client = b"data: " + rewritten[: len(rewritten) - len(tail)]
+
+
+def joined(events: list[bytes], rewrite: Callable[[bytes], bytes]) -> bytes:
+    """The rewritten events. Raises `EngineStreamError` with those before the one that raised it."""
+    found: list[bytes] = []
+    try:
+        for event in events:
+            found.append(rewrite(event))  # noqa: PERF401 - what was rewritten before an error is needed
+    except EngineStreamError as error:
+        error.before = b"".join(found)
+        raise
+    return b"".join(found)
+
+
+def _says_why(choices: msgspec.Raw | None) -> bool:
+    found = None if choices is None else msgspec.json.decode(choices)
+    return isinstance(found, list) and any(isinstance(one, dict) and one.get("finish_reason") for one in found)

@@ -1,0 +1,98 @@
+"""Estimates tokens without a tokenizer: four bytes a token, corrected for each model by what its engines report.
+
+Nothing is kept over a restart. Source: the estimate of the gateway, without its oddities (docs/openai-keys.md, "Token estimate").
+"""
+
+import math
+from collections import OrderedDict
+
+from router.openai.ports import BodyFacts, Estimate, Usage
+from tunnel_protocol.limit import Limit
+
+MODELS = Limit("openai.estimated_models", pieces=1_000)
+"""Models whose usage is remembered; beyond it the one without report for longest starts anew."""
+
+BYTES_PER_TOKEN = 4
+TOKENS_PER_PIECE = 5
+"""Overhead of a message, prompt or input."""
+TOKENS_PER_IMAGE = 765
+TOKENS_PER_LOW_IMAGE = 85
+
+LEAST_RATIO = 0.25
+MOST_RATIO = 4.0
+
+_KEPT = 0.98
+"""Weight of what was known before, at each report: about the last 50 count."""
+_PRIOR_TOKENS = 100.0
+"""What the ratio 1 weighs at the beginning: a single short prompt hardly changes it."""
+_REPORTS_FOR_A_MEAN = 3
+
+
+class _Learnt:
+    """What one model reported, older reports weighing less."""
+
+    __slots__ = ("base", "output", "reported", "reports")
+
+    def __init__(self) -> None:
+        self.base = _PRIOR_TOKENS
+        self.reported = _PRIOR_TOKENS
+        self.output = 0.0
+        self.reports = 0
+
+    @property
+    def ratio(self) -> float:
+        return min(MOST_RATIO, max(LEAST_RATIO, self.reported / self.base))
+
+
+class LearningEstimator:
+    """The estimator of both modes of the front."""
+
+    def __init__(self, *, correct: bool = True) -> None:
+        """`correct=False`: the plain estimate, as the gateway has it; the output hint is the client's limit then."""
+        self._correct = correct
+        self._models: OrderedDict[str, _Learnt] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def estimate(self, model: str, facts: BodyFacts) -> Estimate:
+        """See `TokenEstimator.estimate`."""
+        base = (
+            TOKENS_PER_PIECE * facts.pieces
+            + facts.text_bytes // BYTES_PER_TOKEN
+            + facts.quarters
+            + math.ceil(facts.tools_bytes / BYTES_PER_TOKEN)
+            + TOKENS_PER_LOW_IMAGE * facts.images_low
+            + TOKENS_PER_IMAGE * facts.images
+        )
+        learnt = self._models.get(model)
+        corrected = base if learnt is None else round(base * learnt.ratio)
+        return Estimate(corrected + facts.token_ids, base, facts.token_ids)
+
+    def output_hint(self, model: str, most: int | None) -> int | None:
+        """See `TokenEstimator.output_hint`."""
+        learnt = self._models.get(model)
+        if learnt is None or learnt.reports < _REPORTS_FOR_A_MEAN:
+            return most
+        mean = math.ceil(learnt.output)
+        return mean if most is None else min(most, mean)
+
+    def learn(self, model: str, estimate: Estimate, usage: Usage) -> None:
+        """See `TokenEstimator.learn`. Reports without input tokens, which some engines send, say nothing of the ratio."""
+        if not self._correct:
+            return
+        learnt = self._models.get(model)
+        if learnt is None:
+            learnt = self._models[model] = _Learnt()
+            if len(self._models) > (MODELS.pieces or 0):
+                self._models.popitem(last=False)
+        else:
+            self._models.move_to_end(model)
+        reported = usage.input_tokens - estimate.exact
+        if estimate.base > 0 and reported > 0:
+            learnt.base = learnt.base * _KEPT + estimate.base
+            # One absurd report must not outweigh many others.
+            learnt.reported = learnt.reported * _KEPT + min(reported, estimate.base * MOST_RATIO)
+        learnt.reports += 1
+        share = max(1 - _KEPT, 1 / learnt.reports)
+        learnt.output += (max(0, usage.output_tokens) - learnt.output) * share

@@ -1,0 +1,87 @@
+"""Opens the port for OpenAI clients, and connects what answers there with routing, keys, limits and usage."""
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from certs import Identity as TlsIdentity
+from router.config import package_settings
+from router.config.option_values import SocketAddress
+from router.config.startup_checks import StartupError, listen_address
+from router.http1.server import HttpServer
+from router.openai.front import Front
+from router.openai.front_context import FrontContext
+from router.openai.model_names import KnownTargets
+from router.openai.ports import FrontServices
+from router.process.http_tls import HttpTls
+from router.process.openai_services import open_services
+from router.process.opening import Base
+from router.process.polling import every
+from router.process.served_identity import ServedIdentity
+from router.process.sockets import bind_tcp, bound_address
+from router.proxy.proxy import Proxy
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiPort:
+    """The port, bound and not served yet."""
+
+    sock: socket.socket
+    address: SocketAddress
+    identity: ServedIdentity | None
+    """None without TLS."""
+    services: FrontServices
+    known: KnownTargets
+
+
+def open_port(base: Base, known: KnownTargets) -> OpenAiPort | None:
+    """Check the options of the port, bind it and open its services; None if there is to be none. Raises `StartupError`."""
+    settings = base.settings
+    if settings.openai_listen_addr is None:
+        return None
+    address = listen_address(settings, "openai_listen_addr")
+    if settings.openai_mode == "gateway":
+        raise StartupError("--openai-mode=gateway is not available in this version; leave it out")
+    options = settings.shown("openai_listen_addr")
+    shared = base.supervisor is not None
+    if shared and not address.port:
+        raise StartupError("--openai-listen-addr needs a port with several processes, which share it", options=options)
+    identity = ServedIdentity.load_openai(settings, base.metrics)
+    services = open_services(base, address, tls=identity is not None, as_gateway=False)
+    sock = base.opened.enter_context(bind_tcp(address, "OpenAI", options, shared=shared))
+    return OpenAiPort(sock=sock, address=bound_address(sock), identity=identity, services=services, known=known)
+
+
+async def serve_port(base: Base, port: OpenAiPort, proxy: Proxy, *, is_ready: Callable[[], bool]) -> HttpServer:
+    """Serve the port; its end is pushed onto `base.opened`."""
+    settings = base.settings
+    context = FrontContext(
+        package_settings.openai_front(settings), port.services, proxy, base.registry, port.known, time.monotonic
+    )
+    http = HttpServer(Front(context, base.metrics, is_ready=is_ready), time.monotonic, package_settings.http(settings))
+    tls = None
+    if port.identity is not None:
+        tls = HttpTls(port.identity.identity)
+        poll = partial(port.identity.poll, _replacing(tls))
+        name = "OpenAI TLS reload"
+        base.reloads.poll(name, poll)
+        base.tasks.start_loop(name, every(settings.tls_poll_ms / 1000, poll, name, base.metrics))
+    base.opened.callback(http.abort)
+    await http.start(port.sock, None if tls is None else tls.context)
+    base.opened.push_async_callback(http.drain, 0)
+    base.tasks.start("OpenAI server", http.wait())
+    _log.info("serving OpenAI clients", addr=str(port.address), tls=tls is not None, keys=not settings.openai_open)
+    return http
+
+
+def _replacing(tls: HttpTls) -> Callable[[TlsIdentity], None]:
+    def serve_to_clients(new: TlsIdentity) -> None:
+        tls.replace(new)
+
+    return serve_to_clients
