@@ -30,11 +30,11 @@ class KeyPhases:
         "seals",
     )
 
-    def __init__(self, opening: PacketProtection, sealing: PacketProtection) -> None:
-        self._opening = opening
-        self._sealing = sealing
-        self.opens: PacketKeys = opening.keys
-        self.seals: PacketKeys = sealing.keys
+    def __init__(self, receiving: PacketProtection, sending: PacketProtection) -> None:
+        self._opening = receiving
+        self._sealing = sending
+        self.opens: PacketKeys = receiving.keys
+        self.seals: PacketKeys = sending.keys
         self.phase = 0
         """The Key Phase bit of packets that are sent, and expected."""
         self._previous: PacketKeys | None = None

@@ -131,8 +131,8 @@ class OneRttConnection(ConnectionCallbacks):
         """True if the last `poll` left nothing to send and only stream data arrived since: no deadline has become earlier."""
         self._ids_due = True
         self._retired_ids: list[bytes] = []
-        self._established_told = False
-        self._closed_told = False
+        self._established_reported = False
+        self._closed_reported = False
         self._error: ConnectionClosedError | None = None
         self._close_frame = b""
         """The CONNECTION_CLOSE frame to send; empty if none is to be sent."""
@@ -161,7 +161,7 @@ class OneRttConnection(ConnectionCallbacks):
     @property
     def finished(self) -> bool:
         """See `Engine`."""
-        return self._state is _TERMINATED and self._closed_told
+        return self._state is _TERMINATED and self._closed_reported
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class OneRttConnection(ConnectionCallbacks):
             return []
         self.quiescent = False
         if self._ids_due:
-            self._tell_ids()
+            self._report_ids()
         if self._state is not _CONNECTED:
             return self._poll_closing()
         self._deadline_known = False
@@ -361,7 +361,7 @@ class OneRttConnection(ConnectionCallbacks):
     def _may_probe_mtu(self) -> bool:
         return self.recovery.confirmed and self.paths.active.is_validated
 
-    def _tell_ids(self) -> None:
+    def _report_ids(self) -> None:
         """Report connection ids that are new or were retired to the owner, who routes datagrams by them."""
         self._ids_due = False
         owner = self._owner
@@ -518,8 +518,8 @@ class OneRttConnection(ConnectionCallbacks):
         """See `Engine`."""
         table, owner = self.table, self._owner
         table.poll_scheduled = True
-        if not self._established_told and self._state is _CONNECTED:
-            self._established_told = True
+        if not self._established_reported and self._state is _CONNECTED:
+            self._established_reported = True
             self.path_mtu.start(self._now, self._peer_max_udp_payload)
             owner.on_established()
         if table.unaccepted:
@@ -534,10 +534,10 @@ class OneRttConnection(ConnectionCallbacks):
                 except Exception:  # noqa: BLE001 - an error in a handler ends its stream only
                     _log.exception("stream handler failed", stream_id=stream.stream_id)
                     stream.refuse()
-        if table.credit_raised and self._established_told:
+        if table.credit_raised and self._established_reported:
             table.credit_raised = False
             owner.on_stream_credit()
-        if not self._closed_told and self._state is not _CONNECTED:
+        if not self._closed_reported and self._state is not _CONNECTED:
             self._notify_closed(owner)
 
     def _introduce(self, owner: EngineCallbacks) -> None:
@@ -597,7 +597,7 @@ class OneRttConnection(ConnectionCallbacks):
         self.table.close()
 
     def _notify_closed(self, owner: EngineCallbacks) -> None:
-        self._closed_told = True
+        self._closed_reported = True
         error = self._error
         assert error is not None  # noqa: S101 - every way to a later state sets it
         for stream in self.table.close():

@@ -18,26 +18,26 @@ _MIN_RTT_S: float = 0.001
 class Pacer:
     """A token bucket; call `refill` before sending, and subtract what is sent from `tokens`."""
 
-    __slots__ = ("_at", "_rate", "_room", "tokens")
+    __slots__ = ("_at", "_rate", "_bucket_bytes", "tokens")
 
     def __init__(self) -> None:
         self.tokens: float = 0.0
         """Bytes that may be sent now; the packet that uses up the last of them may be larger."""
         self._at: float = 0.0
         self._rate: float = 1.0
-        self._room: float = 0.0
+        self._bucket_bytes: float = 0.0
 
     def refill(self, now: float, window: int, rtt_s: float, datagram_bytes: int) -> None:
         """Add what the time since the last call is worth at the present rate."""
         rate: float = _AHEAD * window / max(rtt_s, _MIN_RTT_S)
-        room: float = min(
+        bucket: float = min(
             max(_MIN_BURST_DATAGRAMS * datagram_bytes, rate * _BURST_S), float(_MAX_BURST_DATAGRAMS * datagram_bytes)
         )
-        self.tokens = min(room, self.tokens + (now - self._at) * rate)
+        self.tokens = min(bucket, self.tokens + (now - self._at) * rate)
         self._at = now
         self._rate = rate
-        self._room = room
+        self._bucket_bytes = bucket
 
     def wait_s(self) -> float:
         """How long to wait, with no tokens left, until half of a burst may be sent; at least a millisecond."""
-        return max(0.001, (self._room / 2 - self.tokens) / self._rate)
+        return max(0.001, (self._bucket_bytes / 2 - self.tokens) / self._rate)

@@ -30,7 +30,7 @@ _OVERHEAD_BYTES = 1 + 2 + 16
 _SMALLEST_PAYLOAD = 2
 """With the packet number of two bytes, what the sample for header protection needs (RFC 9001 section 5.4.2)."""
 
-_LEAST_ROOM = 64
+_LEAST_SPACE = 64
 """Bytes for frames without which no packet is begun on a path that is not validated."""
 
 _PING_WITH_ACKS = 8
@@ -96,7 +96,7 @@ class PacketWriter:
         path = self._paths.active
         if path.is_validated:
             return False
-        return path.allowance() < _OVERHEAD_BYTES + len(self._peer_cids.current.cid) + _LEAST_ROOM
+        return path.allowance() < _OVERHEAD_BYTES + len(self._peer_cids.current.cid) + _LEAST_SPACE
 
     def write(self, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
         """Append the datagrams that may leave now on the active path."""
@@ -111,22 +111,22 @@ class PacketWriter:
         overhead = _OVERHEAD_BYTES + len(self._peer_cids.current.cid)
         self._pacer.refill(now, congestion.window, recovery.smoothed, limit)
         while True:
-            room = limit - overhead
+            space = limit - overhead
             if not path.is_validated:
-                room = min(limit, path.allowance()) - overhead
-                if room < _LEAST_ROOM:
+                space = min(limit, path.allowance()) - overhead
+                if space < _LEAST_SPACE:
                     return
             frames: list[SentFrame] = []
             parts: list[bytes] = []
             ack = b""
             if received.ack_at is not None:
-                ack = received.ack_frame(now, room)
+                ack = received.ack_frame(now, space)
                 parts.append(ack)
-                room -= len(ack)
+                space -= len(ack)
             if recovery.probes_due:
-                self._take_probe(room, frames, parts)
+                self._take_probe(space, frames, parts)
             elif has_frames:
-                self._take_allowed(room, overhead + len(ack), now, frames, parts)
+                self._take_allowed(space, overhead + len(ack), now, frames, parts)
             if not frames:
                 if ack_due:
                     datagrams.append((self._send_ack(path, ack, now), path.address))
@@ -140,25 +140,25 @@ class PacketWriter:
             if not has_frames and not recovery.probes_due:
                 return
 
-    def _take_probe(self, room: int, frames: list[SentFrame], parts: list[bytes]) -> None:
+    def _take_probe(self, space: int, frames: list[SentFrame], parts: list[bytes]) -> None:
         """Frames of a packet that a probe timeout asks for, whatever the congestion window is (RFC 9002 section 6.2.4).
 
         It is small, because the path may have stopped to carry large ones (RFC 8899 section 4.3).
         """
-        self._take(room - (self._mtu.current - BASE_BYTES), frames, parts)
+        self._take(space - (self._mtu.current - BASE_BYTES), frames, parts)
         if not frames:
             frames.append(SentFrame(PING))
             parts.append(b"\x01")
         self._recovery.probes_due -= 1
 
-    def _take_allowed(self, room: int, overhead: int, now: float, frames: list[SentFrame], parts: list[bytes]) -> None:
+    def _take_allowed(self, space: int, overhead: int, now: float, frames: list[SentFrame], parts: list[bytes]) -> None:
         """Frames of a packet, if congestion window and pacing allow one."""
         congestion = self._congestion
         window = congestion.window - congestion.in_flight
         if window < self._mtu.current >> 1 or len(self._recovery.sent) >= MAX_PACKETS_IN_FLIGHT:
             return
         if self._pacer.tokens > 0:
-            self._take(min(room, window - overhead), frames, parts)
+            self._take(min(space, window - overhead), frames, parts)
         else:
             self.pacing_at = now + self._pacer.wait_s()
 

@@ -33,7 +33,7 @@ class QuicEngine:
         self._server_name = handshake.server_name
         self._error: ConnectionClosedError | None = None
         """Why the handshake was abandoned."""
-        self._closed_told = False
+        self._closed_reported = False
 
     # --- properties --------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ class QuicEngine:
         """See `Engine`."""
         if self.one_rtt is not None:
             return self.one_rtt.finished
-        return self._closed_told and (self._handshake is None or self._handshake.finished)
+        return self._closed_reported and (self._handshake is None or self._handshake.finished)
 
     @property
     def free_streams(self) -> int:
@@ -182,9 +182,9 @@ class QuicEngine:
             self.one_rtt.deliver()
             return
         handshake = self._handshake
-        if self._closed_told or handshake is None or not handshake.closed:
+        if self._closed_reported or handshake is None or not handshake.closed:
             return
-        self._closed_told = True
+        self._closed_reported = True
         self._owner.on_closed(self._error or handshake.closed_error())
 
     def open_stream(self, handler: StreamHandler) -> Stream | None:

@@ -271,18 +271,20 @@ def _random_cids(prefix: bytes) -> Callable[[], bytes]:
     return lambda: prefix + os.urandom(CID_BYTES - len(prefix))
 
 
-def _peer_parameters(told: QuicTransportParameters) -> PeerParameters:
+def _peer_parameters(parameters: QuicTransportParameters) -> PeerParameters:
     """The peer's transport parameters, with the defaults of RFC 9000 section 18.2 for those it did not send."""
     return PeerParameters(
         PeerLimits(
-            told.initial_max_data or 0,
-            told.initial_max_streams_bidi or 0,
-            told.initial_max_stream_data_bidi_local or 0,
-            told.initial_max_stream_data_bidi_remote or 0,
+            parameters.initial_max_data or 0,
+            parameters.initial_max_streams_bidi or 0,
+            parameters.initial_max_stream_data_bidi_local or 0,
+            parameters.initial_max_stream_data_bidi_remote or 0,
         ),
-        max_idle_timeout_ms=told.max_idle_timeout or 0,
-        max_udp_payload_bytes=65_527 if told.max_udp_payload_size is None else told.max_udp_payload_size,
-        ack_delay_exponent=3 if told.ack_delay_exponent is None else told.ack_delay_exponent,
-        max_ack_delay_ms=25 if told.max_ack_delay is None else told.max_ack_delay,
-        active_connection_id_limit=2 if told.active_connection_id_limit is None else told.active_connection_id_limit,
+        max_idle_timeout_ms=parameters.max_idle_timeout or 0,
+        max_udp_payload_bytes=65_527 if parameters.max_udp_payload_size is None else parameters.max_udp_payload_size,
+        ack_delay_exponent=3 if parameters.ack_delay_exponent is None else parameters.ack_delay_exponent,
+        max_ack_delay_ms=25 if parameters.max_ack_delay is None else parameters.max_ack_delay,
+        active_connection_id_limit=2
+        if parameters.active_connection_id_limit is None
+        else parameters.active_connection_id_limit,
     )
