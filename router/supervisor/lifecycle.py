@@ -125,18 +125,25 @@ async def _run(settings: Settings, count: int, arguments: Sequence[str], environ
         )
         metrics = ProcessMetrics(settings, lambda: supervisor.slots)
         signals.supervisor = supervisor
-        operators = OperatorsPort(settings, metrics, lambda: supervisor.slots).server()
+        port = OperatorsPort(settings, metrics, lambda: supervisor.slots)
+        operators = port.server()
         await operators.start(metrics_socket)
         try:
-            return await _supervise(settings, supervisor, signals, operators, ports)
+            return await _supervise(settings, supervisor, signals, port, operators, ports)
         finally:
+            port.feed.close()
             operators.abort()
             await operators.drain(0)
             await supervisor.drain(0)
 
 
 async def _supervise(
-    settings: Settings, supervisor: Supervisor, signals: _Signals, operators: HttpServer, ports: _Ports
+    settings: Settings,
+    supervisor: Supervisor,
+    signals: _Signals,
+    port: OperatorsPort,
+    operators: HttpServer,
+    ports: _Ports,
 ) -> int:
     drain_s = settings.shutdown_drain_timeout_ms / 1000
     watching = asyncio.create_task(_watch(supervisor))
@@ -155,6 +162,7 @@ async def _supervise(
         _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
         _log.info("Entering draining mode")
         if not settings.lame_duck_ms:
+            port.feed.close()
             await operators.drain(0)
         if await supervisor.drain(drain_s):
             _log.info("graceful shutdown complete")
