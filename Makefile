@@ -1,6 +1,6 @@
 # One word per habit. Everything runs from the tree with .venv; nothing is installed elsewhere.
 .DEFAULT_GOAL := help
-.PHONY: help setup compile demo test cover matrix check fuzz chaos bench docs proto format clean
+.PHONY: help setup compile demo test cover matrix check fuzz chaos bench pictures docs proto format clean
 
 PYTHON_IN_VENV := .venv/bin/python
 # Processes for tests: as many as there are cores, at most two (the tests start processes of their own).
@@ -48,6 +48,9 @@ chaos: setup ## Attacks of all kinds beside honest load; SECONDS=600, ARGS='--at
 
 bench: setup ## Benchmarks; ARGS names some of them
 	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)
+
+pictures: setup ## The pictures of the README (needs chromium)
+	@scripts/pictures
 
 docs: ## The pages of docs/ as a site in build/site; a broken link or anchor is an error
 	@PYTHON="$(PYTHON)" scripts/docs

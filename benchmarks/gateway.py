@@ -117,6 +117,9 @@ class _Tunnels:
     def free_streams(self) -> int:
         return 100
 
+    def silent_since(self) -> float | None:
+        return None
+
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> _Exchange:  # noqa: ARG002
         exchange = _Exchange(sink)
         self.opened.append(exchange)

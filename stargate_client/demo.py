@@ -7,6 +7,7 @@ if no worker can serve a request. All processes listen on free ports of the loop
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 MODEL = "tiny-model"
 _DEADLINE_S = 30.0
+_PAUSE_S = 0.5
 _QUESTIONS = ("What does a router do all day?", "Tell me about tunnels.", "And what is a token?")
 
 
@@ -89,6 +91,10 @@ class Processes:
                 raise DemoError(f"not within {_DEADLINE_S:.0f} s: {what}\n{logs}")
             self.status.doing(what)
             time.sleep(0.05)
+
+    def pid(self, name: str) -> int:
+        """The id of a process."""
+        return next(child.pid for own, child in self._running if own == name)
 
     def stop_one(self, name: str) -> None:
         """End and remove one process."""
@@ -180,8 +186,8 @@ def start_worker(processes: Processes, folder: Path, number: int, engine_url: st
     )
 
 
-def ask(address: str, model: str, question: str, tokens: int = 12) -> http.client.HTTPResponse:
-    """Send one streaming chat completion request."""
+def ask(address: str, model: str, question: str, tokens: int = 12, method: str = "") -> http.client.HTTPResponse:
+    """Send one streaming chat completion request; `method` asks for a load-balancing algorithm."""
     connection = http.client.HTTPConnection(address, timeout=10)
     body = {"model": model, "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": question}]}
     headers = {
@@ -189,6 +195,7 @@ def ask(address: str, model: str, question: str, tokens: int = 12) -> http.clien
         "x-request-id": f"demo-{time.time_ns()}",
         "x-model": model,
         "x-input-tokens": str(len(question.split())),
+        **({"x-routing-method": method} if method else {}),
     }
     connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
     return connection.getresponse()
@@ -207,7 +214,8 @@ def tokens_of(response: http.client.HTTPResponse) -> Iterator[str]:
 def routed_to(address: str) -> str | None:
     """The worker that answers a short request now, or None."""
     try:
-        response = ask(address, MODEL, "ready?", tokens=1)
+        # In turn: by default a worker whose speed is known is preferred to one that has not answered anything yet.
+        response = ask(address, MODEL, "ready?", tokens=1, method="round-robin")
         response.read()
     except OSError:
         return None
@@ -277,23 +285,37 @@ def refusals(processes: Processes, address: str) -> None:
     print(f"    {status} after {time.monotonic() - started:.1f} s")
 
 
-def stay(address: str, openai_address: str) -> None:
-    """Keep all processes running and show example commands."""
+def page_of(router: dict[str, str]) -> str:
+    """The address of the live page."""
+    return f"http://localhost:{router['metrics'].rpartition(':')[2]}/"
+
+
+def stay(processes: Processes, router: dict[str, str]) -> None:
+    """Keep all processes running with a little traffic, and show where to look and what to try."""
+    address = router["http"]
     headers = f"-H 'x-model: {MODEL}' -H 'x-request-id: mine' -H 'x-input-tokens: 3'"
     body = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hello"}]})
     print(
-        f"\nTry:\n  curl -N http://{openai_address}/v1/chat/completions -d '{body}'\n"
-        f"or as a gateway:\n  curl -N http://{address}/v1/chat/completions {headers} -d '{body}'\n\nCtrl-C ends the demo.",
+        f"\nSee it work: {page_of(router)}\n"
+        f"\nTry:\n  curl -N http://{router['openai']}/v1/chat/completions -d '{body}'"
+        f"\nor as a gateway:\n  curl -N http://{address}/v1/chat/completions {headers} -d '{body}'"
+        f"\n  kill {processes.pid('engine')}    # the engine behind both workers: see what clients get, and why"
+        "\n\nA request is sent about each second. Ctrl-C ends the demo.",
         flush=True,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
+        for question in itertools.cycle(_QUESTIONS):
+            with contextlib.suppress(OSError, http.client.HTTPException):  # a process was stopped: go on
+                ask(address, MODEL, question).read()
+            time.sleep(_PAUSE_S)
 
 
 def main() -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--stay", action="store_true", help="keep running and print a curl line to try")
+    parser.add_argument(
+        "--stay", action="store_true", help="keep running, with traffic, and print the address of the live page"
+    )
     parser.add_argument(
         "--http-port", type=int, default=0, help="port of the router's HTTP front (default: any free one)"
     )
@@ -313,7 +335,7 @@ def main() -> int:
             chat(router["http"])
             openai_answer(router["openai"])
             if options.stay:
-                stay(router["http"], router["openai"])
+                stay(processes, router)
             else:
                 refusals(processes, router["http"])
                 print(

@@ -29,12 +29,17 @@ from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 MODEL = "simulated"
-"""The model that all simulated workers serve."""
+"""The model that all simulated workers serve, or with several the beginning of their names."""
 
 _QUIC = QuicSettings(keepalive_ms=3_000, max_streams_bidi=256)
 _STARTING = 32
 """Workers that may be on the way to their first tunnel: each handshake takes milliseconds of this one process."""
 _HEAD = ResponseHead(200, [(b"content-type", b"text/plain")])
+
+
+def model_of(number: int, models: int) -> str:
+    """The model of the worker with this number, of so many models."""
+    return MODEL if models == 1 else f"{MODEL}-{number % models}"
 
 
 class ConstantAnswer:
@@ -84,11 +89,11 @@ class ConstantAnswers:
 
 
 def _registration(
-    number: int, router: str, interval_ms: int, trust: ssl.SSLContext, on_connected: Callable[[], None]
+    number: int, model: str, router: str, interval_ms: int, trust: ssl.SSLContext, on_connected: Callable[[], None]
 ) -> Registration:
     settings: WorkerSettings = parse(
         [
-            *("--upstream-http-base-url", "http://127.0.0.1:9", "--model-name", MODEL, "--quic-insecure"),
+            *("--upstream-http-base-url", "http://127.0.0.1:9", "--model-name", model, "--quic-insecure"),
             *("--inference-server-id", f"simulated-{number}", "--backend-connectivity", "reverse"),
             *("--min-update-interval-ms", str(interval_ms)),
         ],
@@ -106,7 +111,7 @@ def _registration(
         if connected:
             on_connected()
         status = active if connected else inactive
-        return {MODEL: stargate_pb2.InferenceServerModelRegistration(stats=stats, status=status)}
+        return {model: stargate_pb2.InferenceServerModelRegistration(stats=stats, status=status)}
 
     # Channels with the same arguments to one address share a connection, unless each has a pool of its own.
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -117,7 +122,8 @@ def _registration(
 class Fleet:
     """The simulated workers of this process."""
 
-    def __init__(self, router: str, interval_ms: int) -> None:
+    def __init__(self, router: str, interval_ms: int, models: int = 1) -> None:
+        self._models = models
         self._router = router
         self._interval_ms = interval_ms
         self._trust = ssl.create_default_context()  # not used: the control plane is cleartext
@@ -132,7 +138,8 @@ class Fleet:
         for number in range(workers):
             await self._starting.acquire()
             on_connected = partial(self._first_connected, number)
-            worker = _registration(number, self._router, self._interval_ms, self._trust, on_connected)
+            model = model_of(number, self._models)
+            worker = _registration(number, model, self._router, self._interval_ms, self._trust, on_connected)
             self._tasks.append(asyncio.create_task(worker.run()))
             await asyncio.sleep(began + (number + 1) / per_s - loop.time())
 
@@ -148,12 +155,12 @@ class Fleet:
             self._starting.release()
 
 
-async def _simulate(router: str, workers: int, interval_ms: int, per_s: float) -> None:
+async def _simulate(router: str, workers: int, interval_ms: int, per_s: float, models: int) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    fleet = Fleet(router, interval_ms)
+    fleet = Fleet(router, interval_ms, models)
     starting = asyncio.create_task(fleet.start(workers, per_s))
     await stopped.wait()
     starting.cancel()
@@ -168,10 +175,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--interval-ms", type=int, default=1_000, help="pause between two reports of a worker")
     parser.add_argument("--start-per-s", type=float, default=100.0, help="workers that start in a second")
+    parser.add_argument("--models", type=int, default=1, help="models, one for each worker in turn")
     options = parser.parse_args(arguments)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     use_all_descriptors()
-    uvloop.run(_simulate(options.router, options.workers, options.interval_ms, options.start_per_s))
+    uvloop.run(_simulate(options.router, options.workers, options.interval_ms, options.start_per_s, options.models))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from benchmarks.fleet.simulator import MODEL
 _ROOT = Path(__file__).resolve().parents[2]
 _STOP_S = 15.0
 _POLL_S = 0.05
-_ACTIVE = re.compile(rf'^stargate_active_inference_servers\{{[^}}]*model="{MODEL}"[^}}]*\}} ([0-9.e+]+)$', re.MULTILINE)
+_ACTIVE = re.compile(
+    rf'^stargate_active_inference_servers\{{[^}}]*model="{MODEL}(?:-[0-9]+)?"[^}}]*\}} ([0-9.e+]+)$', re.MULTILINE
+)
 _LOST = ("reverse tunnel connection failed", "reverse tunnel connection timed out")
 
 
@@ -60,10 +62,26 @@ class System:
         self._router = self._start("router", [*self._command, *options])
         self._until(lambda: self._page() is not None, "the router's metrics page", 30)
 
-    def start_simulator(self, workers: int, interval_ms: int, start_per_s: float) -> None:
-        """Start the simulated workers."""
+    @property
+    def http_address(self) -> str:
+        """Where requests are sent."""
+        return f"127.0.0.1:{self._http}"
+
+    @property
+    def operators_address(self) -> tuple[str, int]:
+        """The port of the metrics and of the live page."""
+        return "127.0.0.1", self._metrics
+
+    @property
+    def page_url(self) -> str:
+        """The live page."""
+        return f"http://127.0.0.1:{self._metrics}/"
+
+    def start_simulator(self, workers: int, interval_ms: int, start_per_s: float, models: int = 1) -> None:
+        """Start the simulated workers, each with one of so many models."""
         command = [sys.executable, "-m", "benchmarks.fleet.simulator", f"--router=127.0.0.1:{self._grpc}"]
         command += [f"--workers={workers}", f"--interval-ms={interval_ms}", f"--start-per-s={start_per_s}"]
+        command += [f"--models={models}"]
         self._simulator = self._start("simulator", command)
 
     def wait_routable(self, workers: int, timeout_s: float) -> float:
@@ -82,6 +100,12 @@ class System:
         if router is not None:
             _end(router)
 
+    def stop_simulator(self) -> None:
+        """End the simulated workers with SIGTERM."""
+        simulator, self._simulator = self._simulator, None
+        if simulator is not None:
+            _end(simulator)
+
     def lost_handshakes(self) -> int:
         """Number of tunnels so far that workers dialled in vain."""
         log = self._log("simulator")
@@ -93,8 +117,7 @@ class System:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._simulator is not None:
-            _end(self._simulator)
+        self.stop_simulator()
         self.stop_router()
 
     # -----------------------------------------------------------------------------------------------------------------

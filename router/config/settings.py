@@ -610,6 +610,15 @@ class Settings:
         env="STARGATE_METRICS_FAMILIES",
         added=True,
     )
+    operators_token_file: str | None = option(
+        "--operators-token-file",
+        "PATH",
+        text,
+        default=None,
+        help="File with the token that shows the page, its API and /explain on the metrics port to other hosts.",
+        env="STARGATE_OPERATORS_TOKEN_FILE",
+        added=True,
+    )
     log_format: Literal["text", "json"] = option(
         "--log-format",
         "FORMAT",

@@ -221,6 +221,12 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._transport.writelines(out)
 
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+        address = self._transport.get_extra_info("peername")
+        return str(address[0]) if isinstance(address, tuple) else ""
+
     def date(self) -> bytes:
         """The value of the `date` header now."""
         return self._server.date()

@@ -93,6 +93,10 @@ class _NullConnection:
 
     def response_broken(self, *, reset: bool) -> None: ...
 
+    @property
+    def peer(self) -> str:
+        return ""
+
     def date(self) -> bytes:
         return b""
 

@@ -56,6 +56,10 @@ class ResponseOutput(Protocol):
     def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of its connection."""
 
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+
     def date(self) -> bytes:
         """The value of the `date` header now."""
 
@@ -129,6 +133,11 @@ class Response(ResponseWriter):
         self._closes_unread = closes_unread
         self._chunked = False
         self._left: int | None = None
+
+    @property
+    def peer(self) -> str:
+        """The IP address of the client; empty if it is not known (any more)."""
+        return self._output.peer
 
     def start(self, status: int, headers: HeaderList) -> None:
         """Send the head now. `headers` may have one `content-length`, and no other framing header."""

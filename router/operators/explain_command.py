@@ -5,6 +5,7 @@ import http.client
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -38,9 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     query += [("exclude", cluster) for cluster in options.exclude]
     connection = http.client.HTTPConnection(options.address, timeout=5)
     try:
-        connection.request("GET", f"/explain?{urlencode(query)}")
+        connection.request("GET", f"/explain?{urlencode(query)}", headers=_authorization(options.token_file))
         response = connection.getresponse()
-        document = json.loads(response.read())
+        body = response.read()
+        if response.status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+            sys.stderr.write(f"error: {body.decode('utf-8', 'replace').strip()} (this command: --token-file)\n")
+            return 1
+        document = json.loads(body)
     except (OSError, http.client.HTTPException, ValueError) as error:
         sys.stderr.write(
             f"error: no answer from the metrics port of a router at {options.address}: {error}; see --address\n"
@@ -53,6 +58,13 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     sys.stdout.write(json.dumps(document, indent=2) + "\n" if options.json else render_text(document))
     return 0
+
+
+def _authorization(token_file: str | None) -> dict[str, str]:
+    """Raises `OSError` if the file cannot be read."""
+    if token_file is None:
+        return {}
+    return {"authorization": f"Bearer {Path(token_file).read_text(encoding='ascii', errors='replace').strip()}"}
 
 
 def render_text(document: dict[str, Any]) -> str:
@@ -120,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--address", default="127.0.0.1:9090", help="metrics port of the router (default: %(default)s)")
+    add(
+        "--token-file",
+        metavar="PATH",
+        help="file with the token of --operators-token-file, for a router on another host",
+    )
     add("--model", required=True, help="the model that is asked for")
     add("--routing-key", help="the tenant the request is scoped to")
     add("--method", help="algorithm or expression, as in the header x-routing-method")

@@ -6,13 +6,10 @@ Query: `model` (required), `routing_key`, `method`, `input_tokens`, `priority`, 
 
 import time
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from router.balancing import MethodError, RoutingRequest, Selector
 from router.balancing.explain import explain
+from router.http1.request import ClientRequest
+from router.operators.reply import Reply, document, query_of, refusal
 from router.registry import Registry, TargetKey
 
 _NUMBERS = ("input_tokens", "priority", "request_slo_ms", "elapsed_ms")
@@ -25,20 +22,18 @@ class ExplainPage:
         self._registry = registry
         self._selector = selector
 
-    def route(self) -> Route:
-        """The route for `OperatorsServer`."""
-        return Route("/explain", self._answer, methods=["GET"])
-
-    async def _answer(self, request: Request) -> Response:
-        query = request.query_params
+    async def answer(self, request: ClientRequest) -> Reply:
+        """The explanation, or what is wrong with the query."""
+        given = query_of(request)
+        query = dict(given)
         model = query.get("model", "").strip()
         if not model:
-            return _refused("the query parameter `model` is required, e.g. /explain?model=my-model")
+            return refusal(400, "the query parameter `model` is required, e.g. /explain?model=my-model")
         numbers = {}
         for name in _NUMBERS:
             text = query.get(name, "")
             if text and not (text.isascii() and text.isdigit() and len(text) < 20):
-                return _refused(f"`{name}` must be a whole number, got `{text}`")
+                return refusal(400, f"`{name}` must be a whole number, got `{text}`")
             numbers[name] = int(text) if text else None
         now = time.monotonic()
         routing = RoutingRequest(
@@ -53,19 +48,15 @@ class ExplainPage:
         key = TargetKey(routing.routing_key, model)
         method = query.get("method", "").strip() or None
         try:
-            document = explain(
+            explanation = explain(
                 self._selector,
                 routing,
                 method,
                 self._registry.target(key),
                 advertised=self._registry.is_advertised(key),
-                excluded=set(query.getlist("exclude")),
+                excluded={cluster for name, cluster in given if name == "exclude"},
                 now=now,
             )
         except MethodError as error:
-            return _refused(str(error))
-        return Response(msgspec.json.encode(document), media_type="application/json")
-
-
-def _refused(error: str) -> Response:
-    return Response(msgspec.json.encode({"error": error}), status_code=400, media_type="application/json")
+            return refusal(400, str(error))
+        return document(explanation)

@@ -104,6 +104,9 @@ class TunnelSet(Protocol):
     def free_streams(self) -> int:
         """Number of streams that can be opened now without waiting, over all healthy connections."""
 
+    def silent_since(self) -> float | None:
+        """Loop time since which nothing has come from the worker although a connection is open; None if it answers."""
+
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> Exchange | None:
         """As `open`, without waiting; None if no stream is free. Raises `TunnelError`."""
 

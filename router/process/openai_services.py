@@ -50,8 +50,7 @@ def open_services(base: Base, address: SocketAddress, *, tls: bool, as_gateway: 
     `tls`: the front has TLS; `as_gateway`: it is in the mode `gateway`. Raises `StartupError`. Needs a running loop.
     """
     settings = base.settings
-    check_openai_access(settings, address)
-    check_limits_of_several(settings, several=base.supervisor is not None)
+    check_front(settings, address, several=base.supervisor is not None)
     if keys_in_clear(settings, address, tls=tls):
         _log.warning(
             "API keys of OpenAI clients travel without TLS: everybody on the way can read them; see --openai-tls-cert-path",
@@ -70,8 +69,12 @@ def open_services(base: Base, address: SocketAddress, *, tls: bool, as_gateway: 
     )
 
 
-def check_limits_of_several(settings: Settings, *, several: bool) -> None:
-    """Raise `StartupError` if several processes would each count limits by themselves."""
+def check_front(settings: Settings, address: SocketAddress, *, several: bool) -> None:
+    """Raise `StartupError` if nobody could use a front on `address`, everybody could by mistake, or limits would not hold.
+
+    `several`: processes of one router, each of which would count by itself.
+    """
+    check_openai_access(settings, address)
     if not several or settings.openai_redis_url is not None or settings.openai_open:
         return
     if settings.openai_auth_endpoint is not None:

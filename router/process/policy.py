@@ -7,6 +7,7 @@ The active policy is shown in a log line, and by digest and algorithm in a metri
 import asyncio
 import hashlib
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from router.balancing.settings import CURRENT, BalancingSettings
 from router.config import package_settings
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, causes_of
+from router.operators.live_document import Policy as PolicyState
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.small_file import FileReader, SmallFileError, read_small_file
 
@@ -51,6 +53,9 @@ class Policy:
         self._unreadable: str | None = None
         self._metrics = metrics
         self._info: tuple[str, str] | None = None
+        self._loaded_at = 0.0
+        self._reloads = 0
+        self._rejected: str | None = None
         self._tell(config)
 
     @classmethod
@@ -105,7 +110,7 @@ class Policy:
             self._refuse(None, _cause(error))
             return
         if content == active:
-            self._refused = self._unreadable = None
+            self._refused = self._unreadable = self._rejected = None
             self._metrics.lb_config_last_reload_success.set(1)
         elif isinstance(config, ConfigError):
             self._refuse(content, ": ".join(causes_of(config)))
@@ -117,11 +122,13 @@ class Policy:
             else:
                 self._active, self._refused, self._unreadable = content, None, None
                 self._metrics.lb_config_reloads_total.inc(("success",))
+                self._reloads += 1
                 self._tell(config)
 
     def _refuse(self, content: bytes | None, why: str) -> None:
         """Log a refused file: once per distinct content, and once per distinct error of a file that cannot be read."""
         self._metrics.lb_config_last_reload_success.set(0)
+        self._rejected = why
         if content is None and why == self._unreadable:
             return
         self._unreadable = why if content is None else None
@@ -136,6 +143,8 @@ class Policy:
         if self._info is not None:
             self._metrics.lb_config_info.remove(self._info)
         self._info = (digest, config.default_lb)
+        self._loaded_at = time.time()
+        self._rejected = None
         self._metrics.lb_config_info.set(1, self._info)
         self._metrics.lb_config_last_reload_success.set(1)
         _log.info(
@@ -143,6 +152,17 @@ class Policy:
             default_lb=config.default_lb,
             model_overrides=len(config.model_overrides),
             hash=digest,
+        )
+
+    def state(self) -> PolicyState:
+        """The policy in force, for the pages of the operators."""
+        digest, default_lb = self._info or ("none", "")
+        return PolicyState(
+            digest=digest,
+            default_algorithm=default_lb,
+            loaded_at=round(self._loaded_at, 3),
+            reloads=self._reloads,
+            rejected=self._rejected,
         )
 
     @property

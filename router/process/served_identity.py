@@ -26,6 +26,7 @@ from certs import (
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
 from router.control_plane import grpc_dry_run
+from router.operators.live_document import Certificate
 from router.process.http_tls import HttpTls
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.quic.aioquic_engine.dry_run import UnusableIdentityError, dry_run
@@ -134,6 +135,17 @@ class ServedIdentity:
     def expired(self) -> bool:
         """Whether the served certificate chain has expired; False for a generated one."""
         return time.time() > self._expires_at
+
+    def state(self) -> Certificate:
+        """The certificate that is served, for the pages of the operators."""
+        end = not_after(self.identity).timestamp()
+        return Certificate(
+            name=self._material,
+            not_after=end,
+            days_left=round((end - time.time()) / 86_400, 2),
+            generated=not self.mounted,
+            last_reload_ok=self._watcher is None or not self._watcher.rejecting,
+        )
 
     def log_coverage(self, settings: Settings, port: int) -> None:
         """Log a warning if the certificate does not cover the name that workers verify."""

@@ -18,9 +18,8 @@ from router.control_plane.service import ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
 from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
 from router.http1.server import HttpServer
-from router.operators.explain_page import ExplainPage
-from router.operators.server import OperatorsServer
 from router.process.freed_memory import FreedMemory, find_trim
+from router.process.live_page import LivePage
 from router.process.openai_front import OpenAiPort, serve_port
 from router.process.opening import Base, Bound, TunnelParts, grpc_tls, server_tls
 from router.process.policy import Policy
@@ -57,25 +56,22 @@ async def serve(
     watch = WatchCell()
     control_plane = _add_services(base, bound, tunnels, authenticator, watch)
     publisher = _make_publisher(base, bound, lookup, watch)
-    operators = OperatorsServer(
-        metrics,
-        all_families=settings.metrics_families == "all",
-        mounts=[ExplainPage(base.registry, policy.selector).route()],
-    )
+    page = LivePage(base, bound, tunnels, policy)
+    operators = page.server()
     opened.callback(operators.stop)
     _track_gauges(base, tunnels)
     loop_lag = _start_timers(metrics, opened)
     warm_up = _warm_up(base, bound)
     _poll_files(base, bound, tunnels, policy)
     tasks.start_loop("WatchStargates publisher", publisher.run())
-    tasks.start("metrics server", operators.serve(bound.metrics))
-    await operators.wait_started()
+    await operators.start(bound.metrics)
+    tasks.start("metrics server", operators.serve())
     _log.info("metrics server listening", addr=str(bound.addresses["metrics"]))
     await bound.grpc.start()
     tasks.start("control-plane gRPC server", bound.grpc.wait())
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
-    servers, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, front)
+    servers, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, page, front)
     http = servers[0]
     loop_lag.on_measured = readiness.poll
     if settings.ports_file is not None:
@@ -259,10 +255,12 @@ async def _serve_http(
     policy: Policy,
     loop_lag: LoopLag,
     warm_up: WarmUpTimer,
+    page: LivePage,
     front: OpenAiPort | None,
 ) -> tuple[tuple[HttpServer, ...], Readiness]:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
+    proxy.request_ends = page.requests
     if base.tracer is not None:
         proxy.tracing = ProxyTracing(base.tracer, base.registry, proxy.clock)
     debug_config = package_settings.debug_config(settings, bound.addresses, bound.advertise)
@@ -275,6 +273,7 @@ async def _serve_http(
     )
     http = HttpServer(routes, time.monotonic, package_settings.http(settings))
     readiness = _make_readiness(metrics, http, tunnels, loop_lag, warm_up)
+    page.follow(proxy.in_flight, lambda: [reason.value for reason in readiness.reasons()])
     metrics.requests_in_flight.track(lambda: len(proxy.running))
     metrics.replay_memory_bytes.track(lambda: proxy.replay_budget.used_bytes)
     base.opened.callback(http.abort)

@@ -32,6 +32,9 @@ class AttemptCallbacks(Protocol):
     def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
         """The attempt ended without a response head; `handed_over`: the tunnel was given the whole request before."""
 
+    def body_begun(self) -> None:
+        """The first piece of the body is about to be relayed."""
+
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended; `failure` is the reason if it was broken off, None if it is complete."""
 
@@ -68,6 +71,7 @@ class Attempt:
 
     __slots__ = (
         "_body",
+        "_body_begun",
         "_budget_s",
         "_deadline_at",
         "_exchange",
@@ -118,6 +122,7 @@ class Attempt:
         self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
+        self._body_begun = False
         self.state = _OPENING
 
     def _advance(self, state: AttemptState) -> None:
@@ -190,6 +195,9 @@ class Attempt:
             return
         if self._idle_s:
             self._last_byte_at = self._loop.time()
+        if not self._body_begun:
+            self._body_begun = True
+            self._owner.body_begun()
         if not response.write(data):
             # The declared length is reached: further bytes are not part of the response.
             self.discard()

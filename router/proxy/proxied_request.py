@@ -76,6 +76,7 @@ class ProxiedRequest:
         "_attempt",
         "_dialling",
         "_first_byte_at",
+        "_first_token_at",
         "_headers",
         "_key",
         "_paused",
@@ -104,14 +105,22 @@ class ProxiedRequest:
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
         self._retry_state = RetryState(proxy.settings, valid.retry_deadline)
         trace = None if proxy.tracing is None else proxy.tracing.begin(request, valid, self._retry_state)
-        self._recorder = RequestRecorder(proxy.metrics, proxy.access_log, valid, request.received_at, trace)
+        self._recorder = RequestRecorder(
+            proxy.metrics, proxy.access_log, valid, request.received_at, trace, proxy.request_ends
+        )
         self._placement: Placement | None = None
         self._attempt: Attempt | None = None
         self._headers: HeaderList | None = None
         self._first_byte_at: float | None = None
+        self._first_token_at: float | None = None
         self._routing_timer: asyncio.TimerHandle | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._paused = False
+
+    def placed(self) -> tuple[str | None, str, str]:
+        """Routing key, model, and the worker that was chosen last; empty while none is."""
+        server_id = "" if self._placement is None else self._placement.backend.inference_server_id
+        return self._key.routing_key, self._key.model, server_id
 
     # --- routing ---------------------------------------------------------------------------------------------------
 
@@ -336,6 +345,10 @@ class ProxiedRequest:
             retries.failed_clusters.add(placement.backend.cluster_id)
             self.route()
 
+    def body_begun(self) -> None:
+        """The first piece of the response body has arrived: the first token, where the response is a stream of them."""
+        self._first_token_at = self._proxy.clock()
+
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended."""
         if failure is not None and self._placement is not None:
@@ -466,6 +479,7 @@ class ProxiedRequest:
             None if self._placement is None else self._placement.backend,
             self._retry_state.attempts,
             self._first_byte_at,
+            self._first_token_at,
             end,
             proxy.clock(),
             reason,

@@ -28,12 +28,17 @@ class Proxy(ProxyContext):
             selector, MethodHeader(selector, metrics, settings, clock, self.loop.call_later), settings
         )
 
+    def in_flight(self) -> list[tuple[str | None, str, str]]:
+        """Routing key, model and worker of each request that is being proxied; the worker is empty while none is chosen."""
+        return [one.placed() for one in self.running if isinstance(one, ProxiedRequest)]
+
     def handle(self, request: ClientRequest, response: Response) -> "ProxiedRequest | None":
         """Validate and route a request; None if it was answered with a refusal at once."""
         try:
             valid = self.validator.validate(request)
         except InvalidRequestError as error:
             self.refusals.refuse(request, response, error.reply)
+            self.request_ends.request_ended(self.refusals.end(request, error.reply))
             if self.tracing is not None:
                 self.tracing.refused(request, error)
             return None

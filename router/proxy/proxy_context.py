@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import structlog
 
 from router.balancing import Selector
+from router.ports.request_ends import NO_REQUEST_ENDS, RequestEnds
 from router.proxy.access_log import AccessLog
 from router.proxy.refusals import Refusals
 from router.proxy.replay import ReplayBudget
@@ -46,6 +47,8 @@ class ProxyContext:
         self.refusals = Refusals(metrics, self.access_log, clock, bodies_with_reason=settings.reasons_in_bodies)
         self.tracing: ProxyTracing | None = None
         """Set before the first request if traces are exported."""
+        self.request_ends: RequestEnds = NO_REQUEST_ENDS
+        """Set before the first request if a page shows the last requests."""
         self.running: set[object] = set()
         """The requests that are being proxied."""
         # `asyncio.get_running_loop` costs a system call; requests use this reference.

@@ -7,6 +7,7 @@ import structlog
 
 from router.http1.request import ClientRequest
 from router.http1.response import ResponseWriter
+from router.ports.request_ends import NO_REQUEST_ENDS, RequestEnd, RequestEnds
 from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.failure_log import log_failed_request
@@ -25,7 +26,7 @@ _log = structlog.get_logger()
 class RequestRecorder:
     """Records the events of one request. `now` is in monotonic seconds."""
 
-    __slots__ = ("_access_log", "_labels", "_metrics", "_received_at", "_selected_before", "_trace", "_valid")
+    __slots__ = ("_access_log", "_ends", "_labels", "_metrics", "_received_at", "_selected_before", "_trace", "_valid")
 
     def __init__(
         self,
@@ -34,8 +35,10 @@ class RequestRecorder:
         valid: ValidRequest,
         received_at: float,
         trace: RequestTrace | None = None,
+        ends: RequestEnds = NO_REQUEST_ENDS,
     ) -> None:
-        """`trace` is None if the request is not traced and its headers are forwarded as they came."""
+        """`trace` is None if the request is not traced and its headers are forwarded as they came; `ends` is told of its end."""
+        self._ends = ends
         self._metrics = metrics
         self._access_log = access_log
         self._valid = valid
@@ -268,12 +271,33 @@ class RequestRecorder:
         backend: Backend | None,
         attempts: int,
         first_byte_at: float | None,
+        first_token_at: float | None,
         end: str,
         now: float,
         reason: str,
     ) -> None:
         """The request has ended; `end` is one of the values in `AccessLog`, `reason` that of a local reply, or empty."""
-        received_at = self._received_at
+        received_at, valid = self._received_at, self._valid
+        routing = valid.routing
+        self._ends.request_ended(
+            RequestEnd(
+                ended_at=now,
+                duration_s=now - received_at,
+                first_token_s=None if first_token_at is None else first_token_at - received_at,
+                request_id=valid.request_id,
+                routing_key=routing.routing_key,
+                model=routing.model,
+                inference_server_id="" if backend is None else backend.inference_server_id,
+                cluster_id="" if backend is None else backend.cluster_id,
+                attempts=attempts,
+                status=response.status,
+                end=end,
+                reason=reason,
+                requested_method=valid.requested_method,
+                input_tokens=routing.input_tokens or 0,
+                priority=routing.priority,
+            )
+        )
         self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
         if self._trace is not None:
             self._trace.finished(response, end, now)

@@ -6,6 +6,7 @@ import structlog
 
 from router.http1.request import ClientRequest
 from router.http1.response import Response
+from router.ports.request_ends import RequestEnd
 from router.proxy.access_log import AccessLog
 from router.proxy.local_replies import LocalReply
 from router.proxy.validation import text
@@ -45,6 +46,28 @@ class Refusals:
                 "refused",
                 reply.reason,
             )
+
+    def end(self, request: ClientRequest, reply: LocalReply) -> RequestEnd:
+        """The report about a request for a worker that was refused with `reply`."""
+        request_id, routing_key, model = _names(request)
+        now = self._clock()
+        return RequestEnd(
+            ended_at=now,
+            duration_s=now - request.received_at,
+            first_token_s=None,
+            request_id=request_id or "",
+            routing_key=routing_key,
+            model=model or "",
+            inference_server_id="",
+            cluster_id="",
+            attempts=0,
+            status=reply.status,
+            end="refused",
+            reason=reply.reason,
+            requested_method="",
+            input_tokens=0,
+            priority=0,
+        )
 
     def record(self, request: ClientRequest | None, reply: LocalReply) -> None:
         """Count the refusal, and log it; the log has a limited number of lines for each reason."""

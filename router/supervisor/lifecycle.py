@@ -19,7 +19,7 @@ from router.config.option_values import MAX_PROCESSES, SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, check_options, listen_address
 from router.http1.server import HttpServer
-from router.process.openai_services import check_limits_of_several
+from router.process.openai_services import check_front
 from router.process.ports_file import write_ports_document
 from router.process.sockets import bind_tcp_everywhere, bound_address, reserve_tcp
 from router.supervisor import cpu_limit
@@ -97,7 +97,8 @@ async def _run(settings: Settings, count: int, arguments: Sequence[str], environ
     _log.info("starting stargate", **build.described(), processes=count)
     check_options(settings)
     check_processes(settings, count)
-    check_limits_of_several(settings, several=True)
+    if settings.openai_listen_addr is not None:
+        check_front(settings, listen_address(settings, "openai_listen_addr"), several=True)
     shown = settings.shown
     http_address = listen_address(settings, "http_listen_addr")
     models_address = listen_address(settings, "model_discovery_listen_addr")
@@ -124,18 +125,25 @@ async def _run(settings: Settings, count: int, arguments: Sequence[str], environ
         )
         metrics = ProcessMetrics(settings, lambda: supervisor.slots)
         signals.supervisor = supervisor
-        operators = OperatorsPort(settings, metrics, lambda: supervisor.slots).server()
+        port = OperatorsPort(settings, metrics, lambda: supervisor.slots)
+        operators = port.server()
         await operators.start(metrics_socket)
         try:
-            return await _supervise(settings, supervisor, signals, operators, ports)
+            return await _supervise(settings, supervisor, signals, port, operators, ports)
         finally:
+            port.feed.close()
             operators.abort()
             await operators.drain(0)
             await supervisor.drain(0)
 
 
 async def _supervise(
-    settings: Settings, supervisor: Supervisor, signals: _Signals, operators: HttpServer, ports: _Ports
+    settings: Settings,
+    supervisor: Supervisor,
+    signals: _Signals,
+    port: OperatorsPort,
+    operators: HttpServer,
+    ports: _Ports,
 ) -> int:
     drain_s = settings.shutdown_drain_timeout_ms / 1000
     watching = asyncio.create_task(_watch(supervisor))
@@ -154,6 +162,7 @@ async def _supervise(
         _log.info("received termination signal, beginning graceful shutdown", signal=signals.received.result())
         _log.info("Entering draining mode")
         if not settings.lame_duck_ms:
+            port.feed.close()
             await operators.drain(0)
         if await supervisor.drain(drain_s):
             _log.info("graceful shutdown complete")

@@ -1,40 +1,30 @@
-"""The metrics port of a router with several processes: the sum of their metrics, and the explain page of one of them."""
+"""The operators' port of a router with several processes: the sum of their metrics, one live page, explanations of one of them."""
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
-from urllib.parse import parse_qs
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 
 from router.config.settings import Settings
 from router.http1.request import ClientRequest
-from router.http1.response import Response, ResponseFlow
 from router.http1.server import HttpServer
-from router.http1.settings import ConnectionTimeouts, HttpSettings
+from router.operators.access import Access
+from router.operators.handler import OperatorsHandler
+from router.operators.live_feed import LiveFeed
+from router.operators.live_pages import live_pages
+from router.operators.reply import Page, Reply, StreamPage, query_of, refusal
+from router.operators.server import EXPOSITION
+from router.supervisor.live_processes import FETCH_S, LiveProcesses
 from router.supervisor.metric_page import MetricFamily, MetricPageError, parse_page, render_page
-from router.supervisor.metric_sum import MetricSum, Page, counted
+from router.supervisor.metric_sum import MetricSum, counted
+from router.supervisor.metric_sum import Page as Families
 from router.supervisor.scrape import NoPageError, fetch
-from router.supervisor.supervisor import Slot, addresses_of
+from router.supervisor.supervisor import Slot, metrics_address
 from router.telemetry.families import Counter, Description, Gauge
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.limit import Limit
 
 _log = structlog.get_logger()
-
-CONNECTIONS = Limit("supervisor.metrics_connections", pieces=256)
-"""Connections of the metrics port."""
-
-FETCH_S: Final = 2.0
-"""Seconds that a process may take to answer."""
-
-_HTTP: Final = HttpSettings(
-    close_unread=True,
-    max_connections=CONNECTIONS.pieces or 0,
-    timeouts=ConnectionTimeouts(discard=1.0, half_sent=1.0, watch=1.0, stalled=5.0, head=5.0, body=5.0),
-)
-_EXPOSITION: Final = [(b"content-type", b"text/plain; version=0.0.4")]
 
 
 class ProcessMetrics:
@@ -45,9 +35,9 @@ class ProcessMetrics:
         prefix = settings.metrics_prefix
         self._slots = slots
         self._sum = MetricSum(prefix)
-        self._last: dict[str, Page] = {}
+        self._last: dict[str, Families] = {}
         """The last page of each process, by its id."""
-        self._fetching: asyncio.Task[list[Page]] | None = None
+        self._fetching: asyncio.Task[list[Families]] | None = None
         self._contract = Metrics(prefix, as_of_0_18=settings.as_of_0_18).contract_names()
         self._up = Gauge(prefix, Description("process_up", "1 if this process of the router serves", ("stargate_id",)))
         self._restarts = Counter(
@@ -72,21 +62,21 @@ class ProcessMetrics:
         """The process of `slot` has ended: its counters stay, as of its last page."""
         self._sum.retire(self._last.pop(slot.plan.stargate_id, {}))
 
-    async def _pages(self) -> list[Page]:
+    async def _pages(self) -> list[Families]:
         """The pages of all processes; scrapes at the same time share one look."""
         if self._fetching is None or self._fetching.done():
             self._fetching = asyncio.create_task(self._fetch_all())
         return await asyncio.shield(self._fetching)
 
-    async def _fetch_all(self) -> list[Page]:
+    async def _fetch_all(self) -> list[Families]:
         return list(await asyncio.gather(*(self._fetch(slot) for slot in self._slots())))
 
-    async def _fetch(self, slot: Slot) -> Page:
+    async def _fetch(self, slot: Slot) -> Families:
         stargate_id, process = slot.plan.stargate_id, slot.serving
         if process is None:
             return {}
         try:
-            answer = await fetch(_metrics_address(slot), b"/metrics/all", FETCH_S)
+            answer = await fetch(metrics_address(slot), b"/metrics/all", FETCH_S)
             page: dict[str, MetricFamily] = parse_page(answer.body.decode())
         except (NoPageError, MetricPageError, UnicodeDecodeError) as error:
             if slot.process is not process:
@@ -100,83 +90,58 @@ class ProcessMetrics:
 
 
 class OperatorsPort:
-    """Answers `/metrics`, `/metrics/all` and `/explain`."""
+    """The pages of the operators' port: `/metrics` as the sum, `/explain` of one process, the live page of all."""
 
     def __init__(self, settings: Settings, metrics: ProcessMetrics, slots: Callable[[], Sequence[Slot]]) -> None:
         self._all_families = settings.metrics_families == "all"
         self._metrics = metrics
         self._slots = slots
-        self._answers: set[asyncio.Task[None]] = set()
+        token_file = settings.operators_token_file
+        self._access = Access(None if token_file is None else Path(token_file))
+        self.feed = LiveFeed(LiveProcesses(settings.stargate_id, slots))
+        """Has to be closed before the server drains."""
 
     def server(self) -> HttpServer:
         """A server for a bound socket (`HttpServer.start`)."""
-        return HttpServer(self, time.monotonic, _HTTP)
+        pages: dict[bytes, Page | StreamPage] = {
+            b"/metrics": Page(self._contract),
+            b"/metrics/all": Page(self._everything),
+        }
+        return OperatorsHandler({**pages, **live_pages(self.feed, self._explain, self._access)}, self._access).server()
 
-    # --- ServerCallbacks ---------------------------------------------------------------------------------------------
+    # --- pages -------------------------------------------------------------------------------------------------------
 
-    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
-        """Answer when the processes have answered."""
-        request.body.detach()
-        if request.path not in (b"/metrics", b"/metrics/all", b"/explain"):
-            response.send(404, [])
-        elif request.method not in (b"GET", b"HEAD"):
-            response.send(405, [(b"allow", b"GET,HEAD")])
-        elif request.path == b"/explain":
-            self._answer(self._explain(request, response), response)
-        else:
-            self._answer(self._show(request, response), response)
-        return None
+    async def _contract(self, _request: ClientRequest) -> Reply:
+        return await self._show(additional=self._all_families)
 
-    def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:  # noqa: ARG002
-        """Answer an unusable request."""
-        response.send(status, [])
+    async def _everything(self, _request: ClientRequest) -> Reply:
+        return await self._show(additional=True)
 
-    def connection_refused(self, reason: str) -> None:
-        """A connection beyond the limit was closed."""
-
-    # --- answers -----------------------------------------------------------------------------------------------------
-
-    def _answer(self, work: Coroutine[Any, Any, None], response: Response) -> None:
-        task = asyncio.create_task(work)
-        self._answers.add(task)
-
-        def ended(done: asyncio.Task[None]) -> None:
-            self._answers.discard(done)
-            error = None if done.cancelled() else done.exception()
-            if error is not None:
-                _log.error("a request of the metrics port failed", error=repr(error))
-                response.send(500, [])
-
-        task.add_done_callback(ended)
-
-    async def _show(self, request: ClientRequest, response: Response) -> None:
-        additional = self._all_families or request.path == b"/metrics/all"
+    async def _show(self, *, additional: bool) -> Reply:
         page = await self._metrics.page(additional=additional)
-        response.send(200, _EXPOSITION, page.encode())
+        return Reply(200, EXPOSITION, page.encode())
 
-    async def _explain(self, request: ClientRequest, response: Response) -> None:
-        """Ask the process that `process` (its number) names, or the first that serves."""
-        query = request.target.partition(b"?")[2]
-        named = parse_qs(query.decode("ascii", "replace")).get("process", [""])[-1]
+    async def _explain(self, request: ClientRequest) -> Reply:
+        """Ask the process that `process` (its number or its id) names, or the first that serves."""
+        named = dict(query_of(request)).get("process", "")
         slots = self._slots()
-        if named and not (named.isascii() and named.isdigit() and len(named) < 5 and int(named) < len(slots)):
-            document = b'{"error":"`process` must be the number of a process, from 0"}'
-            response.send(400, [(b"content-type", b"application/json")], document)
-            return
-        chosen = slots[int(named)] if named else next((slot for slot in slots if slot.serving), slots[0])
+        chosen = _slot_of(named, slots)
+        if chosen is None:
+            return refusal(400, "`process` must be the number of a process, from 0, or its id")
+        query = request.target.partition(b"?")[2]
         try:
-            answer = await fetch(_metrics_address(chosen), b"/explain?" + query, FETCH_S)
+            answer = await fetch(metrics_address(chosen), b"/explain?" + query, FETCH_S)
         except NoPageError as error:
             _log.warning("no explain page of a process", router=chosen.plan.stargate_id, error=error.reason)
-            document = b'{"error":"the process did not answer"}'
-            response.send(503, [(b"content-type", b"application/json")], document)
-            return
+            return refusal(503, "the process did not answer")
         headers = [(b"content-type", answer.content_type), (b"x-stargate-id", chosen.plan.stargate_id.encode())]
-        response.send(answer.status, headers, answer.body)
+        return Reply(answer.status, headers, answer.body)
 
 
-def _metrics_address(slot: Slot) -> str:
-    process = slot.serving
-    if process is None:
-        raise NoPageError("the process does not serve now")
-    return addresses_of(process.serving)["metrics"]
+def _slot_of(named: str, slots: Sequence[Slot]) -> Slot | None:
+    """The slot of this number or id; without either the first that serves. None if there is none."""
+    if not named:
+        return next((slot for slot in slots if slot.serving), slots[0])
+    if named.isascii() and named.isdigit() and len(named) < 5 and int(named) < len(slots):
+        return slots[int(named)]
+    return next((slot for slot in slots if slot.plan.stargate_id == named), None)

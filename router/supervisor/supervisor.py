@@ -10,6 +10,7 @@ from router.process.supervision import Listen, Serving, Siblings
 from router.supervisor.plan import ProcessPlan
 from router.supervisor.restarts import RestartPolicy
 from router.supervisor.router_process import RouterProcess
+from router.supervisor.scrape import NoPageError
 
 _log = structlog.get_logger()
 
@@ -219,3 +220,11 @@ def listeners(ready: Sequence[bool]) -> list[bool]:
 def addresses_of(serving: Serving | None) -> dict[str, str]:
     """The addresses of a process; none before it serves."""
     return {} if serving is None else serving.addresses
+
+
+def metrics_address(slot: Slot) -> str:
+    """Where the operators' port of the process in `slot` is. Raises `NoPageError` if it does not serve now."""
+    process = slot.serving
+    if process is None:
+        raise NoPageError("the process does not serve now")
+    return addresses_of(process.serving)["metrics"]

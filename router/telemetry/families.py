@@ -121,6 +121,10 @@ class _Scalar(Family):
         """The current value; 0 for a series that does not exist."""
         return self._cells.get(labels, 0)
 
+    def values(self) -> list[tuple[Labels, float]]:
+        """Labels and value of each series that is not read at each scrape."""
+        return list(self._cells.items())
+
     def track(self, read: Callable[[], float], labels: Labels = ()) -> None:
         """From now on call `read` for the value of the series at each scrape. It must be cheap."""
         admitted = self._admitted(labels)

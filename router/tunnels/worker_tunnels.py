@@ -46,6 +46,12 @@ class RegistrationTunnels:
         """Number of streams that can be opened now without waiting, over all open connections."""
         return self.slot.free_streams()
 
+    def silent_since(self) -> float | None:
+        """Loop time since which nothing has come on any open connection; None if one is not silent, or none is open."""
+        if not self.slot.suspected():
+            return None
+        return max(tunnel.silent_since for tunnel in self.slot.members if not tunnel.closed)
+
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> StreamExchange | None:
         """As `open`, without waiting: None if the next open connection has no free stream. Raises `TunnelError`."""
         return self._pick().try_open(head, sink, end=end)

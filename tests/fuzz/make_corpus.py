@@ -127,6 +127,29 @@ def relay() -> dict[str, list[bytes]]:
     }
 
 
+def callers() -> dict[str, list[bytes]]:
+    """What is said of callers of the OpenAI port: by the NVCF API, by the file of keys, by themselves, and by Redis."""
+    answer = llm_gateway_pb2.AuthLlmInvocationResponse(routingKey="f", authContext={"ncaId": "acme"}, priority=3)
+    answer.modelSpecs["m"].tokenRateLimit = "100-M,5000-D"
+    answer.modelSpecs["m"].routingMethod = "pulsar"
+    entry = {
+        "id": "team-a",
+        "digest": "sha256:" + "ab" * 32,
+        "expires": "2027-01-01T00:00:00+01:00",
+        "priority": 3,
+        "models": ["m-*"],
+        "limits": {"requests": "60-M", "tokens": "1000-M,5-D", "concurrency": 4},
+        "model_limits": {"*": {"tokens": "5-H"}},
+    }
+    return {
+        "caller_answer": [answer.SerializeToString()],
+        "api_key_file": [json.dumps({"version": 1, "keys": [entry]}, indent=1).encode(), b'{"keys":[]}'],
+        "api_key_header": [b"Bearer sk-lrr-" + b"0" * 64, b"bearer\t k", b"Basic YTpi\0sk-x", b"\0 key"],
+        "limit_rules": [b"60-M,1000-D", b" 1-S , 2-W", b"1000000000000000-H"],
+        "redis_answer": [b"y 3.5 -7 1\nn", b"n 1e300 2\nx", b""],
+    }
+
+
 def main() -> None:
     """Write all files."""
     capnp_kinds = capnp_messages()
@@ -159,6 +182,7 @@ def main() -> None:
             b"\xc0\x1a\x2a\x3a\x4a\x08" + bytes(8) + b"\x08" + bytes(1_200),
         ],
         **relay(),
+        **callers(),
         "http_request": http_requests(),
         "http_target": [b"/v1/models?a=%41&b", b"http://user@[::1]:80/x#y", b"*", b"/a/../b;c", b"router:443"],
         "registration": registrations(),

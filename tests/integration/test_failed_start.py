@@ -15,7 +15,7 @@ from router.control_plane.grpc_server import GrpcServer
 from router.control_plane.worker_auth import GatewayAuthenticator
 from router.http1.server import HttpServer
 from router.operators.server import OperatorsServer
-from router.process import app, opening, serving
+from router.process import app, live_page, opening, serving
 from router.process.policy import Policy
 from router.process.reloads import Reloads
 from router.tunnels.dialer import DirectDialer
@@ -41,8 +41,8 @@ STEPS = [
     (app, "outbound_trust"),
     (DirectDialer, "open"),
     (Policy, "load"),
-    (serving, "ExplainPage"),
-    (OperatorsServer, "wait_started"),
+    (live_page, "ExplainPage"),
+    (OperatorsServer, "start"),
     (GrpcServer, "start"),
     (HttpServer, "start"),
     (serving, "write_ports_file"),

@@ -24,7 +24,7 @@ from router.openai.limits.memory_counter import MemoryCounter
 from router.openai.limits.redis_counter import RedisCounter
 from router.openai.ports import OPEN, End, FrontServices, KeyRefused, LimitRefusal, UsageRecord
 from router.process.critical_tasks import CriticalTasks
-from router.process.openai_services import check_limits_of_several, open_services
+from router.process.openai_services import check_front, open_services
 from router.process.opening import Base
 from router.process.reloads import Reloads
 from router.registry import Registry
@@ -172,14 +172,13 @@ def test_several_processes_with_limits_and_without_redis_do_not_start(tmp_path: 
     unlimited = key_file(tmp_path / "unlimited", entry())
     for arguments in ((limited,), ("--openai-auth-endpoint=http://h",)):
         with pytest.raises(StartupError) as refused:
-            check_limits_of_several(settings(*arguments), several=True)
+            check_front(settings(*arguments), HERE, several=True)
         assert "limits of several processes need --openai-redis-url" in refused.value.message
         assert refused.value.causes == ()
-        check_limits_of_several(settings(*arguments), several=False)
-        check_limits_of_several(settings(*arguments, "--openai-redis-url=redis://h"), several=True)
-    check_limits_of_several(settings(unlimited), several=True)
-    check_limits_of_several(settings("--openai-open"), several=True)
-    check_limits_of_several(settings(), several=True)
+        check_front(settings(*arguments), HERE, several=False)
+        check_front(settings(*arguments, "--openai-redis-url=redis://h"), HERE, several=True)
+    check_front(settings(unlimited), HERE, several=True)
+    check_front(settings("--openai-open"), HERE, several=True)
 
 
 # --- what it is given --------------------------------------------------------------------------------------------------

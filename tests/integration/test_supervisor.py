@@ -25,7 +25,7 @@ from router.process.supervision import (
     encode,
     link_descriptor,
 )
-from router.supervisor.operators import CONNECTIONS, OperatorsPort, ProcessMetrics
+from router.supervisor.operators import OperatorsPort, ProcessMetrics
 from router.supervisor.plan import ProcessPlan
 from router.supervisor.router_process import RouterProcess, inherited_environment
 from router.supervisor.scrape import PAGE, NoPageError, fetch
@@ -470,7 +470,7 @@ async def test_a_defect_in_a_page_is_an_answer_and_a_log_line(
 
     monkeypatch.setattr(ProcessMetrics, "page", defect)
     assert (await fetch(await port(), b"/metrics", 5)).status == 500
-    assert "a request of the metrics port failed" in capsys.readouterr().out
+    assert "a page of the operators' port failed" in capsys.readouterr().out
 
 
 async def test_what_is_no_request_is_refused(port: Callable[..., Any]) -> None:
@@ -478,16 +478,6 @@ async def test_what_is_no_request_is_refused(port: Callable[..., Any]) -> None:
     writer.write(b"nonsense\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 400")
     writer.close()
-
-
-async def test_connections_of_the_metrics_port_are_bounded(port: Callable[..., Any]) -> None:
-    number = int((await port()).rpartition(":")[2])
-    opened = [await asyncio.open_connection("127.0.0.1", number) for _ in range(CONNECTIONS.pieces or 0)]
-    over = await asyncio.open_connection("127.0.0.1", number)
-    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-        await over[0].readexactly(1)
-    for _, writer in (*opened, over):
-        writer.close()
 
 
 def test_ports_files_are_for_the_supervisor_alone(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ class FakeTunnels:
     def free_streams(self) -> int:
         return 100
 
+    def silent_since(self) -> float | None:
+        return None
+
     def try_open(self, head: Any, sink: Any, *, end: bool) -> Any:
         raise NotImplementedError
 

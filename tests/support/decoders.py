@@ -25,6 +25,13 @@ from router.control_plane.messages import model_updates
 from router.http1.request_parser import BrokenBodyError, RequestParser
 from router.http1.request_parser import RefusedError as RequestRefusedError
 from router.http1.target import BadTargetError, host_is_valid, origin_form
+from router.openai.keys import key_file
+from router.openai.keys.bearer import presented_key
+from router.openai.keys.key_file import KeyFileError
+from router.openai.keys.key_format import digest_of
+from router.openai.keys.nvcf_answers import UnusableAnswerError, caller_of
+from router.openai.limits.redis_script import outcomes
+from router.openai.limits.rule import RuleError, parse_rules
 from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import dial_target
 from router.tunnels.dial_policy import check_dialled_address
@@ -242,6 +249,26 @@ def _auth(data: bytes) -> object:
     return llm_gateway_pb2.AuthLlmWorkerResponse.FromString(data)
 
 
+def _caller(data: bytes) -> object:
+    """What the NVCF API says of a caller."""
+    caller = caller_of(llm_gateway_pb2.AuthLlmInvocationResponse.FromString(data), "f")
+    return caller.limit_scopes("f", "m"), caller.may_use("f", "m"), caller.routing_method("m")
+
+
+def _key_file(data: bytes) -> object:
+    return [caller.limit_scopes("k", "m") for caller in key_file.decode(data).callers().values()]
+
+
+def _authorization(data: bytes) -> object:
+    authorization, _, api_key = data.partition(b"\0")
+    key = presented_key(authorization or None, api_key)
+    return None if key is None else digest_of(key)
+
+
+def _redis_answer(data: bytes) -> object:
+    return outcomes(_text(data), [2, 0])
+
+
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
@@ -297,6 +324,11 @@ def all_decoders() -> list[Decoder]:
         Decoder("registration", _registration, (DecodeError, MessageLimitError, RefusedError)),
         Decoder("watch_response", _watch, (DecodeError,)),
         Decoder("auth_response", _auth, (DecodeError,)),
+        Decoder("caller_answer", _caller, (DecodeError, UnusableAnswerError)),
+        Decoder("api_key_file", _key_file, (KeyFileError,)),
+        Decoder("api_key_header", _authorization),
+        Decoder("limit_rules", lambda data: parse_rules(_text(data)), (RuleError,)),
+        Decoder("redis_answer", _redis_answer),
         Decoder("json_document", parse, (JsonError,)),
         Decoder("policy", load_config, (ConfigError,)),
         Decoder("routing_expression", parse_expression, (MethodError,)),

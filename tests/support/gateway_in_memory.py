@@ -137,6 +137,9 @@ class PlayedWorker:
     def free_streams(self) -> int:
         return self.free if self.up else 0
 
+    def silent_since(self) -> float | None:
+        return None
+
     def try_open(self, head: RequestHead, sink: ExchangeSink, *, end: bool) -> PlayedExchange | None:
         if not self.up:
             raise TunnelError(f"no connection for exact inference server registration '{self.worker_id}'")

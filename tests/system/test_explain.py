@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from llm_request_router.testing import System
+
 
 def told(system, *words):
     return subprocess.run(
@@ -50,6 +52,23 @@ def test_questions_that_make_no_sense_are_refused_in_words(llm_router):
         reply = llm_router.request("GET", path, address=address)
         assert reply.status == 400
         assert text in reply.body
+
+
+def test_from_elsewhere_it_needs_the_token(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("a-token-of-operators\n")
+    with System.start("--operators-token-file", str(token)) as system:
+        # A name of the loopback for the resolver, and none that the rule knows.
+        address = system.metrics_address.replace("127.0.0.1", "127.1")
+        words = [sys.executable, "-m", "router", "explain", "--address", address, "--model", "m"]
+
+        def run(*more):
+            return subprocess.run([*words, *more], capture_output=True, text=True, timeout=20, check=False)
+
+        refused = run()
+        assert (refused.returncode, "--token-file" in refused.stderr) == (1, True)
+        assert "404: nobody serves this target" in run("--token-file", str(token)).stdout
+        assert "error: " in run("--token-file", str(tmp_path / "none")).stderr
 
 
 def test_nobody_at_the_address_is_said_so():

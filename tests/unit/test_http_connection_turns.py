@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from router.config import package_settings
 from router.http1 import server as server_module
 from router.http1.connection import ClientConnection
-from router.http1.pipeline import RequestPipeline
+from router.http1.pipeline import _NULL_CONNECTION, RequestPipeline
 from router.http1.request_parser import RequestParser
 from router.http1.response import Response
 from router.http1.server import HttpServer, keep_alive
@@ -521,3 +521,8 @@ def test_a_socket_that_cannot_be_asked_has_not_left():
             raise OSError
 
     assert peer_closed(Socket()) is False
+
+
+def test_a_connection_that_is_gone_has_no_peer():
+    response = Response(_NULL_CONNECTION, http_1_0=False, keep_alive=False, bodyless=False)
+    assert response.peer == ""

@@ -38,7 +38,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
     "proxy": {"ports", "http1", "registry", "balancing", "telemetry"},
     "tunnels": {"ports", "registry", "balancing", "telemetry"},
     "control_plane": {"ports", "registry", "balancing", "telemetry"},
-    "operators": {"ports", "registry", "balancing", "telemetry"},
+    "operators": {"ports", "http1", "registry", "balancing", "telemetry"},
     "openai": {"ports", "http1", "registry", "balancing", "telemetry"},
     "config": set(),
     "process": {
@@ -54,7 +54,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
         "openai",
         "config",
     },
-    "supervisor": {"http1", "telemetry", "config", "process"},
+    "supervisor": {"http1", "telemetry", "config", "process", "operators"},
     "testing": set(),
 }
 SETTINGS_OF_A_PACKAGE = re.compile(r"router\.\w+\.settings(\.\w+)?")
@@ -75,6 +75,11 @@ SANS_IO_MODULES = (
     "kubernetes_router/slice_events.py",
     "kubernetes_router/slices.py",
     "kubernetes_router/targets.py",
+    "router/operators/durations.py",
+    "router/operators/live_document.py",
+    "router/operators/request_log.py",
+    "router/operators/state_collector.py",
+    "router/supervisor/live_merge.py",
     "router/supervisor/metric_page.py",
     "router/supervisor/metric_sum.py",
     "router/supervisor/plan.py",

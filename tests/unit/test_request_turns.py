@@ -113,6 +113,9 @@ class Tunnels:
     def free_streams(self):
         return self.free
 
+    def silent_since(self):
+        return None
+
     def try_open(self, head, sink, *, end):
         return self._begin(head, sink) if self.free else None
 
@@ -148,6 +151,9 @@ class Owner:
 
     def attempt_failed(self, error, *, handed_over):
         self.heard.append(error.reason)
+
+    def body_begun(self):
+        pass
 
     def response_ended(self, failure):
         self.heard.append(failure or "ended")

@@ -396,8 +396,11 @@ async def test_a_silent_tunnel_gives_way_to_the_workers_new_one():
     story = Story()
     story.start(tunnels)
     assert tunnels.begin_install() is None
+    assert tunnels.silent_since() is None
+    began = now()
     await asyncio.sleep(3)
     assert story.names == ["lost"]
+    assert began <= tunnels.silent_since() <= began + 1
     tunnels.reported()
     install(tunnels, Worker())
     await asyncio.sleep(31)
