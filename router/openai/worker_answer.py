@@ -305,6 +305,13 @@ class WorkerAnswer(ResponseWriter):
                 "message": refusal.message,
                 "param": refusal.param,
                 "sequence_number": number,
+                # Beside the members of the API's own event, for clients that look for an error there, as the SDK does.
+                "error": {
+                    "message": refusal.message,
+                    "type": refusal.type,
+                    "param": refusal.param,
+                    "code": refusal.code,
+                },
             }
             response.write(b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n")
         else:

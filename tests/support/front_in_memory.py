@@ -18,7 +18,7 @@ from router.openai.keys.authenticator import OpenAuthenticator
 from router.openai.limits.limiter import UNLIMITED
 from router.openai.ports import Caller, FrontServices, Headers, Usage, UsageRecord
 from router.openai.settings import FrontSettings
-from support.gateway_in_memory import GatewayInMemory, PlayedExchange, gateway_in_memory
+from support.gateway_in_memory import GatewayInMemory, PlayedExchange, PlayedWorker, gateway_in_memory
 from support.http_client import HttpAnswer, HttpClient
 from support.package_settings import DEFAULTS, http_settings
 from support.waiting import eventually
@@ -89,6 +89,8 @@ class FrontInMemory:
         )
         self.port = 0
         self.worker = gateway.worker
+        self.played: PlayedWorker
+        """The worker of a test that has one."""
 
     async def client(self) -> HttpClient:
         client = await HttpClient.connect(self.port)
