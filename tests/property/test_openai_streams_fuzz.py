@@ -50,7 +50,9 @@ def test_any_bytes_are_a_body_or_refused(data):
     try:
         body = parse(data)
     except RequestError as error:
-        assert (error.refusal.status, error.refusal.code) == (400, "invalid_json")
+        refusal = error.refusal
+        if (refusal.status, refusal.code) != (400, "invalid_json"):
+            raise
         return
     assert set(json.loads(data)) == set(json.loads(body.replaced({"model": b"1"}))) - {"model"} | (
         {"model"} & set(json.loads(data))
