@@ -138,8 +138,8 @@ async def test_the_estimate_follows_what_engines_report_and_so_does_the_output_h
         for _ in range(80):
             assert (await front.ask(chat(headers=callers.headers("a"), max_tokens=4_096))).status == 200
         first, last = worker.exchanges[0], worker.exchanges[-1]
-        assert (first.header("x-input-tokens"), first.header("x-output-tokens")) == ("5", "4096")
-        assert (last.header("x-input-tokens"), last.header("x-output-tokens")) == ("10", "2")
+        assert (first.header("x-input-tokens"), first.header("x-token-estimate")) == ("5", "4101")
+        assert (last.header("x-input-tokens"), last.header("x-token-estimate")) == ("10", "12")
         assert isinstance(front.context.services.estimator, LearningEstimator)
 
 
