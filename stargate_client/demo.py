@@ -148,6 +148,8 @@ def start_router(processes: Processes, folder: Path, http_port: int) -> dict[str
         "--stargate-discovery-dns-name=localhost",
         "--disable-dns-discovery",
         "--metrics-port=0",
+        f"--openai-listen-addr={local}:0",
+        "--openai-open",
         "--backend-connectivity=reverse",
         f"--reverse-tunnel-listen-addr={local}:0",
         f"--advertised-hostname-template={local}",
@@ -248,6 +250,19 @@ def chat(address: str) -> None:
         print(f"\n    (first token after {((first or started) - started) * 1000:.0f} ms)")
 
 
+def openai_answer(address: str) -> None:
+    """Send a request as an OpenAI client does, which needs no headers for the router and may ask for a whole answer."""
+    connection = http.client.HTTPConnection(address, timeout=10)
+    body = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": _QUESTIONS[0]}]}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+    response = connection.getresponse()
+    document = json.loads(response.read())
+    if response.status != http.HTTPStatus.OK:
+        raise DemoError(f"the port for OpenAI clients answered {response.status}: {document}")
+    print(f"\n  The same from an OpenAI client, at http://{address}/v1, without streaming:")
+    print(f"    {document['choices'][0]['message']['content']}")
+
+
 def refusals(processes: Processes, address: str) -> None:
     """Show the responses for an unknown model, and for a known model without available workers."""
     print("\n  Nobody serves `no-such-model`:")
@@ -282,7 +297,8 @@ def stay(processes: Processes, router: dict[str, str]) -> None:
     body = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hello"}]})
     print(
         f"\nSee it work: {page_of(router)}\n"
-        f"\nTry:\n  curl -N http://{address}/v1/chat/completions {headers} -d '{body}'"
+        f"\nTry:\n  curl -N http://{router['openai']}/v1/chat/completions -d '{body}'"
+        f"\nor as a gateway:\n  curl -N http://{address}/v1/chat/completions {headers} -d '{body}'"
         f"\n  kill {processes.pid('engine')}    # the engine behind both workers: see what clients get, and why"
         "\n\nA request is sent about each second. Ctrl-C ends the demo.",
         flush=True,
@@ -317,6 +333,7 @@ def main() -> int:
                 start_worker(processes, folder, number, engine_url, router)
             wait_for_workers(processes, router["http"])
             chat(router["http"])
+            openai_answer(router["openai"])
             if options.stay:
                 stay(processes, router)
             else:

@@ -20,6 +20,7 @@ from router.openai.front_context import FrontContext, Relayed
 from router.openai.json_body import JsonObject
 from router.openai.ports import (
     Admission,
+    BodyFacts,
     Caller,
     End,
     Estimate,
@@ -85,6 +86,9 @@ class FrontRequest(CallerRequest):
 
     def identified(self, caller: Caller) -> None:  # noqa: ARG002 - it is kept already
         """See `CallerRequest.identified`: read the body."""
+        self._read_body()
+
+    def _read_body(self) -> None:
         self._state = FrontState.BODY
         request, limit = self._request, self._front.settings.max_body_bytes
         length = request.first.get(b"content-length")
@@ -140,6 +144,9 @@ class FrontRequest(CallerRequest):
             message = unknown_model(self._name)
             self.refuse(Refusal(404, errors.INVALID_REQUEST, "model_not_found", message, "model"))
             return
+        self._ask_for_rights(caller, key)
+
+    def _ask_for_rights(self, caller: Caller, key: TargetKey) -> None:
         self._key = key
         found: Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]
         found = self._front.services.authenticator.authorize(caller, key.routing_key, key.model, self._name)
@@ -158,9 +165,7 @@ class FrontRequest(CallerRequest):
             return
         self._caller = found
         services = self._front.services
-        estimate = self._estimate = services.estimator.estimate(
-            key.model, body_facts.facts_of(self._endpoint, body.json)
-        )
+        estimate = self._estimate = services.estimator.estimate(key.model, self._facts(body))
         hint: int | None = None
         if self._endpoint.kind is not Kind.EMBEDDING:
             hint = services.estimator.output_hint(key.model, body_facts.output_limit(self._endpoint, body.json))
@@ -172,6 +177,10 @@ class FrontRequest(CallerRequest):
             self.wait_for(admitted, self._on_admitted)
         else:
             self._on_admitted(admitted)
+
+    def _facts(self, body: ClientBody) -> BodyFacts:
+        """What the estimate needs of the body."""
+        return body_facts.facts_of(self._endpoint, body.json)
 
     def _on_admitted(self, found: Admission | LimitRefusal) -> None:
         if isinstance(found, LimitRefusal):
@@ -201,7 +210,7 @@ class FrontRequest(CallerRequest):
             routing_key=key.routing_key,
             model=key.model,
             input_tokens=estimate.tokens,
-            output_tokens=self._output_hint,
+            output_tokens=self._told_output(),
             affinity_key=affinity,
             priority=priority,
         )
@@ -222,8 +231,9 @@ class FrontRequest(CallerRequest):
             keep_usage=body.keep_usage,
             headers=tuple(self._headers),
             seen_lately=front.known.was_served(key),
+            render=front.render,
         )
-        answer = self._answer = WorkerAnswer(self, self._response, asked)
+        answer = self._answer = self._new_answer(asked)
         self._state = FrontState.WORKER
         relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(key.model))
         if self._over:
@@ -232,6 +242,14 @@ class FrontRequest(CallerRequest):
         if self._paused:
             relayed.pause_response()
         self._watch()
+
+    def _told_output(self) -> int | None:
+        """Output tokens that the worker is told as part of the estimate."""
+        return self._output_hint
+
+    def _new_answer(self, asked: Asked) -> WorkerAnswer:
+        """What makes the client's answer of the worker's."""
+        return WorkerAnswer(self, self._response, asked)
 
     def _affinity(self, caller: Caller, body: JsonObject, key: TargetKey) -> str | None:
         """The affinity key; a session that the client names is told in the answer. Embeddings have none.

@@ -4,6 +4,7 @@ A stream is passed on chunk by chunk, or collected for a client that asked for n
 those that an engine sends in that form stay as they are. After the head an error is an event, never a silent end.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -59,6 +60,8 @@ class Asked(NamedTuple):
     """Fields that every answer has."""
     seen_lately: bool
     """Whether the model had workers a short time ago."""
+    render: Callable[[Refusal], bytes]
+    """Makes the body of an error."""
 
 
 class AnswerCallbacks(Protocol):
@@ -218,7 +221,7 @@ class WorkerAnswer(ResponseWriter):
         if not response.started:
             self._owner.answered(end, refusal.status, refusal.code)
             fields = [*self._asked.headers, *self._fields, *refusal.headers, _JSON]
-            response.send(refusal.status, fields, errors.envelope(refusal))
+            response.send(refusal.status, fields, self._asked.render(refusal))
             return
         self._owner.answered(end, response.status, refusal.code)
         self._end_stream(errors.envelope(refusal), refusal)
@@ -305,6 +308,13 @@ class WorkerAnswer(ResponseWriter):
                 "message": refusal.message,
                 "param": refusal.param,
                 "sequence_number": number,
+                # Beside the members of the API's own event, for clients that look for an error there, as the SDK does.
+                "error": {
+                    "message": refusal.message,
+                    "type": refusal.type,
+                    "param": refusal.param,
+                    "code": refusal.code,
+                },
             }
             response.write(b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n")
         else:

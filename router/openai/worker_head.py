@@ -34,7 +34,7 @@ def request_for_worker(client: ClientRequest, endpoint: Endpoint, values: Routin
         (b"x-request-id", values.request_id.encode()),
         (b"x-model", values.model.encode()),
         (b"x-input-tokens", b"%d" % values.input_tokens),
-        (b"x-token-estimate", b"%d" % values.input_tokens),
+        (b"x-token-estimate", b"%d" % (values.input_tokens + (values.output_tokens or 0))),
     ]
     if values.routing_key is not None:
         headers.append((b"x-routing-key", values.routing_key.encode()))
@@ -42,8 +42,6 @@ def request_for_worker(client: ClientRequest, endpoint: Endpoint, values: Routin
         headers.append((b"x-cache-affinity-key", values.affinity_key.encode()))
     if values.priority is not None:
         headers.append((b"x-priority", b"%d" % values.priority))
-    if values.output_tokens is not None:
-        headers.append((b"x-output-tokens", b"%d" % values.output_tokens))
     first = client.first
     headers += [(name, first[name]) for name in _PASSED_ON if name in first]
     return ClientRequest(

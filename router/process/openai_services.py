@@ -79,10 +79,8 @@ def check_front(settings: Settings, address: SocketAddress, *, several: bool) ->
         return
     if settings.openai_auth_endpoint is not None:
         raise StartupError(_NO_REDIS, options=settings.shown("openai_auth_endpoint"))
-    if settings.openai_keys_file is None:
-        return
-    path = Path(settings.openai_keys_file)
-    if _load_keys(settings, lambda: WatchedKeys.read(path)).with_limits:
+    path = settings.openai_keys_file
+    if path is not None and _load_keys(settings, lambda: WatchedKeys.read(Path(path))).with_limits:
         raise StartupError(_NO_REDIS, options=settings.shown("openai_keys_file"))
 
 

@@ -85,8 +85,7 @@ async def test_a_worker_gets_the_headers_of_a_gateway_and_nothing_of_the_client_
             b"x-model": b"m",
             b"x-routing-key": b"f",
             b"x-input-tokens": b"5",
-            b"x-token-estimate": b"5",
-            b"x-output-tokens": b"9",
+            b"x-token-estimate": b"14",
             b"user-agent": b"test/1",
             b"traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }

@@ -463,6 +463,9 @@ async def test_at_the_end_what_hangs_is_cancelled_after_one_deadline() -> None:
         for one in found:
             assert not isinstance(one, Outcome)
             assert (await one).verdict is Verdict.UNKNOWN
+        counter.settle(OWNER, (), SLOTS, "l0")
+        assert isinstance(counter.reserve(OWNER, (), SLOTS, "later"), Outcome)
+        assert not counter._calls
 
 
 # --- as a client sees it -----------------------------------------------------------------------------------------------

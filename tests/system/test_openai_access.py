@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import openai
 import pytest
 
@@ -20,6 +22,7 @@ from router.openai.keys.key_store import KeyStore
 from support.processes import free_ports
 from support.redis_server import needs_redis, redis_server
 from support.waiting import wait_until
+from tunnel_protocol.control import llm_gateway_pb2, llm_gateway_pb2_grpc
 
 MODEL = "tiny-model"
 OTHER = "other-model"
@@ -319,3 +322,70 @@ def test_processes_of_one_router_count_a_key_together(keys: Keys, tmp_path: Path
             assert sorted(found) == [200] * 4 + [429] * 8
             caller = f'key_id="limited",model="{MODEL}",routing_key=""'
             assert system.metrics()[f'stargate_openai_requests_total{{{caller},status="200"}}'] == 4
+
+
+# --- callers that the NVCF API knows -----------------------------------------------------------------------------------
+
+FUNCTION = "7b2c9a10-0000-4000-8000-000000000001"
+
+
+class Api(llm_gateway_pb2_grpc.LlmGatewayServicer):
+    """Knows one worker's token, and one caller, whose tokens are limited."""
+
+    def __init__(self) -> None:
+        self.credentials: set[str | None] = set()
+        self.asked = 0
+
+    def AuthLlmWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 (name of the RPC)
+        return llm_gateway_pb2.AuthLlmWorkerResponse(routingKey=FUNCTION)
+
+    def AuthLlmInvocation(self, request: Any, context: Any) -> Any:  # noqa: N802 (name of the RPC)
+        self.asked += 1
+        self.credentials.add(dict(context.invocation_metadata()).get("authorization"))
+        if request.clientAuthorizationToken != "nvapi-right":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such key")
+        if request.routingKey != FUNCTION:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such function")
+        answer = llm_gateway_pb2.AuthLlmInvocationResponse(
+            routingKey=FUNCTION, authContext={"ncaId": "acme"}, priority=4
+        )
+        answer.modelSpecs[MODEL].tokenRateLimit = "100-H"
+        return answer
+
+
+def test_a_caller_that_the_nvcf_api_knows_is_served_and_limited_and_goes_on_while_it_is_away(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets.json"
+    secrets.write_text(json.dumps({"nvcfApiToken": "service", "authToken": "router"}))
+    api, server = Api(), grpc.server(ThreadPoolExecutor(2))
+    llm_gateway_pb2_grpc.add_LlmGatewayServicer_to_server(api, server)
+    endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    options = (f"--openai-auth-endpoint={endpoint}", f"--worker-auth-endpoint={endpoint}", f"--secrets-path={secrets}")
+    try:
+        with System.start(LISTEN, *options, "--openai-auth-cache-ms=1") as system:
+            system.add_worker(MODEL, options=["--auth-token=w"], engine_options=["--token-delay-ms", "1"])
+            name = f"{FUNCTION.upper()}/{MODEL}"
+            answer = ask(system, "nvapi-right", name)
+            assert answer.status == 200
+            assert json.loads(answer.body)["model"] == name
+            assert answer.headers["x-ratelimit-limit-tokens"] == "100"
+            assert ask(system, "nvapi-wrong", name).status == 401
+            assert ask(system, new_key(), name).status == 401
+            assert ask(system, None, name).status == 401
+            assert ask(system, "nvapi-right", "other").status == 404
+            assert api.credentials == {"Bearer service"}
+            server.stop(0).wait()
+            assert ask(system, "nvapi-right", name).status == 200, "what is known is used a while longer"
+            away = ask(system, "nvapi-new", name)
+            assert away.status == 503
+            assert error(away)["code"] == "authentication_unavailable"
+            assert away.headers["retry-after"] == "1"
+            refused = ask(system, "nvapi-right", name, max_tokens=90)
+            assert (refused.status, error(refused)["type"]) == (429, "tokens")
+            log = system.router.log()
+            assert "nvapi-" not in log
+            assert "cannot be checked by the NVCF API" in log
+            caller = f'key_id="nvcf:acme",model="{MODEL}",routing_key="{FUNCTION}"'
+            assert system.metrics()[f'stargate_openai_requests_total{{{caller},status="200"}}'] == 2
+    finally:
+        server.stop(0)

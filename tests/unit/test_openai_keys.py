@@ -136,10 +136,10 @@ def test_a_flood_of_wrong_keys_costs_no_memory_and_no_log_lines(capfd: pytest.Ca
     heads = [b"Bearer sk-lrr-%064x" % i for i in range(10_000)]
     gate.authenticate(heads[0], None, CHAT)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.thread_time()
     for head in heads:
         assert isinstance(gate.authenticate(head, None, CHAT), KeyRefused)
-    took = time.perf_counter() - began
+    took = time.thread_time() - began
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 20_000
@@ -161,10 +161,10 @@ def test_how_much_of_a_key_is_right_does_not_show_in_the_time() -> None:
     }
 
     def round_of(head: bytes) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         for _ in range(200):
             gate.authenticate(head, None, CHAT)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     times: dict[str, list[float]] = {name: [] for name in heads}
     for _ in range(60):

@@ -93,6 +93,7 @@ class RedisCounter:
         """The names of the slots of each lease; bounded by the requests that run."""
         self._down_until: float | None = None
         """None while calls succeed."""
+        self._closed = False
 
     @property
     def up(self) -> bool:
@@ -138,7 +139,8 @@ class RedisCounter:
                 self._put(renewing(key, lease))
 
     async def close(self) -> None:
-        """Wait, within the deadline of a call, for what is being settled, and close the connections."""
+        """Wait, within the deadline of a call, for what is being settled, and close the connections. Later nothing is asked."""
+        self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s):
                 while self._calls:
@@ -154,6 +156,8 @@ class RedisCounter:
     def _may_ask(self) -> bool:
         if self._unanswered >= (OPERATIONS.pieces or 0):
             self._failures.inc(("busy",))
+            return False
+        if self._closed:
             return False
         if self._down_until is None:
             return True
