@@ -18,7 +18,7 @@ _MIN_RTT_S: float = 0.001
 class Pacer:
     """A token bucket; call `refill` before sending, and subtract what is sent from `tokens`."""
 
-    __slots__ = ("_at", "_rate", "_bucket_bytes", "tokens")
+    __slots__ = ("_at", "_bucket_bytes", "_rate", "tokens")
 
     def __init__(self) -> None:
         self.tokens: float = 0.0
