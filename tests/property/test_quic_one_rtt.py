@@ -203,6 +203,33 @@ def test_ids_of_ours_are_retired_once_and_sent_again_only_while_they_are_in_use(
         ids.retire(0, b"first")
 
 
+def test_a_lost_retirement_is_sent_again_and_a_repeated_one_changes_nothing():
+    world = connected()
+    one_rtt = world.client.engine.one_rtt
+    assert one_rtt.peer_cids.change()
+    retired = one_rtt.peer_cids.to_retire[0]
+    world.weather.drop = lambda sender, _: sender == "client"
+    world.pending[world.client] = None
+    one_rtt.ping()
+    world.idle(0.001)
+    assert not one_rtt.peer_cids.to_retire
+    world.weather.drop = None
+    world.run(lambda: nothing_left(world.client.engine), 5)
+    assert retired not in world.server.engine.one_rtt.local_cids.active.values()
+    tell(world, b"\x19" + varint(retired) + b"\x00")
+    assert world.server.error is None
+
+
+def test_a_peer_that_uses_another_of_our_ids_is_answered_with_another_of_its_own():
+    world = connected()
+    before = world.server.engine.one_rtt.peer_cids.current.number
+    assert world.client.engine.one_rtt.peer_cids.change()
+    tell(world, b"\x01\x00\x00\x00")
+    assert world.server.engine.one_rtt.peer_cids.current.number != before
+    world.run(lambda: nothing_left(world.client.engine) and nothing_left(world.server.engine), 5)
+    assert world.client.error is None
+
+
 # Paths ------------------------------------------------------------------------------------------------------------------
 
 
@@ -443,9 +470,10 @@ def test_packets_of_no_use_are_dropped(tmp_path):
     client.receive(b"\x41" + bytes(60), world.server.address, world.now)  # not one of its connection ids
     client.receive(long_packet() + SHORT, world.server.address, world.now)  # the handshake is over
     assert client.one_rtt.received.expected == before
-    world.client.engine.one_rtt.keys.sealed = KEY_UPDATE_PACKETS
-    tell(world, b"\x01\x00\x00\x00")
-    world.client.engine.shutdown(0, "")
+    server.one_rtt.keys.sealed = KEY_UPDATE_PACKETS
+    client.receive(sealed(server, b"\x01\x00\x00\x00"), world.server.address, world.now)
+    client.shutdown(0, "")
+    client.handle_timer(world.now)
     world.client.tick()
     world.run(lambda: client.finished and server.finished, 60)
     world.client_factory.close()

@@ -6,7 +6,6 @@ from tunnel_protocol.quic.paths import Paths
 from tunnel_protocol.quic.received_packets import ReceivedPackets
 from tunnel_protocol.quic.sent_packet import (
     ACK,
-    MAX_STREAM_DATA,
     MAX_STREAMS,
     MTU_PROBE,
     PATH_CHALLENGE,
@@ -79,7 +78,7 @@ class FrameDelivery:
                 stream.on_control_lost(reset=True)
             elif frame.kind == STOP_SENDING:
                 stream.on_control_lost(stop=True)
-            elif frame.kind == MAX_STREAM_DATA:
+            else:  # MAX_STREAM_DATA
                 stream.on_control_lost(limit=True)
 
     def _lost_of_connection(self, frame: SentFrame, now: float) -> None:

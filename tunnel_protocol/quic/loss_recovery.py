@@ -32,6 +32,7 @@ class LossRecovery:
         "_max_ack_delay_s",
         "_minimum",
         "_newest_acked_at",
+        "_path_begins",
         "_variance",
         "confirmed",
         "congestion",
@@ -64,6 +65,8 @@ class LossRecovery:
         self._first_sample_at: float | None = None
         self._max_ack_delay_s: float = max_ack_delay_s
         self._last_sent_at: float = 0.0
+        self._path_begins = 0
+        """Number of the first packet that may have been sent on the present path."""
         self._newest_acked_at: float = 0.0
         """Sending time of the packet with the largest number that is acknowledged."""
 
@@ -73,9 +76,10 @@ class LossRecovery:
         self._variance = variance
         self._first_sample_at = now
 
-    def leave_path(self) -> None:
-        """The path has changed: what is in flight on the old one says nothing about the new one (RFC 9000 section 9.4)."""
+    def leave_path(self, next_number: int) -> None:
+        """The path has changed: what was sent before packet `next_number` says nothing about the new one (RFC 9000 section 9.4)."""
         self._first_sample_at = None
+        self._path_begins = next_number
         for packet in self.sent.values():
             packet.in_flight = False
         self.congestion.in_flight = 0
@@ -117,7 +121,7 @@ class LossRecovery:
         if not used:
             congestion.on_not_used()
         for packet in (acked[0], acked[-1]):
-            if packet.number == largest and packet.in_flight:
+            if packet.number == largest >= self._path_begins:
                 self._measure(now - packet.sent_at, delay_s, now)
                 break
         self.pto_count = 0

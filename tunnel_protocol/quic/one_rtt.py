@@ -276,7 +276,7 @@ class OneRttConnection(ConnectionCallbacks):
             # RFC 9000 section 9.4; another port alone is a NAT that has forgotten.
             self.path_mtu.start(self._now, self._peer_max_udp_payload)
             self._follow_path_mtu()
-            self.recovery.leave_path()
+            self.recovery.leave_path(self.writer.next_number)
 
     def _receive_late(self) -> None:
         if self._state is _CLOSING:
@@ -368,9 +368,8 @@ class OneRttConnection(ConnectionCallbacks):
         retired, self._retired_ids = self._retired_ids, []
         for cid in retired:
             owner.on_connection_id_retired(cid)
-        if self._state is _CONNECTED:
-            for cid in self.local_cids.issue():
-                owner.on_connection_id(cid)
+        for cid in self.local_cids.issue():
+            owner.on_connection_id(cid)
 
     def _poll_closing(self) -> list[tuple[bytes, Address]]:
         if self._state is not _CLOSING:
@@ -552,9 +551,7 @@ class OneRttConnection(ConnectionCallbacks):
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def shutdown(self, error_code: int, reason: str) -> None:
-        """See `Engine`."""
-        if self._state is not _CONNECTED:
-            return
+        """See `Engine`; only for a connection that is not closed."""
         self._close_frame = close_frame(error_code, None, reason)
         self._end(_CLOSING, ConnectionClosedError(error_code, reason, by_peer=False))
         if not self.table.poll_scheduled:

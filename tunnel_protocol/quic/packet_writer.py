@@ -92,11 +92,8 @@ class PacketWriter:
         return self._table.has_frames() or self._connection_frames.waiting()
 
     def blocked(self) -> bool:
-        """Whether nothing can be sent until more arrives, because the active path is not validated (RFC 9000 section 8.1)."""
-        path = self._paths.active
-        if path.is_validated:
-            return False
-        return path.allowance() < _OVERHEAD_BYTES + len(self._peer_cids.current.cid) + _LEAST_SPACE
+        """Whether nothing can be sent on the active path, which is not validated, until more arrives (RFC 9000 section 8.1)."""
+        return self._paths.active.allowance() < _OVERHEAD_BYTES + len(self._peer_cids.current.cid) + _LEAST_SPACE
 
     def write(self, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
         """Append the datagrams that may leave now on the active path."""

@@ -209,9 +209,8 @@ class StreamTable:
         """Process MAX_DATA; `limit` in bytes."""
         if limit > self.peer.max_data:
             self.peer.max_data = limit
-            if self.connection_blocked and limit > self.data_sent:
-                self.sending.update(self.connection_blocked)
-                self.connection_blocked.clear()
+            self.sending.update(self.connection_blocked)
+            self.connection_blocked.clear()
 
     def on_max_streams(self, limit: int) -> None:
         """Process MAX_STREAMS for bidirectional streams."""

@@ -128,11 +128,6 @@ class AioquicHandshake(BoundedConnection):
         """See `Handshake`."""
         return self.get_timer()
 
-    def handle_timer(self, now: float) -> None:
-        """See `Handshake`."""
-        if self._close_at is not None:
-            super().handle_timer(now)
-
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def hand_over(self) -> HandOver | None:
