@@ -113,7 +113,7 @@ class FrontRequest(CallerRequest):
         if self._over:
             return
         self._state = FrontState.CHECKS
-        self._times.read_at = self._times.heard_at = self._front.loop.time()
+        self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
         pieces, self._pieces = self._pieces, []
         try:
             raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -271,15 +271,15 @@ class FrontRequest(CallerRequest):
         """See `AnswerCallbacks`."""
         self._state = FrontState.ANSWER
         self._served = 200 <= status < 300
-        self._times.heard_at = self._front.loop.time()
+        self._times.worker_sent_at = self._front.loop.time()
         self._release_body()
         self._watch()
 
     def received(self) -> None:
         """See `AnswerCallbacks`."""
-        self._times.heard_at = self._front.loop.time()
+        self._times.worker_sent_at = self._front.loop.time()
         if self._first_token_at is None:
-            self._first_token_at = self._times.heard_at
+            self._first_token_at = self._times.worker_sent_at
 
     def failed(self, reason: str) -> None:
         """See `AnswerCallbacks`: in a later turn of the event loop, for the call comes from within the exchange."""
@@ -311,7 +311,7 @@ class FrontRequest(CallerRequest):
             return
         now = self._front.loop.time()
         if self._paused:
-            self._times.heard_at = now  # the client does not read: the worker is not idle
+            self._times.worker_sent_at = now  # the client does not read: the worker is not idle
         for at, message in self._limits():
             if at > now:
                 continue

@@ -12,13 +12,13 @@ SILENT: Final = "The worker sent nothing for longer than this router allows."
 class TimeLimits:
     """The limits of one request."""
 
-    __slots__ = ("_settings", "commented_at", "heard_at", "read_at")
+    __slots__ = ("_settings", "commented_at", "worker_sent_at", "read_at")
 
     def __init__(self, settings: FrontSettings) -> None:
         self._settings = settings
         self.read_at = 0.0
         """When the request was complete."""
-        self.heard_at = 0.0
+        self.worker_sent_at = 0.0
         """When the worker sent something, or could not because the client did not read."""
         self.commented_at = 0.0
         """When the last comment was sent."""
@@ -36,7 +36,7 @@ class TimeLimits:
                 found.append((self.read_at + settings.head_timeout_ms / 1000, NO_HEAD))
         else:
             if settings.idle_timeout_ms:
-                found.append((self.heard_at + settings.idle_timeout_ms / 1000, SILENT))
+                found.append((self.worker_sent_at + settings.idle_timeout_ms / 1000, SILENT))
             if settings.keepalive_ms and streaming:
-                found.append((max(self.heard_at, self.commented_at) + settings.keepalive_ms / 1000, ""))
+                found.append((max(self.worker_sent_at, self.commented_at) + settings.keepalive_ms / 1000, ""))
         return found
