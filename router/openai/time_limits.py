@@ -12,7 +12,7 @@ SILENT: Final = "The worker sent nothing for longer than this router allows."
 class TimeLimits:
     """The limits of one request."""
 
-    __slots__ = ("_settings", "commented_at", "worker_sent_at", "read_at")
+    __slots__ = ("_settings", "commented_at", "read_at", "worker_sent_at")
 
     def __init__(self, settings: FrontSettings) -> None:
         self._settings = settings
