@@ -364,6 +364,7 @@ class FrontRequest(CallerRequest):
             self._timer.cancel()
             self._timer = None
         answer, key, estimate = self._answer, self._key, self._estimate
+        self._answer = None  # cuts the reference cycle between the two
         usage = None if answer is None else answer.usage
         seen = 0 if answer is None else answer.content_events
         services = self._front.services

@@ -258,8 +258,8 @@ class WorkerAnswer(ResponseWriter):
         except RequestError:
             self.fail(errors.upstream_error("The engine's answer is not JSON."), End.ENGINE_ERROR)
             return
-        self._usage = usage_of(found.get("usage"))
-        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found else body)
+        self._usage = usage_of(found.members.get("usage"))
+        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found.members else body)
 
     def _send(self, status: int, body: bytes) -> None:
         self.over = True
