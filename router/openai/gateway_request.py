@@ -50,7 +50,7 @@ class GatewayRequest(FrontRequest):
         if self._over:
             return
         self._state = FrontState.CHECKS
-        self._read_at = self._last_at = self._front.loop.time()
+        self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
         self._raw = b"".join(self._pieces)
         self._pieces = []
         first = self._request.first

@@ -16,7 +16,7 @@ from router.openai.aggregation import ANSWER, AnswerTooLargeError, ChunkAggregat
 from router.openai.chunk_rewriter import ChunkRewriter, EngineStreamError
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.errors import RequestError
-from router.openai.ports import End, Headers, Refusal, Usage, unknown_model
+from router.openai.ports import End, Headers, Refusal, Usage
 from router.openai.response_events import ResponseEvents
 from router.openai.sse import EventTooLongError
 from router.openai.usage_report import usage_of
@@ -258,8 +258,8 @@ class WorkerAnswer(ResponseWriter):
         except RequestError:
             self.fail(errors.upstream_error("The engine's answer is not JSON."), End.ENGINE_ERROR)
             return
-        self._usage = usage_of(found.get("usage"))
-        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found else body)
+        self._usage = usage_of(found.members.get("usage"))
+        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found.members else body)
 
     def _send(self, status: int, body: bytes) -> None:
         self.over = True
@@ -323,8 +323,7 @@ class WorkerAnswer(ResponseWriter):
 
     def _of_local_reply(self, status: int, code: bytes | None) -> Refusal:
         if status == 404 and not self._asked.seen_lately:
-            message = unknown_model(self._asked.name)
-            return Refusal(404, errors.INVALID_REQUEST, "model_not_found", message, "model")
+            return errors.model_not_found(self._asked.name)
         if status in (404, 503):
             return errors.no_capacity()
         if status == 413:
