@@ -1,5 +1,6 @@
 """The port for OpenAI clients of a real router, with a real worker: the lines of the README, the SDK, `curl`, TLS and keys."""
 
+import json
 import re
 import shutil
 import ssl
@@ -16,6 +17,7 @@ from llm_request_router.testing import System
 
 ROOT = Path(__file__).resolve().parents[2]
 FRONT = ("--openai-listen-addr=127.0.0.1:0",)
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 ASKED = {"model": "my-model", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
 
@@ -38,13 +40,34 @@ def test_the_lines_of_the_readme_work(system, capsys):
     assert capsys.readouterr().out.startswith("Hello , how can I help you today")
 
 
-def test_the_lines_of_the_page_work(system, capsys):
-    (code,) = re.findall(r"```python\n(from openai.*?)```", (ROOT / "docs/openai.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("library", ["openai", "langchain_openai"])
+def test_the_lines_of_the_page_work(system, capsys, library):
+    page = (ROOT / "docs/openai.md").read_text()
+    (code,) = re.findall(rf"```python\n(from {library} .*?)```", page, re.DOTALL)
     exec(code.replace("127.0.0.1:8080", system.ports.openai), {})  # noqa: S102 - our own page
     assert capsys.readouterr().out.startswith("Hello , how can I help you today")
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needs_curl
+def test_the_curl_lines_of_the_page_work(system):
+    page = (ROOT / "docs/openai.md").read_text()
+    (lines,) = (found for found in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if found.startswith("curl"))
+    printed = []
+    for line in lines.replace("\\\n", " ").splitlines():
+        command = line.replace("127.0.0.1:8080", system.ports.openai)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True)
+        printed.append(done.stdout)
+    models, model, whole, stream, events, vectors = printed
+    assert [one["id"] for one in json.loads(models)["data"]] == ["my-model"]
+    assert json.loads(model)["id"] == "my-model"
+    assert json.loads(whole)["choices"][0]["message"]["content"].startswith("Hello , how can I help you today")
+    assert stream.count("data: {") > 10
+    assert stream.endswith("data: [DONE]\n\n")
+    assert "event: response.completed\n" in events
+    assert len(json.loads(vectors)["data"]) == 2
+
+
+@needs_curl
 def test_curl_needs_no_header(system):
     body = '{"model":"my-model","messages":[{"role":"user","content":"hello"}],"stream":true,"max_tokens":2}'
     url = f"http://{system.ports.openai}/v1/chat/completions"
@@ -93,6 +116,58 @@ def test_raw_requests_get_the_envelope_whatever_is_wrong_with_them(system):
             assert answer.headers["x-request-id"]
     long = system.request("GET", "/" + "x" * 70_000, address=system.ports.openai)
     assert (long.status, b'"code":"request_target_too_long"' in long.body) == (414, True)
+
+
+GOOD = b'{"model":"my-model","messages":[{"role":"user","content":"hi"}],"max_tokens":4'
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "code"),
+    [
+        ("deep", b',"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}", "invalid_json"),
+        ("deep and cut", b',"x":' + b'{"a":' * 200_000, "invalid_json"),
+        ("cut in a text", b',"x":"', "invalid_json"),
+        ("cut in a number", b',"x":1e', "invalid_json"),
+        ("not UTF-8", b',"x":"\xc3("}', "invalid_json"),
+        ("UTF-16", None, "invalid_json"),
+        ("NaN", b',"temperature":NaN}', "invalid_json"),
+        ("infinite", b',"temperature":-Infinity}', "invalid_json"),
+        ("two documents", b"}" + GOOD + b"}", "invalid_json"),
+        ("doubled, unknown last", b',"model":"none"}', "model_not_found"),
+        ("doubled, known last", b',"model":"none","model":"my-model"}', None),
+        ("large number", b',"x":1' + b"0" * 300 + b"}", None),
+        ("huge text", b',"x":"' + b"y" * 4_000_000 + b'"}', None),
+    ],
+)
+def test_raw_json_is_served_or_refused_with_the_envelope(system, name, more, code):
+    body = (GOOD + b"}").decode().encode("utf-16") if more is None else GOOD + more
+    answer = httpx.post(f"http://{system.ports.openai}/v1/chat/completions", content=body, timeout=20)
+    found = answer.json()
+    if code is None:
+        assert (answer.status_code, found["choices"][0]["message"]["content"]) == (200, "Hello , how can "), name
+    else:
+        assert answer.status_code == (404 if code == "model_not_found" else 400)
+        assert (set(found["error"]), found["error"]["code"]) == ({"message", "type", "param", "code"}, code)
+    assert "text/html" not in answer.headers["content-type"]
+    assert system.router.exit_code is None
+
+
+def test_no_header_of_a_client_steers_router_or_engine(system):
+    steering = {
+        "x-model": "none",
+        "x-routing-key": "nobody",
+        "x-routing-method": "none",
+        "x-input-tokens": "1000000000",
+        "x-priority": "9",
+        "x-max-wait-ms": "0",
+        "x-inference-server-id": "nobody",
+        "x-output-tokens": "1",  # these three the mock engine would follow
+        "x-mock-status": "500",
+        "x-mock-echo": "me",
+    }
+    url = f"http://{system.ports.openai}/v1/chat/completions"
+    answer = httpx.post(url, content=GOOD + b"}", headers=steering, timeout=20)
+    assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "Hello , how can ")
 
 
 def test_the_port_for_gateways_is_as_it_was(system):
