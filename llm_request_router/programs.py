@@ -41,6 +41,11 @@ def kubernetes_router() -> None:
     _become("kubernetes_router")
 
 
-def _become(module: str) -> None:
-    words = [*command(module), *sys.argv[1:]]
+def top() -> None:
+    """Console script `stargate-top`: replaces this process by the live view of a router."""
+    _become("router", "top")
+
+
+def _become(module: str, *first: str) -> None:
+    words = [*command(module), *first, *sys.argv[1:]]
     os.execve(words[0], words, {**os.environ, **environment(os.environ)})  # noqa: S606 - no shell is wanted

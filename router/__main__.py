@@ -25,10 +25,14 @@ def main() -> None:
         from router.operators import explain_command
 
         sys.exit(explain_command.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["keys"]:
-        from router.openai.keys import command
+    if sys.argv[1:2] == ["top"]:
+        from router.top import command
 
         sys.exit(command.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["keys"]:
+        from router.openai.keys import command as keys_command
+
+        sys.exit(keys_command.main(sys.argv[2:]))
     from router.config.cli import settings_or_exit
     from router.telemetry import build
 

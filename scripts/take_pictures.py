@@ -1,4 +1,4 @@
-"""Takes the pictures of the live page for the README: `scripts/take_pictures.py FOLDER` (`make pictures`).
+"""Takes the pictures of the live page and of `router top` for the README: `scripts/take_pictures.py FOLDER` (`make pictures`).
 
 A router with three workers and two models, requests for half a minute, and one engine that stops before the picture.
 """
@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from picture_of_top import take as take_top
+
 from llm_request_router.testing import System
 
 _WIDTH, _HEIGHT = 1200, 900
@@ -18,7 +20,7 @@ _MODELS = ("chat-large", "chat-large", "embed-small")
 
 
 def main() -> int:
-    """Write `live-page.png` and `live-page-dark.png`; returns the exit code."""
+    """Write `live-page.png`, `live-page-dark.png` and `top.svg`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="pictures", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
@@ -32,7 +34,9 @@ def main() -> int:
         try:
             time.sleep(_BUSY_S)
             system.workers[2].engine.stop()
-            _take(f"http://localhost:{system.metrics_address.rpartition(':')[2]}/", folder)
+            url = f"http://localhost:{system.metrics_address.rpartition(':')[2]}"
+            _take(f"{url}/", folder)
+            take_top(url, folder)
         finally:
             stopped.set()
             for sender in senders:

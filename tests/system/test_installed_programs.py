@@ -78,6 +78,7 @@ def test_the_plugin_imports_nothing_of_the_program() -> None:
         ("router", "usage: stargate "),
         ("worker", "usage: stargate-client"),
         ("kubernetes_router", "usage: stargate-k8s-router "),
+        ("top", "usage: python -m router top "),
     ],
 )
 def test_a_console_script_becomes_the_program(tmp_path: Path, script: str, told: str) -> None:

@@ -55,6 +55,7 @@ ALLOWED_IN_THE_ROUTER: dict[str, set[str]] = {
         "config",
     },
     "supervisor": {"http1", "telemetry", "config", "process", "operators"},
+    "top": {"operators"},  # only the types of the API, and how an explanation is written as text
     "testing": set(),
 }
 SETTINGS_OF_A_PACKAGE = re.compile(r"router\.\w+\.settings(\.\w+)?")
@@ -80,6 +81,20 @@ SANS_IO_MODULES = (
     "router/operators/request_log.py",
     "router/operators/state_collector.py",
     "router/supervisor/live_merge.py",
+    "router/top/detail.py",
+    "router/top/event_stream.py",
+    "router/top/figures.py",
+    "router/top/keys.py",
+    "router/top/lines_view.py",
+    "router/top/live_state.py",
+    "router/top/once.py",
+    "router/top/ordering.py",
+    "router/top/overview.py",
+    "router/top/printable.py",
+    "router/top/spans.py",
+    "router/top/table_view.py",
+    "router/top/tables.py",
+    "router/top/view_model.py",
     "router/supervisor/metric_page.py",
     "router/supervisor/metric_sum.py",
     "router/supervisor/plan.py",
@@ -94,7 +109,7 @@ MAY_USE_ASYNCIO = {
     "tunnel_protocol/observers/line_writer.py",
     "tunnel_protocol/observers/sampler.py",
     "tunnel_protocol/observers/standard_streams.py",
-    "tunnel_protocol/quic/aioquic_engine/observers.py",
+    "tunnel_protocol/quic/aioquic_handshake/observers.py",
 }
 
 

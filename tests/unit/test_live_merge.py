@@ -8,64 +8,15 @@ from router.operators.live_document import (
     Cluster,
     Flow,
     Live,
-    Policy,
     Process,
     Request,
     Router,
     Second,
-    State,
     Target,
     Worker,
 )
 from router.supervisor.live_merge import merged, router_of
-
-
-def filled(kind: type[Any], **given: Any) -> Any:
-    """An instance with a neutral value for each field that is not given."""
-    values: dict[str, Any] = {}
-    for field in msgspec.structs.fields(kind):
-        text = str(field.type)
-        neutral: Any = 0
-        if "None" in text:
-            neutral = None
-        elif "list" in text:
-            neutral = []
-        elif "str" in text:
-            neutral = ""
-        if field.required:
-            values[field.name] = neutral
-    return kind(**{**values, **given})
-
-
-def a_router(**given: Any) -> Router:
-    return filled(Router, **{"ready": True, "draining": False, **given})  # type: ignore[no-any-return]
-
-
-def live(
-    *,
-    workers: Any = (),
-    targets: Any = (),
-    clusters: Any = (),
-    flows: Any = (),
-    history: Any = (),
-    requests: Any = (),
-    router: Router | None = None,
-    left_out: int = 0,
-) -> Live:
-    return Live(
-        state=State(
-            router=router or a_router(),
-            policy=filled(Policy, digest="d"),
-            certificates=[],
-            targets=list(targets),
-            clusters=list(clusters),
-            workers=list(workers),
-            flows=list(flows),
-            left_out=left_out,
-        ),
-        history=list(history),
-        requests=list(requests),
-    )
+from support.live_documents import a_router, filled, live
 
 
 def merge(*lives: Live, rows: int = 100, last: int = 50) -> Live:
