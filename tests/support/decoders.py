@@ -50,7 +50,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.handshake import RouterHandshake, WorkerHandshake
 from tunnel_protocol.quic import packets
 from tunnel_protocol.quic.address_validation import AddressValidation, InitialHeader, is_retry_token
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.receive_half import StreamError
