@@ -103,10 +103,10 @@ class SharedPorts:
         http_options: Sequence[str],
         models: SharedGrpcServer,
         on_changed: Callable[[], None],
-        further: Sequence[SharedHttpPort] = (),
+        added_ports: Sequence[SharedHttpPort] = (),
     ) -> None:
         """`on_changed` is called after `listening` has changed."""
-        self._further = further
+        self._added_ports = added_ports
         self._http = http
         self._http_address = http_address
         self._http_options = http_options
@@ -133,10 +133,10 @@ class SharedPorts:
             if wanted:
                 await self._models.listen()
                 await self._http.start(bind_tcp(self._http_address, "HTTP", self._http_options, shared=True))
-                for port in self._further:
+                for port in self._added_ports:
                     await port.server.start(bind_tcp(port.address, port.listener, port.options, shared=True), port.tls)
             else:
-                for port in self._further:
+                for port in self._added_ports:
                     await port.server.stop_listening()
                 await self._http.stop_listening()
                 await self._models.stop_listening()
