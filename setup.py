@@ -101,7 +101,7 @@ def _translated() -> list[Extension]:
         Extension(".".join(path.with_suffix("").parts), [path.as_posix()], extra_compile_args=[f"-O{level}"])
         for path in sorted(Path("tunnel_protocol").rglob("*.pyx"))
     ]
-    # `quic/aioquic_engine` is not compiled: its classes derive from aioquic's, whose private annotations do not all hold
+    # `quic/aioquic_handshake` is not compiled: its classes derive from aioquic's, whose private annotations do not all hold
     # and would be enforced by mypyc.
     return [
         *cythonize(by_cython, build_dir="build/cython", language_level=3, quiet=True),

@@ -52,14 +52,17 @@ def _costs(system: System, options: argparse.Namespace) -> None:
         with_viewers.append(share)
     without.append(_share(system, options.seconds, 0)[0])
     idle = Machine.now().idle_since(machine)
-    more = statistics.median(with_viewers) - statistics.median(without)
+    pairs = [
+        many - (before + after) / 2 for many, before, after in zip(with_viewers, without, without[1:], strict=False)
+    ]
+    error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else 0.0
     print(
         f"{options.workers} workers, {options.targets} targets, {options.requests_per_s:g} requests/s; "
         f"{options.rounds} rounds of {options.seconds:g} s; CPUs idle for {idle * 100:.0f} % of the time\n"
         f"  without viewers: {_shown(without)} of a core\n"
         f"  {options.viewers} viewers:     {_shown(with_viewers)} of a core, "
         f"{received / options.viewers / options.seconds / 1024:.1f} KiB per viewer and second\n"
-        f"  the viewers:     {more * 100:.2f} % of a core",
+        f"  the viewers:     {statistics.mean(pairs) * 100:.2f} % of a core, standard error {error * 100:.2f}",
         flush=True,
     )
 

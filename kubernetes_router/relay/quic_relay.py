@@ -12,7 +12,7 @@ from kubernetes_router.relay.flows import Path, Target
 from kubernetes_router.relay.outcomes import Dropped, Outcome
 from kubernetes_router.relay.router_socket import DATAGRAM_BYTES, RouterSocket, UnreachableError
 from kubernetes_router.targets import NoTarget
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.engine import Address
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.udp import UdpSocket

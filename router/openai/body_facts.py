@@ -75,21 +75,21 @@ class _Counts:
 def facts_of(endpoint: Endpoint, body: JsonObject) -> BodyFacts:
     """What the estimate needs of a body."""
     if endpoint.kind is Kind.EMBEDDING:
-        return _inputs(body.get("input"))
+        return _inputs(body.members.get("input"))
     if endpoint.kind is Kind.COMPLETION:
-        return _prompts(body.get("prompt"))
+        return _prompts(body.members.get("prompt"))
     counts = _Counts()
     member = "messages" if endpoint.kind is Kind.CHAT else "input"
-    found = decoded(body.get(member))
+    found = decoded(body.members.get(member))
     if isinstance(found, list):
         for message in found:
             counts.message(message)
     elif found is not None:
         counts.message({"content": found})
-    instructions = decoded(body.get("instructions"))
+    instructions = decoded(body.members.get("instructions"))
     if isinstance(instructions, str):
         counts.message({"content": instructions})
-    tools = sum(_size(body.get(name)) for name in ("tools", "functions", "response_format", "text"))
+    tools = sum(_size(body.members.get(name)) for name in ("tools", "functions", "response_format", "text"))
     return BodyFacts(
         text_bytes=counts.text_bytes,
         pieces=counts.pieces,
@@ -102,9 +102,9 @@ def facts_of(endpoint: Endpoint, body: JsonObject) -> BodyFacts:
 def prefix_of(endpoint: Endpoint, body: JsonObject) -> tuple[bytes, ...]:
     """The parts of a body that stay the same in all turns of a conversation, as `Affinity.of_prefix` takes them."""
     if endpoint.kind is Kind.CHAT:
-        items, first = body.get("messages"), _bytes(None)
+        items, first = body.members.get("messages"), _bytes(None)
     elif endpoint.kind is Kind.RESPONSE:
-        items, first = body.get("input"), _bytes(body.get("instructions"))
+        items, first = body.members.get("input"), _bytes(body.members.get("instructions"))
     else:
         return ()
     if items is None:
@@ -114,7 +114,7 @@ def prefix_of(endpoint: Endpoint, body: JsonObject) -> tuple[bytes, ...]:
         parts: tuple[bytes, ...] = (text,) if text != b"null" else ()
     else:
         parts = tuple(_until_first_user(text))
-    return (*_bytes(body.get("tools")), *first, *parts) if parts else ()
+    return (*_bytes(body.members.get("tools")), *first, *parts) if parts else ()
 
 
 def _until_first_user(messages: bytes) -> list[bytes]:
@@ -134,12 +134,12 @@ def session_of(endpoint: Endpoint, body: JsonObject) -> str | None:
     """The session that a body names: `prompt_cache_key`, else for the Responses API the id of its conversation."""
     if endpoint.kind is Kind.EMBEDDING:
         return None
-    key = decoded(body.get("prompt_cache_key"))
+    key = decoded(body.members.get("prompt_cache_key"))
     if isinstance(key, str) and key:
         return key
     if endpoint.kind is not Kind.RESPONSE:
         return None
-    conversation = decoded(body.get("conversation"))
+    conversation = decoded(body.members.get("conversation"))
     if isinstance(conversation, dict):
         conversation = conversation.get("id")
     return conversation if isinstance(conversation, str) and conversation else None
@@ -148,7 +148,7 @@ def session_of(endpoint: Endpoint, body: JsonObject) -> str | None:
 def output_limit(endpoint: Endpoint, body: JsonObject) -> int | None:
     """The client's limit of output tokens, over all choices; None without a usable one."""
     for name in endpoint.output_limits:
-        found = decoded(body.get(name))
+        found = decoded(body.members.get(name))
         if isinstance(found, int) and not isinstance(found, bool) and 0 < found < 1 << 53:
             return found
     return None

@@ -9,7 +9,7 @@ from mypy_extensions import mypyc_attr
 
 from router.http1.request import ClientRequest
 from router.http1.response import Response
-from router.openai.errors import INTERNAL_ERROR, envelope, of_http
+from router.openai.errors import INTERNAL_ERROR, of_http
 from router.openai.front_context import FrontContext
 from router.openai.ports import Caller, KeyRefused, Refusal
 from tunnel_protocol.head import HeaderList
@@ -87,7 +87,7 @@ class CallerRequest:
         self.finish(refusal.status, refusal.code)
         if not self._response.started:
             fields = [*self._headers, *(headers or ()), *refusal.headers, JSON]
-            self._response.send(refusal.status, fields, envelope(refusal))
+            self._response.send(refusal.status, fields, self._front.render(refusal))
 
     def finish(self, status: int, code: str | None) -> None:  # noqa: ARG002 - those that extend it need them
         """The request has ended: release what it holds. Nothing happens the second time."""

@@ -5,13 +5,13 @@ the same bytes (id, object, model): the first one is read in full, later ones th
 must not stay. Everything else passes as the engine wrote it.
 """
 
+import re
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from router.openai import json_body
-from router.openai.errors import RequestError
 from router.openai.ports import Usage
 from router.openai.sse import EventSplitter, data_of, with_data
 from router.openai.usage_report import usage_of
@@ -21,7 +21,9 @@ _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
-_NULL: Final = b"null"
+_ABSENT: Final = msgspec.Raw(b"")
+_NOTHING: Final = (_ABSENT, msgspec.Raw(b"null"))
+_finishes = re.compile(rb'"finish_reason"\s*:\s*"').search
 
 
 class EngineStreamError(Exception):
@@ -34,6 +36,18 @@ class EngineStreamError(Exception):
         """What the client gets of the events before it."""
 
 
+class _Chunk(msgspec.Struct, gc=False):
+    """What of a chunk is looked at; `_ABSENT` for a member that is not there."""
+
+    model: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    choices: list[msgspec.Raw] | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
 class ChunkRewriter:
     """One stream. Feed it what the worker sends, and send the client what `feed` returns."""
 
@@ -43,6 +57,7 @@ class ChunkRewriter:
         "_keep_usage",
         "_last",
         "_model",
+        "_raw_model",
         "_splitter",
         "content_events",
         "done",
@@ -52,6 +67,7 @@ class ChunkRewriter:
     def __init__(self, model: bytes, *, keep_usage: bool) -> None:
         """`model` is the JSON text of the client's model name; `keep_usage`: the client asked for usage."""
         self._model = model
+        self._raw_model = msgspec.Raw(model)
         self._keep_usage = keep_usage
         self._splitter = EventSplitter()
         self._begins = b"\n"
@@ -96,6 +112,9 @@ class ChunkRewriter:
 
     def _read(self, event: bytes) -> bytes:
         """Rewrite a chunk that is not like the ones before."""
+        if event == _DONE_EVENT:
+            self.done = True
+            return event
         data = data_of(event)
         if data is None:
             return event  # a comment
@@ -103,45 +122,36 @@ class ChunkRewriter:
             self.done = True
             return event
         try:
-            chunk = json_body.parse(data, "chunk")
-        except RequestError:
+            chunk = _decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise EngineStreamError(None) from None
-        if not chunk.is_null("error"):
+        if chunk.error not in _NOTHING:
             raise EngineStreamError(data)
-        reported = usage_of(chunk.get("usage"))
+        reported = None if chunk.usage in _NOTHING else usage_of(chunk.usage)
         if reported is not None:
             self.usage = reported
-        choices = chunk.get("choices")
-        empty = choices is None or msgspec.json.decode(choices) in ([], None)
-        if empty and reported is not None and not self._keep_usage:
-            return b""
-        if not empty:
+        if chunk.choices:
             self.content_events += 1
-            self._last = _FINISHES if _says_why(choices) else b""
-        if "model" in chunk:
-            rewritten = chunk.replaced({"model": self._model})
-            if data is not event and event.startswith(b"data: "):
-                self._learn(event, data, rewritten, chunk)
-            data = rewritten
-        if "usage" in chunk and not self._keep_usage:
+            self._last = _FINISHES if _finishes(data) else b""
+        elif reported is not None and not self._keep_usage:
+            return b""
+        written = data
+        if chunk.model != _ABSENT and chunk.model != self._raw_model:
+            data = json_body.parse(data, "chunk").replaced({"model": self._model})
+        if chunk.usage == _ABSENT:
+            self._learn(event, written, data, bytes(chunk.model))
+        elif not self._keep_usage:
+            self._learn(event, written, data, bytes(chunk.model))
             data = json_body.parse(data, "chunk").without("usage")
-        return with_data(event, data)
+        return event if data is written else with_data(event, data)
 
-    def _learn(self, event: bytes, data: bytes, rewritten: bytes, chunk: json_body.JsonObject) -> None:
+    def _learn(self, event: bytes, data: bytes, rewritten: bytes, name: bytes) -> None:
         """Remember how this chunk begins, if its model comes before its choices and only once."""
-        name = chunk.get("model")
-        if name is None:  # pragma: no cover - the caller has looked
-            return
-        text = bytes(name)
-        at = data.find(b'"model"')
         choices = data.find(b'"choices"')
-        end = data.find(text, at + 7) + len(text)
-        if (
-            b'"usage"' in data[:end]
-            or data.count(b'"model"') != 1
-            or not 0 < end <= choices
-            or not event.startswith(b"data: " + data)
-        ):
+        end = data.find(name, data.find(b'"model"') + 7) + len(name)
+        if not name or not 0 < end <= choices or not event.startswith(b"data: " + data):
+            return
+        if data.count(b'"model"') != 1 or b'"usage"' in data[:end]:
             return
         tail = data[end:]
         if rewritten.endswith(tail):  # pragma: no branch - only the model was replaced
@@ -159,8 +169,3 @@ def joined(events: list[bytes], rewrite: Callable[[bytes], bytes]) -> bytes:
         error.before = b"".join(found)
         raise
     return b"".join(found)
-
-
-def _says_why(choices: msgspec.Raw | None) -> bool:
-    found = None if choices is None else msgspec.json.decode(choices)
-    return isinstance(found, list) and any(isinstance(one, dict) and one.get("finish_reason") for one in found)

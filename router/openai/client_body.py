@@ -23,7 +23,7 @@ class ClientBody:
         self.json = body
         self.name = name
         """The model as the client wrote it."""
-        model = body.get("model")
+        model = body.members.get("model")
         self.model = body_facts.encoded(name) if model is None else bytes(model)
         """The JSON text of that."""
         self.stream = stream
@@ -38,14 +38,14 @@ class ClientBody:
 
     def _ask_for_usage(self) -> None:
         """Have the engine report usage in any case. Raises `RequestError`."""
-        options = self.json.get("stream_options")
+        options = self.json.members.get("stream_options")
         written = _NULL if options is None else bytes(options)
         if written == _NULL:
             self.keep_usage = False
             self._changes["stream_options"] = _USAGE
         elif written.startswith(b"{"):  # what is no object is refused by the engine
             inner = json_body.parse(written, "member `stream_options`")
-            wanted = inner.get("include_usage")
+            wanted = inner.members.get("include_usage")
             if wanted is None or bytes(wanted) != _TRUE:
                 self.keep_usage = False
                 self._changes["stream_options"] = inner.replaced({"include_usage": _TRUE})
@@ -67,14 +67,14 @@ def read(endpoint: Endpoint, raw: bytes, content_type: bytes | None) -> ClientBo
             message = "The request body must be JSON. Send it with `content-type: application/json`."
             raise RequestError(errors.unsupported_content_type(message)) from None
         raise
-    model = body_facts.decoded(body.get("model"))
+    model = body_facts.decoded(body.members.get("model"))
     if model is None:
         raise RequestError(missing("model"))
     if not isinstance(model, str):
         raise RequestError(bad_request("invalid_type", "`model` must be a string.", "model"))
     if endpoint.needed is not None:
         _check_needed(body, endpoint.needed, endpoint)
-    stream = body.get("stream")
+    stream = body.members.get("stream")
     if stream is not None and bytes(stream) not in (_TRUE, b"false", _NULL):
         raise RequestError(bad_request("invalid_type", "`stream` must be true or false.", "stream"))
     return ClientBody(endpoint, body, model, stream=endpoint.streams and stream is not None and bytes(stream) == _TRUE)
@@ -92,7 +92,7 @@ def _is_json(content_type: bytes) -> bool:
 
 def _check_needed(body: JsonObject, name: str, endpoint: Endpoint) -> None:
     """Raise `RequestError` if a member that the request needs is not there, or cannot be used."""
-    found = body.get(name)
+    found = body.members.get(name)
     if found is None or body.is_null(name):
         raise RequestError(missing(name))
     if endpoint.kind is Kind.CHAT:

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from router.openai.ports import Headers, Refusal
+from router.openai.ports import Headers, Refusal, unknown_model
 
 CODES: Final[dict[str, str]] = {
     "invalid_json": "the body is not one JSON object",
@@ -79,6 +79,11 @@ def unknown_url(method: str, path: str) -> Refusal:
         "unknown_url",
         f"Unknown request URL: {method} {path}. See docs/openai.md for the URLs that are served.",
     )
+
+
+def model_not_found(name: str) -> Refusal:
+    """404 for a model that does not exist, or that the caller has no right to."""
+    return Refusal(404, INVALID_REQUEST, "model_not_found", unknown_model(name), "model")
 
 
 def engine_lacks(method: str, path: str) -> Refusal:

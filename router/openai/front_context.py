@@ -8,8 +8,9 @@ from typing import Final, Protocol
 from router.balancing import RoutingRequest
 from router.http1.request import ClientRequest
 from router.http1.response import ResponseFlow, ResponseWriter
+from router.openai import errors
 from router.openai.model_names import KnownTargets, ModelNames
-from router.openai.ports import FrontServices
+from router.openai.ports import FrontServices, Refusal
 from router.openai.settings import FrontSettings
 from router.registry import Registry
 from tunnel_protocol.head import HeaderList
@@ -84,7 +85,10 @@ class FrontContext:
         registry: Registry,
         known: KnownTargets,
         clock: Callable[[], float],
+        render: Callable[[Refusal], bytes] = errors.envelope,
     ) -> None:
+        """`render` makes the body of an error."""
+        self.render = render
         self.settings = settings
         self.services = services
         self.relay = relay

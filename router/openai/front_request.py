@@ -20,23 +20,20 @@ from router.openai.front_context import FrontContext, Relayed
 from router.openai.json_body import JsonObject
 from router.openai.ports import (
     Admission,
+    BodyFacts,
     Caller,
     End,
     Estimate,
     KeyRefused,
     LimitRefusal,
-    Refusal,
     UsageRecord,
-    unknown_model,
 )
+from router.openai.time_limits import TimeLimits
 from router.openai.worker_answer import Asked, WorkerAnswer
 from router.openai.worker_head import RoutingValues, request_for_worker
 from router.registry import TargetKey
 
 _SESSION: Final = b"x-multi-turn-session-id"
-_TOO_LONG: Final = "The request took longer than this router allows."
-_NO_HEAD: Final = "No worker began to answer within the time that this router allows."
-_SILENT: Final = "The worker sent nothing for longer than this router allows."
 _MAX_U32: Final = (1 << 32) - 1
 
 
@@ -75,16 +72,17 @@ class FrontRequest(CallerRequest):
         self._relayed: Relayed | None = None
         self._paused = False
         self._served = False
-        self._read_at = 0.0
-        self._last_at = 0.0
-        self._commented_at = 0.0
+        self._times = TimeLimits(front.settings)
         self._first_token_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    # --- the body --------------------------------------------------------------------------------------------------
+    # --- the body ----------------------------------------------------------------------------------------------------
 
     def identified(self, caller: Caller) -> None:  # noqa: ARG002 - it is kept already
         """See `CallerRequest.identified`: read the body."""
+        self._read_body()
+
+    def _read_body(self) -> None:
         self._state = FrontState.BODY
         request, limit = self._request, self._front.settings.max_body_bytes
         length = request.first.get(b"content-length")
@@ -115,7 +113,7 @@ class FrontRequest(CallerRequest):
         if self._over:
             return
         self._state = FrontState.CHECKS
-        self._read_at = self._last_at = self._front.loop.time()
+        self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
         pieces, self._pieces = self._pieces, []
         try:
             raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -131,15 +129,17 @@ class FrontRequest(CallerRequest):
         """See `BodyConsumer`."""
         self.refuse(errors.of_http(400))
 
-    # --- rights and limits -----------------------------------------------------------------------------------------
+    # --- rights and limits -------------------------------------------------------------------------------------------
 
     def _authorize(self) -> None:
         key = self._front.names.find(self._name)
         caller = self._caller
         if key is None or caller is None:
-            message = unknown_model(self._name)
-            self.refuse(Refusal(404, errors.INVALID_REQUEST, "model_not_found", message, "model"))
+            self.refuse(errors.model_not_found(self._name))
             return
+        self._ask_for_rights(caller, key)
+
+    def _ask_for_rights(self, caller: Caller, key: TargetKey) -> None:
         self._key = key
         found: Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]
         found = self._front.services.authenticator.authorize(caller, key.routing_key, key.model, self._name)
@@ -158,9 +158,7 @@ class FrontRequest(CallerRequest):
             return
         self._caller = found
         services = self._front.services
-        estimate = self._estimate = services.estimator.estimate(
-            key.model, body_facts.facts_of(self._endpoint, body.json)
-        )
+        estimate = self._estimate = services.estimator.estimate(key.model, self._facts(body))
         hint: int | None = None
         if self._endpoint.kind is not Kind.EMBEDDING:
             hint = services.estimator.output_hint(key.model, body_facts.output_limit(self._endpoint, body.json))
@@ -173,6 +171,10 @@ class FrontRequest(CallerRequest):
         else:
             self._on_admitted(admitted)
 
+    def _facts(self, body: ClientBody) -> BodyFacts:
+        """What the estimate needs of the body."""
+        return body_facts.facts_of(self._endpoint, body.json)
+
     def _on_admitted(self, found: Admission | LimitRefusal) -> None:
         if isinstance(found, LimitRefusal):
             self.refuse(found)
@@ -181,7 +183,7 @@ class FrontRequest(CallerRequest):
         self._headers += found.headers
         self._relay()
 
-    # --- the worker ------------------------------------------------------------------------------------------------
+    # --- the worker --------------------------------------------------------------------------------------------------
 
     def _relay(self) -> None:
         """Hand the request to routing and relay."""
@@ -201,7 +203,7 @@ class FrontRequest(CallerRequest):
             routing_key=key.routing_key,
             model=key.model,
             input_tokens=estimate.tokens,
-            output_tokens=self._output_hint,
+            output_tokens=self._told_output(),
             affinity_key=affinity,
             priority=priority,
         )
@@ -222,8 +224,9 @@ class FrontRequest(CallerRequest):
             keep_usage=body.keep_usage,
             headers=tuple(self._headers),
             seen_lately=front.known.was_served(key),
+            render=front.render,
         )
-        answer = self._answer = WorkerAnswer(self, self._response, asked)
+        answer = self._answer = self._new_answer(asked)
         self._state = FrontState.WORKER
         relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(key.model))
         if self._over:
@@ -232,6 +235,13 @@ class FrontRequest(CallerRequest):
         if self._paused:
             relayed.pause_response()
         self._watch()
+
+    def _told_output(self) -> int | None:
+        """Output tokens that the worker is told as part of the estimate."""
+        return self._output_hint
+
+    def _new_answer(self, asked: Asked) -> WorkerAnswer:
+        return WorkerAnswer(self, self._response, asked)
 
     def _affinity(self, caller: Caller, body: JsonObject, key: TargetKey) -> str | None:
         """The affinity key; a session that the client names is told in the answer. Embeddings have none.
@@ -255,21 +265,21 @@ class FrontRequest(CallerRequest):
             return affinity.of_session(caller, key.routing_key, key.model, session, from_header=from_header)
         return affinity.of_prefix(caller, key.routing_key, key.model, body_facts.prefix_of(self._endpoint, body))
 
-    # --- AnswerCallbacks -----------------------------------------------------------------------------------------------
+    # --- AnswerCallbacks ---------------------------------------------------------------------------------------------
 
     def worker_answered(self, status: int) -> None:
         """See `AnswerCallbacks`."""
         self._state = FrontState.ANSWER
         self._served = 200 <= status < 300
-        self._last_at = self._front.loop.time()
+        self._times.worker_sent_at = self._front.loop.time()
         self._release_body()
         self._watch()
 
     def received(self) -> None:
         """See `AnswerCallbacks`."""
-        now = self._last_at = self._front.loop.time()
+        self._times.worker_sent_at = self._front.loop.time()
         if self._first_token_at is None:
-            self._first_token_at = now
+            self._first_token_at = self._times.worker_sent_at
 
     def failed(self, reason: str) -> None:
         """See `AnswerCallbacks`: in a later turn of the event loop, for the call comes from within the exchange."""
@@ -279,8 +289,6 @@ class FrontRequest(CallerRequest):
     def answered(self, end: End, status: int, code: str | None) -> None:
         """See `AnswerCallbacks`."""
         self._end(end, status, code)
-
-    # --- time limits -----------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         """Set the timer for the next limit that can run out, or the next comment in a silent stream."""
@@ -292,19 +300,8 @@ class FrontRequest(CallerRequest):
             self._timer = self._front.loop.call_at(min(limits)[0], self._check)
 
     def _limits(self) -> list[tuple[float, str]]:
-        """When each limit runs out as of now, with the message of its error; the next comment has none."""
-        settings, found = self._front.settings, []
-        if settings.total_timeout_ms:
-            found.append((self._read_at + settings.total_timeout_ms / 1000, _TOO_LONG))
-        if self._state is FrontState.WORKER:
-            if settings.head_timeout_ms:
-                found.append((self._read_at + settings.head_timeout_ms / 1000, _NO_HEAD))
-        else:
-            if settings.idle_timeout_ms:
-                found.append((self._last_at + settings.idle_timeout_ms / 1000, _SILENT))
-            if settings.keepalive_ms and self._answer is not None and self._answer.streaming:
-                found.append((max(self._last_at, self._commented_at) + settings.keepalive_ms / 1000, ""))
-        return found
+        answered = self._state is FrontState.ANSWER
+        return self._times.due(answered=answered, streaming=self._answer is not None and self._answer.streaming)
 
     def _check(self) -> None:
         """A time that `_watch` has set is there: end the request, or send a comment."""
@@ -314,7 +311,7 @@ class FrontRequest(CallerRequest):
             return
         now = self._front.loop.time()
         if self._paused:
-            self._last_at = now  # the client does not read: the worker is not idle
+            self._times.worker_sent_at = now  # the client does not read: the worker is not idle
         for at, message in self._limits():
             if at > now:
                 continue
@@ -322,11 +319,11 @@ class FrontRequest(CallerRequest):
                 self.failed(message)
                 answer.fail(errors.timed_out(message), End.CUT)
                 return
-            self._commented_at = now
+            self._times.commented_at = now
             answer.keep_alive()
         self._watch()
 
-    # --- ResponseFlow ----------------------------------------------------------------------------------------------
+    # --- ResponseFlow ------------------------------------------------------------------------------------------------
 
     def pause_response(self) -> None:
         """See `ResponseFlow`."""
@@ -349,7 +346,7 @@ class FrontRequest(CallerRequest):
         if relayed is not None:
             relayed.client_gone()
 
-    # --- the end ---------------------------------------------------------------------------------------------------
+    # --- the end -----------------------------------------------------------------------------------------------------
 
     def finish(self, status: int, code: str | None) -> None:
         """See `CallerRequest.finish`: for ends before a worker had the request."""
@@ -367,6 +364,7 @@ class FrontRequest(CallerRequest):
             self._timer.cancel()
             self._timer = None
         answer, key, estimate = self._answer, self._key, self._estimate
+        self._answer = None  # cuts the reference cycle between the two
         usage = None if answer is None else answer.usage
         seen = 0 if answer is None else answer.content_events
         services = self._front.services
@@ -376,27 +374,24 @@ class FrontRequest(CallerRequest):
             services.estimator.learn(key.model, estimate, usage)
         if self._caller is None:
             return
-        received_at = self._request.received_at
-        first = None
-        if self._first_token_at is not None:
-            first = (self._first_token_at - self._read_at) * 1000
+        first = None if self._first_token_at is None else (self._first_token_at - self._times.read_at) * 1000
         services.usage.record(
             UsageRecord(
-                request_id=self.request_id,
-                key_id=self._caller.key_id,
-                path=self._endpoint.path,
-                routing_key=None if key is None else key.routing_key,
-                model="" if key is None else key.model,
-                registered=key is not None and self._front.registry.is_advertised(key),
-                stream=self._stream,
-                status=status,
-                code=code,
-                end=end,
-                estimated_input_tokens=0 if estimate is None else estimate.tokens,
-                usage=usage,
-                output_seen=seen,
-                first_token_ms=first,
-                duration_ms=(self._front.clock() - received_at) * 1000,
+                self.request_id,
+                self._caller.key_id,
+                self._endpoint.path,
+                None if key is None else key.routing_key,
+                "" if key is None else key.model,
+                key is not None and self._front.registry.is_advertised(key),
+                self._stream,
+                status,
+                code,
+                end,
+                0 if estimate is None else estimate.tokens,
+                usage,
+                seen,
+                first,
+                (self._front.clock() - self._request.received_at) * 1000,
             )
         )
 

@@ -42,22 +42,16 @@ _NOT_BRACKETS: Final = bytes(code for code in range(256) if code not in b"[]{}")
 class JsonObject:
     """A checked JSON object. `raw` is its text, as it came."""
 
-    __slots__ = ("_members", "raw")
+    __slots__ = ("members", "raw")
 
     def __init__(self, raw: bytes, members: dict[str, msgspec.Raw]) -> None:
         self.raw = raw
-        self._members = members
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._members
-
-    def get(self, name: str) -> msgspec.Raw | None:
-        """The text of a member's value; None without the member. It refers to `raw`, and is no copy."""
-        return self._members.get(name)
+        self.members = members
+        """The texts of the values. They refer to `raw`, and are no copies."""
 
     def is_null(self, name: str) -> bool:
         """Whether a member is absent or null."""
-        found = self._members.get(name)
+        found = self.members.get(name)
         return found is None or bytes(found) == b"null"
 
     def replaced(self, changes: dict[str, bytes]) -> bytes:
@@ -66,7 +60,7 @@ class JsonObject:
         added: list[bytes] = []
         spans: dict[str, list[tuple[int, int]]] | None = None
         for name, value in changes.items():
-            found = self._members.get(name)
+            found = self.members.get(name)
             if found is None:
                 added.append(b'"%b":%b' % (name.encode(), value))
                 continue
@@ -81,7 +75,7 @@ class JsonObject:
             closing = self.raw.rstrip(_BLANKS)
             end = len(closing) - 1
             text = b",".join(added)
-            edits.append((end, end, b"," + text if self._members else text))
+            edits.append((end, end, b"," + text if self.members else text))
         edits.sort()
         pieces: list[bytes] = []
         at = 0
@@ -111,7 +105,7 @@ class JsonObject:
 
     def _spans(self, *, keys: bool = False) -> dict[str, list[tuple[int, int]]]:
         """Where the values of each member are, in order; with `keys`, each with its key. Raises `RequestError`."""
-        raw, members = self.raw, self._members
+        raw, members = self.raw, self.members
         found: dict[str, list[tuple[int, int]]] = {}
         at = len(raw) - len(raw.lstrip(_BLANKS)) + 1
         at += len(raw) - at - len(raw[at:].lstrip(_BLANKS)) if raw[at : at + 1] in (b" ", b"\t", b"\n", b"\r") else 0

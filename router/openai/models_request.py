@@ -7,7 +7,7 @@ from router.http1.response import Response
 from router.openai import errors
 from router.openai.caller_request import JSON, CallerRequest
 from router.openai.front_context import FrontContext
-from router.openai.ports import Caller, Refusal, unknown_model
+from router.openai.ports import Caller
 from router.registry import TargetKey
 
 OWNER = "llm-request-router"
@@ -33,8 +33,7 @@ class ModelsRequest(CallerRequest):
             return
         found = front.names.find(name)
         if found is None or front.registry.target(found) is None or not caller.may_use(found.routing_key, found.model):
-            refusal = Refusal(404, errors.INVALID_REQUEST, "model_not_found", unknown_model(name), "model")
-            self.refuse(refusal)
+            self.refuse(errors.model_not_found(name))
         else:
             self._answer(self._shown(name, found))
 

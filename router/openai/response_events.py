@@ -61,20 +61,20 @@ class ResponseEvents:
         self.sequence_number += 1
         try:
             found = json_body.parse(data, "event")
-            response = found.get("response")
+            response = found.members.get("response")
             if response is None:
                 if not found.is_null("error"):
                     raise EngineStreamError(data)
-                kind = found.get("type")
+                kind = found.members.get("type")
                 if kind is not None and bytes(kind) == b'"error"':
                     self.answer = b""  # the error event of the API itself, which ends the stream
                 return event
             inner = json_body.parse(bytes(response), "response")
         except RequestError:
             raise EngineStreamError(None) from None
-        rewritten = inner.replaced({"model": self._model}) if "model" in inner else inner.raw
-        self.usage = usage_of(inner.get("usage")) or self.usage
-        kind = found.get("type")
+        rewritten = inner.replaced({"model": self._model}) if "model" in inner.members else inner.raw
+        self.usage = usage_of(inner.members.get("usage")) or self.usage
+        kind = found.members.get("type")
         if kind is not None and bytes(kind) in _LAST:
             self.answer = rewritten
         return with_data(event, found.replaced({"response": rewritten}))

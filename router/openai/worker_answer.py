@@ -4,6 +4,7 @@ A stream is passed on chunk by chunk, or collected for a client that asked for n
 those that an engine sends in that form stay as they are. After the head an error is an event, never a silent end.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from router.openai.aggregation import ANSWER, AnswerTooLargeError, ChunkAggregat
 from router.openai.chunk_rewriter import ChunkRewriter, EngineStreamError
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.errors import RequestError
-from router.openai.ports import End, Headers, Refusal, Usage, unknown_model
+from router.openai.ports import End, Headers, Refusal, Usage
 from router.openai.response_events import ResponseEvents
 from router.openai.sse import EventTooLongError
 from router.openai.usage_report import usage_of
@@ -59,6 +60,8 @@ class Asked(NamedTuple):
     """Fields that every answer has."""
     seen_lately: bool
     """Whether the model had workers a short time ago."""
+    render: Callable[[Refusal], bytes]
+    """Makes the body of an error."""
 
 
 class AnswerCallbacks(Protocol):
@@ -218,7 +221,7 @@ class WorkerAnswer(ResponseWriter):
         if not response.started:
             self._owner.answered(end, refusal.status, refusal.code)
             fields = [*self._asked.headers, *self._fields, *refusal.headers, _JSON]
-            response.send(refusal.status, fields, errors.envelope(refusal))
+            response.send(refusal.status, fields, self._asked.render(refusal))
             return
         self._owner.answered(end, response.status, refusal.code)
         self._end_stream(errors.envelope(refusal), refusal)
@@ -255,8 +258,8 @@ class WorkerAnswer(ResponseWriter):
         except RequestError:
             self.fail(errors.upstream_error("The engine's answer is not JSON."), End.ENGINE_ERROR)
             return
-        self._usage = usage_of(found.get("usage"))
-        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found else body)
+        self._usage = usage_of(found.members.get("usage"))
+        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found.members else body)
 
     def _send(self, status: int, body: bytes) -> None:
         self.over = True
@@ -320,8 +323,7 @@ class WorkerAnswer(ResponseWriter):
 
     def _of_local_reply(self, status: int, code: bytes | None) -> Refusal:
         if status == 404 and not self._asked.seen_lately:
-            message = unknown_model(self._asked.name)
-            return Refusal(404, errors.INVALID_REQUEST, "model_not_found", message, "model")
+            return errors.model_not_found(self._asked.name)
         if status in (404, 503):
             return errors.no_capacity()
         if status == 413:

@@ -12,9 +12,12 @@ from certs import Identity as TlsIdentity
 from router.config import package_settings
 from router.config.option_values import SocketAddress
 from router.config.startup_checks import StartupError, listen_address
-from router.http1.server import HttpServer
+from router.http1.server import HttpServer, ServerCallbacks
+from router.openai.errors import envelope
 from router.openai.front import Front
 from router.openai.front_context import FrontContext
+from router.openai.gateway_front import GatewayFront
+from router.openai.gateway_texts import message_body
 from router.openai.model_names import KnownTargets
 from router.openai.ports import FrontServices
 from router.process.http_tls import HttpTls
@@ -24,6 +27,7 @@ from router.process.polling import every
 from router.process.served_identity import ServedIdentity
 from router.process.sockets import bind_tcp, bound_address
 from router.proxy.proxy import Proxy
+from router.telemetry import build
 
 _log = structlog.get_logger()
 
@@ -46,14 +50,12 @@ def open_port(base: Base, known: KnownTargets) -> OpenAiPort | None:
     if settings.openai_listen_addr is None:
         return None
     address = listen_address(settings, "openai_listen_addr")
-    if settings.openai_mode == "gateway":
-        raise StartupError("--openai-mode=gateway is not available in this version; leave it out")
     options = settings.shown("openai_listen_addr")
     shared = base.supervisor is not None
     if shared and not address.port:
         raise StartupError("--openai-listen-addr needs a port with several processes, which share it", options=options)
     identity = ServedIdentity.load_openai(settings, base.metrics)
-    services = open_services(base, address, tls=identity is not None, as_gateway=False)
+    services = open_services(base, address, tls=identity is not None, as_gateway=settings.openai_mode == "gateway")
     sock = base.opened.enter_context(bind_tcp(address, "OpenAI", options, shared=shared))
     return OpenAiPort(sock=sock, address=bound_address(sock), identity=identity, services=services, known=known)
 
@@ -61,10 +63,22 @@ def open_port(base: Base, known: KnownTargets) -> OpenAiPort | None:
 async def serve_port(base: Base, port: OpenAiPort, proxy: Proxy, *, is_ready: Callable[[], bool]) -> HttpServer:
     """Serve the port; its end is pushed onto `base.opened`."""
     settings = base.settings
+    as_gateway = settings.openai_mode == "gateway"
     context = FrontContext(
-        package_settings.openai_front(settings), port.services, proxy, base.registry, port.known, time.monotonic
+        package_settings.openai_front(settings),
+        port.services,
+        proxy,
+        base.registry,
+        port.known,
+        time.monotonic,
+        message_body if as_gateway else envelope,
     )
-    http = HttpServer(Front(context, base.metrics, is_ready=is_ready), time.monotonic, package_settings.http(settings))
+    front: ServerCallbacks
+    if as_gateway:
+        front = GatewayFront(context, base.metrics, version=build.build_version(), commit=build.commit())
+    else:
+        front = Front(context, base.metrics, is_ready=is_ready)
+    http = HttpServer(front, time.monotonic, package_settings.http(settings))
     tls = None
     if port.identity is not None:
         tls = HttpTls(port.identity.identity)

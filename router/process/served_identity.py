@@ -29,7 +29,7 @@ from router.control_plane import grpc_dry_run
 from router.operators.live_document import Certificate
 from router.process.http_tls import HttpTls
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.quic.aioquic_engine.dry_run import UnusableIdentityError, dry_run
+from tunnel_protocol.quic.aioquic_handshake.dry_run import UnusableIdentityError, dry_run
 from tunnel_protocol.quic.tls import ServerTls, server_name_for
 from tunnel_protocol.small_file import FileReader, SmallFileError
 

@@ -150,6 +150,53 @@ def callers() -> dict[str, list[bytes]]:
     }
 
 
+def openai_streams() -> dict[str, list[bytes]]:
+    """Bodies of OpenAI clients and streams of engines."""
+    parts = [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}]
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": parts}]
+    chat = {
+        "model": "f/m",
+        "messages": messages,
+        "stream": False,
+        "stream_options": {"x": 1},
+        "max_tokens": 7,
+        "tools": [],
+    }
+    responses = {
+        "model": "m",
+        "input": [{"role": "user", "content": "a"}],
+        "instructions": "b",
+        "conversation": {"id": "c"},
+    }
+
+    def event(document: object) -> bytes:
+        return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+
+    def chunk(delta: object, **members: object) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": {"content": [1]}}
+        return event({"id": "c", "object": "chat.completion.chunk", "model": "m", "choices": [choice], **members})
+
+    call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": "{"}}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    stream = chunk({"content": "a"}) + chunk({"content": "b"}, usage=None) + chunk({"tool_calls": [call]}, usage=usage)
+    end = event({"model": "m", "choices": [], "usage": usage}) + b": ping\r\n\r\ndata: [DONE]\r\n\r\n"
+    named = [
+        event({"type": f"response.{name}", "response": {"model": "m", "usage": None}}) for name in ("created", "failed")
+    ]
+    failed = event({"error": {"message": "no", "code": 500}})
+    return {
+        "openai_body": [
+            json.dumps(chat).encode(),
+            json.dumps(responses, indent=1).encode(),
+            b'{"model":"a","prompt":[1,2],"messages":[{}],"input":["a",[1],2],"model" : "b","mod\\u0065l":[{"a":"]"}]}',
+        ],
+        "openai_chunks": [stream + end, end + stream, stream + failed],
+        "openai_whole_answer": [stream + end, event({"model": "m", "choices": [{"text": "a"}, {"index": 1}]}) * 2],
+        "openai_response_events": [b"event: a\n".join(named), b"".join(named) + failed, b'data: {"delta":"a"}\n\n'],
+        "openai_engine_error": [b'{"error":{"message":"a"}}', b'{"detail":"a","message":{}}', b"plain", b"<html>"],
+    }
+
+
 def main() -> None:
     """Write all files."""
     capnp_kinds = capnp_messages()
@@ -183,6 +230,7 @@ def main() -> None:
         ],
         **relay(),
         **callers(),
+        **openai_streams(),
         "http_request": http_requests(),
         "http_target": [b"/v1/models?a=%41&b", b"http://user@[::1]:80/x#y", b"*", b"/a/../b;c", b"router:443"],
         "registration": registrations(),

@@ -293,8 +293,8 @@ async def test_all_connection_ids_of_incoming_connections_begin_with_the_prefix(
         engine: Any = dialled.engine
         for _ in range(10):
             assert await echoes(dialled)
-            assert engine._peer_cid.cid.startswith(b"\x12\x34")
-            engine.change_connection_id()
-        ids = [found.cid for found in accepted.engine._host_cids]
+            assert engine.one_rtt.peer_cids.current.cid.startswith(b"\x12\x34")
+            engine.one_rtt.peer_cids.change()
+        ids = list(accepted.engine.one_rtt.local_cids.active)
         assert len(set(ids)) == len(ids) > 1
         assert {(found[:2], len(found)) for found in ids} == {(b"\x12\x34", CID_BYTES)}

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from router.openai import sse, worker_answer
 from router.openai.engine_errors import BODY
 from router.openai.front_context import BodyBudget
+from router.openai.keys.caller import GrantedCaller
+from router.openai.ports import LimitRefusal
 from support.front_in_memory import (
     DONE,
     MESSAGES,
@@ -562,3 +565,174 @@ async def test_the_turns_of_a_conversation_have_one_affinity_key_and_sessions_th
         assert [answer.header("x-multi-turn-session-id") for answer in answers] == [None, None, None, "k", "k", "k"]
         answer = await front.ask(chat(headers={"x-multi-turn-session-id": "x" * 257}))
         assert (answer.status, error_of(answer)["param"]) == (400, "x-multi-turn-session-id")
+
+
+# --- what a key says of routing
+
+
+class Granted:
+    """Everybody is one caller with a priority and a routing method."""
+
+    def __init__(self, method):
+        self.caller = GrantedCaller(key_id="alice", priority=7, routing_methods={"m": method})
+
+    def authenticate(self, *_):
+        return self.caller
+
+    def authorize(self, caller, *_):
+        return caller
+
+
+@pytest.mark.parametrize(("method", "algorithm"), [("random", "random"), ("no-such-method", "power-of-n")])
+async def test_priority_and_routing_method_of_a_key_are_used_if_there_is_such_a_method(method, algorithm):
+    async with front_in_memory(Granted(method)) as front:
+        worker = front.worker(on_request=hello)
+        assert (await front.ask(chat())).status == 200
+        assert worker.exchanges[0].header("x-priority") == "7"
+        assert front.gateway.count("routing_selections_total", f'algorithm="{algorithm}"') == 1
+
+
+class Slow:
+    """Answers when the test says so."""
+
+    def __init__(self):
+        self.caller = GrantedCaller(key_id="alice")
+        self.waiting = []
+
+    def _later(self):
+        future = asyncio.get_running_loop().create_future()
+        self.waiting.append(future)
+        return future
+
+    def authenticate(self, *_):
+        return self._later()
+
+    def authorize(self, *_):
+        return self._later()
+
+
+async def test_checks_that_take_time_are_waited_for_and_cancelled_if_the_client_leaves():
+    keys = Slow()
+    async with front_in_memory(keys) as front:
+        front.worker(on_request=hello)
+        front.limiter.outcome = asyncio.get_running_loop().create_future()
+        client = await front.client()
+        client.send(chat())
+        for number in range(2):
+            await eventually(lambda number=number: len(keys.waiting) == number + 1)
+            keys.waiting[number].set_result(keys.caller)
+        await eventually(lambda: bool(front.limiter.asked))
+        front.limiter.outcome.set_result(LimitRefusal(429, "tokens", "rate_limit_exceeded", "later"))
+        answer = await client.answer()
+        assert (answer.status, error_of(answer)["code"]) == (429, "rate_limit_exceeded")
+        client.send(chat())
+        await eventually(lambda: len(keys.waiting) == 3)
+        client.leave()
+        await eventually(keys.waiting[2].cancelled)
+
+
+async def test_a_check_that_fails_is_an_internal_error():
+    keys = Slow()
+    async with front_in_memory(keys) as front:
+        client = await front.client()
+        client.send(chat())
+        await eventually(lambda: bool(keys.waiting))
+        keys.waiting[0].set_exception(ZeroDivisionError("secret"))
+        answer = await client.answer()
+        assert (answer.status, error_of(answer)["code"]) == (500, "internal_error")
+        assert b"secret" not in answer.body
+
+
+async def test_a_body_that_stops_arriving_or_is_broken_gets_the_envelope():
+    async with front_in_memory() as front:
+        front.worker()
+        client = await front.client()
+        client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n")
+        answer = await client.answer()
+        assert (answer.status, error_of(answer)["code"]) == (400, "malformed_request")
+        answer = await front.ask(b"GET / HTTP/9.9\r\n\r\n")
+        assert (answer.status, error_of(answer)["code"]) == (400, "malformed_request")
+
+
+async def test_a_compressed_body_or_answer_is_told():
+    async with front_in_memory() as front:
+        front.worker(on_request=lambda exchange: exchange.answer(200, b"x", content_encoding="gzip"))
+        answer = await front.ask(chat(headers={"content-encoding": "gzip"}))
+        assert (answer.status, error_of(answer)["code"]) == (415, "unsupported_content_type")
+        answer = await front.ask(post(body=b"a=b", content_type="application/x-www-form-urlencoded"))
+        assert (answer.status, error_of(answer)["code"]) == (415, "unsupported_content_type")
+        answer = await front.ask(chat())
+        assert (answer.status, error_of(answer)["code"]) == (502, "upstream_error")
+
+
+async def test_an_answer_without_a_stream_is_passed_on_only_to_a_client_that_asked_for_none():
+    body = b'{"id":"c","model":"x","choices":[],"usage":{"prompt_tokens":2,"completion_tokens":1}}'
+    async with front_in_memory() as front:
+        front.worker(on_request=lambda exchange: exchange.answer(200, body, content_type="application/json"))
+        answer = await front.ask(chat())
+        assert (answer.status, answer.body) == (200, body.replace(b'"x"', b'"m"'))
+        answer = await front.ask(chat(stream=True))
+        assert (answer.status, error_of(answer)["code"]) == (502, "upstream_error")
+        front.worker("w2", model="n", on_request=lambda exchange: exchange.answer(200, b"no json"))
+        answer = await front.ask(chat("n"))
+        assert (answer.status, error_of(answer)["code"]) == (502, "upstream_error")
+
+
+async def test_a_client_that_reads_slowly_pauses_its_worker():
+    async with front_in_memory() as front:
+        worker = front.worker()
+        client = await front.client()
+        client.send(chat(stream=True))
+        exchange = await worker.next()
+        exchange.head(200, **SSE)
+        text = "x" * 60_000
+        for _ in range(200):
+            if not exchange.paused:
+                exchange.body(chunk({"content": text}))
+                await asyncio.sleep(0)
+        await eventually(lambda: exchange.paused)
+        answer = await client.head()
+        reading = asyncio.ensure_future(client.rest(answer))
+        await eventually(lambda: not exchange.paused)
+        exchange.body(chunk({}, "stop") + DONE)
+        exchange.end()
+        assert (await reading).body.endswith(DONE)
+
+
+async def test_a_worker_that_sends_too_much_ends_its_answer(monkeypatch):
+    monkeypatch.setattr(sse, "_MAX_EVENT", 1000)
+    monkeypatch.setattr(worker_answer, "_MAX_ANSWER", 1000)
+    async with front_in_memory() as front:
+
+        def too_much(exchange):
+            exchange.head(200, **SSE)
+            exchange.body(b"data: " + b"x" * 2000)
+
+        worker = front.worker(on_request=too_much)
+        for streamed in (True, False):
+            answer = await front.ask(chat(stream=streamed))
+            assert b'"code":"upstream_error"' in answer.body
+        await eventually(lambda: all(exchange.cancelled for exchange in worker.exchanges))
+        worker.on_request = lambda exchange: exchange.answer(200, b"x" * 2000, content_type="application/json")
+        answer = await front.ask(chat())
+        assert (answer.status, error_of(answer)["code"]) == (502, "upstream_error")
+
+
+async def test_several_keys_in_one_request_are_no_key():
+    asked = []
+
+    class Keys(Granted):
+        def authenticate(self, *given):
+            asked.append(given)
+            return self.caller
+
+    async with front_in_memory(Keys("random")) as front:
+        front.worker(on_request=hello)
+        request = chat(headers={"authorization": "Bearer a"}).replace(
+            b"authorization:", b"authorization: b\r\nauthorization:"
+        )
+        await front.ask(request)
+        await front.ask(chat(headers={"api-key": "c"}))
+        await front.ask(chat(headers={"api-key": "c", "x-api-key": "d"}))
+        path = "/v1/chat/completions"
+        assert asked == [(b"b,Bearer a", None, path), (None, b"c", path), (None, b"d", path)]

@@ -12,11 +12,12 @@ from structlog.testing import capture_logs
 from router.http1.request import ClientRequest, RequestBody
 from router.operators.access import COOKIE, MIN_TOKEN, TOKEN, Access, is_local
 from router.operators.handler import CONNECTIONS
-from router.operators.live_document import Live
+from router.operators.live_document import Live, Policy, State
 from router.operators.live_feed import LiveFeed
 from router.operators.live_pages import live_pages
 from router.operators.reply import Page, Reply, document
 from router.operators.server import OperatorsServer
+from router.supervisor.live_merge import router_of
 from router.telemetry.metrics import Metrics
 from support.waiting import eventually
 
@@ -358,3 +359,57 @@ async def test_pages_run_only_their_own_scripts_and_styles(port: Callable[..., A
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert policy.count("'sha256-") == 2
+
+
+# --- events ----------------------------------------------------------------------------------------------------------------
+
+
+class LargeRouter:
+    """A router whose state is large."""
+
+    async def read(self) -> Live:
+        policy = Policy(digest="d" * 500_000, default_algorithm="a", loaded_at=0.0, reloads=0)
+        router = router_of([], "r", 1.0, 0.0, [])
+        state = State(router=router, policy=policy, certificates=[], targets=[], clusters=[], workers=[], flows=[])
+        return Live(state=state, history=[], requests=[])
+
+
+async def test_a_viewer_that_reads_nothing_is_cut_off_and_one_that_reads_is_not(port: Callable[..., Any]) -> None:
+    feed, access = LiveFeed(LargeRouter(), period_s=0.02), Access(None)
+    started = await port(pages=live_pages(feed, shown, access), access=access, feed=feed)
+    ask = b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    _, idle = await asyncio.open_connection("127.0.0.1", started.number, limit=1024)
+    reader, writer = await asyncio.open_connection("127.0.0.1", started.number)
+    idle.write(ask)
+    await eventually(lambda: feed.viewers == 1)
+    writer.write(ask)
+
+    async def read_on() -> None:
+        while await reader.read(1 << 20):
+            pass
+
+    reading = asyncio.create_task(read_on())
+    await eventually(lambda: feed.viewers == 2)
+    await eventually(lambda: feed.viewers == 1)
+    await eventually(lambda: started.server.connections == 1, 20)
+    assert not reading.done()
+    for each in (idle, writer):
+        each.close()
+    await reading
+
+
+async def test_a_viewer_that_leaves_is_noticed_and_the_end_of_the_server_ends_the_others(
+    port: Callable[..., Any],
+) -> None:
+    feed, access = LiveFeed(LargeRouter(), period_s=0.02), Access(None)
+    started = await port(pages=live_pages(feed, shown, access), access=access, feed=feed)
+    opened = [await asyncio.open_connection("127.0.0.1", started.number) for _ in range(2)]
+    for _, writer in opened:
+        writer.write(b"GET /api/v1/events HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n\r\n")
+    await eventually(lambda: feed.viewers == 2)
+    opened[0][1].close()
+    await eventually(lambda: feed.viewers == 1)
+    started.server.stop()
+    async with asyncio.timeout(10):
+        assert (await opened[1][0].read()).endswith(b"0\r\n\r\n")
+    opened[1][1].close()

@@ -265,7 +265,7 @@ async def test_connections_that_have_ended_make_way_before_anybody_is_refused():
         await endpoints.dial()
         await eventually(lambda: len(endpoints.accepted) == 2)
         # A peer with a long round trip keeps our side in the closing state for as long as it likes.
-        endpoints.accepted[0].engine._loss._rtt_smoothed = 100.0
+        endpoints.accepted[0].engine.one_rtt.recovery.smoothed = 100.0
         endpoints.accepted[0].close()
         await eventually(lambda: first.error is not None)
         assert len(endpoints.endpoint._connections) == 2
@@ -400,7 +400,7 @@ async def test_a_reset_with_another_token_or_from_elsewhere_ends_nothing():
         client = endpoints.clients[0]
         port = client.local_address[1]
         stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        token = connection.engine._peer_cid.stateless_reset_token
+        token = connection.engine.one_rtt.peer_cids.current.reset_token
         assert len(token) == 16
         stranger.sendto(b"\x40" + bytes(20) + token, ("127.0.0.1", port))
         for packet in (b"\x40" + bytes(36), b"\x40", b"\x00" + bytes(20) + token, b"\xc0" + bytes(20) + token):
@@ -416,10 +416,10 @@ async def test_ids_issued_later_have_tokens_of_the_same_key():
     async with quic_endpoints() as endpoints:
         connection = await endpoints.dial()
         assert await echoes(connection)
-        await eventually(lambda: len(connection.engine._peer_cid_available) > 0)
+        await eventually(lambda: len(connection.engine.one_rtt.peer_cids.available) > 0)
         resets = StatelessResets(endpoints.endpoint._factory.reset_key)
-        for issued in (connection.engine._peer_cid, *connection.engine._peer_cid_available):
-            assert issued.stateless_reset_token == resets.token(issued.cid)
+        for issued in (connection.engine.one_rtt.peer_cids.current, *connection.engine.one_rtt.peer_cids.available):
+            assert issued.reset_token == resets.token(issued.cid)
 
 
 async def test_what_is_sent_before_validation_is_three_times_what_came_at_most():
@@ -609,7 +609,7 @@ async def test_a_connection_that_made_way_while_it_had_something_to_say_stops_no
         await endpoints.dial()
         await eventually(lambda: endpoints.accepted)
         ended = endpoints.accepted[0]
-        ended.engine._loss._rtt_smoothed = 100.0  # a long closing state
+        ended.engine.one_rtt.recovery.smoothed = 100.0  # a long closing state
         ended.close()
         await eventually(lambda: ended in endpoints.endpoint._ended)
         # A datagram for it and the first one of a newcomer, in one batch: it is touched, and then forgotten.

@@ -50,7 +50,7 @@ async def test_a_peer_whose_port_changes_keeps_its_connection_and_its_streams():
         stream.write(b"", fin=True)
         await asyncio.wait_for(talk.fin.wait(), 5)
         assert talk.received == expected
-        assert accepted.engine._network_paths[0].is_validated
+        assert accepted.engine.one_rtt.paths.active.is_validated
         await eventually(lambda: dialled.open_streams == accepted.open_streams == 0)
 
 
@@ -144,7 +144,7 @@ async def test_datagrams_from_a_peers_address_to_another_of_ours_do_not_turn_its
             stream.write(b"%5d" % number)
             await eventually(lambda number=number: len(talk.received) == 5 * (number + 1))
             assert accepted.engine.peer_address[-1] == socket.inet_aton("127.0.0.1")
-        assert dialled.engine._network_paths[0].addr == ("127.0.0.1", port)
+        assert dialled.engine.one_rtt.paths.active.address == ("127.0.0.1", port)
 
 
 async def test_a_peer_that_comes_to_another_address_of_ours_is_followed():
@@ -154,7 +154,7 @@ async def test_a_peer_that_comes_to_another_address_of_ours_is_followed():
             assert await echoes(dialled, os.urandom(100_000))
             assert accepted.engine.peer_address[-1] == socket.inet_aton(host)
             assert await echoes(accepted, os.urandom(100_000))
-            await eventually(lambda: accepted.engine._network_paths[0].is_validated)
+            await eventually(lambda: accepted.engine.one_rtt.paths.active.is_validated)
 
 
 async def test_answers_to_strangers_leave_from_the_address_that_was_asked():
@@ -214,13 +214,13 @@ async def test_an_interface_that_shrinks_under_a_connection_is_believed_at_once(
     async with through_a_relay(udp=UdpSocket(sock, datagrams=Datagrams)) as (_, dialled, accepted):
         for connection in (dialled, accepted):
             assert await echoes(connection, os.urandom(300_000))
-        assert dialled.engine._max_datagram_size == 1_452
+        assert dialled.engine.one_rtt.path_mtu.current == 1_452
         sock.largest = 1_300
         data = os.urandom(1_000_000)
         for connection in (dialled, accepted):
             assert await echoes(connection, data)
-        assert dialled.engine._max_datagram_size == BASE_BYTES
-        assert accepted.engine._max_datagram_size == 1_452, "the other direction is another path"
+        assert dialled.engine.one_rtt.path_mtu.current == BASE_BYTES
+        assert accepted.engine.one_rtt.path_mtu.current == 1_452, "the other direction is another path"
         # One burst found out (two calls for a batch); nothing was tried in vain after it.
         assert 1 <= sock.refused <= 24
         assert dialled._endpoint._udp._segmentation, "segmentation works as before"

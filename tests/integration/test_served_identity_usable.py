@@ -19,8 +19,8 @@ from router.control_plane import grpc_dry_run
 from router.process.polling import every
 from router.process.served_identity import ServedIdentity
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.quic.aioquic_engine import dry_run as quic_dry_run
-from tunnel_protocol.quic.aioquic_engine.dry_run import UnusableIdentityError, dry_run
+from tunnel_protocol.quic.aioquic_handshake import dry_run as quic_dry_run
+from tunnel_protocol.quic.aioquic_handshake.dry_run import UnusableIdentityError, dry_run
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.small_file import FileReader
 

@@ -42,7 +42,7 @@ def send(node, size=BULK):
 
 
 def size_used(node):
-    return node.engine._max_datagram_size
+    return node.engine.one_rtt.path_mtu.current
 
 
 def grown(mtu=1_500):

@@ -8,7 +8,7 @@ import pytest
 
 from support.quic_simulation import CLIENT_ADDRESS, SimulatedNetwork, StreamRecorder, World, nothing_left
 from tunnel_protocol.observers.line_writer import LineWriter
-from tunnel_protocol.quic.aioquic_engine import one_rtt
+from tunnel_protocol.quic.key_phases import KEY_UPDATE_PACKETS
 from tunnel_protocol.quic.settings import QuicSettings
 
 
@@ -101,7 +101,7 @@ def test_few_acknowledgements_are_sent_and_none_later_than_promised():
         data.write(b"x")
         world.idle(0.001)
     began, sent = world.now, world.datagrams
-    world.run(lambda: not world.client.engine._app_space.ack_eliciting_in_flight, 1)
+    world.run(lambda: not world.client.engine.one_rtt.recovery.sent, 1)
     assert world.datagrams - sent == 1
     assert world.now - began < 0.005 + 0.025 + 0.005
 
@@ -131,8 +131,8 @@ def test_a_client_may_move_to_another_address_and_the_new_path_is_validated():
     for _ in range(5):
         assert exchange_completes(world)
     assert world.server.engine.peer_address == ("192.0.2.77", 41_000)
-    assert world.server.engine._network_paths[0].is_validated
-    assert world.server.engine._ordinary(), "the short way again"
+    assert world.server.engine.one_rtt.paths.active.is_validated
+    assert not world.server.engine.one_rtt.paths.busy
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -174,21 +174,22 @@ def test_keys_are_updated_long_before_they_wear_out():
     world = connected(SimulatedNetwork(delay_s=0.005, loss=0.05, jitter_s=0.01))
     engine = world.client.engine
     assert exchange_completes(world)
-    assert engine._app_crypto.send.key_phase == 0
-    engine._packets_under_key = one_rtt.KEY_UPDATE_PACKETS - 20
+    keys = engine.one_rtt.keys
+    assert keys.phase == 0
+    keys.sealed = KEY_UPDATE_PACKETS - 20
     for _ in range(20):
         assert exchange_completes(world)
-    assert engine._app_crypto.send.key_phase == world.server.engine._app_crypto.send.key_phase == 1
-    assert engine._packets_under_key < 1_000
+    assert keys.phase == world.server.engine.one_rtt.keys.phase == 1
+    assert keys.sealed < 1_000
 
 
 def test_keys_may_be_updated_again_and_again_from_both_sides():
     world = connected(SimulatedNetwork(delay_s=0.005, loss=0.05, jitter_s=0.01))
     phases = []
     for turn in range(40):
-        (world.client, world.server)[turn % 2].engine.request_key_update()
+        (world.client, world.server)[turn % 2].engine.one_rtt.keys.sealed = KEY_UPDATE_PACKETS
         assert exchange_completes(world)
-        phases.append(world.client.engine._app_crypto.recv.key_phase)
+        phases.append(world.client.engine.one_rtt.keys.phase)
     assert phases == [1, 0] * 20
 
 
@@ -196,7 +197,7 @@ def test_what_the_peer_sends_under_the_keys_before_an_update_is_still_read():
     """It does so until a packet under the new keys has reached it (RFC 9001 section 6.5)."""
     world = connected()
     assert exchange_completes(world)
-    world.client.engine.request_key_update()
+    world.client.engine.one_rtt.keys.sealed = KEY_UPDATE_PACKETS
     exchange(world.client)
     world.weather.drop = lambda sender, _: sender == "client"
     incoming = StreamRecorder()
@@ -211,11 +212,11 @@ def test_datagrams_grow_to_what_the_path_carries_and_shrink_when_it_shrinks():
     world = connected(SimulatedNetwork(delay_s=0.005, mtu=1_400))
     for _ in range(30):
         assert exchange_completes(world, 20_000)
-    assert 1_380 <= world.client.engine._max_datagram_size <= 1_400
+    assert 1_380 <= world.client.engine.one_rtt.path_mtu.current <= 1_400
     world.weather.mtu = 1_200
     for _ in range(5):
         assert exchange_completes(world, 20_000)
-    assert world.client.engine._max_datagram_size == 1_200
+    assert world.client.engine.one_rtt.path_mtu.current == 1_200
     assert world.client.error is None
 
 
@@ -223,14 +224,14 @@ def test_a_path_that_swallows_only_large_datagrams_is_noticed_although_small_one
     world = connected(SimulatedNetwork(delay_s=0.005))
     for _ in range(5):
         assert exchange_completes(world, 20_000)
-    assert world.client.engine._max_datagram_size == 1_452
+    assert world.client.engine.one_rtt.path_mtu.current == 1_452
     world.weather.mtu = 1_200
     bulk = exchange(world.client, bytes(100_000))
     began = world.now
-    while world.client.engine._max_datagram_size > 1_200:
+    while world.client.engine.one_rtt.path_mtu.current > 1_200:
         exchange(world.client, b"small")
         world.idle(0.004)
-        assert world.client.engine._loss._pto_count < 2, "no probe timer had to say so"
+        assert world.client.engine.one_rtt.recovery.pto_count < 2, "no probe timer had to say so"
         assert world.now - began < 2
     world.run(lambda: bulk.fin, 10)
 
@@ -239,13 +240,13 @@ def test_a_congestion_window_that_is_not_used_does_not_grow():
     """Or a connection that has only seen small exchanges would flood its path with the first large one (RFC 9002 7.8)."""
     world = connected()
     world.run(lambda: at_rest(world), 5)
-    window = world.client.engine._loss._cc.congestion_window
+    window = world.client.engine.one_rtt.congestion.window
     for _ in range(100):
         assert exchange_completes(world, 1_000)
-    assert world.client.engine._loss._cc.congestion_window == window
+    assert world.client.engine.one_rtt.congestion.window == window
     for _ in range(5):
         assert exchange_completes(world, 100_000)
-    assert world.client.engine._loss._cc.congestion_window > 2 * window
+    assert world.client.engine.one_rtt.congestion.window > 2 * window
 
 
 def test_what_the_window_allows_leaves_evenly_over_the_round_trip():
@@ -344,7 +345,7 @@ def test_stream_credit_is_renewed_and_a_blocked_opener_hears_of_it():
         before = world.client.credit
         world.run(lambda before=before: world.client.credit > before, 5)
     world.run(lambda: all(r.fin for r in done), 5)
-    assert len(world.server.engine.streams) <= 4
+    assert world.server.engine.open_streams <= 4
 
 
 def test_memory_is_flat_over_many_exchanges():

@@ -13,12 +13,16 @@ from support.quic_simulation import (
     StreamRecorder,
     World,
     nothing_left,
+    sealed,
 )
-from tunnel_protocol.quic.aioquic_engine.bounded import ACK_FRAMES, CONNECTION_FRAMES, PACKET_FRAMES
-from tunnel_protocol.quic.aioquic_engine.connection import PATH_PROBES
+from tunnel_protocol.quic.connection_ids import PENDING_RETIREMENTS
+from tunnel_protocol.quic.frame_reader import ACK_FRAMES, CONNECTION_FRAMES, TICKET_BYTES
+from tunnel_protocol.quic.packet_writer import PATH_PROBES
 from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.paths import PATH_CHALLENGES, PATHS
 from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream_table import PACKET_FRAMES
 
 PING, PADDING = b"\x01", b"\x00"
 PACKET_BYTES = 1_150
@@ -40,7 +44,7 @@ class Hostile:
         address = self.address if port is None else (self.address[0], port)
         self.world.now += 0.0001
         engine = self.engine
-        engine.receive(self.peer._seal(payload + bytes(max(0, 4 - len(payload)))), address, self.world.now)
+        engine.receive(sealed(self.peer, payload + bytes(max(0, 4 - len(payload)))), address, self.world.now)
         engine.deliver()
         self.out += sum(len(data) for data, _ in engine.poll(self.world.now))
         engine.deadline()
@@ -50,7 +54,7 @@ class Hostile:
 
     def acknowledged(self, ranges=1):
         """ACK of the last packet that was sent, and of so many ranges which mean nothing."""
-        last = self.engine._packet_number - 1
+        last = self.engine.one_rtt.writer.next_number - 1
         return b"\x02" + varint(last) + b"\x00" + varint(ranges - 1) + b"\x00" + b"\x00\x00" * (ranges - 1)
 
 
@@ -107,8 +111,9 @@ def test_our_own_packets_keep_to_the_bound_however_many_streams_are_cancelled_at
     streams = [world.client.engine.open_stream(StreamRecorder()) for _ in range(1_500)]
     for stream in streams:
         stream.write(b"x")
-    world.run(lambda: len(world.server.engine.streams) == 1_500, 5)
-    world.client.engine._use_datagram_size(60_000)
+    world.run(lambda: world.server.engine.open_streams == 1_500, 5)
+    world.client.engine.one_rtt.path_mtu.current = 60_000
+    world.client.engine.one_rtt.congestion.use_datagram_bytes(60_000)
     for stream in streams:
         stream.reset(1)
         stream.stop(1)
@@ -124,11 +129,26 @@ def filled(frame):
     return frame * min(CONNECTION_FRAMES.pieces, PACKET_BYTES // len(frame))
 
 
+def test_session_tickets_are_read_over_up_to_a_bound():
+    hostile = Hostile("server")
+    hostile.say(b"\x06" + varint(TICKET_BYTES.bytes - 5) + b"\x05hello" + b"\x07\x02hi")
+    assert hostile.ended_with() is None
+    hostile.say(b"\x06" + varint(TICKET_BYTES.bytes - 4) + b"\x05hello")
+    assert hostile.ended_with() == 0xD
+
+
+@pytest.mark.parametrize(("frame", "code"), [(b"\x06\x00\x01x", 0x10A), (b"\x07\x01x", 0xA)])
+def test_a_client_has_nothing_to_say_about_tls_after_the_handshake(frame, code):
+    hostile = Hostile()
+    hostile.say(frame)
+    assert hostile.ended_with() == code
+
+
 def in_flight(hostile, count):
     """Streams whose bytes are in flight to a peer that acknowledges none of them."""
     engine = hostile.engine
-    engine._remote_max_streams_bidi = count
-    engine._loss._cc.congestion_window = 1 << 30
+    engine.one_rtt.table.peer.max_streams_bidi = count
+    engine.one_rtt.congestion.window = 1 << 30
     for _ in range(count):
         engine.open_stream(StreamRecorder()).write(bytes(100))
         hostile.world.now += 0.01
@@ -154,7 +174,7 @@ def test_300_packets_full_of_any_frame_cost_little_with_900_packets_in_flight(ki
     hostile.world.server.accept = lambda _: StreamRecorder()
     hostile.say(b"\x0a\x00\x01x")
     in_flight(hostile, 900)
-    hostile.engine._seal(bytes(600))  # a number that is not in flight: acknowledging it again brings nothing
+    sealed(hostile.engine, bytes(600))  # a number that is not in flight: acknowledging it again brings nothing
     payload = COSTLY[kind](hostile)
     before = time.process_time()
     for _ in range(300):
@@ -164,20 +184,20 @@ def test_300_packets_full_of_any_frame_cost_little_with_900_packets_in_flight(ki
 
 def test_connection_ids_that_were_never_sent_cannot_be_retired():
     hostile = Hostile()
-    last = hostile.engine._host_cid_seq - 1
+    last = max(hostile.engine.one_rtt.local_cids.active.values())
     hostile.say(b"\x19" + varint(last))
     assert hostile.ended_with() is None
-    assert len(hostile.engine._host_cids) == 8
+    assert len(hostile.engine.one_rtt.local_cids.active) == 8
     hostile.say(b"\x19" + varint(last + 2))
     assert hostile.ended_with() == 0xA
 
 
 def test_one_packet_cannot_have_connection_ids_made_and_retired_in_turn():
     hostile = Hostile()
-    first = hostile.engine._host_cid_seq
+    first = max(hostile.engine.one_rtt.local_cids.active.values()) + 1
     hostile.say(b"".join(b"\x19" + varint(first + at) for at in range(60)))
     assert hostile.ended_with() == 0xA
-    assert hostile.engine._host_cid_seq == first
+    assert max(hostile.engine.one_rtt.local_cids.active.values()) < first
 
 
 def new_connection_id(number, prior=0):
@@ -186,15 +206,16 @@ def new_connection_id(number, prior=0):
 
 def test_connection_ids_that_the_peer_takes_back_are_retired_up_to_a_bound():
     hostile = Hostile()
-    next_number = max(hostile.engine._peer_cid_sequence_numbers) + 1
+    peer_cids = hostile.engine.one_rtt.peer_cids
+    next_number = max(one.number for one in (peer_cids.current, *peer_cids.available)) + 1
     hostile.say(new_connection_id(next_number, 1))
     assert hostile.ended_with() is None
-    assert hostile.engine._retire_connection_ids == []
+    assert peer_cids.to_retire == []
     assert hostile.out > 0
-    assert hostile.engine._peer_cid.sequence_number == 1
+    assert peer_cids.current.number == 1
     for at in range(1, 60):
         hostile.say(new_connection_id(next_number + at, next_number + at) * 2)
-    assert len(hostile.engine._retire_connection_ids) <= 40
+    assert len(peer_cids.to_retire) <= PENDING_RETIREMENTS.pieces
     hostile.say(b"".join(new_connection_id(next_number + at, next_number + at) for at in range(60, 96)))
     assert hostile.ended_with() == 0x9
 
@@ -204,13 +225,13 @@ def test_connection_ids_that_the_peer_takes_back_are_retired_up_to_a_bound():
 
 def test_a_peer_that_moves_with_every_packet_has_a_bounded_number_of_probes_in_flight():
     hostile = Hostile()
-    window = hostile.engine._loss._cc.congestion_window
+    window = hostile.engine.one_rtt.congestion.window
     for port in range(2_000, 4_000):
         hostile.say(PING, port)
     engine = hostile.engine
-    assert engine._loss._cc.bytes_in_flight <= window + PATH_PROBES.bytes + 1_452
-    assert len(engine._app_space.sent_packets) < 400  # one for each packet before
-    assert len(engine._network_paths) <= 8
+    assert engine.one_rtt.congestion.in_flight <= window + PATH_PROBES.bytes + 1_452
+    assert len(engine.one_rtt.recovery.sent) < 400  # one for each packet before
+    assert 1 + len(engine.one_rtt.paths.others) <= PATHS.pieces
     assert hostile.out < 3 * 2_000 * 40
 
 
@@ -222,7 +243,7 @@ def test_the_last_stream_of_all_makes_no_state_for_those_before_it():
     hostile.world.server.accept = lambda stream: opened.append(stream.stream_id) or StreamRecorder()
     hostile.say(b"\x0a" + varint(4 * 99) + b"\x01x")
     assert opened == [0, 396]
-    assert len(hostile.engine.streams) == 2
+    assert hostile.engine.open_streams == 2
     hostile.say(b"\x0a" + varint(4 * 100) + b"\x01x")
     assert hostile.ended_with() == 4
 
@@ -236,7 +257,7 @@ def test_every_stream_is_opened_once_in_whatever_order_its_frames_come(numbers):
         hostile.say(b"\x0a" + varint(4 * number) + b"\x01x")
     expected = list(dict.fromkeys([0, *numbers]))
     assert opened == expected
-    assert len(hostile.engine.streams) == len(expected)
+    assert hostile.engine.open_streams == len(expected)
 
 
 @given(
@@ -290,11 +311,13 @@ def test_whatever_frames_come_what_is_held_stays_within_the_bounds(side, packets
         if engine.closed:
             assert hostile.ended_with() is not None
             return
-        assert len(engine._host_cids) <= 8
-        assert len(engine._network_paths) <= 8
-        assert len(engine._retire_connection_ids) <= 40
-        assert len(engine._peer_cid_available) <= 8
-        assert len(engine._unseen) <= 50
-        assert len(engine.streams) <= 100
-        assert engine._loss._cc.bytes_in_flight <= engine._loss._cc.congestion_window + PATH_PROBES.bytes + 1_452
-        assert all(len(path.remote_challenges) <= 32 for path in engine._network_paths)
+        one_rtt = engine.one_rtt
+        paths = (one_rtt.paths.active, *one_rtt.paths.others)
+        assert len(one_rtt.local_cids.active) <= 8
+        assert len(paths) <= PATHS.pieces
+        assert len(one_rtt.peer_cids.to_retire) <= PENDING_RETIREMENTS.pieces + 8
+        assert len(one_rtt.peer_cids.available) <= 8
+        assert len(one_rtt.table._unseen) <= 50
+        assert engine.open_streams <= 100
+        assert engine.one_rtt.congestion.in_flight <= engine.one_rtt.congestion.window + PATH_PROBES.bytes + 1_452
+        assert all(len(path.responses) <= PATH_CHALLENGES.pieces for path in paths)

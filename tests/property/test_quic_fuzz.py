@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.quic_simulation import CLIENT_ADDRESS, SimulatedNetwork, StreamRecorder, World, nothing_left
+from support.quic_simulation import CLIENT_ADDRESS, SimulatedNetwork, StreamRecorder, World, nothing_left, sealed
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 
@@ -47,7 +47,11 @@ def test_datagrams_of_a_stranger_change_nothing(datagrams, know_the_id, from_the
     engine = world.server.engine
     for data in datagrams:
         if know_the_id:
-            data = bytes((0x40 | (data[0] & 0x3F) if data else 0x40,)) + engine.host_cid + data[1:]
+            data = (
+                bytes((0x40 | (data[0] & 0x3F) if data else 0x40,))
+                + next(iter(engine.one_rtt.local_cids.active))
+                + data[1:]
+            )
         destination_cid(data)
         engine.receive(data, CLIENT_ADDRESS if from_the_peers_address else STRANGER, world.now)
         world.server.tick()
@@ -118,16 +122,16 @@ def test_a_peer_that_talks_nonsense_costs_itself_the_connection_at_most(nonsense
     for payload in nonsense:
         if len(payload) < 4:
             payload = payload + bytes(4)
-        datagram = near.engine._seal(payload)
+        datagram = sealed(near.engine, payload)
         far.engine.receive(datagram, near.address, world.now)
         far.tick()
-        held = sum(s.receive_half.held_bytes for s in far.engine.streams.values())
-        assert held <= 60 * len(nonsense) * 2 + 1_250_000 * len(far.engine.streams)
+        held = sum(s.receive_half.held_bytes for s in far.engine.one_rtt.table.streams.values())
+        assert held <= 60 * len(nonsense) * 2 + 1_250_000 * far.engine.open_streams
     world.run(lambda: far.error is not None and far.engine.finished, 1, must=False)
     if far.error is None:
         world.idle(1)
     else:
-        assert not far.engine.streams
+        assert not far.engine.open_streams
         world.run(lambda: near.error is not None, 40)
 
 
@@ -155,7 +159,7 @@ BROKEN_RULES = [
 def test_a_broken_rule_ends_the_connection_with_its_code(payload, code, long_way, tmp_path):
     """The short way through a packet and the long one, which qlog takes, know the same rules."""
     world = connected(settings=QuicSettings(qlog_dir=tmp_path) if long_way else None)
-    datagram = world.client.engine._seal(payload)
+    datagram = sealed(world.client.engine, payload)
     world.server.engine.receive(datagram, world.client.address, world.now)
     world.server.tick()
     assert code is None or world.server.error.error_code == code
@@ -181,7 +185,7 @@ def test_rare_frames_are_understood_either_way(long_way, tmp_path):
     assert ids == [0, 4, 8]
 
     def say(payload):
-        world.server.engine.receive(client._seal(payload), world.client.address, world.now)
+        world.server.engine.receive(sealed(client, payload), world.client.address, world.now)
         world.server.tick()
 
     say(b"\x08\x00" + b"first")
@@ -190,11 +194,11 @@ def test_rare_frames_are_understood_either_way(long_way, tmp_path):
     assert (handlers[1].reset, handlers[0].stopped) == (7, 9)
     say(b"\x11\x08\x80\x40\x00\x00" + b"\x15\x08\x00" + b"\x10\x80\x40\x00\x00")
     assert len(handlers) == 3
-    assert world.server.engine.streams[8].send_half.limit == 4 << 20
-    unacknowledged = sorted(world.server.engine._app_space.sent_packets)
+    assert world.server.engine.one_rtt.table.streams[8].send_half.limit == 4 << 20
+    unacknowledged = sorted(world.server.engine.one_rtt.recovery.sent)
     if unacknowledged:
         say(b"\x03" + encode_varint(unacknowledged[-1]) + b"\x00\x00\x00" + b"\x01\x00\x00")
-        assert unacknowledged[-1] not in world.server.engine._app_space.sent_packets
+        assert unacknowledged[-1] not in world.server.engine.one_rtt.recovery.sent
     assert world.server.error is None
 
 
@@ -202,9 +206,13 @@ def test_rare_frames_are_understood_either_way(long_way, tmp_path):
 def test_a_packet_without_frames_is_refused(long_way, tmp_path):
     world = connected(settings=QuicSettings(qlog_dir=tmp_path) if long_way else None)
     client = world.client.engine
-    number = client._packet_number
-    header = bytes((0x43,)) + client._peer_cid.cid + number.to_bytes(4, "big")
-    datagram = client._app_crypto.encrypt_packet(header, b"", number)
+    number = client.one_rtt.writer.next_number
+    keys = client.one_rtt.keys.seals
+    header = bytes((0x43,)) + client.one_rtt.peer_cids.current.cid + number.to_bytes(4, "big")
+    payload = keys.aead((keys.iv ^ number).to_bytes(12, "big"), b"", header)
+    mask = keys.mask(payload[:16])
+    protected = bytes(a ^ b for a, b in zip(header[9:], mask[1:5], strict=True))
+    datagram = bytes((header[0] ^ (mask[0] & 0x1F),)) + header[1:9] + protected + payload
     world.server.engine.receive(datagram, world.client.address, world.now)
     world.server.tick()
     assert world.server.error.error_code == 0xA
@@ -212,10 +220,10 @@ def test_a_packet_without_frames_is_refused(long_way, tmp_path):
 
 def test_a_peer_that_skips_packet_numbers_makes_no_list_without_end():
     world = connected()
-    client, space = world.client.engine, world.server.engine._app_space
+    client = world.client.engine
     for _ in range(600):
-        client._packet_number += 2
-        world.server.engine.receive(client._seal(b"\x01" + bytes(3)), world.client.address, world.now)
+        client.one_rtt.writer.next_number += 2
+        world.server.engine.receive(sealed(client, b"\x01" + bytes(3)), world.client.address, world.now)
         world.server.tick()
-    assert len(space.ack_queue) <= 256
+    assert len(world.server.engine.one_rtt.received.ranges) <= 256
     assert world.server.error is None

@@ -11,6 +11,7 @@ import random
 import pytest
 
 from support.quic_simulation import Leftovers, SimulatedNetwork, StreamRecorder, World, must, nothing_left
+from tunnel_protocol.quic.key_phases import KEY_UPDATE_PACKETS
 from tunnel_protocol.quic.settings import QuicSettings
 
 RUNS = int(os.environ.get("QUIC_RUNS", "2000"))
@@ -108,7 +109,7 @@ def let_things_happen(world, rng):
             world.later(5, keep_talking)
 
     def update_keys():
-        rng.choice((client, world.server)).engine.request_key_update()
+        rng.choice((client, world.server)).engine.one_rtt.keys.sealed = KEY_UPDATE_PACKETS
 
     def shrink():
         weather.mtu = 1_200

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import decode_packet_number, pull_ack_frame
-from aioquic.quic.rangeset import RangeSet
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 from tunnel_protocol.quic import packets
-from tunnel_protocol.quic.packet_space import AckRanges, PacketSpace, ReceivedPacketNumbers
+from tunnel_protocol.quic.received_packets import ReceivedPacketNumbers, ReceivedPackets
 
 KEY, IV = bytes(range(16)), 0x0102030405060708090A0B0C
 OUR_CID, PEER_CID = b"ourciden", b"peer-connection-id"
@@ -210,14 +209,15 @@ def test_arguments_that_no_caller_gives_are_refused() -> None:
 
 @given(numbers=st.sets(st.integers(0, 400), min_size=1, max_size=150), late_us=st.integers(0, 50_000))
 def test_an_ack_frame_says_what_was_received(numbers: set[int], late_us: int) -> None:
-    space = PacketSpace(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
+    space = ReceivedPackets(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
     for number in sorted(numbers):
         space.on_packet_received(number, 1.0, 100)
-    frame = space.ack_frame(1.0 + late_us / 1e6, 10_000, 3)
+    frame = space.ack_frame(1.0 + late_us / 1e6, 10_000)
     assert frame[0] == 2
     ranges, delay = pull_ack_frame(Buffer(data=frame[1:]))
     said = {number for found in ranges for number in found}
-    kept = {number for found in list(space.ack_queue) for number in found}
+    starts, stops = space.ranges.starts, space.ranges.stops
+    kept = {number for low, high in zip(starts, stops, strict=True) for number in range(low, high)}
     assert said == kept
     assert kept <= numbers
     assert max(numbers) in said
@@ -230,39 +230,13 @@ def test_an_ack_frame_says_what_was_received(numbers: set[int], late_us: int) ->
 
 @given(max_bytes=st.integers(0, 400))
 def test_an_ack_frame_stays_within_its_limit_and_begins_with_the_newest(max_bytes: int) -> None:
-    space = PacketSpace(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
+    space = ReceivedPackets(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
     for number in range(0, 100, 2):
         space.on_packet_received(number, 1.0, 100)
-    frame = space.ack_frame(1.0, max_bytes, 3)
+    frame = space.ack_frame(1.0, max_bytes)
     ack = packets.read_ack(frame, 1)
     assert len(frame) <= max(max_bytes, 32)
     assert ack.ranges[0] == (98, 98)
-
-
-@given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(("one", "range", "shift", "subtract")), st.integers(0, 60), st.integers(1, 20)),
-        max_size=60,
-    )
-)
-def test_ranges_to_acknowledge_are_kept_as_by_the_library(steps: list[tuple[str, int, int]]) -> None:
-    ours, theirs = AckRanges(), RangeSet()
-    for what, start, size in steps:
-        if what == "one":
-            ours.add(start)
-            theirs.add(start)
-        elif what == "range":
-            ours.add(start, start + size)
-            theirs.add(start, start + size)
-        elif what == "shift" and len(theirs):
-            assert ours.shift() == theirs.shift()
-        elif what == "subtract":
-            ours.subtract(0, start + size)
-            theirs.subtract(0, start + size)
-        assert list(ours) == list(theirs)
-        assert len(ours) == len(theirs)
-        if len(theirs):
-            assert (ours[0], ours[-1]) == (theirs[0], theirs[-1])
 
 
 @given(numbers=st.lists(st.integers(0, 1_500), max_size=900))
@@ -288,9 +262,9 @@ def test_nothing_is_left_behind_by_any_way_out(form: Any) -> None:
     frame = form.stream_frame(b"\x04", 70_000, b"data", True)
     packet = sealed(form, 9, frame * 3)
     forged = packet[:-1] + b"\x00"
-    ack = PacketSpace(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
+    ack = ReceivedPackets(ack_after_bytes=9_600, least_counted_bytes=150, ack_delay_s=0.015)
     ack.on_packet_received(5, 1.0, 0)
-    said = ack.ack_frame(1.0, 100, 3)
+    said = ack.ack_frame(1.0, 100)
 
     def every_way() -> None:
         form.open_packet(packet, opening, 0, 9)

@@ -4,14 +4,10 @@ import json
 
 import pytest
 from aioquic.buffer import Buffer
-from aioquic.quic.packet import (
-    QuicTransportParameters,
-    pull_quic_transport_parameters,
-    push_quic_transport_parameters,
-)
 
-from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, nothing_left
+from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, nothing_left, sealed
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.aioquic_handshake import handshake
 from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.settings import QuicSettings
 
@@ -26,7 +22,7 @@ def connected(settings=None, **more):
 
 def tell(world, payload):
     """The server says something no engine of ours would."""
-    world.client.engine.receive(world.server.engine._seal(payload), world.server.address, world.now)
+    world.client.engine.receive(sealed(world.server.engine, payload), world.server.address, world.now)
     world.client.tick()
 
 
@@ -51,11 +47,10 @@ def test_a_peer_that_limits_the_whole_connection_is_obeyed_and_its_renewal_used(
     tell(world, b"\x10" + varint(20_000))  # no more than before
     world.idle(1)
     assert sum(len(answer.received) for answer in answers) == 20_000
-    world.server.engine._local_max_data.value = 1 << 30
     tell(world, b"\x10" + varint(1 << 30))
     world.run(lambda: all(answer.fin for answer in answers), 5)
     assert [len(answer.received) for answer in answers] == [15_000] * 3
-    assert not world.client.engine._connection_blocked
+    assert not world.client.engine.one_rtt.table.connection_blocked
 
 
 def test_a_stream_nobody_wants_is_given_back_and_its_credit_renewed():
@@ -81,9 +76,9 @@ def test_a_reset_that_is_acknowledged_twice_ends_its_stream_once():
     stream.reset()
     stream.stop()
     tell(world, b"\x04\x00\x00\x00")
-    world.run(lambda: stream.stream_id not in world.client.engine.streams, 5)
+    world.run(lambda: stream.stream_id not in world.client.engine.one_rtt.table.streams, 5)
     before = world.client.engine.free_streams
-    world.client.engine.ready[stream] = None
+    world.client.engine.one_rtt.table.ready[stream] = None
     stream.on_reset_acked()
     world.client.tick()
     assert world.client.engine.free_streams == before
@@ -94,19 +89,17 @@ def test_numbers_of_every_length_are_written_as_the_library_reads_them():
         assert Buffer(data=varint(value)).pull_uint_var() == value
 
 
-def test_a_peers_largest_datagram_is_respected():
+def test_a_peers_largest_datagram_is_respected(monkeypatch):
+    told = handshake._peer_parameters
+
+    def small(parameters):
+        parameters.max_udp_payload_size = 1_300
+        return told(parameters)
+
+    monkeypatch.setattr(handshake, "_peer_parameters", small)
     world = connected()
-    engine = world.server.engine
-    told = pull_quic_transport_parameters(Buffer(data=world.client.engine._serialize_transport_parameters()))
-    told.max_udp_payload_size = 1_300
-    buf = Buffer(capacity=512)
-    push_quic_transport_parameters(buf, QuicTransportParameters(**vars(told)))
-    engine._parse_transport_parameters(buf.data)
-    engine.path_mtu.start(world.now, engine._peer_max_udp_payload)
-    engine.quiescent = False  # as by the handshake, which starts it otherwise
-    world.server.tick()
     world.idle(1)
-    assert engine.path_mtu.current == 1_300
+    assert world.server.engine.one_rtt.path_mtu.current == 1_300
 
 
 def test_qlog_names_what_is_said_about_streams_in_general(tmp_path):
@@ -190,8 +183,8 @@ def test_a_handler_that_fails_at_the_end_costs_nobody_else_his_farewell():
 def test_a_server_without_any_path_that_answers_gives_up():
     world = connected()
     engine = world.server.engine
-    path = engine._network_paths[0]
-    path.is_validated, path.local_challenge_sent, path.validation_deadline = False, True, world.now
+    path = engine.one_rtt.paths.active
+    path.is_validated, path.validation_deadline = False, world.now
     engine.handle_timer(world.now + 0.1)
     world.server.tick()
     assert (world.server.error.error_code, world.server.error.reason) == (None, "no validated network path")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.hostile_packets import client_hello, crypto_frame, gaps, initial
 from support.quic_simulation import StreamRecorder, World, identity
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
-from tunnel_protocol.quic.aioquic_engine.bounded import HANDSHAKE_PACKET_FRAMES, PACKET_FRAMES
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake.bounded import HANDSHAKE_PACKET_FRAMES
 from tunnel_protocol.quic.crypto_stream import (
     CLIENT_MESSAGE,
     CRYPTO_BUFFER,
@@ -179,9 +179,9 @@ def test_a_client_hello_in_many_frames_is_taken():
     client = AioquicFactory(QuicSettings(), None).connect(
         STRANGER, ClientTls(None, "stargate", insecure=True), Owner(), 1.0
     )
-    hello = client_hello(client)
+    hello = client_hello(client._handshake)
     frames = [crypto_frame(at, hello[at : at + 8]) for at in range(0, len(hello), 8)]
-    packet = initial([*frames[1::2], b"\x01", *frames[::2]], bytes(8), client.host_cid)
+    packet = initial([*frames[1::2], b"\x01", *frames[::2]], bytes(8), client._handshake.host_cid)
     engine = server().accept(packet, STRANGER, Owner(), 1.0)
     engine.deliver()
     assert engine._owner.error is None
@@ -321,15 +321,3 @@ def test_a_connection_may_be_discarded_twice():
     assert engine.finished
     assert engine.poll(1.0) == []
     assert engine.deadline() is None
-
-
-# After a handshake ------------------------------------------------------------------------------------------------------
-
-
-def test_frames_of_a_packet_are_counted_after_the_handshake_too():
-    engine = World().connect().server.engine
-    engine._frame_handlers.begin_packet(handshake=False)
-    for _ in range(PACKET_FRAMES.pieces):
-        assert engine._frame_handlers[0x11]
-    with pytest.raises(Exception, match="Too many frames"):
-        assert engine._frame_handlers[0x11]

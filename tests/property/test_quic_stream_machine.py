@@ -140,14 +140,16 @@ class TwoEngines(RuleBasedStateMachine):
     def close(self, node, now):
         if now:
             engine = getattr(self.world, node).engine
-            held = [stream for stream in engine.streams.values() if stream not in engine.ready]
+            held = [
+                stream for stream in engine.one_rtt.table.streams.values() if stream not in engine.one_rtt.table.ready
+            ]
             self.told += [side for side in self.all if side.stream in held]
             engine.shutdown(0, "over")
 
     @invariant()
     def memory_is_bounded(self):
         for node in (self.world.client, self.world.server):
-            for stream in node.engine.streams.values():
+            for stream in node.engine.one_rtt.table.streams.values():
                 held = stream.receive_half.held_bytes
                 assert held <= WINDOW
                 half = stream.receive_half
@@ -169,8 +171,8 @@ class TwoEngines(RuleBasedStateMachine):
         else:
             # Whoever has not heard the close finds out when the silence has lasted long enough.
             world.run(lambda: world.client.error is not None and world.server.error is not None, 2 * IDLE_S)
-            assert not world.client.engine.streams
-            assert not world.server.engine.streams
+            assert not world.client.engine.one_rtt.table.streams
+            assert not world.server.engine.one_rtt.table.streams
             assert all(side.lost is not None for side in self.told)
 
     def finish_everything(self):

@@ -25,6 +25,13 @@ from router.control_plane.messages import model_updates
 from router.http1.request_parser import BrokenBodyError, RequestParser
 from router.http1.request_parser import RefusedError as RequestRefusedError
 from router.http1.target import BadTargetError, host_is_valid, origin_form
+from router.openai import client_body
+from router.openai.aggregation import ChunkAggregator
+from router.openai.body_facts import facts_of, output_limit, prefix_of, session_of
+from router.openai.chunk_rewriter import ChunkRewriter, EngineStreamError
+from router.openai.endpoints import ENDPOINTS
+from router.openai.engine_errors import is_envelope, wrapped
+from router.openai.errors import RequestError
 from router.openai.keys import key_file
 from router.openai.keys.bearer import presented_key
 from router.openai.keys.key_file import KeyFileError
@@ -32,6 +39,7 @@ from router.openai.keys.key_format import digest_of
 from router.openai.keys.nvcf_answers import UnusableAnswerError, caller_of
 from router.openai.limits.redis_script import outcomes
 from router.openai.limits.rule import RuleError, parse_rules
+from router.openai.response_events import ResponseEvents
 from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import dial_target
 from router.tunnels.dial_policy import check_dialled_address
@@ -42,7 +50,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.handshake import RouterHandshake, WorkerHandshake
 from tunnel_protocol.quic import packets
 from tunnel_protocol.quic.address_validation import AddressValidation, InitialHeader, is_retry_token
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.receive_half import StreamError
@@ -288,6 +296,37 @@ def _target(data: bytes) -> object:
     return origin_form(b"GET", data)
 
 
+def _openai_body(data: bytes) -> None:
+    for endpoint in ENDPOINTS.values():
+        body = client_body.read(endpoint, data, None)
+        body.for_worker("another")
+        facts_of(endpoint, body.json)
+        prefix_of(endpoint, body.json)
+        session_of(endpoint, body.json)
+        output_limit(endpoint, body.json)
+
+
+def _openai_chunks(data: bytes) -> bytes:
+    rewriter = ChunkRewriter(b'"f/m"', keep_usage=False)
+    return b"".join(rewriter.feed(part) for part in _halves(data))
+
+
+def _openai_answer(data: bytes) -> bytes:
+    aggregator = ChunkAggregator(b'"f/m"')
+    for part in _halves(data):
+        aggregator.feed(part)
+    return aggregator.answer()
+
+
+def _openai_responses(data: bytes) -> bytes:
+    events = ResponseEvents(b'"f/m"', collect=False)
+    return b"".join(events.feed(part) for part in _halves(data))
+
+
+def _halves(data: bytes) -> tuple[bytes, bytes]:
+    return data[: len(data) // 2], data[len(data) // 2 :]
+
+
 def _events(data: bytes) -> list[object]:
     cutter = EventCutter()
     return [kind_of(event) for part in (data[: len(data) // 2], data[len(data) // 2 :]) for event in cutter.feed(part)]
@@ -329,6 +368,11 @@ def all_decoders() -> list[Decoder]:
         Decoder("api_key_header", _authorization),
         Decoder("limit_rules", lambda data: parse_rules(_text(data)), (RuleError,)),
         Decoder("redis_answer", _redis_answer),
+        Decoder("openai_body", _openai_body, (RequestError,)),
+        Decoder("openai_chunks", _openai_chunks, (EngineStreamError,)),
+        Decoder("openai_whole_answer", _openai_answer, (EngineStreamError,)),
+        Decoder("openai_response_events", _openai_responses, (EngineStreamError,)),
+        Decoder("openai_engine_error", lambda data: wrapped(500, data, "/v1/x") if not is_envelope(data) else None),
         Decoder("json_document", parse, (JsonError,)),
         Decoder("policy", load_config, (ConfigError,)),
         Decoder("routing_expression", parse_expression, (MethodError,)),

@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from router.config import package_settings
-from router.http1.server import HttpServer
-from router.openai.affinity import ScopedAffinity
+from router.http1.server import HttpServer, ServerCallbacks
+from router.openai.affinity import GatewayAffinity, ScopedAffinity
+from router.openai.errors import envelope
 from router.openai.estimator import LearningEstimator
 from router.openai.front import Front
 from router.openai.front_context import FrontContext
+from router.openai.gateway_front import GatewayFront
+from router.openai.gateway_texts import message_body
 from router.openai.keys.authenticator import OpenAuthenticator
 from router.openai.limits.limiter import UNLIMITED
 from router.openai.ports import Caller, FrontServices, Headers, Usage, UsageRecord
@@ -74,19 +77,24 @@ class FrontInMemory:
         self.usage = Recorded()
         self.limiter = PlayedLimiter()
         self.estimator = LearningEstimator()
+        as_gateway = settings.mode == "gateway"
         services = FrontServices(
             authenticator=authenticator or OpenAuthenticator(),
             limiter=self.limiter,
-            estimator=self.estimator,
-            affinity=ScopedAffinity(),
+            estimator=LearningEstimator(correct=False) if as_gateway else self.estimator,
+            affinity=GatewayAffinity() if as_gateway else ScopedAffinity(),
             usage=self.usage,
         )
         loop = asyncio.get_running_loop()
-        self.context = FrontContext(settings, services, gateway.proxy, gateway.registry, gateway.known, loop.time)
-        self.ready = True
-        self.http = HttpServer(
-            Front(self.context, gateway.metrics, is_ready=lambda: self.ready), loop.time, http_settings()
+        render = message_body if as_gateway else envelope
+        self.context = FrontContext(
+            settings, services, gateway.proxy, gateway.registry, gateway.known, loop.time, render
         )
+        self.ready = True
+        front: ServerCallbacks = Front(self.context, gateway.metrics, is_ready=lambda: self.ready)
+        if as_gateway:
+            front = GatewayFront(self.context, gateway.metrics, version="1.2.3", commit="abc")
+        self.http = HttpServer(front, loop.time, http_settings())
         self.port = 0
         self.worker = gateway.worker
         self.played: PlayedWorker

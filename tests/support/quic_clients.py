@@ -16,7 +16,7 @@ from kubernetes_router.relay.flows import Path, Target
 from kubernetes_router.relay.outcomes import Dropped, Outcome
 from kubernetes_router.targets import NoTarget
 from support.quic_endpoints import IDENTITY
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.engine import Address
 from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.settings import QuicSettings

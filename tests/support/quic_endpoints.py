@@ -8,7 +8,7 @@ from typing import Any
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream

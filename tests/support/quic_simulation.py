@@ -9,7 +9,7 @@ from typing import Any
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
@@ -272,15 +272,22 @@ class Leftovers:
 
     @classmethod
     def of(cls, engine: Any) -> "Leftovers":
-        space = engine._app_space
+        one_rtt = engine.one_rtt
+        table = one_rtt.table
         return cls(
-            len(engine.streams),
-            len(engine.sending) + len(engine.control) + len(engine.ready) + len(engine._connection_blocked),
-            space.ack_eliciting_in_flight,
-            engine._loss._cc.bytes_in_flight,
-            [(s.stream_id, s.send_half.state, s.receive_half.state) for s in engine.streams.values()],
+            len(table.streams),
+            len(table.sending) + len(table.control) + len(table.ready) + len(table.connection_blocked),
+            len(one_rtt.recovery.sent),
+            one_rtt.congestion.in_flight,
+            [(s.stream_id, s.send_half.state, s.receive_half.state) for s in table.streams.values()],
         )
 
 
 def nothing_left(engine: Any) -> bool:
     return Leftovers.of(engine) == Leftovers()
+
+
+def sealed(engine: Any, payload: bytes) -> bytes:
+    """A datagram of `engine` with any payload, which it forgets: what a peer sends that keeps to no rules."""
+    datagram: bytes = engine.one_rtt.writer.untracked(payload)[0]
+    return datagram

@@ -23,7 +23,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from router.process.freed_memory import find_trim
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls
 

@@ -109,7 +109,7 @@ MAY_USE_ASYNCIO = {
     "tunnel_protocol/observers/line_writer.py",
     "tunnel_protocol/observers/sampler.py",
     "tunnel_protocol/observers/standard_streams.py",
-    "tunnel_protocol/quic/aioquic_engine/observers.py",
+    "tunnel_protocol/quic/aioquic_handshake/observers.py",
 }
 
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import x25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import certs
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.observers.line_writer import LineWriter
-from tunnel_protocol.quic.aioquic_engine import observers
-from tunnel_protocol.quic.aioquic_engine.observers import ENDED_TRACES, EVENTS, KeyLog, Trace, TraceFiles
+from tunnel_protocol.quic.aioquic_handshake import observers
+from tunnel_protocol.quic.aioquic_handshake.observers import ENDED_TRACES, EVENTS, KeyLog, Trace, TraceFiles
 
 
 def _trace(files: TraceFiles, number: int, events: int = 1) -> Trace:

@@ -15,7 +15,7 @@ import structlog
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamCreditError
 from tunnel_protocol.quic.admission import Admission, Admitted
-from tunnel_protocol.quic.aioquic_engine import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.engine import Address, Engine, EngineFactory, destination_cid
 from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN, FirstPacketQueue
 from tunnel_protocol.quic.settings import QuicSettings

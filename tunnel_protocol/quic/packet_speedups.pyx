@@ -87,6 +87,11 @@ cdef class Keys:
         memcpy(self.iv_bytes, PyBytes_AS_STRING(raw), NONCE_BYTES)
 
 
+def make_keys(aead, iv, mask):
+    """See `packets.make_keys`."""
+    return Keys(aead, iv, mask)
+
+
 def open_packet(bytes data not None, Keys keys not None, int key_phase, uint64_t expected):
     """See `packets.open_packet`."""
     cdef Py_ssize_t size = PyBytes_GET_SIZE(data)

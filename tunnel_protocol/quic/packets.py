@@ -29,6 +29,22 @@ class Keys(NamedTuple):
     """Computes the header protection mask of a sample."""
 
 
+class PacketKeys(Protocol):
+    """`Keys` of either form."""
+
+    @property
+    def aead(self) -> Callable[[bytes, bytes, bytes], bytes]:
+        """See `Keys`."""
+
+    @property
+    def iv(self) -> int:
+        """See `Keys`."""
+
+    @property
+    def mask(self) -> Callable[[bytes], bytes]:
+        """See `Keys`."""
+
+
 class FrameTaker(Protocol):
     """A stream as the receiver of STREAM frames."""
 
@@ -46,6 +62,11 @@ class Ack(NamedTuple):
     """Lowest and highest packet number of each range, newest first. The frame is invalid if a lowest number is negative."""
     end: int
     """Position of the next frame in the payload."""
+
+
+def make_keys(aead: Callable[[bytes, bytes, bytes], bytes], iv: int, mask: Callable[[bytes], bytes]) -> PacketKeys:
+    """Keys of this form."""
+    return Keys(aead, iv, mask)
 
 
 def varint(value: int) -> bytes:
@@ -80,7 +101,7 @@ def packet_number(truncated: int, size: int, expected: int) -> int:
     return candidate
 
 
-def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple[int, bytes] | None:
+def open_packet(data: bytes, keys: PacketKeys, key_phase: int, expected: int) -> tuple[int, bytes] | None:
     """Number and payload of a packet of at least `SMALLEST_PACKET_BYTES`; None for another key phase or set reserved bits.
 
     `expected` is the largest received packet number plus 1. Raises what `keys.aead` raises.
@@ -97,7 +118,22 @@ def open_packet(data: bytes, keys: Keys, key_phase: int, expected: int) -> tuple
     return number, keys.aead((keys.iv ^ number).to_bytes(_NONCE_BYTES, "big"), data[payload_at:], header)
 
 
-def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: Keys) -> bytes:
+def unprotect_header(data: bytes, mask_of: Callable[[bytes], bytes], expected: int) -> tuple[int, int, bytes]:
+    """First byte, packet number and whole header of a packet, without header protection (RFC 9001 section 5.4).
+
+    Nothing of it is authenticated yet. `data` must have `SMALLEST_PACKET_BYTES`.
+    """
+    mask = mask_of(data[SAMPLE_AT : SAMPLE_AT + SAMPLE_BYTES])
+    first = data[0] ^ (mask[0] & 0x1F)
+    size = (first & 3) + 1
+    truncated = int.from_bytes(data[HEADER_BYTES : HEADER_BYTES + size], "big") ^ int.from_bytes(
+        mask[1 : 1 + size], "big"
+    )
+    header = first.to_bytes(1, "big") + data[1:HEADER_BYTES] + truncated.to_bytes(size, "big")
+    return first, packet_number(truncated, size, expected), header
+
+
+def seal_packet(first: int, peer_cid: bytes, number: int, payload: bytes, keys: PacketKeys) -> bytes:
     """A protected packet with a 2-byte packet number. `first` is the first byte before header protection."""
     truncated = (number & 0xFFFF).to_bytes(2, "big")
     header = first.to_bytes(1, "big") + peer_cid + truncated

@@ -26,6 +26,19 @@ class Ranges:
         starts[first:after] = [start]
         stops[first:after] = [stop]
 
+    def contains(self, number: int) -> bool:
+        """Whether one number is in the set."""
+        index = bisect_right(self.starts, number) - 1
+        return index >= 0 and number < self.stops[index]
+
+    def drop_below(self, number: int) -> None:
+        """Remove all numbers below `number`."""
+        starts, stops = self.starts, self.stops
+        while starts and stops[0] <= number:
+            del starts[0], stops[0]
+        if starts and starts[0] < number:
+            starts[0] = number
+
     def discard(self, number: int) -> bool:
         """Remove one number; False if it was not in the set."""
         starts, stops = self.starts, self.stops

@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tunnel_protocol.quic.address_validation import StatelessResets, reset_key
-from tunnel_protocol.quic.aioquic_engine.connection import AioquicEngine
-from tunnel_protocol.quic.aioquic_engine.observers import KeyLog, TraceFiles
+from tunnel_protocol.quic.aioquic_handshake.handshake import AioquicHandshake
+from tunnel_protocol.quic.aioquic_handshake.observers import KeyLog, TraceFiles
 from tunnel_protocol.quic.engine import CID_BYTES, MIN_INITIAL_BYTES, Address, EngineCallbacks
 from tunnel_protocol.quic.path_mtu import BASE_BYTES
+from tunnel_protocol.quic.quic_engine import QuicEngine
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
@@ -55,7 +56,7 @@ class AioquicFactory:
         if self._traces is not None:
             self._traces.close()
 
-    def connect(self, address: Address, tls: ClientTls, owner: EngineCallbacks, now: float) -> AioquicEngine:
+    def connect(self, address: Address, tls: ClientTls, owner: EngineCallbacks, now: float) -> QuicEngine:
         """See `EngineFactory`."""
         configuration = self._configuration(is_client=True, alpn=tls.alpn)
         configuration.server_name = tls.server_name
@@ -63,36 +64,36 @@ class AioquicFactory:
         configuration.cadata = b""
         if tls.insecure:
             configuration.verify_mode = ssl.CERT_NONE
-        engine = AioquicEngine(owner, self._settings, configuration)
+        handshake = AioquicHandshake(self._settings, configuration)
         if not tls.insecure:
-            engine.anchors = tuple(x509.load_pem_x509_certificates(tls.trust_pem or b""))
-        owner.on_connection_id(engine.host_cid)
-        engine.connect(address, now)
-        return engine
+            handshake.anchors = tuple(x509.load_pem_x509_certificates(tls.trust_pem or b""))
+        owner.on_connection_id(handshake.host_cid)
+        handshake.connect(address, now)
+        return QuicEngine(owner, handshake, self._settings)
 
     def accept(
         self, data: bytes, address: Address, owner: EngineCallbacks, now: float, original_cid: bytes | None = None
-    ) -> AioquicEngine | None:
+    ) -> QuicEngine | None:
         """See `EngineFactory`."""
         header = _header(data)
         if self._server is None or header is None:
             return None
-        engine = AioquicEngine(
-            owner,
+        handshake = AioquicHandshake(
             self._settings,
             self._server,
             original_destination_connection_id=header.destination_cid if original_cid is None else original_cid,
         )
-        engine.use_cid_prefix(self._settings.cid_prefix)
-        engine.use_reset_tokens(self._resets.token)
+        handshake.use_cid_prefix(self._settings.cid_prefix)
+        handshake.use_reset_tokens(self._resets.token)
         if original_cid is not None:
-            engine.follows_retry(header.destination_cid, address)
+            handshake.follows_retry(header.destination_cid, address)
+        engine = QuicEngine(owner, handshake, self._settings)
         engine.receive(data, address, now)
-        if not engine.authenticated:
+        if not handshake.authenticated:
             engine.discard()
             return None
         owner.on_connection_id(header.destination_cid)
-        owner.on_connection_id(engine.host_cid)
+        owner.on_connection_id(handshake.host_cid)
         return engine
 
     def starts_connection(self, data: bytes) -> bool:

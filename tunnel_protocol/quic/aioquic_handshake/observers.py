@@ -40,8 +40,9 @@ class KeyLog:
 class Trace(QuicLoggerTrace):
     """The qlog trace of one connection, with its last events only."""
 
-    def __init__(self, *, is_client: bool, odcid: bytes) -> None:
+    def __init__(self, files: "TraceFiles", *, is_client: bool, odcid: bytes) -> None:
         super().__init__(is_client=is_client, odcid=odcid)
+        self._files = files
         self.name = odcid.hex()
         self._last: deque[dict[str, Any]] = deque(maxlen=EVENTS.pieces)
         self._seen = 0
@@ -51,6 +52,10 @@ class Trace(QuicLoggerTrace):
         self._seen += 1
         # Not into the library's own list, which is unbounded.
         self._last.append({"data": data, "name": f"{category}:{event}", "time": self.encode_time(time.time())})
+
+    def end(self) -> None:
+        """The connection has ended: queue the trace for writing."""
+        self._files.end_trace(self)
 
     def pieces(self) -> list[str]:
         """The file's text in many small pieces, so that other threads can run in between."""
@@ -77,7 +82,7 @@ class TraceFiles(QuicLogger):
 
     def start_trace(self, is_client: bool, odcid: bytes) -> Trace:
         """See the base class; the trace is not kept in this object."""
-        return Trace(is_client=is_client, odcid=odcid)
+        return Trace(self, is_client=is_client, odcid=odcid)
 
     def end_trace(self, trace: QuicLoggerTrace) -> None:
         """Queue the trace for writing."""

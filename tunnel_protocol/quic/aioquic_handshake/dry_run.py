@@ -5,7 +5,7 @@ error, and then no worker can connect. See docs/operations.md, "TLS".
 """
 
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.aioquic_engine.factory import AioquicFactory
+from tunnel_protocol.quic.aioquic_handshake.factory import AioquicFactory
 from tunnel_protocol.quic.engine import Address, Engine
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler

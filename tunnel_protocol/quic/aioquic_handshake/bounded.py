@@ -8,11 +8,9 @@ from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported w
 from aioquic.quic.connection import (
     QuicConnection,
     QuicConnectionError,
-    QuicConnectionId,
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicErrorCode
-from aioquic.quic.packet_builder import QuicPacketBuilder
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
@@ -21,29 +19,7 @@ from tunnel_protocol.quic.packets import varint
 HANDSHAKE_PACKET_FRAMES = Limit("quic.frames_in_a_handshake_packet", pieces=256)
 """Frames in an Initial or Handshake packet, a run of PADDING counted as one; some clients split a ClientHello on purpose."""
 
-PACKET_FRAMES = Limit("quic.frames_in_a_packet", pieces=1_024)
-"""Stream-related frames in a 1-RTT packet: a peer may renew the credit of very many streams, or reset them, at once."""
-
-CONNECTION_FRAMES = Limit("quic.connection_frames_in_a_packet", pieces=64)
-"""Connection-related frames in a 1-RTT packet (PING, paths, connection ids, limits, CRYPTO); about ten are usual."""
-
-ACK_FRAMES = Limit("quic.ack_frames_in_a_packet", pieces=8)
-"""ACK frames in a 1-RTT packet. One is enough; processing each takes time in proportion to the packets in flight."""
-
-_MAX_HANDSHAKE_FRAMES = HANDSHAKE_PACKET_FRAMES.pieces or 0
-_MAX_FRAMES = PACKET_FRAMES.pieces or 0
-MAX_ACK_FRAMES = ACK_FRAMES.pieces or 0
-_COST = _MAX_FRAMES // (CONNECTION_FRAMES.pieces or 1)
-"""Cost of a connection-related frame; a stream-related frame costs 1, and a packet may cost `_MAX_FRAMES`."""
-
-_COSTS = dict.fromkeys((0x04, 0x05, *range(0x08, 0x10), 0x11, 0x15), 1) | dict.fromkeys(
-    (0x02, 0x03), _MAX_FRAMES // MAX_ACK_FRAMES
-)
-"""Cost by frame type; other frame types cost `_COST`."""
-_ONE_RTT = tls.Epoch.ONE_RTT
-
-
-_ALL_ALIKE: dict[int, int] = {}
+_MAX_FRAMES = HANDSHAKE_PACKET_FRAMES.pieces or 0
 
 
 class FrameCountError(QuicConnectionError):
@@ -54,31 +30,23 @@ class FrameCountError(QuicConnectionError):
 
 
 class CountedFrames(dict[int, Any]):
-    """aioquic's table of frame handlers; each lookup counts a frame.
+    """aioquic's table of frame handlers; each lookup counts a frame, which covers every code path that dispatches frames."""
 
-    Counting lookups covers every code path that dispatches frames, and costs nothing for STREAM and ACK frames, which the fast path
-    does not look up.
-    """
-
-    __slots__ = ("_costs", "_count", "_most", "_other_cost")
+    __slots__ = ("_count",)
 
     def __init__(self, handlers: dict[int, Any]) -> None:
         super().__init__(handlers)
-        self.begin_packet(handshake=False)
+        self.begin_packet()
 
-    def begin_packet(self, *, handshake: bool) -> None:
+    def begin_packet(self) -> None:
         """Reset the count for the next packet."""
         self._count = 0
-        if handshake:
-            self._most, self._costs, self._other_cost = _MAX_HANDSHAKE_FRAMES, _ALL_ALIKE, 1
-        else:
-            self._most, self._costs, self._other_cost = _MAX_FRAMES, _COSTS, _COST
 
     def __getitem__(self, frame_type: int) -> Any:
         """Handler and allowed epochs of a frame type. Raises `FrameCountError`, and KeyError for an unknown type."""
         found = super().__getitem__(frame_type)
-        self._count += self._costs.get(frame_type, self._other_cost)
-        if self._count > self._most:
+        self._count += 1
+        if self._count > _MAX_FRAMES:
             raise FrameCountError(frame_type)
         return found
 
@@ -91,22 +59,19 @@ class BoundedConnection(QuicConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._crypto_received: dict[tls.Epoch, CryptoStream] = {}
-        self._last_cid_told = 0
-        """The highest sequence number of our connection ids that was sent to the peer."""
         self._frame_handlers = CountedFrames(self._QuicConnection__frame_handlers)  # type: ignore[has-type]
         self._QuicConnection__frame_handlers = self._frame_handlers
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         self._crypto_received = {
-            epoch: CryptoStream(from_client=not self._is_client)
-            for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE, _ONE_RTT)
+            epoch: CryptoStream(from_client=not self._is_client) for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE)
         }
 
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
-        self._frame_handlers.begin_packet(handshake=context.epoch is not _ONE_RTT)
+        self._frame_handlers.begin_packet()
         return super()._payload_received(context, plain, crypto_frame_required)
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
@@ -131,20 +96,6 @@ class BoundedConnection(QuicConnection):
             buf.seek(at)
             super()._handle_crypto_frame(context, frame_type, buf)
             buf.seek(end)
-
-    def _write_new_connection_id_frame(self, builder: QuicPacketBuilder, connection_id: QuicConnectionId) -> None:
-        super()._write_new_connection_id_frame(builder, connection_id)
-        self._last_cid_told = max(self._last_cid_told, connection_id.sequence_number)
-
-    def _handle_retire_connection_id_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        """Refuse ids that were never sent (RFC 9000 section 19.16); otherwise one packet could cause hundreds of new ids."""
-        at = buf.tell()
-        if buf.pull_uint_var() > self._last_cid_told:
-            raise QuicConnectionError(
-                QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "Cannot retire a connection ID that was never sent"
-            )
-        buf.seek(at)
-        super()._handle_retire_connection_id_frame(context, frame_type, buf)
 
     def discard(self) -> None:
         """Break all reference cycles of this connection, which has ended, so that it is freed without the garbage collector.

@@ -1,8 +1,0 @@
-"""The QUIC engine based on aioquic. Only this package uses private attributes of aioquic.
-
-tests/unit/test_quic_aioquic_internals.py lists these attributes and checks that they exist; the version of aioquic is pinned.
-"""
-
-from tunnel_protocol.quic.aioquic_engine.factory import AioquicFactory
-
-__all__ = ["AioquicFactory"]
