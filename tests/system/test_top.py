@@ -244,6 +244,7 @@ def test_it_connects_again_when_the_router_was_restarted():
 def test_several_processes_are_shown_as_one_router():
     with System.start("--processes=2") as system:
         system.add_worker("tiny")
+        wait_until(lambda: b'"healthy_in":2' in api(system, "state"), what="both processes have the worker")
         for _ in range(4):
             assert system.chat("tiny").status == 200
         with in_terminal(system) as top:
