@@ -2,6 +2,9 @@
 
 import asyncio
 import gzip
+import os
+import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -9,12 +12,14 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from certs import make_self_signed
 from router.operators.live_document import Live
 from router.top import client as client_module
 from router.top.client import AccessRefusedError, RouterClient, RouterError, decoded
 from support.live_documents import live
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = msgspec.json.encode(live())
 
 
@@ -158,6 +163,35 @@ async def test_a_stream_of_something_else_is_refused(port: Port) -> None:
     port.says(b"data: {}\n\n")
     with pytest.raises(RouterError, match="not of the API"):
         await collected(port)
+
+
+async def test_a_port_behind_tls_is_reached_if_its_certificate_is_trusted(tmp_path: Path) -> None:
+    identity = make_self_signed(["localhost"])
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(identity.cert_pem)
+    key.write_bytes(identity.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    port = Port()
+    port.says(DOCUMENT)
+    runner = web.ServerRunner(web.Server(port.handle), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    # A process of its own: which roots are trusted is decided when it starts.
+    words = ["-m", "router", "top", "--once", "--json", "--url", f"https://localhost:{runner.addresses[0][1]}"]
+    for trusted, expected in ((certificate, 0), (tmp_path / "none", 1)):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, *words),
+            env={**os.environ, "SSL_CERT_FILE": str(trusted)},
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, error = await process.communicate()
+        assert process.returncode == expected, error
+        assert bool(out) == (expected == 0)
+        assert (b"certificate" in error) == (expected != 0)
+    await runner.cleanup()
 
 
 async def test_nobody_at_the_address_is_an_error_with_a_reason() -> None:
