@@ -26,6 +26,8 @@ RESERVED_DESCRIPTORS = Limit("http1.reserved_descriptors", pieces=64)
 
 BACKLOG = 1024
 _REPORT_EVERY_S = 10.0
+_TLS_HANDSHAKE_S = 10.0
+"""A connection counts only after its handshake, so that must not take long."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """TCP keepalive in seconds: a peer that does not answer is dropped within two minutes (Linux's default: over two hours)."""
 
@@ -57,6 +59,7 @@ class HttpServer:
         self._connections: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._listener: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self.refusing = False
@@ -81,7 +84,11 @@ class HttpServer:
         """Accept connections on a bound socket, with TLS if `tls` is given; again only after `stop_listening`."""
         # Accepted sockets inherit these options: they detect clients that vanish, as idle connections have no timeout.
         keep_alive(sock)
-        self._server = await self._loop.create_server(self._connection, sock=sock, backlog=BACKLOG, ssl=tls)
+        self._tls = tls
+        limit = None if tls is None else _TLS_HANDSHAKE_S
+        self._server = await self._loop.create_server(
+            self._connection, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=limit
+        )
         self._listener = sock
 
     def _connection(self) -> ClientConnection:
@@ -97,9 +104,17 @@ class HttpServer:
                 while len(waiting) < BACKLOG:
                     waiting.append(listener.accept()[0])
         self._close_listener()
-        for accepted in waiting:
-            accepted.setblocking(False)
-            await self._loop.connect_accepted_socket(self._connection, accepted)
+        await asyncio.gather(*(self._serve_accepted(accepted) for accepted in waiting))
+
+    async def _serve_accepted(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        limit = None if self._tls is None else _TLS_HANDSHAKE_S
+        try:
+            await self._loop.connect_accepted_socket(
+                self._connection, accepted, ssl=self._tls, ssl_handshake_timeout=limit
+            )
+        except OSError:
+            accepted.close()  # it has gone, or does not speak TLS
 
     def _close_listener(self) -> None:
         if self._server is not None:

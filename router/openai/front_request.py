@@ -172,7 +172,6 @@ class FrontRequest(CallerRequest):
             self._on_admitted(admitted)
 
     def _facts(self, body: ClientBody) -> BodyFacts:
-        """What the estimate needs of the body."""
         return body_facts.facts_of(self._endpoint, body.json)
 
     def _on_admitted(self, found: Admission | LimitRefusal) -> None:
@@ -226,6 +225,7 @@ class FrontRequest(CallerRequest):
             seen_lately=front.known.was_served(key),
             render=front.render,
         )
+        self._body = None  # the worker gets another text
         answer = self._answer = self._new_answer(asked)
         self._state = FrontState.WORKER
         relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(key.model))

@@ -11,7 +11,7 @@ import structlog
 from certs import Identity as TlsIdentity
 from router.config import package_settings
 from router.config.option_values import SocketAddress
-from router.config.startup_checks import StartupError, listen_address
+from router.config.startup_checks import listen_address
 from router.http1.server import HttpServer, ServerCallbacks
 from router.openai.errors import envelope
 from router.openai.front import Front
@@ -25,18 +25,23 @@ from router.process.openai_services import open_services
 from router.process.opening import Base
 from router.process.polling import every
 from router.process.served_identity import ServedIdentity
+from router.process.shared_ports import SharedHttpPort
 from router.process.sockets import bind_tcp, bound_address
 from router.proxy.proxy import Proxy
 from router.telemetry import build
 
 _log = structlog.get_logger()
 
+LISTENER = "OpenAI"
+"""Name of the port in messages."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAiPort:
     """The port, bound and not served yet."""
 
-    sock: socket.socket
+    sock: socket.socket | None
+    """None with a supervisor, which says when the port is opened."""
     address: SocketAddress
     identity: ServedIdentity | None
     """None without TLS."""
@@ -51,17 +56,17 @@ def open_port(base: Base, known: KnownTargets) -> OpenAiPort | None:
         return None
     address = listen_address(settings, "openai_listen_addr")
     options = settings.shown("openai_listen_addr")
-    shared = base.supervisor is not None
-    if shared and not address.port:
-        raise StartupError("--openai-listen-addr needs a port with several processes, which share it", options=options)
     identity = ServedIdentity.load_openai(settings, base.metrics)
     services = open_services(base, address, tls=identity is not None, as_gateway=settings.openai_mode == "gateway")
-    sock = base.opened.enter_context(bind_tcp(address, "OpenAI", options, shared=shared))
-    return OpenAiPort(sock=sock, address=bound_address(sock), identity=identity, services=services, known=known)
+    sock = None
+    if base.supervisor is None:
+        sock = base.opened.enter_context(bind_tcp(address, LISTENER, options))
+        address = bound_address(sock)
+    return OpenAiPort(sock=sock, address=address, identity=identity, services=services, known=known)
 
 
-async def serve_port(base: Base, port: OpenAiPort, proxy: Proxy, *, is_ready: Callable[[], bool]) -> HttpServer:
-    """Serve the port; its end is pushed onto `base.opened`."""
+async def serve_port(base: Base, port: OpenAiPort, proxy: Proxy, *, is_ready: Callable[[], bool]) -> SharedHttpPort:
+    """Serve the port, unless a supervisor says when; its end is pushed onto `base.opened`."""
     settings = base.settings
     as_gateway = settings.openai_mode == "gateway"
     context = FrontContext(
@@ -87,11 +92,13 @@ async def serve_port(base: Base, port: OpenAiPort, proxy: Proxy, *, is_ready: Ca
         base.reloads.poll(name, poll)
         base.tasks.start_loop(name, every(settings.tls_poll_ms / 1000, poll, name, base.metrics))
     base.opened.callback(http.abort)
-    await http.start(port.sock, None if tls is None else tls.context)
+    context_of_tls = None if tls is None else tls.context
+    if port.sock is not None:
+        await http.start(port.sock, context_of_tls)
     base.opened.push_async_callback(http.drain, 0)
     base.tasks.start("OpenAI server", http.wait())
     _log.info("serving OpenAI clients", addr=str(port.address), tls=tls is not None, keys=not settings.openai_open)
-    return http
+    return SharedHttpPort(http, port.address, LISTENER, settings.shown("openai_listen_addr"), context_of_tls)
 
 
 def _replacing(tls: HttpTls) -> Callable[[TlsIdentity], None]:

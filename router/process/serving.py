@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from router.process.polling import every
 from router.process.ports_file import write_ports_file
 from router.process.readiness import NotReady, Readiness
 from router.process.router import Router
-from router.process.shared_ports import SharedGrpcServer, SharedPorts
+from router.process.shared_ports import SharedGrpcServer, SharedHttpPort, SharedPorts
 from router.process.supervision import Serving, State, SupervisorLink
 from router.process.tick_observers import TickObservers
 from router.process.warm_up import WarmUp, WarmUpTimer, active_backends
@@ -71,8 +71,7 @@ async def serve(
     tasks.start("control-plane gRPC server", bound.grpc.wait())
     await bound.model_discovery.start()
     tasks.start("model-discovery gRPC server", bound.model_discovery.wait())
-    servers, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, page, front)
-    http = servers[0]
+    http, added_ports, readiness = await _serve_http(base, bound, tunnels, policy, loop_lag, warm_up, page, front)
     loop_lag.on_measured = readiness.poll
     if settings.ports_file is not None:
         write_ports_file(Path(settings.ports_file), bound.addresses)
@@ -80,11 +79,11 @@ async def serve(
         _log.info("serving, and not ready before the warm-up is over", **_addresses(bound))
     warm_up.start()
     if base.supervisor is not None:
-        _follow(base.supervisor, base, bound, lookup, publisher, http, readiness, loop_lag)
+        _follow(base.supervisor, base, bound, lookup, publisher, http, added_ports, readiness, loop_lag)
     return Router(
         tasks=tasks,
         metrics=metrics,
-        servers=servers,
+        servers=(http, *(port.server for port in added_ports)),
         operators=operators,
         control_plane=control_plane,
         grpc=(bound.grpc, bound.model_discovery),
@@ -103,6 +102,7 @@ def _follow(
     lookup: Lookup,
     publisher: WatchPublisher,
     http: HttpServer,
+    added_ports: Sequence[SharedHttpPort],
     readiness: Readiness,
     loop_lag: LoopLag,
 ) -> None:
@@ -119,7 +119,7 @@ def _follow(
         publisher.publish_soon()
 
     options = base.settings.shown("http_listen_addr")
-    shared = SharedPorts(http, http_address, options, bound.model_discovery, report)
+    shared = SharedPorts(http, http_address, options, bound.model_discovery, report, added_ports)
     base.tasks.start_loop("shared ports", shared.run())
     supervisor.on_siblings = on_siblings
     supervisor.on_listen = shared.ask
@@ -257,7 +257,7 @@ async def _serve_http(
     warm_up: WarmUpTimer,
     page: LivePage,
     front: OpenAiPort | None,
-) -> tuple[tuple[HttpServer, ...], Readiness]:
+) -> tuple[HttpServer, tuple[SharedHttpPort, ...], Readiness]:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
     proxy.request_ends = page.requests
@@ -281,15 +281,15 @@ async def _serve_http(
         await http.start(bound.http)
     base.opened.push_async_callback(http.drain, 0)
     base.tasks.start("HTTP proxy server", http.wait())
-    servers: tuple[HttpServer, ...] = (http,)
+    added_ports: tuple[SharedHttpPort, ...] = ()
     observer: TickObserver = http
     if front is not None:
-        servers = (http, await serve_port(base, front, proxy, is_ready=readiness.ready))
-        observer = TickObservers(servers)
+        added_ports = (await serve_port(base, front, proxy, is_ready=readiness.ready),)
+        observer = TickObservers((http, *(port.server for port in added_ports)))
     if tunnels.listener is not None:
         tunnels.listener.observe_ticks(observer)
     tunnels.dialer.observe_ticks(observer)
-    return servers, readiness
+    return http, added_ports, readiness
 
 
 def _make_readiness(

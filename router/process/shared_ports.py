@@ -1,11 +1,15 @@
-"""The two TCP ports that several processes of a router share: HTTP and model discovery, open only as the supervisor says.
+"""The TCP ports that several processes of a router share: HTTP, model discovery and that for OpenAI clients.
+
+They are open only as the supervisor says.
 
 The kernel gives a new connection to any process that listens. So a process that should get none closes its listeners; the
 supervisor keeps the ports reserved meanwhile. See docs/operations.md, "Several processes".
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from router.config.option_values import SocketAddress
@@ -77,8 +81,20 @@ class SharedGrpcServer:
         await self.stop(0)
 
 
+@dataclass(frozen=True, slots=True)
+class SharedHttpPort:
+    """A further HTTP port that several processes share."""
+
+    server: HttpServer
+    address: SocketAddress
+    listener: str
+    """Its name in messages."""
+    options: Sequence[str]
+    tls: ssl.SSLContext | None
+
+
 class SharedPorts:
-    """Opens and closes both ports as asked; the newest wish counts."""
+    """Opens and closes the ports as asked; the newest wish counts."""
 
     def __init__(
         self,
@@ -87,8 +103,10 @@ class SharedPorts:
         http_options: Sequence[str],
         models: SharedGrpcServer,
         on_changed: Callable[[], None],
+        added_ports: Sequence[SharedHttpPort] = (),
     ) -> None:
         """`on_changed` is called after `listening` has changed."""
+        self._added_ports = added_ports
         self._http = http
         self._http_address = http_address
         self._http_options = http_options
@@ -97,7 +115,7 @@ class SharedPorts:
         self._wanted = False
         self._asked = asyncio.Event()
         self.listening = False
-        """Whether both ports are open."""
+        """Whether the ports are open."""
 
     def ask(self, wanted: bool) -> None:
         """Have the ports open or closed soon. A draining process opens none."""
@@ -115,7 +133,11 @@ class SharedPorts:
             if wanted:
                 await self._models.listen()
                 await self._http.start(bind_tcp(self._http_address, "HTTP", self._http_options, shared=True))
+                for port in self._added_ports:
+                    await port.server.start(bind_tcp(port.address, port.listener, port.options, shared=True), port.tls)
             else:
+                for port in self._added_ports:
+                    await port.server.stop_listening()
                 await self._http.stop_listening()
                 await self._models.stop_listening()
             self.listening = wanted

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ class _Ports:
     http: SocketAddress
     model_discovery: SocketAddress
     metrics: SocketAddress
+    openai: SocketAddress | None
+    """None if there is no port for OpenAI clients."""
 
 
 class _Signals:
@@ -101,16 +104,24 @@ async def _run(settings: Settings, count: int, arguments: Sequence[str], environ
         check_front(settings, listen_address(settings, "openai_listen_addr"), several=True)
     shown = settings.shown
     http_address = listen_address(settings, "http_listen_addr")
+    openai_address = None if settings.openai_listen_addr is None else listen_address(settings, "openai_listen_addr")
     models_address = listen_address(settings, "model_discovery_listen_addr")
     with (
         reserve_tcp(models_address, "model-discovery", shown("model_discovery_listen_addr")) as models,
         reserve_tcp(http_address, "HTTP", shown("http_listen_addr")) as http,
+        ExitStack() as optional,
         bind_tcp_everywhere(settings.metrics_port, "metrics", shown("metrics_port")) as metrics_socket,
     ):
+        openai = None
+        if openai_address is not None:
+            openai = optional.enter_context(reserve_tcp(openai_address, "OpenAI", shown("openai_listen_addr")))
         ports = _Ports(
-            http=bound_address(http), model_discovery=bound_address(models), metrics=bound_address(metrics_socket)
+            http=bound_address(http),
+            model_discovery=bound_address(models),
+            metrics=bound_address(metrics_socket),
+            openai=None if openai is None else bound_address(openai),
         )
-        plans = plan_processes(settings, count, ports.http, ports.model_discovery)
+        plans = plan_processes(settings, count, ports.http, ports.model_discovery, ports.openai)
         command = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(arguments)]]
         inherited = inherited_environment(environment)
 
@@ -222,5 +233,6 @@ def _document(supervisor: Supervisor, ports: _Ports) -> dict[str, object]:
         "model_discovery": str(ports.model_discovery),
         "http": str(ports.http),
         "metrics": str(ports.metrics),
+        **({} if ports.openai is None else {"openai": str(ports.openai)}),
         "processes": processes,
     }

@@ -57,6 +57,8 @@ def _check_ports(settings: Settings, count: int, refused: str) -> None:
     if not grpc.port:
         return
     others = {name: listen_address(settings, name) for name in ("model_discovery_listen_addr", "http_listen_addr")}
+    if settings.openai_listen_addr is not None:
+        others["openai_listen_addr"] = listen_address(settings, "openai_listen_addr")
     others["metrics_port"] = SocketAddress("0.0.0.0", settings.metrics_port)
     for name, other in others.items():
         same_host = grpc.host == other.host or grpc.host in _EVERYWHERE or other.host in _EVERYWHERE
@@ -69,10 +71,18 @@ def _check_ports(settings: Settings, count: int, refused: str) -> None:
 
 
 def plan_processes(
-    settings: Settings, count: int, http: SocketAddress, model_discovery: SocketAddress
+    settings: Settings,
+    count: int,
+    http: SocketAddress,
+    model_discovery: SocketAddress,
+    openai: SocketAddress | None = None,
 ) -> list[ProcessPlan]:
-    """The plans of all processes; `http` and `model_discovery` are the reserved addresses of the shared ports."""
-    return [_plan(settings, index, http, model_discovery) for index in range(count)]
+    """The plans of all processes; the addresses are those that are reserved for the shared ports."""
+    plans = [_plan(settings, index, http, model_discovery) for index in range(count)]
+    if openai is None:
+        return plans
+    shared = {"--openai-listen-addr": str(openai)}
+    return [ProcessPlan(plan.stargate_id, {**plan.options, **shared}) for plan in plans]
 
 
 def _plan(settings: Settings, index: int, http: SocketAddress, model_discovery: SocketAddress) -> ProcessPlan:

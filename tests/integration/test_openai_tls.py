@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,6 +82,30 @@ async def test_a_client_without_tls_harms_nobody():
         front.gateway.clients.append(client)
         client.send(chat())
         assert (await client.answer()).status == 200
+
+
+async def test_what_waits_for_its_acceptance_when_the_port_closes_is_served_if_it_speaks_tls():
+    identity = certs.make_self_signed(["localhost"])
+    async with front_in_memory() as front:
+        front.worker(on_request=hello)
+        port = await serve(front.http, HttpTls(identity))
+        # Nothing is accepted before the test waits for something.
+        honest, other = (socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(2))
+        other.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        trust = ssl.create_default_context(cadata=identity.cert_pem.decode())
+
+        def ask() -> bytes:
+            with trust.wrap_socket(honest, server_hostname="localhost") as client:
+                client.sendall(chat())
+                return client.recv(12)
+
+        with ThreadPoolExecutor(1) as pool:
+            asked = asyncio.get_running_loop().run_in_executor(pool, ask)
+            await front.http.stop_listening()
+            assert await asked == b"HTTP/1.1 200"
+        with pytest.raises(ConnectionRefusedError):
+            await HttpClient.connect(port)
+        other.close()
 
 
 def test_a_pair_that_does_not_belong_together_is_refused():

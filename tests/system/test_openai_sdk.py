@@ -223,3 +223,14 @@ def test_keys_are_asked_for_and_kept_from_workers_over_tls(tmp_path):
 def test_a_start_that_cannot_serve_clients_ends_with_a_line(options, message, tmp_path):
     with pytest.raises(Exception, match=message):
         System.start(*FRONT, *options, directory=tmp_path)
+
+
+def test_several_processes_share_the_port():
+    with System.start(*FRONT, "--openai-open", "--processes=2") as system:
+        system.add_worker("my-model", engine_options=["--token-delay-ms", "1"])
+        ids = set()
+        for _ in range(6):  # a connection each, which the kernel gives to any of the processes
+            base_url = f"http://{system.ports.openai}/v1"
+            with openai.OpenAI(base_url=base_url, api_key="none", timeout=20, max_retries=10) as client:
+                ids.add(client.chat.completions.create(**ASKED).id)
+        assert len(ids) == 6

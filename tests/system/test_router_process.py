@@ -214,7 +214,7 @@ def test_ready_is_told_once_with_all_bound_addresses(llm_router: System) -> None
     line = llm_router.router.until_logged(" INFO ready ")
     ports = llm_router.ports
     for name, address in ports._asdict().items():
-        assert f'{name}="{address}"' in line
+        assert address is None or f'{name}="{address}"' in line  # that for OpenAI clients is off
     assert llm_router.request("GET", "/readyz").status == 200
     assert llm_router.router.log().count(" INFO ready ") == 1
 

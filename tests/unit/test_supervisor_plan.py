@@ -46,6 +46,14 @@ def test_process_i_has_an_id_and_explicit_ports_of_its_own() -> None:
     assert first.options["--listen-addr"] == "0.0.0.0:50071"
 
 
+def test_the_port_for_openai_clients_is_shared_if_there_is_one() -> None:
+    shared = SocketAddress("0.0.0.0", 8080)
+    for plan in plan_processes(settings(*REVERSE), 2, HTTP, MODELS, shared):
+        assert plan.options["--openai-listen-addr"] == "0.0.0.0:8080"
+    text = refusal(4, *REVERSE, NAMED, "--openai-listen-addr=0.0.0.0:50074", "--model-discovery-listen-addr=0.0.0.0:1")
+    assert "port 50074 would be the gRPC port of process 3" in text
+
+
 def test_a_port_of_zero_stays_and_an_address_without_port_too() -> None:
     _, second = plans(
         2,
