@@ -90,7 +90,7 @@ class TableView:
         columns = self._columns_with_sorted(width)
         header: Line = []
         for column, size in columns:
-            header += [self._title(column, size), Span(" ", Role.HEADER)]
+            header += [*_gap(header, Role.HEADER), self._title(column, size)]
         rest = width - sum(cells(span.text) for span in header)
         more = ("◂" if self.first_column > 1 else "") + ("▸" if columns[-1][0] is not self.table.columns[-1] else "")
         header.append(Span(padded(more if rest >= len(more) else "", max(0, rest), right=True), Role.HEADER))
@@ -154,15 +154,17 @@ class TableView:
 
 
 def _row(columns: list[tuple[Column, int]], row: Any, width: int, *, at_cursor: bool) -> Line:
+    around = Role.CURSOR if at_cursor else Role.PLAIN
     line: Line = []
     for column, size in columns:
         text = padded(column.text(row), size, right=column.number)
-        line += [Span(text, Role.CURSOR if at_cursor else column.role(row)), Span(" ", _around(at_cursor=at_cursor))]
+        line += [*_gap(line, around), Span(text, around if at_cursor else column.role(row))]
     rest = width - sum(cells(span.text) for span in line)
     if rest > 0:
-        line.append(Span(" " * rest, _around(at_cursor=at_cursor)))
+        line.append(Span(" " * rest, around))
     return line
 
 
-def _around(*, at_cursor: bool) -> Role:
-    return Role.CURSOR if at_cursor else Role.PLAIN
+def _gap(line: Line, role: Role) -> Line:
+    """What stands before the next cell of `line`."""
+    return [Span(" ", role)] if line else []

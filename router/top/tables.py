@@ -94,7 +94,7 @@ def worker_state(row: Worker) -> str:
 
 
 def _worker_role(row: Worker) -> Role:
-    return {"healthy": Role.GOOD, "inactive": Role.WARNING}.get(row.state, Role.BAD)
+    return {"healthy": Role.GOOD, "silent": Role.BAD, "disconnected": Role.BAD}.get(row.state, Role.WARNING)
 
 
 def _request_role(row: Request) -> Role:

@@ -105,8 +105,9 @@ class ViewModel:
     def _connection(self, now: float) -> Line:
         line: Line = [Span(printable(self.address), Role.LABEL)]
         if self._trouble is not None:
-            text = f"  NO CONNECTION for {duration(now - self._heard)}, trying again: {printable(self._trouble)}"
-            line.append(Span(text, Role.BAD))
+            # The reason needs the space of the address.
+            text = f"NO CONNECTION {duration(now - self._heard)}, trying again: {printable(self._trouble)}"
+            line = [Span(text, Role.BAD)]
         if self._frozen is not None:
             line.append(Span(f"  PAUSED {duration(now - self._frozen_at)} ago; p goes on", Role.WARNING))
         if self.words:

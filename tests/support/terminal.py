@@ -53,6 +53,10 @@ class Terminal:
         """Type this text."""
         self._tmux("send-keys", "-l", text)
 
+    def click(self, column: int, line: int) -> None:
+        """Press and release the left button there, counted from 0 (xterm, "SGR mouse")."""
+        self.write("".join(f"\x1b[<0;{column + 1};{line + 1}{end}" for end in "Mm"))
+
     def resize(self, columns: int, lines: int) -> None:
         """Give the terminal another size."""
         self._tmux("resize-window", "-x", str(columns), "-y", str(lines))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llm_request_router import programs
@@ -132,6 +133,13 @@ def test_rows_are_sorted_filtered_and_turned_by_keys(system):
         top.shows("[1 Workers 2]")
         top.press("Right", "Right")
         top.shows("◂")
+        top.press("Left", "Left")
+        lines = top.until(lambda text: "◂" not in text, "all columns are back").splitlines()
+        line, column = next((number, text.index("Queue")) for number, text in enumerate(lines) if "Queue" in text)
+        top.click(column, line)
+        top.shows("Queue▼")
+        top.click(column, line)
+        top.shows("Queue▲")
 
 
 @needs_tmux
@@ -230,6 +238,40 @@ def test_it_connects_again_when_the_router_was_restarted():
             top.shows("[4 Requests", "after-t")
             top.press("C-c")
             assert top.exit_code() == 0
+
+
+@needs_tmux
+def test_several_processes_are_shown_as_one_router():
+    with System.start("--processes=2") as system:
+        system.add_worker("tiny")
+        wait_until(lambda: b'"healthy_in":2' in api(system, "state"), what="both processes have the worker")
+        for _ in range(4):
+            assert system.chat("tiny").status == 200
+        with in_terminal(system) as top:
+            top.shows("processes 2/2", "[1 Workers 1]", "1/1 healthy")
+            top.press("4")
+            top.shows("[4 Requests 4]")
+            top.press("Enter")
+            top.shows("The same request, if it came now", "=> worker-0")
+
+
+@needs_tmux
+def test_a_token_that_changes_is_read_again(tmp_path):
+    at_router, at_user = tmp_path / "router", tmp_path / "user"
+    at_router.write_text("0123456789abcdef")
+    at_user.write_text("0123456789abcdef")
+    with System.start("--operators-token-file", str(at_router)) as system:
+        port = system.metrics_address.rpartition(":")[2]
+        words = [*programs.command("router"), "top", "--url", f"0.0.0.0:{port}", "--token-file", str(at_user)]
+        with Terminal(words, cwd=ROOT, environment=programs.environment(os.environ)) as top:
+            assert "0123456789abcdef" not in top.shows("ready", "http://0.0.0.0")
+            at_router.write_text("fedcba9876543210")
+            system.router.stop()
+            started_again(system, port)
+            top.shows("NO CONNECTION", "401: this needs the token")
+            at_user.write_text("fedcba9876543210")
+            top.until(lambda text: "NO CONNECTION" not in text, "it is connected")
+            assert "fedcba" not in " ".join(psutil.Process(top.pid).cmdline())
 
 
 @needs_tmux

@@ -161,9 +161,7 @@ def test_a_pause_freezes_what_is_shown_and_ends_with_the_latest() -> None:
 def test_without_a_connection_it_is_said_since_when_and_why_and_the_next_event_ends_that() -> None:
     model = model_of(live())
     model.on_trouble("refused\x1b")
-    assert text_of(model.overview(80, 65.0)[-1]) == (
-        "http://localhost:9090  NO CONNECTION for 1m05s, trying again: refused\\x1b"
-    )
+    assert text_of(model.overview(80, 65.0)[-1]) == ("NO CONNECTION 1m05s, trying again: refused\\x1b")
     model.on_full(live(workers=[worker("a")]), 70.0)
     assert "NO CONNECTION" not in text_of(model.overview(80, 70.0)[-1])
     assert len(model.view.rows) == 1
