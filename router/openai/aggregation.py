@@ -74,8 +74,8 @@ class ChunkAggregator:
         """Whether the stream may end now without being cut."""
         return (self.done or self.finished) and bool(self._choices)
 
-    def feed(self, data: bytes) -> None:
-        """Take a piece of the stream. Raises `EngineStreamError`, `EventTooLongError` and `AnswerTooLargeError`."""
+    def feed(self, data: bytes) -> bytes:
+        """Take a piece of the stream; the client gets nothing of it yet. Raises `EngineStreamError`, `EventTooLongError` and `AnswerTooLargeError`."""
         self._size += len(data)
         if self._size > _MAX_ANSWER:
             raise AnswerTooLargeError
@@ -95,6 +95,7 @@ class ChunkAggregator:
             if chunk.get("error") is not None:
                 raise EngineStreamError(found)
             self._add(chunk)
+        return b""
 
     def answer(self) -> bytes:
         """The answer; to be called once."""

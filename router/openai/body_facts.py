@@ -11,8 +11,8 @@ from router.openai.endpoints import Endpoint, Kind
 from router.openai.json_body import JsonObject
 from router.openai.ports import BodyFacts
 
-_FIXED: Final = frozenset(("developer", "system"))
-_NOT_TEXT: Final = frozenset(("image_url", "input_image", "input_audio", "input_file", "file", "video_url", "audio"))
+_FIXED: Final = ("developer", "system")
+_NOT_TEXT: Final = ("image_url", "input_image", "input_audio", "input_file", "file", "video_url", "audio")
 _raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _BYTES_PER_QUARTER: Final = 4
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from router.openai import json_body
+from router.openai.errors import RequestError
 from router.openai.ports import Usage
 from router.openai.sse import EventSplitter, data_of, with_data
 from router.openai.usage_report import usage_of
@@ -89,20 +90,22 @@ class ChunkRewriter:
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets for `data`. Raises `EngineStreamError`, and `EventTooLongError`."""
+        if self._splitter.idle and 0 < data.find(b"\n\n") == len(data) - 2:
+            return self._rewrite(data)  # nearly always: one event arrives at a time
         events = self._splitter.feed(data)
         if len(events) == 1:
             return self._rewrite(events[0])
         return joined(events, self._rewrite)
 
     def _rewrite(self, event: bytes) -> bytes:
-        begins = self._begins
-        if event.startswith(begins):
-            rest = event[len(begins) :]
-            if rest.find(b"\n") == len(rest) - 2:
-                if rest.endswith(_NULL_USAGE):
-                    if not self._keep_usage:
-                        rest = rest[: -len(_NULL_USAGE)] + _OBJECT_END
-                elif rest.find(b'"usage"') >= 0:
+        if event.startswith(self._begins):
+            begins = len(self._begins)
+            if event.find(b"\n", begins) == len(event) - 2:
+                if event.endswith(_NULL_USAGE):
+                    rest = event[begins:] if self._keep_usage else event[begins : -len(_NULL_USAGE)] + _OBJECT_END
+                elif event.find(b'"usage"', begins) < 0:
+                    rest = event[begins:]
+                else:
                     # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
                     return self._read(event)
                 self.content_events += 1
@@ -111,7 +114,7 @@ class ChunkRewriter:
         return self._read(event)
 
     def _read(self, event: bytes) -> bytes:
-        """Rewrite a chunk that is not like the ones before."""
+        """Rewrite an event, whatever it is."""
         if event == _DONE_EVENT:
             self.done = True
             return event
@@ -135,15 +138,20 @@ class ChunkRewriter:
             self._last = _FINISHES if _finishes(data) else b""
         elif reported is not None and not self._keep_usage:
             return b""
+        try:
+            return self._written(event, data, chunk)
+        except RequestError:
+            raise EngineStreamError(None) from None  # what a client could not read either
+
+    def _written(self, event: bytes, data: bytes, chunk: _Chunk) -> bytes:
+        """The chunk for the client. Raises `RequestError`."""
         written = data
         if chunk.model != _ABSENT and chunk.model != self._raw_model:
-            data = json_body.parse(data, "chunk").replaced({"model": self._model})
-        if chunk.usage == _ABSENT:
-            self._learn(event, written, data, bytes(chunk.model))
-        elif not self._keep_usage:
-            self._learn(event, written, data, bytes(chunk.model))
-            data = json_body.parse(data, "chunk").without("usage")
-        return event if data is written else with_data(event, data)
+            written = json_body.parse_answer(data).replaced({"model": self._model})
+        self._learn(event, data, written, bytes(chunk.model))
+        if chunk.usage != _ABSENT and not self._keep_usage:
+            written = json_body.parse_answer(written).without("usage")
+        return event if written is data else with_data(event, written)
 
     def _learn(self, event: bytes, data: bytes, rewritten: bytes, name: bytes) -> None:
         """Remember how this chunk begins, if its model comes before its choices and only once."""

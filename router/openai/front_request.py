@@ -73,7 +73,6 @@ class FrontRequest(CallerRequest):
         self._paused = False
         self._served = False
         self._times = TimeLimits(front.settings)
-        self._first_token_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     # --- the body ----------------------------------------------------------------------------------------------------
@@ -110,8 +109,10 @@ class FrontRequest(CallerRequest):
 
     def on_body_end(self) -> None:
         """See `BodyConsumer`: the body is complete."""
-        if self._over:
-            return
+        if not self._over:
+            self.guarded(self._use_body)
+
+    def _use_body(self) -> None:
         self._state = FrontState.CHECKS
         self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
         pieces, self._pieces = self._pieces, []
@@ -224,6 +225,7 @@ class FrontRequest(CallerRequest):
             headers=tuple(self._headers),
             seen_lately=front.known.was_served(key),
             render=front.render,
+            now=front.loop.time,
         )
         self._body = None  # the worker gets another text
         answer = self._answer = self._new_answer(asked)
@@ -275,12 +277,6 @@ class FrontRequest(CallerRequest):
         self._release_body()
         self._watch()
 
-    def received(self) -> None:
-        """See `AnswerCallbacks`."""
-        self._times.worker_sent_at = self._front.loop.time()
-        if self._first_token_at is None:
-            self._first_token_at = self._times.worker_sent_at
-
     def failed(self, reason: str) -> None:
         """See `AnswerCallbacks`: in a later turn of the event loop, for the call comes from within the exchange."""
         if self._relayed is not None:
@@ -300,8 +296,11 @@ class FrontRequest(CallerRequest):
             self._timer = self._front.loop.call_at(min(limits)[0], self._check)
 
     def _limits(self) -> list[tuple[float, str]]:
-        answered = self._state is FrontState.ANSWER
-        return self._times.due(answered=answered, streaming=self._answer is not None and self._answer.streaming)
+        times, answer = self._times, self._answer
+        if answer is not None:
+            times.worker_sent_at = max(times.worker_sent_at, answer.sent_at)
+        streaming = answer is not None and answer.streaming
+        return times.due(answered=self._state is FrontState.ANSWER, streaming=streaming)
 
     def _check(self) -> None:
         """A time that `_watch` has set is there: end the request, or send a comment."""
@@ -374,7 +373,7 @@ class FrontRequest(CallerRequest):
             services.estimator.learn(key.model, estimate, usage)
         if self._caller is None:
             return
-        first = None if self._first_token_at is None else (self._first_token_at - self._times.read_at) * 1000
+        first = None if answer is None or not answer.first_at else (answer.first_at - self._times.read_at) * 1000
         services.usage.record(
             UsageRecord(
                 self.request_id,

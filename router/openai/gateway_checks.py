@@ -124,7 +124,10 @@ def _check_response(document: dict[str, Any]) -> None:
         raise _refusal(_unmarshal("conversation", "responses.Conversation", conversation))
     if not model:
         raise _refusal("`model`: is required")
-    for number, tool in enumerate(document.get("tools") or ()):
+    tools = document.get("tools")
+    if tools is not None and not isinstance(tools, list):
+        raise _refusal(_unmarshal("tools", "[]responses.Tool", tools))
+    for number, tool in enumerate(tools or ()):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind not in _TOOLS and not str(kind).startswith("web_search_preview"):
             raise _refusal(f"`tools`: `tools[{number}]`: unknown tool type {kind}")

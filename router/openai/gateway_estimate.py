@@ -12,8 +12,8 @@ _OF_A_MESSAGE = 3 + 2
 _OF_A_TEXT = 5
 _RESPONSES_SURCHARGE = 6
 """An accident of the gateway: the text `auto` of an internal member."""
-_COUNTED_ITEMS = frozenset({"message", "function_call", "function_call_output", "mcp_call"})
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_COUNTED_ITEMS = ("message", "function_call", "function_call_output", "mcp_call")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def chat_tokens(body: Mapping[str, object], model: str) -> int:

@@ -45,10 +45,8 @@ class GatewayRequest(FrontRequest):
         self._front.running.add(self)
         self._read_body()
 
-    def on_body_end(self) -> None:
-        """See `BodyConsumer`: ask who the caller is, if the body names a routing key."""
-        if self._over:
-            return
+    def _use_body(self) -> None:
+        """Ask who the caller is, if the body names a routing key."""
         self._state = FrontState.CHECKS
         self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
         self._raw = b"".join(self._pieces)

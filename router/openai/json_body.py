@@ -163,7 +163,20 @@ _INVALID = bad_request("invalid_json", "The request body is not valid JSON.")
 
 
 def parse(raw: bytes, what: str = "request body") -> JsonObject:
-    """Check a text and index its members. Raises `RequestError`; `what` is its name in the message."""
+    """Check a client's text and index its members. Raises `RequestError`; `what` is its name in the message."""
+    found = _index(raw, what)
+    opening = raw.count(b"[") + raw.count(b"{")
+    if opening > _MAX_DEPTH:
+        _check_depth(raw, opening, what)
+    return found
+
+
+def parse_answer(raw: bytes) -> JsonObject:
+    """Index the members of what an engine sent; it may be nested as deeply as the decoder can read. Raises `RequestError`."""
+    return _index(raw, "answer")
+
+
+def _index(raw: bytes, what: str) -> JsonObject:
     if not raw.isascii():
         try:
             raw.decode()
@@ -177,9 +190,6 @@ def parse(raw: bytes, what: str = "request body") -> JsonObject:
         raise _too_deep(what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(_syntax_error(raw, str(error), what)) from None
-    opening = raw.count(b"[") + raw.count(b"{")
-    if opening > _MAX_DEPTH:
-        _check_depth(raw, opening, what)
     return JsonObject(raw, members)
 
 

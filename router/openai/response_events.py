@@ -60,7 +60,7 @@ class ResponseEvents:
             return event
         self.sequence_number += 1
         try:
-            found = json_body.parse(data, "event")
+            found = json_body.parse_answer(data)
             response = found.members.get("response")
             if response is None:
                 if not found.is_null("error"):
@@ -69,12 +69,13 @@ class ResponseEvents:
                 if kind is not None and bytes(kind) == b'"error"':
                     self.answer = b""  # the error event of the API itself, which ends the stream
                 return event
-            inner = json_body.parse(bytes(response), "response")
+            inner = json_body.parse_answer(bytes(response))
+            rewritten = inner.replaced({"model": self._model}) if "model" in inner.members else inner.raw
+            passed_on = with_data(event, found.replaced({"response": rewritten}))
         except RequestError:
             raise EngineStreamError(None) from None
-        rewritten = inner.replaced({"model": self._model}) if "model" in inner.members else inner.raw
         self.usage = usage_of(inner.members.get("usage")) or self.usage
         kind = found.members.get("type")
         if kind is not None and bytes(kind) in _LAST:
             self.answer = rewritten
-        return with_data(event, found.replaced({"response": rewritten}))
+        return passed_on

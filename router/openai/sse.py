@@ -25,6 +25,11 @@ class EventSplitter:
         self._cr = False
 
     @property
+    def idle(self) -> bool:
+        """Whether no byte of a next event has arrived."""
+        return not self._pending and not self._cr
+
+    @property
     def pending(self) -> bytes:
         """Bytes of an event that is not complete."""
         return self._pending

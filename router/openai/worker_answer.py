@@ -62,6 +62,8 @@ class Asked(NamedTuple):
     """Whether the model had workers a short time ago."""
     render: Callable[[Refusal], bytes]
     """Makes the body of an error."""
+    now: Callable[[], float]
+    """Seconds of the event loop."""
 
 
 class AnswerCallbacks(Protocol):
@@ -69,9 +71,6 @@ class AnswerCallbacks(Protocol):
 
     def worker_answered(self, status: int) -> None:
         """The head of a worker's answer is here."""
-
-    def received(self) -> None:
-        """A piece of a worker's answer is here."""
 
     def failed(self, reason: str) -> None:
         """The rest of the worker's answer is not wanted: end the exchange."""
@@ -96,13 +95,31 @@ _STREAM: Final = Mode.STREAM
 class WorkerAnswer(ResponseWriter):
     """The answer of one request."""
 
-    __slots__ = ("_asked", "_events", "_fields", "_mode", "_owner", "_pieces", "_response", "_size", "_usage")
+    __slots__ = (
+        "_asked",
+        "_events",
+        "_fields",
+        "_mode",
+        "_now",
+        "_owner",
+        "_pieces",
+        "_response",
+        "_size",
+        "_usage",
+        "first_at",
+        "sent_at",
+    )
 
     def __init__(self, owner: AnswerCallbacks, response: Response, asked: Asked) -> None:
         super().__init__()
         self._owner = owner
         self._response = response
         self._asked = asked
+        self._now = asked.now
+        self.sent_at = 0.0
+        """When the worker sent the last piece of its answer; 0 before the first."""
+        self.first_at = 0.0
+        """The same of the first one."""
         self._mode = Mode.NONE
         self._events: ChunkRewriter | ChunkAggregator | ResponseEvents | None = None
         self._pieces: list[bytes] = []
@@ -158,18 +175,18 @@ class WorkerAnswer(ResponseWriter):
         """See `ResponseWriter.write`."""
         if self.over:
             return True
+        self.sent_at = self._now()
+        if not self.body_bytes:
+            self.first_at = self.sent_at
         self.body_bytes += len(data)
-        self._owner.received()
         try:
             events = self._events
             if events is None:
                 self._keep(data)
-            elif self._mode is _STREAM:
-                passed_on = events.feed(data)
-                if passed_on:
-                    self._response.write(passed_on)
-            else:
-                events.feed(data)
+                return True
+            passed_on = events.feed(data)
+            if passed_on and self._mode is _STREAM:
+                self._response.write(passed_on)
         except EngineStreamError as error:
             self._engine_error(error)
         except EventTooLongError:
@@ -254,12 +271,14 @@ class WorkerAnswer(ResponseWriter):
         """Pass an answer on that is no stream, with the client's model name."""
         body = b"".join(self._pieces)
         try:
-            found = json_body.parse(body, "answer")
+            found = json_body.parse_answer(body)
+            self._usage = usage_of(found.members.get("usage"))
+            if "model" in found.members:
+                body = found.replaced({"model": self._asked.model})
         except RequestError:
             self.fail(errors.upstream_error("The engine's answer is not JSON."), End.ENGINE_ERROR)
             return
-        self._usage = usage_of(found.members.get("usage"))
-        self._send(self.status, found.replaced({"model": self._asked.model}) if "model" in found.members else body)
+        self._send(self.status, body)
 
     def _send(self, status: int, body: bytes) -> None:
         self.over = True

@@ -190,6 +190,11 @@ def openai_streams() -> dict[str, list[bytes]]:
             json.dumps(responses, indent=1).encode(),
             b'{"model":"a","prompt":[1,2],"messages":[{}],"input":["a",[1],2],"model" : "b","mod\\u0065l":[{"a":"]"}]}',
         ],
+        "openai_gateway_body": [
+            json.dumps(chat).encode() + b" x",
+            json.dumps({**responses, "model": "f/m", "tools": [{"type": "function"}]}).encode(),
+            b'{"model":"f/m","input":["a","b"],"max_tokens":7,"service_tier":"auto","stop":["a"],"metadata":{"a":"b"}}',
+        ],
         "openai_chunks": [stream + end, end + stream, stream + failed],
         "openai_whole_answer": [stream + end, event({"model": "m", "choices": [{"text": "a"}, {"index": 1}]}) * 2],
         "openai_response_events": [b"event: a\n".join(named), b"".join(named) + failed, b'data: {"delta":"a"}\n\n'],

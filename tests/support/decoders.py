@@ -25,11 +25,11 @@ from router.control_plane.messages import model_updates
 from router.http1.request_parser import BrokenBodyError, RequestParser
 from router.http1.request_parser import RefusedError as RequestRefusedError
 from router.http1.target import BadTargetError, host_is_valid, origin_form
-from router.openai import client_body
+from router.openai import client_body, gateway_checks, gateway_estimate
 from router.openai.aggregation import ChunkAggregator
 from router.openai.body_facts import facts_of, output_limit, prefix_of, session_of
 from router.openai.chunk_rewriter import ChunkRewriter, EngineStreamError
-from router.openai.endpoints import ENDPOINTS
+from router.openai.endpoints import CHAT, EMBEDDINGS, ENDPOINTS, RESPONSES
 from router.openai.engine_errors import is_envelope, wrapped
 from router.openai.errors import RequestError
 from router.openai.keys import key_file
@@ -306,6 +306,18 @@ def _openai_body(data: bytes) -> None:
         output_limit(endpoint, body.json)
 
 
+def _gateway_body(data: bytes) -> None:
+    key = gateway_checks.routing_key_of(data, b"application/json")
+    for endpoint in (CHAT, RESPONSES, EMBEDDINGS):
+        document = gateway_checks.decode(endpoint, data, b"application/json")
+        gateway_estimate.chat_tokens(document, "m")
+        gateway_estimate.responses_tokens(document, "m")
+        gateway_estimate.embeddings_tokens(document.get("input"))
+        gateway_checks.check_types(endpoint, document)
+        gateway_checks.model_of(document, key)
+        gateway_checks.check_contents(endpoint, document)
+
+
 def _openai_chunks(data: bytes) -> bytes:
     rewriter = ChunkRewriter(b'"f/m"', keep_usage=False)
     return b"".join(rewriter.feed(part) for part in _halves(data))
@@ -369,6 +381,7 @@ def all_decoders() -> list[Decoder]:
         Decoder("limit_rules", lambda data: parse_rules(_text(data)), (RuleError,)),
         Decoder("redis_answer", _redis_answer),
         Decoder("openai_body", _openai_body, (RequestError,)),
+        Decoder("openai_gateway_body", _gateway_body, (RequestError,)),
         Decoder("openai_chunks", _openai_chunks, (EngineStreamError,)),
         Decoder("openai_whole_answer", _openai_answer, (EngineStreamError,)),
         Decoder("openai_response_events", _openai_responses, (EngineStreamError,)),

@@ -114,5 +114,16 @@ def test_the_limit_of_output_tokens_is_a_positive_whole_number(members: dict[str
     assert output_limit(CHAT, body(**members)) == limit
 
 
+def test_members_of_types_that_nobody_expects_do_no_harm() -> None:
+    odd: list[Any] = [
+        {"role": [1], "content": [{"type": [2]}, {"type": {}}, 3]},
+        {"role": {}, "content": {"a": 1}},
+        [],
+        None,
+    ]
+    facts_of(CHAT, body(messages=odd))
+    assert prefix_of(CHAT, body(messages=odd)) == ()
+
+
 def test_numbers_that_nothing_can_hold_count_nothing() -> None:
     assert facts_of(CHAT, parse(b'{"messages":[1e400]}')) == BodyFacts()

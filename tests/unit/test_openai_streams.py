@@ -112,9 +112,14 @@ def test_what_came_before_an_error_event_is_not_lost():
         rewriter.feed(chunk({"content": "a"}) + failure + chunk({"content": "b"}))
     assert raised.value.before == chunk({"content": "a"}, model="f/m")
     assert raised.value.data == b'{"error":{"message":"no"}}'
-    with pytest.raises(EngineStreamError) as raised:
-        rewriter.feed(b"data: {bad\n\n")
-    assert raised.value.data is None
+    for data in (
+        b"{bad",
+        b'{"model":"a","choices":[],"x":"\xff"}',
+        b'{"model":"a","x":' + b"[" * 9000 + b"]" * 9000 + b"}",
+    ):
+        with pytest.raises(EngineStreamError) as raised:
+            rewriter.feed(b"data: " + data + b"\n\n")
+        assert raised.value.data is None
 
 
 # --- answers made of chunks
@@ -296,3 +301,11 @@ def test_errors_in_a_stream_of_responses_are_told():
     own = event({"type": "error", "error": None, "code": "x", "message": "no"}, "error")
     assert events.feed(own + DONE) == own + DONE
     assert events.complete
+
+
+def test_an_answer_that_has_its_model_twice_and_large_is_an_error():
+    twice = b'{"model":[%b 1],"model":"m","response":{}}' % (b'"x",' * 20_000)
+    for stream in (ChunkRewriter(b'"f/m"', keep_usage=False), ResponseEvents(b'"f/m"', collect=False)):
+        text = twice if isinstance(stream, ChunkRewriter) else b'{"response":' + twice + b"}"
+        with pytest.raises(EngineStreamError):
+            stream.feed(b"data: " + text + b"\n\n")
