@@ -27,8 +27,9 @@ class NullEngineCallbacks:
     def on_established(self) -> None:
         """See `EngineCallbacks`."""
 
-    def on_peer_stream(self, stream: Stream) -> StreamHandler | None:
+    def on_peer_stream(self, stream: Stream) -> StreamHandler | None:  # noqa: ARG002 - the port's signature
         """See `EngineCallbacks`."""
+        return None  # said explicitly: compiled, a body without a statement would return nothing at all
 
     def on_stream_credit(self) -> None:
         """See `EngineCallbacks`."""
