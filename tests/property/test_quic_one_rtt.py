@@ -230,6 +230,29 @@ def test_a_peer_that_uses_another_of_our_ids_is_answered_with_another_of_its_own
     assert world.client.error is None
 
 
+def test_an_update_of_our_own_is_in_the_trace(tmp_path):
+    world = connected(QuicSettings(qlog_dir=tmp_path), QuicSettings())
+    world.client.engine.one_rtt.keys.sealed = KEY_UPDATE_PACKETS
+    tell(world, b"\x01\x00\x00\x00")
+    assert world.client.engine.one_rtt.keys.phase == world.server.engine.one_rtt.keys.phase == 1
+
+
+def test_a_peer_that_probes_a_path_and_moves_there_with_another_id_gets_the_id_that_was_lent_to_the_path():
+    world = connected()
+    client, server = world.client.engine, world.server.engine
+    there = ("198.51.100.7", 7_000)
+    server.receive(sealed(client, b"\x1a" + bytes(8)), there, world.now)
+    world.server.tick()
+    (path,) = server.one_rtt.paths.others
+    lent = path.peer_cid
+    assert lent is not None
+    assert client.one_rtt.peer_cids.change()
+    server.receive(sealed(client, b"\x01\x00\x00\x00"), there, world.now)
+    world.server.tick()
+    assert server.peer_address == there
+    assert server.one_rtt.peer_cids.current is lent
+
+
 # Paths ------------------------------------------------------------------------------------------------------------------
 
 
