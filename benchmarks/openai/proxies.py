@@ -31,7 +31,7 @@ class Proxy:
 def routers(folder: Path, engine_url: str) -> tuple[list[System], list[Proxy]]:
     """A router with an open front and its gateway port, and one with a front that asks for keys; a worker each.
 
-    Whoever calls this closes the systems.
+    The caller stops the systems.
     """
     key, keys = new_key(), folder / "keys.json"
     with KeyStore(keys).changing() as change:
