@@ -10,10 +10,10 @@ import msgspec
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.json_body import JsonObject
 from router.openai.ports import BodyFacts
+from router.openai.wire import decode_items
 
 _FIXED: Final = ("developer", "system")
 _NOT_TEXT: Final = ("image_url", "input_image", "input_audio", "input_file", "file", "video_url", "audio")
-_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _BYTES_PER_QUARTER: Final = 4
 
 
@@ -120,7 +120,7 @@ def prefix_of(endpoint: Endpoint, body: JsonObject) -> tuple[bytes, ...]:
 def _until_first_user(messages: bytes) -> list[bytes]:
     """The JSON of the system and developer messages, and of the first one of a user."""
     found: list[bytes] = []
-    for raw in _raws(messages):
+    for raw in decode_items(messages):
         message = decoded(raw)
         role = message.get("role") if isinstance(message, dict) else None
         if role in _FIXED or role == "user":

@@ -16,14 +16,13 @@ from router.openai.errors import RequestError
 from router.openai.ports import Usage
 from router.openai.sse import EventSplitter, data_of, with_data
 from router.openai.usage_report import usage_of
+from router.openai.wire import ABSENT, NOTHING, Chunk, decode_chunk
 
 _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
-_ABSENT: Final = msgspec.Raw(b"")
-_NOTHING: Final = (_ABSENT, msgspec.Raw(b"null"))
 _finishes = re.compile(rb'"finish_reason"\s*:\s*"').search
 
 
@@ -35,18 +34,6 @@ class EngineStreamError(Exception):
         self.data = data
         self.before = b""
         """What the client gets of the events before it."""
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    """What of a chunk is looked at; `_ABSENT` for a member that is not there."""
-
-    model: msgspec.Raw = _ABSENT
-    usage: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
-    choices: list[msgspec.Raw] | None = None
-
-
-_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 class ChunkRewriter:
@@ -125,12 +112,12 @@ class ChunkRewriter:
             self.done = True
             return event
         try:
-            chunk = _decode(data)
+            chunk = decode_chunk(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise EngineStreamError(None) from None
-        if chunk.error not in _NOTHING:
+        if chunk.error not in NOTHING:
             raise EngineStreamError(data)
-        reported = None if chunk.usage in _NOTHING else usage_of(chunk.usage)
+        reported = None if chunk.usage in NOTHING else usage_of(chunk.usage)
         if reported is not None:
             self.usage = reported
         if chunk.choices:
@@ -143,13 +130,13 @@ class ChunkRewriter:
         except RequestError:
             raise EngineStreamError(None) from None  # what a client could not read either
 
-    def _written(self, event: bytes, data: bytes, chunk: _Chunk) -> bytes:
+    def _written(self, event: bytes, data: bytes, chunk: Chunk) -> bytes:
         """The chunk for the client. Raises `RequestError`."""
         written = data
-        if chunk.model != _ABSENT and chunk.model != self._raw_model:
+        if chunk.model != ABSENT and chunk.model != self._raw_model:
             written = json_body.parse_answer(data).replaced({"model": self._model})
         self._learn(event, data, written, bytes(chunk.model))
-        if chunk.usage != _ABSENT and not self._keep_usage:
+        if chunk.usage != ABSENT and not self._keep_usage:
             written = json_body.parse_answer(written).without("usage")
         return event if written is data else with_data(event, written)
 

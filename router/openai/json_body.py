@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from router.openai.errors import RequestError, bad_request
+from router.openai.wire import decode_members
 from tunnel_protocol.limit import Limit
 
 NESTING: Final = Limit("openai.json_nesting", pieces=128)
@@ -27,7 +28,6 @@ _MAX_CONTAINERS: Final = CONTAINERS.pieces or 0
 _MAX_DOUBLED: Final = DOUBLED.bytes or 0
 
 _BLANKS: Final = b" \t\n\r"
-_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _string = re.compile(rb'"(?:[^"\\]|\\.)*+"').match
 _strings = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _colon = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*").match
@@ -183,7 +183,7 @@ def _index(raw: bytes, what: str) -> JsonObject:
         except UnicodeDecodeError as error:
             raise _not_json(f"The {what} is not UTF-8 (at byte {error.start}). Send JSON in UTF-8.") from None
     try:
-        members = _decode(raw)
+        members = decode_members(raw)
     except msgspec.ValidationError:
         raise _not_json(f"The {what} must be a JSON object.") from None
     except RecursionError:
