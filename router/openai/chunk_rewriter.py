@@ -46,6 +46,7 @@ class ChunkRewriter:
         "_last",
         "_model",
         "_raw_model",
+        "_same_name",
         "_splitter",
         "content_events",
         "done",
@@ -61,6 +62,7 @@ class ChunkRewriter:
         self._begins = b"\n"
         """The bytes from the beginning of a chunk to the end of its model; at first what no event begins with."""
         self._begins_for_client = b""
+        self._same_name = False
         self.usage: Usage | None = None
         """The last usage that the engine reported."""
         self.content_events = 0
@@ -89,15 +91,14 @@ class ChunkRewriter:
             begins = len(self._begins)
             if event.find(b"\n", begins) == len(event) - 2:
                 if event.endswith(_NULL_USAGE):
-                    rest = event[begins:] if self._keep_usage else event[begins : -len(_NULL_USAGE)] + _OBJECT_END
-                elif event.find(b'"usage"', begins) < 0:
-                    rest = event[begins:]
-                else:
+                    if not self._keep_usage:
+                        event = event[: -len(_NULL_USAGE)] + _OBJECT_END
+                elif event.find(b'"usage"', begins) >= 0:
                     # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
                     return self._read(event)
                 self.content_events += 1
-                self._last = rest
-                return self._begins_for_client + rest
+                self._last = event
+                return event if self._same_name else self._begins_for_client + event[begins:]
         return self._read(event)
 
     def _read(self, event: bytes) -> bytes:
@@ -146,11 +147,13 @@ class ChunkRewriter:
         end = data.find(name, data.find(b'"model"') + 7) + len(name)
         if not name or not 0 < end <= choices or not event.startswith(b"data: " + data):
             return
-        if data.count(b'"model"') != 1 or b'"usage"' in data[:end]:
+        before = data[:end]
+        if data.count(b'"model"') != 1 or b'"usage"' in before or b'"finish_reason"' in before:
             return
         tail = data[end:]
         if rewritten.endswith(tail):  # pragma: no branch - only the model was replaced
-            self._begins = b"data: " + data[:end]
+            self._begins = b"data: " + before
+            self._same_name = rewritten is data
             self._begins_for_client = b"data: " + rewritten[: len(rewritten) - len(tail)]
 
 

@@ -28,6 +28,7 @@ _MAX_CONTAINERS: Final = CONTAINERS.pieces or 0
 _MAX_DOUBLED: Final = DOUBLED.bytes or 0
 
 _BLANKS: Final = b" \t\n\r"
+_NULL: Final = b"null"
 _string = re.compile(rb'"(?:[^"\\]|\\.)*+"').match
 _strings = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _colon = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*").match
@@ -52,7 +53,7 @@ class JsonObject:
     def is_null(self, name: str) -> bool:
         """Whether a member is absent or null."""
         found = self.members.get(name)
-        return found is None or bytes(found) == b"null"
+        return found is None or (len(memoryview(found)) == len(_NULL) and bytes(found) == _NULL)
 
     def replaced(self, changes: dict[str, bytes]) -> bytes:
         """The text with other values for some members, in their places; those it does not have are added at its end."""
@@ -76,13 +77,15 @@ class JsonObject:
             end = len(closing) - 1
             text = b",".join(added)
             edits.append((end, end, b"," + text if self.members else text))
-        edits.sort()
-        pieces: list[bytes] = []
+        if len(edits) > 1:
+            edits.sort()
+        view = memoryview(self.raw)  # its slices are no copies
+        pieces: list[bytes | memoryview] = []
         at = 0
         for begin, end, value in edits:
-            pieces += (self.raw[at:begin], value)
+            pieces += (view[at:begin], value)
             at = end
-        pieces.append(self.raw[at:])
+        pieces.append(view[at:])
         return b"".join(pieces)
 
     def without(self, name: str) -> bytes:

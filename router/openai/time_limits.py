@@ -23,20 +23,44 @@ class TimeLimits:
         self.commented_at = 0.0
         """When the last comment was sent."""
 
-    def due(self, *, answered: bool, streaming: bool) -> list[tuple[float, str]]:
-        """When each limit runs out, with the message of its error; the next comment has none.
+    def next_at(self, *, answered: bool, streaming: bool) -> float:
+        """When the next limit runs out, or a comment is due; 0 if that is never.
 
         `answered`: the head of the answer is here; `streaming`: comments may be sent.
         """
-        settings, found = self._settings, list[tuple[float, str]]()
+        settings, found = self._settings, 0.0
         if settings.total_timeout_ms:
-            found.append((self.read_at + settings.total_timeout_ms / 1000, TOO_LONG))
+            found = self.read_at + settings.total_timeout_ms / 1000
         if not answered:
             if settings.head_timeout_ms:
-                found.append((self.read_at + settings.head_timeout_ms / 1000, NO_HEAD))
-        else:
-            if settings.idle_timeout_ms:
-                found.append((self.worker_sent_at + settings.idle_timeout_ms / 1000, SILENT))
-            if settings.keepalive_ms and streaming:
-                found.append((max(self.worker_sent_at, self.commented_at) + settings.keepalive_ms / 1000, ""))
+                found = _earlier(found, self.read_at + settings.head_timeout_ms / 1000)
+            return found
+        if settings.idle_timeout_ms:
+            found = _earlier(found, self.worker_sent_at + settings.idle_timeout_ms / 1000)
+        if streaming and settings.keepalive_ms:
+            found = _earlier(found, self._comment_at())
         return found
+
+    def reached(self, now: float, *, answered: bool) -> str | None:
+        """The message of the limit that has run out by `now`; None if none has."""
+        settings = self._settings
+        if settings.total_timeout_ms and self.read_at + settings.total_timeout_ms / 1000 <= now:
+            return TOO_LONG
+        if not answered:
+            if settings.head_timeout_ms and self.read_at + settings.head_timeout_ms / 1000 <= now:
+                return NO_HEAD
+        elif settings.idle_timeout_ms and self.worker_sent_at + settings.idle_timeout_ms / 1000 <= now:
+            return SILENT
+        return None
+
+    def comment_is_due(self, now: float) -> bool:
+        """Whether a stream has been silent for so long by `now` that it gets a comment."""
+        return self._settings.keepalive_ms > 0 and self._comment_at() <= now
+
+    def _comment_at(self) -> float:
+        return max(self.worker_sent_at, self.commented_at) + self._settings.keepalive_ms / 1000
+
+
+def _earlier(one: float, other: float) -> float:
+    """The earlier of two times, of which the first may be 0 for never."""
+    return other if not one or other < one else one

@@ -24,7 +24,15 @@ class Chunk(msgspec.Struct, gc=False):
     choices: list[msgspec.Raw] | None = None
 
 
+class Message(msgspec.Struct, gc=False):
+    """What of a message tells whether it stays the same from turn to turn."""
+
+    role: object = None
+
+
 decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
 decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 """The members of an object; of a doubled one the last counts."""
 decode_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+decode_message: Final = msgspec.json.Decoder(Message).decode
+"""Raises `msgspec.ValidationError` for anything but an object."""
