@@ -72,7 +72,7 @@ def litellm(folder: Path, engine_url: str, command: str) -> tuple[Process, Proxy
 
 
 def vllm_router(folder: Path, engine_url: str, command: str) -> tuple[Process, Proxy]:
-    """vLLM's router in front of one engine, with the one key it insists on; `command` is its console script."""
+    """The router of vLLM in front of one engine, with one key; `command` is its console script."""
     port, key = _free_port(), f"sk-{secrets.token_hex(32)}"
     words = [*shlex.split(command), "--worker-urls", engine_url, "--policy", "round_robin", "--log-level", "error"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port()), "--api-key", key]

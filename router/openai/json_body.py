@@ -183,8 +183,8 @@ def _index(raw: bytes, what: str) -> JsonObject:
     if not raw.isascii():
         try:
             raw.decode()
-        except UnicodeDecodeError as error:
-            raise _not_json(f"The {what} is not UTF-8 (at byte {error.start}). Send JSON in UTF-8.") from None
+        except UnicodeDecodeError as found:
+            raise _not_json(f"The {what} is not UTF-8 (at byte {found.start}). Send JSON in UTF-8.") from None
     try:
         members = decode_members(raw)
     except msgspec.ValidationError:

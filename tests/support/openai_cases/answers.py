@@ -149,9 +149,7 @@ ANSWERS = (
         ),
         openai=Says(
             200,
-            check=both(
-                holds(_called), holds(lambda seen: seen.document["choices"][0]["message"]["content"] is None)
-            ),
+            check=both(holds(_called), holds(lambda seen: seen.document["choices"][0]["message"]["content"] is None)),
         ),
     ),
     Case(
@@ -246,9 +244,7 @@ ANSWERS = (
         request=ask(),
         worker=_answers(429, _SLOW_DOWN, retry_after="7"),
         gateway=Says(429, "slow down", check=told(retry_after=None)),
-        openai=Says(
-            429, check=both(told(retry_after="7"), holds(lambda seen: seen.answer.body == _SLOW_DOWN))
-        ),
+        openai=Says(429, check=both(told(retry_after="7"), holds(lambda seen: seen.answer.body == _SLOW_DOWN))),
     ),
     Case(
         number=57,

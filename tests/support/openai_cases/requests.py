@@ -29,7 +29,7 @@ _TYPE = "code=400, message=Unmarshal type error: expected="
 _UNSUPPORTED = "code=415, message=Unsupported Media Type"
 _AUDIO = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA"}}]}]
 _BAD = "invalid character 'b' looking for beginning of object key string"
-_TEMPLATE = {"top_k": 3, "chat_template_kwargs": {"a": 1}}
+_TEMPLATE: dict[str, Any] = {"top_k": 3, "chat_template_kwargs": {"a": 1}}
 
 
 class _Down:

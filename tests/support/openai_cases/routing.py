@@ -229,8 +229,8 @@ ROUTING = (
         what="the estimate of a response",
         request=ask(RESPONSES, input="hello"),
         worker=_respond,
-        gateway=Says(200, check=got(x_input_tokens="12", x_token_estimate="13")),
-        openai=Says(200, check=got(x_input_tokens="6", x_token_estimate="6")),
+        gateway=Says(200, check=got(**{"x-input-tokens": "12", "x-token-estimate": "13"})),
+        openai=Says(200, check=got(**{"x-input-tokens": "6", "x-token-estimate": "6"})),
     ),
     Case(
         number=72,
@@ -342,9 +342,7 @@ ROUTING = (
         number=84,
         what="a request id that is no header value",
         request=(asked(body=BODY, x_request_id="caf\xe9"), asked(body=BODY, x_request_id="x" * 5000)),
-        gateway=Otherwise(
-            "a request id that is no header value is replaced", Says(200, check=holds(_ids_replaced))
-        ),
+        gateway=Otherwise("a request id that is no header value is replaced", Says(200, check=holds(_ids_replaced))),
         openai=Says(200, check=holds(_ids_replaced)),
     ),
     Case(
