@@ -22,7 +22,7 @@ from router.openai.sse import EventTooLongError
 from router.openai.usage_report import usage_of
 from tunnel_protocol.head import ERROR_CODE, HeaderList
 
-_MAX_ANSWER: Final = ANSWER.bytes or 0
+_MAX_ANSWER = ANSWER.bytes or 0
 _JSON: Final = (b"content-type", b"application/json")
 _STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
