@@ -28,7 +28,15 @@ COMPILED_PACKAGES = (
 )
 """Packages whose modules mypyc compiles; subpackages are not included."""
 
-COMPILED_MODULES = ("router/telemetry/families.py", "router/telemetry/trace_context.py")
+COMPILED_MODULES = (
+    "router/openai/keys/authenticator.py",
+    "router/openai/keys/bearer.py",
+    "router/openai/keys/caller.py",
+    "router/openai/keys/key_table.py",
+    "router/openai/limits/limiter.py",
+    "router/telemetry/families.py",
+    "router/telemetry/trace_context.py",
+)
 """Modules of other packages that mypyc compiles."""
 
 AS_WRITTEN = (

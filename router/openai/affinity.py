@@ -84,7 +84,7 @@ class GatewayAffinity:
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return text.encode() if text.isascii() else text.encode("utf-8", "surrogatepass")
 
 
 def _digest(caller: Caller, routing_key: str | None, model: str, parts: tuple[bytes, ...]) -> str:

@@ -20,6 +20,8 @@ from router.openai.wire import ABSENT, NOTHING, Chunk, decode_chunk
 
 _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
+_CHUNK: Final = b"data: {"
+_MODEL: Final = b'"model":'
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
@@ -126,6 +128,8 @@ class ChunkRewriter:
             self._last = _FINISHES if _finishes(data) else b""
         elif reported is not None and not self._keep_usage:
             return b""
+        if chunk.choices and chunk.usage is ABSENT and self._learn(event, bytes(chunk.model)):
+            return event if self._same_name else self._begins_for_client + event[len(self._begins) :]
         try:
             return self._written(event, data, chunk)
         except RequestError:
@@ -136,25 +140,28 @@ class ChunkRewriter:
         written = data
         if chunk.model != ABSENT and chunk.model != self._raw_model:
             written = json_body.parse_answer(data).replaced({"model": self._model})
-        self._learn(event, data, written, bytes(chunk.model))
         if chunk.usage != ABSENT and not self._keep_usage:
             written = json_body.parse_answer(written).without("usage")
         return event if written is data else with_data(event, written)
 
-    def _learn(self, event: bytes, data: bytes, rewritten: bytes, name: bytes) -> None:
-        """Remember how this chunk begins, if its model comes before its choices and only once."""
-        choices = data.find(b'"choices"')
-        end = data.find(name, data.find(b'"model"') + 7) + len(name)
-        if not name or not 0 < end <= choices or not event.startswith(b"data: " + data):
-            return
-        before = data[:end]
-        if data.count(b'"model"') != 1 or b'"usage"' in before or b'"finish_reason"' in before:
-            return
-        tail = data[end:]
-        if rewritten.endswith(tail):  # pragma: no branch - only the model was replaced
-            self._begins = b"data: " + before
-            self._same_name = rewritten is data
-            self._begins_for_client = b"data: " + rewritten[: len(rewritten) - len(tail)]
+    def _learn(self, event: bytes, name: bytes) -> bool:
+        """Remember how this chunk begins, if its model comes before its choices and only once. `name`: the JSON of the model."""
+        key = event.find(_MODEL)
+        begin = key + len(_MODEL)
+        if event.startswith(b" ", begin):
+            begin += 1
+        end = begin + len(name)
+        if key < 0 or not name or not event.startswith(name, begin) or not event.startswith(_CHUNK):
+            return False
+        if event.find(b'"choices"', end) < 0 or event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
+            return False
+        begins = event[:end]
+        if b'"usage"' in begins or b'"finish_reason"' in begins:
+            return False
+        self._begins = begins
+        self._same_name = name == self._model
+        self._begins_for_client = event[:begin] + self._model
+        return True
 
 
 def joined(events: list[bytes], rewrite: Callable[[bytes], bytes]) -> bytes:

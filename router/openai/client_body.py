@@ -14,6 +14,7 @@ _NULL: Final = b"null"
 _USAGE: Final = b'{"include_usage":true}'
 _CHAT: Final = Kind.CHAT  # bound once: looking a member up in its enum takes long (Python 3.11)
 _BRACKET: Final = ord("[")
+_BRACE: Final = ord("{")
 _is_empty = re.compile(rb"\[[ \t\n\r]*\]").match
 
 
@@ -100,7 +101,8 @@ def _check_needed(body: JsonObject, name: str, endpoint: Endpoint) -> None:
     if found is None or body.is_null(name):
         raise RequestError(missing(name))
     if endpoint.kind is _CHAT:
-        if memoryview(found)[0] != _BRACKET:
+        text = memoryview(found)
+        if text[0] != _BRACKET:
             raise RequestError(bad_request("invalid_type", f"`{name}` must be an array.", name))
-        if _is_empty(found) is not None:
+        if text[1] != _BRACE and _is_empty(text) is not None:
             raise RequestError(bad_request("invalid_value", f"`{name}` must not be empty.", name))

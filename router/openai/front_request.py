@@ -119,7 +119,10 @@ class FrontRequest(CallerRequest):
     def on_body_end(self) -> None:
         """See `BodyConsumer`: the body is complete."""
         if not self._over:
-            self.guarded(self._use_body)
+            try:
+                self._use_body()
+            except Exception:  # noqa: BLE001 - the connection would break, and its client not know why
+                self.defect()
 
     def _use_body(self) -> None:
         self._state = _CHECKS

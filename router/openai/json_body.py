@@ -76,7 +76,11 @@ class JsonObject:
             closing = self.raw.rstrip(_BLANKS)
             end = len(closing) - 1
             text = b",".join(added)
-            edits.append((end, end, b"," + text if self.members else text))
+            if self.members:
+                text = b"," + text
+            if not edits:
+                return b"".join((memoryview(self.raw)[:end], text, self.raw[end:]))
+            edits.append((end, end, text))
         if len(edits) > 1:
             edits.sort()
         view = memoryview(self.raw)  # its slices are no copies
