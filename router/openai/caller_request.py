@@ -104,6 +104,9 @@ class CallerRequest:
         if waiting is not None:
             waiting.cancel()
 
+    def tick(self, now: float) -> None:
+        """Some time has passed; `now` in seconds of the event loop. For limits that run out while nothing happens."""
+
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
 
     def pause_response(self) -> None:

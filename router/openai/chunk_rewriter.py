@@ -1,8 +1,8 @@
 """Rewrites the chunks of a streamed chat completion or completion for the client that asked for it. No I/O.
 
 The client's model name is restored, and the usage that only the front asked for is taken out. Most chunks of a stream begin with
-the same bytes (id, object, model): the first one is read in full, later ones that begin so are only searched for what
-must not stay. Everything else passes as the engine wrote it.
+the same bytes (id, object, model): the first one is read, in full unless it has the routed name where it belongs, and later ones
+that begin so are only searched for what must not stay. Everything else passes as the engine wrote it.
 """
 
 import re
@@ -48,6 +48,7 @@ class ChunkRewriter:
         "_last",
         "_model",
         "_raw_model",
+        "_routed",
         "_same_name",
         "_splitter",
         "content_events",
@@ -55,11 +56,15 @@ class ChunkRewriter:
         "usage",
     )
 
-    def __init__(self, model: bytes, *, keep_usage: bool) -> None:
-        """`model` is the JSON text of the client's model name; `keep_usage`: the client asked for usage."""
+    def __init__(self, model: bytes, *, keep_usage: bool, routed: bytes = b"") -> None:
+        """`model` is the JSON text of the client's model name; `keep_usage`: the client asked for usage.
+
+        `routed`: the JSON text of the name that the worker was told. A first chunk that has it where it belongs is not decoded.
+        """
         self._model = model
         self._raw_model = msgspec.Raw(model)
         self._keep_usage = keep_usage
+        self._routed = routed
         self._splitter = EventSplitter()
         self._begins = b"\n"
         """The bytes from the beginning of a chunk to the end of its model; at first what no event begins with."""
@@ -101,7 +106,16 @@ class ChunkRewriter:
                 self.content_events += 1
                 self._last = event
                 return event if self._same_name else self._begins_for_client + event[begins:]
+        elif self._routed and self._is_plain(event):
+            return self._rewrite(event)
         return self._read(event)
+
+    def _is_plain(self, event: bytes) -> bool:
+        """Whether this is the first chunk, with a choice, under the name that was asked for, without error or usage."""
+        routed, self._routed = self._routed, b""
+        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0 or event.find(b'"usage"') >= 0:
+            return False
+        return event.endswith(_OBJECT_END) and self._learn(event, routed)
 
     def _read(self, event: bytes) -> bytes:
         """Rewrite an event, whatever it is."""

@@ -82,7 +82,6 @@ class FrontRequest(CallerRequest):
         self._paused = False
         self._served = False
         self._times = TimeLimits(front.settings)
-        self._timer: asyncio.TimerHandle | None = None
 
     # --- the body ----------------------------------------------------------------------------------------------------
 
@@ -225,6 +224,7 @@ class FrontRequest(CallerRequest):
             endpoint=self._endpoint,
             name=body.name,
             model=body.model,
+            routed=key.model,
             stream=body.stream,
             keep_usage=body.keep_usage,
             headers=self._headers,
@@ -241,7 +241,7 @@ class FrontRequest(CallerRequest):
         self._relayed = relayed
         if self._paused:
             relayed.pause_response()
-        self._watch()
+        front.watch()
 
     def _was_served(self) -> bool:
         """Whether the model had workers a short time ago."""
@@ -284,7 +284,6 @@ class FrontRequest(CallerRequest):
         self._served = 200 <= status < 300
         self._times.worker_sent_at = self._front.loop.time()
         self._release_body()
-        self._watch()
 
     def failed(self, reason: str) -> None:
         """See `AnswerCallbacks`: in a later turn of the event loop, for the call comes from within the exchange."""
@@ -295,44 +294,22 @@ class FrontRequest(CallerRequest):
         """See `AnswerCallbacks`."""
         self._end(end, status, code)
 
-    def _watch(self) -> None:
-        """Set the timer for the next limit that can run out, or the next comment in a silent stream."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._note_sent()
-        at = self._times.next_at(answered=self._state is _ANSWER, streaming=self._streaming())
-        if at:
-            self._timer = self._front.loop.call_at(at, self._check)
-
-    def _note_sent(self) -> None:
-        """Take into account what the worker has sent."""
-        if self._answer is not None and self._answer.sent_at > self._times.worker_sent_at:
-            self._times.worker_sent_at = self._answer.sent_at
-
-    def _streaming(self) -> bool:
-        return self._answer is not None and self._answer.streaming
-
-    def _check(self) -> None:
-        """A time that `_watch` has set is there: end the request, or send a comment."""
-        self._timer = None
-        answer = self._answer
-        if self._over or answer is None:  # pragma: no cover - the end cancels the timer
+    def tick(self, now: float) -> None:
+        """See `CallerRequest.tick`: end the request at a limit, or send a comment in a silent stream."""
+        answer, times = self._answer, self._times
+        if self._over or answer is None:
             return
-        now = self._front.loop.time()
         if self._paused:
-            self._times.worker_sent_at = now  # the client does not read: the worker is not idle
-        self._note_sent()
-        answered, streaming = self._state is _ANSWER, self._streaming()
-        message = self._times.reached(now, answered=answered)
+            times.worker_sent_at = now  # the client does not read: the worker is not idle
+        elif answer.sent_at > times.worker_sent_at:
+            times.worker_sent_at = answer.sent_at
+        message = times.reached(now, answered=self._state is _ANSWER)
         if message is not None:
             self.failed(message)
             answer.fail(errors.timed_out(message), End.CUT)
-            return
-        if streaming and self._times.comment_is_due(now):
-            self._times.commented_at = now
+        elif answer.streaming and times.comment_is_due(now):
+            times.commented_at = now
             answer.keep_alive()
-        self._watch()
 
     # --- ResponseFlow ------------------------------------------------------------------------------------------------
 
@@ -371,9 +348,6 @@ class FrontRequest(CallerRequest):
         self._pieces = []
         self._body = None
         self._relayed = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         answer, key, estimate = self._answer, self._key, self._estimate
         self._answer = None  # cuts the reference cycle between the two
         usage = None if answer is None else answer.usage

@@ -1,4 +1,7 @@
-"""The times at which a request of the front is ended, or its silent stream gets a comment. No I/O; seconds of the event loop."""
+"""The times at which a request of the front is ended, or its silent stream gets a comment. No I/O; seconds of the event loop.
+
+They are looked at every `tick_s`, so what they lead to comes up to that much later.
+"""
 
 from typing import Final
 
@@ -7,6 +10,9 @@ from router.openai.settings import FrontSettings
 TOO_LONG: Final = "The request took longer than this router allows."
 NO_HEAD: Final = "No worker began to answer within the time that this router allows."
 SILENT: Final = "The worker sent nothing for longer than this router allows."
+
+
+_LEAST_TICK_S: Final = 0.005
 
 
 class TimeLimits:
@@ -23,24 +29,6 @@ class TimeLimits:
         self.commented_at = 0.0
         """When the last comment was sent."""
 
-    def next_at(self, *, answered: bool, streaming: bool) -> float:
-        """When the next limit runs out, or a comment is due; 0 if that is never.
-
-        `answered`: the head of the answer is here; `streaming`: comments may be sent.
-        """
-        settings, found = self._settings, 0.0
-        if settings.total_timeout_ms:
-            found = self.read_at + settings.total_timeout_ms / 1000
-        if not answered:
-            if settings.head_timeout_ms:
-                found = _earlier(found, self.read_at + settings.head_timeout_ms / 1000)
-            return found
-        if settings.idle_timeout_ms:
-            found = _earlier(found, self.worker_sent_at + settings.idle_timeout_ms / 1000)
-        if streaming and settings.keepalive_ms:
-            found = _earlier(found, self._comment_at())
-        return found
-
     def reached(self, now: float, *, answered: bool) -> str | None:
         """The message of the limit that has run out by `now`; None if none has."""
         settings = self._settings
@@ -55,12 +43,12 @@ class TimeLimits:
 
     def comment_is_due(self, now: float) -> bool:
         """Whether a stream has been silent for so long by `now` that it gets a comment."""
-        return self._settings.keepalive_ms > 0 and self._comment_at() <= now
-
-    def _comment_at(self) -> float:
-        return max(self.worker_sent_at, self.commented_at) + self._settings.keepalive_ms / 1000
+        silence_ms = self._settings.keepalive_ms
+        return silence_ms > 0 and max(self.worker_sent_at, self.commented_at) + silence_ms / 1000 <= now
 
 
-def _earlier(one: float, other: float) -> float:
-    """The earlier of two times, of which the first may be 0 for never."""
-    return other if not one or other < one else one
+def tick_s(settings: FrontSettings) -> float:
+    """How often the limits have to be looked at, in seconds: a tenth of the shortest, at most a second; 0 is never."""
+    limits = (settings.head_timeout_ms, settings.idle_timeout_ms, settings.total_timeout_ms, settings.keepalive_ms)
+    shortest = min((limit for limit in limits if limit), default=0)
+    return min(1.0, max(_LEAST_TICK_S, shortest / 10_000)) if shortest else 0.0

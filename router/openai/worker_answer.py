@@ -4,6 +4,7 @@ A stream is passed on chunk by chunk, or collected for a client that asked for n
 those that an engine sends in that form stay as they are. After the head an error is an event, never a silent end.
 """
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
@@ -35,6 +36,8 @@ _PASSED_ON: Final = frozenset(
 """Fields of a worker's answer that the client gets."""
 KEEPALIVE: Final = b": keep-alive\n\n"
 
+_plain = re.compile(r"[A-Za-z0-9._:@+/-]+").fullmatch
+
 _CUT: Final = errors.upstream_error("The worker's answer was cut. What you have received is not complete.")
 _TOO_LARGE: Final = errors.upstream_error(
     "The answer is too large to be sent in one piece. Ask for a stream, or for fewer output tokens."
@@ -47,7 +50,18 @@ _COMPRESSED: Final = errors.upstream_error("The engine answered in a compressed 
 class Asked:
     """What the answer depends on."""
 
-    __slots__ = ("endpoint", "headers", "keep_usage", "model", "name", "now", "render", "stream", "was_served")
+    __slots__ = (
+        "endpoint",
+        "headers",
+        "keep_usage",
+        "model",
+        "name",
+        "now",
+        "render",
+        "routed",
+        "stream",
+        "was_served",
+    )
 
     def __init__(
         self,
@@ -55,6 +69,7 @@ class Asked:
         endpoint: Endpoint,
         name: str,
         model: bytes,
+        routed: str,
         stream: bool,
         keep_usage: bool,
         headers: HeaderList,
@@ -67,6 +82,8 @@ class Asked:
         """The model as the client wrote it."""
         self.model = model
         """The JSON text of that."""
+        self.routed = routed
+        """The model as the worker was told."""
         self.stream = stream
         """Whether the client asked for a stream."""
         self.keep_usage = keep_usage
@@ -278,7 +295,10 @@ class WorkerAnswer(ResponseWriter):
     def _stream(self) -> ChunkRewriter | ResponseEvents:
         if self._asked.endpoint.kind is _RESPONSE:
             return ResponseEvents(self._asked.model, collect=False)
-        return ChunkRewriter(self._asked.model, keep_usage=self._asked.keep_usage)
+        asked = self._asked
+        # What else would have to be written in JSON is decoded.
+        routed = b'"%b"' % asked.routed.encode() if _plain(asked.routed) else b""
+        return ChunkRewriter(asked.model, keep_usage=asked.keep_usage, routed=routed)
 
     def _collector(self) -> ChunkAggregator | ResponseEvents:
         if self._asked.endpoint.kind is _RESPONSE:

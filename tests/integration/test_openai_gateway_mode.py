@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from router.openai.keys.refusals import CHECK_TOOK_TOO_LONG
-from support.front_in_memory import front_in_memory, get
+from support.front_in_memory import DONE, SSE, chunk, front_in_memory, get
 from support.openai_cases.case import EMBEDDINGS, alice, ask
 
 pytestmark = pytest.mark.loop("uvloop")
@@ -37,6 +37,21 @@ async def test_errors_of_other_routes_pass_as_they_are() -> None:
         answer = await front.ask(ask(EMBEDDINGS, model="f/unknown", input="a"))
         assert (answer.status, answer.body.decode()) == (404, NO_CANDIDATES)
         assert answer.header("x-stargate-error-code") == "no_eligible_candidates"
+
+
+async def test_a_silent_stream_gets_comments() -> None:
+    async with front_in_memory(alice(), mode="gateway", keepalive_ms=20) as front:
+        worker = front.worker(model="m", key="f")
+        client = await front.client()
+        client.send(ask(stream=True))
+        exchange = await worker.next()
+        exchange.head(200, **SSE)
+        await client.head()
+        assert await client.chunk() == b": keep-alive\n\n"
+        assert await client.chunk() == b": keep-alive\n\n"
+        exchange.body(chunk({}, "stop") + DONE)
+        exchange.end()
+        assert await client.chunk() == chunk({}, "stop", model="f/m") + DONE
 
 
 async def test_the_version_is_told() -> None:
