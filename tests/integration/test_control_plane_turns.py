@@ -7,10 +7,11 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from router.control_plane.gateway_auth import GatewayAuthenticator
 from router.control_plane.grpc_server import GrpcServer, GrpcTls
 from router.control_plane.registration_stream import RegistrationStream, RegistrationTable
-from router.control_plane.resolver import LookupFailedError, Resolver
-from router.control_plane.worker_auth import GatewayAuthenticator
+from router.control_plane.replicas import LookupFailedError
+from router.control_plane.resolver import Resolver
 from router.registry.registry import Registry
 from router.telemetry.metrics import Metrics
 from support.control_plane import control_plane, report
