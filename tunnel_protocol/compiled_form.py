@@ -27,7 +27,12 @@ COMPILED_PACKAGES = (
 )
 """Packages whose modules mypyc compiles; subpackages are not included."""
 
-COMPILED_MODULES = ("router/telemetry/families.py", "router/telemetry/trace_context.py")
+COMPILED_MODULES = (
+    "router/operators/durations.py",
+    "router/operators/request_log.py",
+    "router/telemetry/families.py",
+    "router/telemetry/trace_context.py",
+)
 """Modules of other packages that mypyc compiles."""
 
 AS_WRITTEN = (
@@ -54,7 +59,12 @@ MANIFEST = "SOURCES"
 
 # Types and constants of modules below these directories are compiled into the modules that import them.
 # tests/unit/test_packaging.py checks this by the imports.
-_SOURCES = ("tunnel_protocol", "router/telemetry", *(name for name in COMPILED_PACKAGES if name.startswith("router/")))
+_SOURCES = (
+    "tunnel_protocol",
+    "router/operators",
+    "router/telemetry",
+    *(name for name in COMPILED_PACKAGES if name.startswith("router/")),
+)
 _SOURCE_SUFFIXES = (".py", ".pyi", ".pyx")
 _BUILD_FILES = ("setup.py", "pyproject.toml", "requirements/build.txt", "requirements/run.txt", "router/__init__.py")
 _TAG = SUFFIX.split(".")[1]
