@@ -46,7 +46,7 @@ class Hostile:
         engine = self.engine
         engine.receive(sealed(self.peer, payload + bytes(max(0, 4 - len(payload)))), address, self.world.now)
         engine.deliver()
-        self.out += sum(len(data) for data, _ in engine.poll(self.world.now))
+        self.out += sum(len(data) for data, _, _ in engine.poll(self.world.now))
         engine.deadline()
 
     def ended_with(self):

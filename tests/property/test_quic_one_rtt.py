@@ -14,6 +14,7 @@ from support.quic_simulation import (
     SimulatedNetwork,
     StreamRecorder,
     World,
+    datagrams_of,
     nothing_left,
     sealed,
 )
@@ -426,7 +427,7 @@ def test_1_rtt_packets_that_come_before_the_end_of_the_handshake_are_kept():
     world.start()
     world.run(lambda: world.client.established, 5)
     world.client.engine.open_stream(StreamRecorder()).write(b"early", fin=True)
-    for data, address in world.client.engine.poll(world.now):
+    for data, address in datagrams_of(world.client.engine.poll(world.now)):
         world.send(world.client, data, address)
     world.idle(0.02)
     assert held

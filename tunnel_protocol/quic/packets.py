@@ -1,7 +1,7 @@
 """Encodes and decodes ordinary 1-RTT packets: packet protection, STREAM and ACK frames (RFC 9000, RFC 9001).
 
 No state and no I/O. This is the Python version of `packet_speedups.pyx`, which is used instead if it was compiled; tests run
-against both. Packets that are not ordinary are left to the caller, which passes them to aioquic.
+against both. Packets that are not ordinary are left to the caller.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,10 @@ class Keys(NamedTuple):
     """Decrypts or encrypts (nonce, data, associated data). Raises the library's error if decryption fails."""
     iv: int
     mask: Callable[[bytes], bytes]
-    """Computes the header protection mask of a sample."""
+    """Computes the header protection masks of samples of 16 bytes; a mask takes the first 5 of 16 bytes (RFC 9001 section 5.4)."""
+
+    into: Callable[[bytes, bytes, bytes, bytearray], int] | None = None
+    """Encrypts as `aead` does, into the given buffer, which has exactly the size of the result; None for keys that decrypt."""
 
 
 class PacketKeys(Protocol):
@@ -42,6 +45,10 @@ class PacketKeys(Protocol):
 
     @property
     def mask(self) -> Callable[[bytes], bytes]:
+        """See `Keys`."""
+
+    @property
+    def into(self) -> Callable[[bytes, bytes, bytes, bytearray], int] | None:
         """See `Keys`."""
 
 
@@ -64,9 +71,14 @@ class Ack(NamedTuple):
     """Position of the next frame in the payload."""
 
 
-def make_keys(aead: Callable[[bytes, bytes, bytes], bytes], iv: int, mask: Callable[[bytes], bytes]) -> PacketKeys:
+def make_keys(
+    aead: Callable[[bytes, bytes, bytes], bytes],
+    iv: int,
+    mask: Callable[[bytes], bytes],
+    into: Callable[[bytes, bytes, bytes, bytearray], int] | None = None,
+) -> PacketKeys:
     """Keys of this form."""
-    return Keys(aead, iv, mask)
+    return Keys(aead, iv, mask, into)
 
 
 def varint(value: int) -> bytes:
@@ -202,3 +214,35 @@ def stream_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
     if offset:
         return b"".join((b"\x0f" if fin else b"\x0e", id_bytes, varint(offset), length, data))
     return b"".join((b"\x0b" if fin else b"\x0a", id_bytes, length, data))
+
+
+def seal_run(
+    first: int,
+    peer_cid: bytes,
+    number: int,
+    id_bytes: bytes,
+    offset: int,
+    data: bytes | bytearray,
+    start: int,
+    stop: int,
+    piece_bytes: int,
+    fin: bool,
+    keys: PacketKeys,
+) -> bytes:
+    """Protected packets, one after another in one buffer, that carry `data[start:stop]` in pieces of `piece_bytes` bytes.
+
+    Each holds one STREAM frame without length field, which reaches to the end of the packet (RFC 9000 section 19.8). `number`,
+    `offset` and `fin` are the packet number of the first packet, the stream offset of the first piece, and whether the stream
+    ends with the last one, which may be shorter than the others. `keys` must be able to encrypt into a buffer.
+    """
+    packets: list[bytes] = []
+    for at in range(start, stop, piece_bytes):
+        piece = bytes(data[at : min(stop, at + piece_bytes)])
+        frame = run_frame(id_bytes, offset + at - start, piece, fin and at + piece_bytes >= stop)
+        packets.append(seal_packet(first, peer_cid, number + len(packets), frame, keys))
+    return b"".join(packets)
+
+
+def run_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
+    """A STREAM frame as `seal_run` writes it: the offset takes 8 bytes whatever it is, so that all packets are equally long."""
+    return b"".join((b"\x0d" if fin else b"\x0c", id_bytes, (offset | 0xC000000000000000).to_bytes(8, "big"), data))
