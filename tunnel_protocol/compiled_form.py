@@ -19,6 +19,7 @@ COMPILED_PACKAGES = (
     "tunnel_protocol/quic",
     "router/balancing",
     "router/balancing/algorithms",
+    "router/grpc",
     "router/http1",
     "router/ports",
     "router/proxy",
@@ -28,6 +29,16 @@ COMPILED_PACKAGES = (
 """Packages whose modules mypyc compiles; subpackages are not included."""
 
 COMPILED_MODULES = (
+    # What each report of a worker runs through.
+    "router/control_plane/id_claim.py",
+    "router/control_plane/idle_timer.py",
+    "router/control_plane/inbox.py",
+    "router/control_plane/last_report.py",
+    "router/control_plane/message_limits.py",
+    "router/control_plane/messages.py",
+    "router/control_plane/registration_stream.py",
+    "router/control_plane/registration_table.py",
+    "router/control_plane/unroutable_models.py",
     "router/operators/durations.py",
     "router/operators/request_log.py",
     "router/telemetry/families.py",
@@ -61,6 +72,7 @@ MANIFEST = "SOURCES"
 # tests/unit/test_packaging.py checks this by the imports.
 _SOURCES = (
     "tunnel_protocol",
+    "router/control_plane",
     "router/operators",
     "router/telemetry",
     *(name for name in COMPILED_PACKAGES if name.startswith("router/")),

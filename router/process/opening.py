@@ -13,9 +13,9 @@ from certs import Identity as TlsIdentity
 from router.config import package_settings
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
-from router.config.startup_checks import StartupError, causes_of, listen_address
-from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
+from router.config.startup_checks import StartupError, listen_address
 from router.control_plane.worker_auth import OpenAuthenticator
+from router.grpc.server import GrpcBindError, GrpcServer, GrpcTls
 from router.ports.authentication import RemoteAuthenticator, WorkerAuthConnectError
 from router.ports.registration_tunnels import WorkerTunnels
 from router.process.critical_tasks import CriticalTasks
@@ -169,9 +169,7 @@ def _bind_grpc(
     try:
         port = server.bind(str(address))
     except GrpcBindError as error:
-        # The library does not tell the reason; the system tells it for a plain socket.
-        bind_tcp(address, listener, options).close()
-        raise StartupError(f"failed to bind {listener} listener", *causes_of(error), options=options) from None
+        raise StartupError(f"failed to bind {listener} listener", cause_of(error.reason), options=options) from None
     opened.push_async_callback(server.close)
     return server, SocketAddress(address.host, port)
 

@@ -13,9 +13,9 @@ import structlog
 from certs import Identity as TlsIdentity
 from router.config import package_settings, startup_checks
 from router.control_plane.discovery import Discovery, Lookup
-from router.control_plane.model_discovery import ModelDiscovery
+from router.control_plane.model_discovery import MODEL_DISCOVERY, ModelDiscovery
 from router.control_plane.replicas import Replica
-from router.control_plane.service import ControlPlane
+from router.control_plane.service import CONTROL_PLANE, ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
 from router.control_plane.worker_auth import OpenAuthenticator
 from router.http1.server import HttpServer
@@ -37,7 +37,6 @@ from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.endpoint import TickObserver
 
 if TYPE_CHECKING:
@@ -148,16 +147,8 @@ def _add_services(
         package_settings.control_plane(base.settings, bound.advertise, bound.addresses["reverse_tunnel"]),
         base.metrics,
     )
-    bound.grpc.add_service(
-        "stargate.StargateControlPlane",
-        stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server,
-        control_plane,
-    )
-    bound.model_discovery.add_service(
-        "stargate.StargateModelDiscovery",
-        stargate_pb2_grpc.add_StargateModelDiscoveryServicer_to_server,
-        ModelDiscovery(base.registry),
-    )
+    bound.grpc.add_service(CONTROL_PLANE, control_plane.methods())
+    bound.model_discovery.add_service(MODEL_DISCOVERY, ModelDiscovery(base.registry).methods())
     return control_plane
 
 

@@ -11,6 +11,7 @@ UNUSED = (
     "aiohttp",  # a provider of tokens
     "dns",  # discovery
     "greenlet",  # structlog looks for it
+    "grpc",  # a gateway that authenticates workers
     "opentelemetry",  # traces
     "pygments",
     "redis",  # limits of several processes
