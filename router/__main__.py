@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from tunnel_protocol.observers import standard_streams
+from tunnel_protocol.observers import standard_streams, structlog_import
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
         from router.openai.keys import command as keys_command
 
         sys.exit(keys_command.main(sys.argv[2:]))
+    structlog_import.import_structlog()
     from router.config.cli import settings_or_exit
     from router.telemetry import build
 

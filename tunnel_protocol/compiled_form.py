@@ -19,6 +19,7 @@ COMPILED_PACKAGES = (
     "tunnel_protocol/quic",
     "router/balancing",
     "router/balancing/algorithms",
+    "router/grpc",
     "router/http1",
     "router/openai",
     "router/ports",
@@ -29,11 +30,23 @@ COMPILED_PACKAGES = (
 """Packages whose modules mypyc compiles; subpackages are not included."""
 
 COMPILED_MODULES = (
+    # What each report of a worker runs through.
+    "router/control_plane/id_claim.py",
+    "router/control_plane/idle_timer.py",
+    "router/control_plane/inbox.py",
+    "router/control_plane/last_report.py",
+    "router/control_plane/message_limits.py",
+    "router/control_plane/messages.py",
+    "router/control_plane/registration_stream.py",
+    "router/control_plane/registration_table.py",
+    "router/control_plane/unroutable_models.py",
     "router/openai/keys/authenticator.py",
     "router/openai/keys/bearer.py",
     "router/openai/keys/caller.py",
     "router/openai/keys/key_table.py",
     "router/openai/limits/limiter.py",
+    "router/operators/durations.py",
+    "router/operators/request_log.py",
     "router/telemetry/families.py",
     "router/telemetry/trace_context.py",
 )
@@ -64,7 +77,13 @@ MANIFEST = "SOURCES"
 
 # Types and constants of modules below these directories are compiled into the modules that import them.
 # tests/unit/test_packaging.py checks this by the imports.
-_SOURCES = ("tunnel_protocol", "router/telemetry", *(name for name in COMPILED_PACKAGES if name.startswith("router/")))
+_SOURCES = (
+    "tunnel_protocol",
+    "router/control_plane",
+    "router/operators",
+    "router/telemetry",
+    *(name for name in COMPILED_PACKAGES if name.startswith("router/")),
+)
 _SOURCE_SUFFIXES = (".py", ".pyi", ".pyx")
 _BUILD_FILES = ("setup.py", "pyproject.toml", "requirements/build.txt", "requirements/run.txt", "router/__init__.py")
 _TAG = SUFFIX.split(".")[1]

@@ -5,9 +5,8 @@ Source: docs/control-plane.md, "Admission".
 
 from typing import Final
 
-import grpc
-
 from router.control_plane.inference_server_url import InvalidUrlError, check_inference_server_url
+from router.grpc.status import Status
 from router.ports.identity import Identity
 from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 
@@ -15,7 +14,7 @@ from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 class RefusedError(Exception):
     """A registration is refused or ended with a gRPC status. `label` is the refusal's name in metrics."""
 
-    def __init__(self, code: grpc.StatusCode, message: str, *, label: str, log_text: str) -> None:
+    def __init__(self, code: Status, message: str, *, label: str, log_text: str) -> None:
         super().__init__(message)
         self.code = code
         self.message: Final = message
@@ -26,7 +25,7 @@ class RefusedError(Exception):
 
 def _invalid(message: str, label: str, log_text: str | None = None) -> RefusedError:
     return RefusedError(
-        grpc.StatusCode.INVALID_ARGUMENT,
+        Status.INVALID_ARGUMENT,
         message,
         label=label,
         log_text=f"{log_text or message}; denying registration",
@@ -75,7 +74,7 @@ def too_large(message: str) -> RefusedError:
 def already_registered(message: str) -> RefusedError:
     """The refusal of an id that a live registration already has."""
     return RefusedError(
-        grpc.StatusCode.ALREADY_EXISTS,
+        Status.ALREADY_EXISTS,
         message,
         label="duplicate",
         log_text="duplicate inference_server_id: another stream already registered this id",

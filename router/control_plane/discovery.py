@@ -14,8 +14,10 @@ from typing import Protocol
 import structlog
 
 from router.control_plane.replicas import (
+    LookupFailedError,
     Pod,
     Replica,
+    SrvRecord,
     dashed_address,
     from_addresses,
     from_pods,
@@ -27,10 +29,19 @@ from router.control_plane.replicas import (
     with_siblings,
     without_scope,
 )
-from router.control_plane.resolver import LookupFailedError, Resolver
 from router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
+
+
+class Names(Protocol):
+    """DNS; see `resolver.Resolver`."""
+
+    async def srv(self, name: str) -> list[SrvRecord]:
+        """The SRV records of `name`, with the addresses that came with them. Raises `LookupFailedError`."""
+
+    async def addresses(self, name: str) -> list[str]:
+        """The IPv4 and IPv6 addresses of `name`. Raises `LookupFailedError` if it has neither."""
 
 
 class Lookup(Protocol):
@@ -74,7 +85,7 @@ class HeadlessService:
 
     def __init__(
         self,
-        resolver: Resolver,
+        resolver: Names,
         *,
         dns_name: str,
         template: str,
@@ -170,7 +181,7 @@ class PlainDns:
     kind = "address"
     failure_text = "dns lookup failed"
 
-    def __init__(self, resolver: Resolver, *, dns_name: str, own: Replica) -> None:
+    def __init__(self, resolver: Names, *, dns_name: str, own: Replica) -> None:
         self.dns_name = dns_name
         self.own = own
         self._resolver = resolver

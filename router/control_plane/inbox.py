@@ -1,4 +1,4 @@
-"""The queue between the reader of one registration stream and the processing of its messages.
+"""The queue between the connection of one registration stream and the processing of its messages, as they are encoded.
 
 Reading goes on while an update waits for a tunnel, because messages show that the worker is alive. Every message is a
 complete report, so when too many wait the oldest are dropped.
@@ -8,11 +8,10 @@ import asyncio
 from collections import deque
 from enum import Enum, auto
 
-from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 from tunnel_protocol.limit import Limit
 
 INBOX = Limit("registration.inbox", bytes=4 << 20, pieces=64)
-"""Limit of the waiting messages of one stream, by number and encoded size in bytes; one message of any size always fits."""
+"""Limit of the waiting messages of one stream, by number and size in bytes; one message of any size always fits."""
 
 _MAX_BYTES = INBOX.bytes or 0
 _MAX_MESSAGES = INBOX.pieces or 0
@@ -27,24 +26,27 @@ class Signal(Enum):
     """The worker half-closed the stream; no further item follows."""
     IDLE = auto()
     """Nothing has arrived for the idle timeout."""
-    FAILED = auto()
-    """Reading failed; no further item follows."""
 
 
 class Inbox:
     """A queue for one producer and one consumer. Holds at most 64 messages and, except for a single larger one, 4 MiB."""
 
     def __init__(self) -> None:
-        self._items: deque[InferenceServerRegistration | Signal] = deque()
+        self._items: deque[bytes | Signal] = deque()
         self._sizes: deque[int] = deque()
         self._bytes = 0
         self._recovered = False
         self._idle = False
         self._waiting: asyncio.Future[None] | None = None
 
-    def put(self, message: InferenceServerRegistration) -> None:
+    @property
+    def awaited(self) -> bool:
+        """Whether `get` waits for an item."""
+        return self._waiting is not None and not self._waiting.done()
+
+    def put(self, message: bytes) -> None:
         """Add a message; drops the oldest ones beyond the limit."""
-        size = message.ByteSize()
+        size = len(message)
         while self._sizes and (len(self._sizes) >= _MAX_MESSAGES or self._bytes + size > _MAX_BYTES):
             self._items.popleft()
             self._bytes -= self._sizes.popleft()
@@ -68,7 +70,7 @@ class Inbox:
         self._idle = True
         self._wake()
 
-    async def get(self) -> InferenceServerRegistration | Signal:
+    async def get(self) -> bytes | Signal:
         """Wait for the next item and return it."""
         self._idle = False
         while (item := self._take()) is None:
@@ -81,7 +83,7 @@ class Inbox:
                 self._waiting = None
         return item
 
-    def _take(self) -> InferenceServerRegistration | Signal | None:
+    def _take(self) -> bytes | Signal | None:
         """The next item if there is one now, else None."""
         if self._recovered:
             self._recovered = False

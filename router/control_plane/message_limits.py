@@ -53,9 +53,9 @@ def check_limits(message: InferenceServerRegistration) -> None:
             _check_stats(entry.stats)
 
 
-def worth_keeping(message: InferenceServerRegistration) -> bool:
+def worth_keeping(encoded: bytes) -> bool:
     """Whether the report is within `KEPT_REPORT`: decoded, a report takes several times its encoded size."""
-    return message.ByteSize() <= (KEPT_REPORT.bytes or 0)
+    return len(encoded) <= (KEPT_REPORT.bytes or 0)
 
 
 def kept_estimates(estimates: Mapping[int, int]) -> Mapping[int, int]:

@@ -5,11 +5,9 @@ tunnel: when the tunnel is lost the worker is withdrawn at once, when it works a
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
@@ -18,8 +16,8 @@ from router.control_plane.heartbeat import idle_timeout_ms
 from router.control_plane.id_claim import HolderLiveness, Liveness
 from router.control_plane.idle_timer import IdleTimer
 from router.control_plane.inbox import Inbox, Signal
-from router.control_plane.message_limits import MessageLimitError, check_limits, worth_keeping
-from router.control_plane.messages import model_updates
+from router.control_plane.last_report import LastReport
+from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.registration_end import (
     CANCELLED,
     CLOSED,
@@ -29,56 +27,15 @@ from router.control_plane.registration_end import (
     log_before_admission,
     log_deregistered,
 )
-from router.control_plane.settings import ControlPlaneSettings
+from router.control_plane.registration_table import RegistrationTable
+from router.control_plane.report_stream import ReportStream
 from router.control_plane.unroutable_models import UnroutableModels
 from router.ports.identity import Identity
-from router.ports.registration_tunnels import MakeTunnels, TunnelStep, WorkerTunnels
+from router.ports.registration_tunnels import TunnelStep, WorkerTunnels
 from router.registry.registration import AlreadyRegisteredError, Registration
-from router.registry.registry import Registry
-from router.registry.stats import ModelUpdate
-from router.telemetry.metrics import Metrics
-from tunnel_protocol.control.stargate_pb2 import InferenceServerAck, InferenceServerRegistration
+from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration
 
 _log = structlog.get_logger()
-
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the type stubs
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class RegistrationTable:
-    """The registration streams of this process: what they share, and which of them holds which id."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        make_tunnels: MakeTunnels,
-        settings: ControlPlaneSettings,
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
-        self.registry = registry
-        self.make_tunnels = make_tunnels
-        self.settings = settings
-        self.clock = clock
-        self.open: set[RegistrationStream] = set()
-        self.holders: dict[str, RegistrationStream] = {}
-        dial_addr = settings.reverse_tunnel_dial_addr.strip() or settings.reverse_tunnel_target
-        self.ack = InferenceServerAck(
-            reverse_tunnel_target=settings.reverse_tunnel_target,
-            reverse_tunnel_pylon_dial_addr=dial_addr if settings.reverse_tunnel_target else "",
-        )
-        self._metrics = metrics
-
-    def hold(self, inference_server_id: str, stream: "RegistrationStream") -> None:
-        """From now on `stream` holds the id."""
-        self.holders[inference_server_id] = stream
-        self._metrics.registered_streams.set(len(self.holders), ())
-
-    def release(self, inference_server_id: str) -> None:
-        """No stream holds the id any more."""
-        del self.holders[inference_server_id]
-        self._metrics.registered_streams.set(len(self.holders), ())
 
 
 class RegistrationStream:
@@ -87,7 +44,7 @@ class RegistrationStream:
     def __init__(
         self,
         table: RegistrationTable,
-        context: Context,
+        call: ReportStream,
         *,
         routing_key: str | None,
         heartbeat_ms: int | None,
@@ -101,8 +58,8 @@ class RegistrationStream:
         """Whether the stream was refused before admission."""
         self._end_error: str | None = "the call was cancelled, or its connection lost"
         self._table = table
-        self._context = context
-        self._peer = peer
+        self._call = call
+        self.peer = peer
         settings = table.settings
         idle_ms = idle_timeout_ms(heartbeat_ms, settings.idle_timeout_ms, settings.max_idle_timeout_ms)
         self._idle_s = None if idle_ms is None else idle_ms / 1000
@@ -111,14 +68,11 @@ class RegistrationStream:
         self._inbox = Inbox()
         self._idle = IdleTimer(self._idle_s, self._inbox.idle)
         self._tunnels: WorkerTunnels | None = None
-        self._report: InferenceServerRegistration | None = None
-        """The last report, read into `_models`, if it is kept; an equal one is not checked and read again."""
-        self._models: dict[str, ModelUpdate] = {}
+        self._last = LastReport()
         self._unroutable = UnroutableModels()
         self._sign_of_life = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
-        self._read_error: str | None = None
 
     async def run(self) -> None:
         """Serve the stream until it ends; returning means status OK. Raises `RefusedError` with the status to end with.
@@ -127,9 +81,9 @@ class RegistrationStream:
         """
         self._task = asyncio.current_task()
         self._table.open.add(self)
-        reader = asyncio.create_task(self._read())
         try:
             if not self._stopped:
+                self._call.receive(self._on_message, self._on_closed)
                 await self._serve()
         except asyncio.CancelledError:
             # `stop` cancels the current wait; any other cancellation comes from the gRPC call.
@@ -147,8 +101,7 @@ class RegistrationStream:
             if self.registration is None:
                 self._log_before_admission()
             self._idle.close()
-            reader.cancel()
-            await self._wait_closed(reader)
+            await self._wait_closed()
 
     def stop(self, reason: str) -> None:
         """End the stream with OK: its routes and id are free when this returns."""
@@ -196,43 +149,78 @@ class RegistrationStream:
                     inference_server_id=self.inference_server_id,
                 )
                 return
-            if isinstance(item, InferenceServerRegistration):
-                await self._update(item)
-            elif item is Signal.RECOVERED:
+            if item is Signal.RECOVERED:
                 await self._reapply()
-            else:
-                closed = item is Signal.CLOSED
-                self._ends(CLOSED if closed else READ_FAILED, self._read_error)  # no error if it was closed
+            elif item is Signal.CLOSED:
+                self._ends(CLOSED, None)
                 return
+            elif isinstance(item, bytes):
+                try:
+                    await self._update(item)
+                except DecodeError as error:
+                    self._cannot_be_read(str(error) or type(error).__name__)
+                    return
 
-    async def _read(self) -> None:
-        signal = Signal.FAILED
+    def _cannot_be_read(self, error: str) -> None:
+        _log.warning(
+            "inference servers stream read failed or closed",
+            error=error,
+            inference_server_id=self.inference_server_id,
+            peer=self.peer,
+        )
+        self._ends(READ_FAILED, error)
+
+    def _on_message(self, encoded: bytes) -> None:
+        """A report has come; called while bytes of the worker's connection are read."""
+        now = self._table.clock()
+        self.liveness.message_received(now)
+        self._sign_of_life.set()
+        if self._tunnels is not None:
+            self._tunnels.reported()
+        if not self._update_now(encoded, now):
+            self._inbox.put(encoded)
+
+    def _on_closed(self) -> None:
+        self._inbox.end(Signal.CLOSED)
+
+    def _update_now(self, encoded: bytes, now: float) -> bool:
+        """Apply and acknowledge a report for which nothing has to be waited: all but the first few, and those after a loss.
+
+        False if it has to be queued; nothing has been done then. A task that waits would cost as much as all the rest.
+        """
+        registration, tunnels = self.registration, self._tunnels
+        if registration is None or tunnels is None or not self._inbox.awaited or not self._call.writable:
+            return False
+        rtt_ns = tunnels.settled_rtt_ns()
+        if rtt_ns is None or registration.ended:
+            return False
+        if not self._last.is_repeated_by(encoded) and not self._take_now(encoded, registration):
+            return False
+        self._table.registry.apply(registration, self._last.models, connected=True, rtt_ns=rtt_ns, now=now)
+        self._unroutable.log(self._last.models, self.inference_server_id, without_rtt=False)
+        self._call.write_now(self._table.ack)
+        self._idle.wait_begins()
+        return True
+
+    def _take_now(self, encoded: bytes, registration: Registration) -> bool:
+        """Read a report that is not that of before; False if it is to be refused, which is left to `_update`."""
         try:
-            while (message := await self._context.read()) is not _EOF:
-                self.liveness.message_received(self._table.clock())
-                self._sign_of_life.set()
-                if self._tunnels is not None:
-                    self._tunnels.reported()
-                self._inbox.put(message)
-            signal = Signal.CLOSED
-        except (grpc.aio.BaseError, grpc.RpcError, DecodeError, ValueError) as error:
-            self._read_error = str(error) or type(error).__name__
-            _log.warning(
-                "inference servers stream read failed or closed",
-                error=self._read_error,
-                inference_server_id=self.inference_server_id,
-                peer=self._peer,
-            )
-        finally:
-            self._inbox.end(signal)
+            message = self._last.decode(encoded)
+            if message is not None:
+                check_limits(message)
+                check_unchanged(message, registration.identity)
+        except (DecodeError, MessageLimitError, RefusedError):
+            return False
+        if message is not None:
+            self._last.take(encoded, message)
+            self._unroutable.report_changed()
+        return True
 
-    async def _update(self, message: InferenceServerRegistration) -> None:
-        if message == self._report:
-            _log.debug(
-                "received inference servers update", inference_server_id=self.inference_server_id, unchanged=True
-            )
-        else:
-            await self._take(message)
+    async def _update(self, encoded: bytes) -> None:
+        if not self._last.is_repeated_by(encoded):
+            message = self._last.decode(encoded)
+            if message is not None:
+                await self._take(encoded, message)
         registration, tunnels = self._live()
         step = await tunnels.tunnel_step()
         if step is TunnelStep.UNAVAILABLE:
@@ -242,10 +230,10 @@ class RegistrationStream:
         rtt_ns = await tunnels.rtt_ns() if connected else None
         # The tunnel may have closed while its round trip was measured.
         self._apply(registration, connected=connected and tunnels.healthy(), rtt_ns=rtt_ns)
-        self._unroutable.log(self._models, self.inference_server_id, without_rtt=connected and rtt_ns is None)
-        await self._context.write(self._table.ack)
+        self._unroutable.log(self._last.models, self.inference_server_id, without_rtt=connected and rtt_ns is None)
+        await self._call.write(self._table.ack)
 
-    async def _take(self, message: InferenceServerRegistration) -> None:
+    async def _take(self, encoded: bytes, message: InferenceServerRegistration) -> None:
         """Check and read a report that is not that of before; the first one is admitted. Raises `RefusedError`."""
         self._check_limits(message)
         _log.debug(
@@ -257,8 +245,7 @@ class RegistrationStream:
             await self._begin(message)
         else:
             self._check_unchanged(message, self.registration.identity)
-        self._models = model_updates(message)
-        self._report = message if worth_keeping(message) else None
+        self._last.take(encoded, message)
         self._unroutable.report_changed()
 
     def _check_limits(self, message: InferenceServerRegistration) -> None:
@@ -266,7 +253,7 @@ class RegistrationStream:
             check_limits(message)
         except MessageLimitError as error:
             refusal = too_large(str(error))
-            _log.warning(refusal.log_text, inference_server_id=self.inference_server_id, peer=self._peer)
+            _log.warning(refusal.log_text, inference_server_id=self.inference_server_id, peer=self.peer)
             raise refusal from None
 
     async def _begin(self, message: InferenceServerRegistration) -> None:
@@ -280,7 +267,7 @@ class RegistrationStream:
                 inference_server_url=message.inference_server_url,
                 reverse_tunnel=message.reverse_tunnel,
                 error=refusal.message,
-                peer=self._peer,
+                peer=self.peer,
             )
             raise
         await self._settle_claim(identity)
@@ -303,8 +290,8 @@ class RegistrationStream:
                     "taking over the id of a worker that shows no life",
                     inference_server_id=identity.inference_server_id,
                     silent_s=round(table.clock() - holder.liveness.last_received_at, 1),
-                    old_peer=holder._peer,  # noqa: SLF001
-                    new_peer=self._peer,
+                    old_peer=holder.peer,
+                    new_peer=self.peer,
                 )
                 holder.stop(SUPERSEDED)
             if table.registry.live(identity.inference_server_id) is None:
@@ -316,7 +303,7 @@ class RegistrationStream:
             inference_server_id=identity.inference_server_id,
             existing_url=existing.identity.url,
             existing_reverse_tunnel=existing.identity.reverse,
-            peer=self._peer,
+            peer=self.peer,
         )
         await asyncio.sleep(table.settings.duplicate_delay_ms / 1000)
         raise refusal
@@ -342,7 +329,7 @@ class RegistrationStream:
 
     def _apply(self, registration: Registration, *, connected: bool, rtt_ns: int | None) -> None:
         self._table.registry.apply(
-            registration, self._models, connected=connected, rtt_ns=rtt_ns, now=self._table.clock()
+            registration, self._last.models, connected=connected, rtt_ns=rtt_ns, now=self._table.clock()
         )
 
     def _live(self) -> tuple[Registration, WorkerTunnels]:
@@ -376,8 +363,7 @@ class RegistrationStream:
             if self._table.settings.lifecycle_logs:
                 log_deregistered(self.registration, self.end_reason, self._end_error)
 
-    async def _wait_closed(self, reader: asyncio.Task[None]) -> None:
-        await asyncio.wait([reader])
+    async def _wait_closed(self) -> None:
         if self._tunnels is not None:
             try:
                 async with asyncio.timeout(self._table.settings.teardown_ms / 1000):
@@ -394,6 +380,6 @@ class RegistrationStream:
 
     def _log_before_admission(self) -> None:
         if self._table.settings.lifecycle_logs:
-            log_before_admission(self.end_reason, self._end_error, self._peer)
+            log_before_admission(self.end_reason, self._end_error, self.peer)
         elif self.end_reason in (CLOSED, READ_FAILED):
-            _log.debug("register inference servers stream exited before admission", peer=self._peer)
+            _log.debug("register inference servers stream exited before admission", peer=self.peer)

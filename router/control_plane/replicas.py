@@ -19,6 +19,10 @@ class Replica(NamedTuple):
     """`host:port` of its HTTP listener; empty = unknown or not published."""
 
 
+class LookupFailedError(Exception):
+    """The name could not be resolved; the text has the reason."""
+
+
 class SrvRecord(NamedTuple):
     """The used fields of an SRV record."""
 

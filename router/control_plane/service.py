@@ -5,32 +5,34 @@ Source: docs/control-plane.md. Initial metadata is sent before any read: workers
 
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import unquote
+from collections.abc import Callable, Mapping
 
-import grpc
 import structlog
 
 from router.control_plane.admission import RefusedError
 from router.control_plane.heartbeat import HEARTBEAT_METADATA, BadHeartbeat, parse_heartbeat_ms
 from router.control_plane.registration_end import SHUTDOWN
-from router.control_plane.registration_stream import Context, RegistrationStream, RegistrationTable
+from router.control_plane.registration_stream import RegistrationStream
+from router.control_plane.registration_table import RegistrationTable
 from router.control_plane.settings import ControlPlaneSettings
 from router.control_plane.watch import WatchCell
 from router.control_plane.worker_auth import bearer_token
+from router.grpc.call import Call
+from router.grpc.server import Handler
+from router.grpc.status import CallError, Status
 from router.ports.authentication import AuthenticationError, Authenticator
 from router.ports.registration_tunnels import MakeTunnels
 from router.registry.registry import Registry
 from router.telemetry.credential_failures import Credential, CredentialFailures
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.control.stargate_pb2_grpc import StargateControlPlaneServicer
 
 _log = structlog.get_logger()
 
+CONTROL_PLANE = "stargate.StargateControlPlane"
 
-class ControlPlane(StargateControlPlaneServicer):
-    """The servicer; `stop` ends all its streams."""
+
+class ControlPlane:
+    """The service; `stop` ends all its streams."""
 
     def __init__(
         self,
@@ -58,21 +60,25 @@ class ControlPlane(StargateControlPlaneServicer):
         for stream in list(self._streams.open):
             stream.stop(SHUTDOWN)
 
-    async def RegisterInferenceServer(self, _requests: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
+    def methods(self) -> Mapping[str, Handler]:
+        """Its methods by name."""
+        return {"RegisterInferenceServer": self._register_inference_server, "WatchStargates": self._watch_stargates}
+
+    async def _register_inference_server(self, call: Call) -> None:
         """Serve one worker's registration until its stream ends."""
-        peer = context.peer()
+        peer = call.peer
         metadata: dict[str, str | bytes] = {}
-        for key, value in context.invocation_metadata() or ():
+        for key, value in call.metadata:
             metadata.setdefault(key, value)
-        routing_key = await self._authenticate(metadata.get("authorization"), context, peer)
-        await context.send_initial_metadata(())
+        routing_key = await self._authenticate(metadata.get("authorization"), peer)
+        call.send_initial_metadata()
         if self._stopping:
             return
         _log.info("register inference servers stream opened", stargate_id=self._settings.stargate_id, peer=peer)
         refusal = await self._run_stream(
             RegistrationStream(
                 self._streams,
-                context,
+                call,
                 routing_key=routing_key,
                 heartbeat_ms=_heartbeat_ms(metadata.get(HEARTBEAT_METADATA)),
                 peer=peer,
@@ -80,14 +86,13 @@ class ControlPlane(StargateControlPlaneServicer):
             peer,
         )
         if refusal is not None:
-            await context.abort(*refusal)
+            call.end(*refusal)
 
-    async def _run_stream(self, stream: RegistrationStream, peer: str) -> tuple[grpc.StatusCode, str] | None:
+    async def _run_stream(self, stream: RegistrationStream, peer: str) -> tuple[Status, str] | None:
         """Run `stream` to its end; None, or the status and text with which it was refused.
 
-        gRPC leaves the exception of an aborted call in a reference cycle with the context and the frames of that exception.
-        These must not keep the stream, or a message of megabytes, alive until the next full garbage collection: so the
-        caller aborts after this frame has ended, outside of the `except` block, and the frames of the refusal are cleared.
+        The frames of the refusal are cleared: they must not keep the stream, or a message of megabytes, alive until the next full
+        garbage collection.
         """
         try:
             await stream.run()
@@ -98,28 +103,29 @@ class ControlPlane(StargateControlPlaneServicer):
             self._log_ended(stream, peer)
         return None
 
-    async def WatchStargates(self, _request: Any, context: Context) -> None:  # noqa: N802 (name of the RPC)
+    async def _watch_stargates(self, call: Call) -> None:
         """Stream the routers to register with: now, and whenever they are published again."""
-        await context.send_initial_metadata(())
+        await call.read()  # it has no fields
+        call.send_initial_metadata()
         _log.info(
             "watch stargates stream opened",
             stargate_id=self._settings.stargate_id,
             advertise_addr=self._settings.advertise_addr,
             dns_name=self._settings.dns_name,
-            peer=context.peer(),
+            peer=call.peer,
         )
         seen = 0
         while (newer := await self._watch.newer(seen)) is not None:
             seen, response = newer
-            await context.write(response)
+            await call.write(response.SerializeToString())
 
-    async def _authenticate(self, authorization: str | bytes | None, context: Context, peer: str) -> str | None:
+    async def _authenticate(self, authorization: str | bytes | None, peer: str) -> str | None:
         try:
             routing_key = await self._authenticator.routing_key(bearer_token(authorization))
         except AuthenticationError as error:
             self._credential_failures.failed(Credential.REGISTRATION_TOKEN, error.cause_text, host=_host(peer))
             self._metrics.registrations_refused_total.inc(("authentication",))
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "authentication failed")
+            raise CallError(Status.UNAUTHENTICATED, "authentication failed") from None
         self._credential_failures.passed(Credential.REGISTRATION_TOKEN, host=_host(peer))
         _log.debug("worker authenticated", peer=peer, routing_key=routing_key)
         return routing_key
@@ -150,4 +156,4 @@ def _heartbeat_ms(value: str | bytes | None) -> int | None:
 
 def _host(peer: str) -> str:
     """The IP address in a gRPC peer such as `ipv4:10.0.0.1:1234` or `ipv6:[::1]:1234`."""
-    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
+    return peer.partition(":")[2].rpartition(":")[0].strip("[]")

@@ -16,3 +16,20 @@ class Authenticator(Protocol):
 
     async def routing_key(self, token: str | None) -> str | None:
         """The routing key (None = unscoped) of `token` (None = no token presented). Raises `AuthenticationError`."""
+
+
+class WorkerAuthConnectError(Exception):
+    """The service that is asked about workers cannot be reached at start-up."""
+
+
+class RemoteAuthenticator(Authenticator, Protocol):
+    """An authenticator that asks a service."""
+
+    async def connect(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` seconds until the service is reachable. Raises `WorkerAuthConnectError`."""
+
+    async def renew_credential(self) -> None:
+        """Replace a cached credential of this router; a failure is logged, and the old one is kept."""
+
+    async def close(self) -> None:
+        """Close the connection."""

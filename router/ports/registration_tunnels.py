@@ -27,6 +27,12 @@ class WorkerTunnels(TunnelSet, Protocol):
     async def tunnel_step(self) -> TunnelStep:
         """Establish or await the tunnel, once per update; for a reverse worker the first call does not wait."""
 
+    def settled_rtt_ns(self) -> int | None:
+        """The latest round trip in nanoseconds if `tunnel_step` would return CONNECTED without a wait; None otherwise.
+
+        With a round trip it stands for that call.
+        """
+
     async def rtt_ns(self) -> int | None:
         """The latest round trip in nanoseconds, or if there is none that of a probe made now; None if the probe fails."""
 

@@ -19,11 +19,10 @@ from router.config.startup_checks import (
     outbound_trust,
     read_trust_bundle,
 )
-from router.control_plane.worker_auth import GatewayAuthenticator
+from router.control_plane.worker_auth import OpenAuthenticator
 from router.openai.model_names import KnownTargets
 from router.process import assembly
 from router.process.critical_tasks import CriticalTasks
-from router.process.openai_front import open_port
 from router.process.opening import (
     Base,
     TunnelParts,
@@ -101,14 +100,17 @@ async def _start(
         supervisor=supervisor,
     )
     authenticator = assembly.authenticator(settings, metrics)
-    if isinstance(authenticator, GatewayAuthenticator):
+    if not isinstance(authenticator, OpenAuthenticator):
         opened.push_async_callback(authenticator.close)
         reloads.poll("worker-auth credential", authenticator.renew_credential)
     listener, reverse_address = await bind_reverse(base, identity, authenticator, quic, tunnel_limits)
     check_worker_auth(settings)
     bound = bind_tcp_ports(base, reverse_address)
-    front = open_port(base, known)
-    if front is not None:
+    front = None
+    if settings.openai_listen_addr is not None:
+        from router.process.openai_front import open_port
+
+        front = open_port(base, known)
         bound.addresses["openai"] = front.address
     lookup = assembly.lookup(settings, bound.advertise, port_of(bound.addresses["http"]))
     await connect_worker_auth(settings, authenticator)

@@ -13,11 +13,11 @@ from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
 from router.control_plane.discovery import HeadlessService, Lookup, PlainDns, SelfOnly
-from router.control_plane.gateway_credentials import ClientCredentials, CredentialSource, FileCredential, SecretsFile
-from router.control_plane.replicas import own_replica
-from router.control_plane.resolver import LookupFailedError, Resolver
+from router.control_plane.gateway_credentials import CredentialSource, FileCredential, SecretsFile
+from router.control_plane.replicas import LookupFailedError, own_replica
 from router.control_plane.settings import SECRETS_KEY
-from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
+from router.control_plane.worker_auth import OpenAuthenticator
+from router.ports.authentication import RemoteAuthenticator
 from router.process.sockets import cause_of
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.observers.line_writer import LineWriter
@@ -55,11 +55,14 @@ def check_qlog_dir(settings: Settings) -> None:
         raise StartupError(f"failed to write to qlog directory {path}", cause_of(error), options=options) from None
 
 
-def authenticator(settings: Settings, metrics: Metrics) -> OpenAuthenticator | GatewayAuthenticator:
+def authenticator(settings: Settings, metrics: Metrics) -> OpenAuthenticator | RemoteAuthenticator:
     """The authenticator, which accepts every worker or asks the gateway. Raises `StartupError` for an invalid endpoint."""
     asked = package_settings.gateway_auth(settings)
     if asked is None:
         return OpenAuthenticator()
+    # With the gRPC library of 14 MiB, which nothing else needs.
+    from router.control_plane.gateway_auth import GatewayAuthenticator
+
     try:
         return GatewayAuthenticator(asked, _credential(settings), metrics)
     except ValueError as error:
@@ -72,6 +75,9 @@ def _credential(settings: Settings) -> CredentialSource | None:
         return None
     secrets = SecretsFile(Path(settings.secrets_path))
     if settings.oauth2_provider_host is not None:
+        # With its HTTP client of 8 MiB, which nothing else needs.
+        from router.control_plane.client_credentials import ClientCredentials
+
         return ClientCredentials(settings.oauth2_provider_host, secrets)
     return FileCredential(secrets, settings.secrets_json_path or SECRETS_KEY)
 
@@ -81,6 +87,9 @@ def lookup(settings: Settings, advertise: SocketAddress, http_port: int) -> Look
     own = own_replica(settings.stargate_id, str(advertise), http_port)
     if settings.disable_dns_discovery:
         return SelfOnly(own)
+    # The library for DNS takes 9 MiB.
+    from router.control_plane.resolver import Resolver
+
     try:
         resolver = Resolver(ttl_cap_s=settings.dns_resolver_ttl_ms / 1000, nameserver=settings.dns_nameserver)
     except LookupFailedError as error:

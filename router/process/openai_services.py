@@ -14,7 +14,6 @@ from router.config.settings import Settings
 from router.config.startup_checks import StartupError
 from router.control_plane.gateway_credentials import (
     CALLER_SCOPE,
-    ClientCredentials,
     CredentialError,
     CredentialSource,
     FileCredential,
@@ -145,6 +144,9 @@ def _credential(settings: Settings) -> CredentialSource | None:
         return None
     secrets = SecretsFile(Path(settings.secrets_path))
     if settings.oauth2_provider_host is not None:
+        # With its HTTP client of 8 MiB, which nothing else needs.
+        from router.control_plane.client_credentials import ClientCredentials
+
         return ClientCredentials(settings.oauth2_provider_host, secrets, scope=CALLER_SCOPE)
     return FileCredential(secrets, settings.openai_auth_secrets_json_path)
 

@@ -13,9 +13,10 @@ from certs import Identity as TlsIdentity
 from router.config import package_settings
 from router.config.option_values import SocketAddress
 from router.config.settings import Settings
-from router.config.startup_checks import StartupError, causes_of, listen_address
-from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
-from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator, WorkerAuthConnectError
+from router.config.startup_checks import StartupError, listen_address
+from router.control_plane.worker_auth import OpenAuthenticator
+from router.grpc.server import GrpcBindError, GrpcServer, GrpcTls
+from router.ports.authentication import RemoteAuthenticator, WorkerAuthConnectError
 from router.ports.registration_tunnels import WorkerTunnels
 from router.process.critical_tasks import CriticalTasks
 from router.process.reloads import Reloads
@@ -88,7 +89,7 @@ class TunnelParts:
 async def bind_reverse(
     base: Base,
     identity: ServedIdentity | None,
-    authenticator: OpenAuthenticator | GatewayAuthenticator,
+    authenticator: OpenAuthenticator | RemoteAuthenticator,
     quic: QuicSettings,
     tunnel_limits: TunnelSettings,
 ) -> tuple[ReverseListener | None, SocketAddress | None]:
@@ -168,9 +169,7 @@ def _bind_grpc(
     try:
         port = server.bind(str(address))
     except GrpcBindError as error:
-        # The library does not tell the reason; the system tells it for a plain socket.
-        bind_tcp(address, listener, options).close()
-        raise StartupError(f"failed to bind {listener} listener", *causes_of(error), options=options) from None
+        raise StartupError(f"failed to bind {listener} listener", cause_of(error.reason), options=options) from None
     opened.push_async_callback(server.close)
     return server, SocketAddress(address.host, port)
 
@@ -180,9 +179,9 @@ def port_of(address: SocketAddress | None) -> int:
     return 0 if address is None else address.port
 
 
-async def connect_worker_auth(settings: Settings, authenticator: OpenAuthenticator | GatewayAuthenticator) -> None:
+async def connect_worker_auth(settings: Settings, authenticator: OpenAuthenticator | RemoteAuthenticator) -> None:
     """Wait until the gateway that authenticates workers is reachable."""
-    if not isinstance(authenticator, GatewayAuthenticator):
+    if isinstance(authenticator, OpenAuthenticator):
         return
     try:
         await authenticator.connect(settings.worker_auth_connect_timeout_ms / 1000)

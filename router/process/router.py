@@ -4,8 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from router.control_plane.grpc_server import GrpcServer
 from router.control_plane.service import ControlPlane
+from router.grpc.server import GrpcServer
 from router.http1.server import HttpServer
 from router.operators.server import OperatorsServer
 from router.process.critical_tasks import CriticalTasks

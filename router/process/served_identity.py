@@ -25,7 +25,6 @@ from certs import (
 )
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.control_plane import grpc_dry_run
 from router.operators.live_document import Certificate
 from router.process.http_tls import HttpTls
 from router.telemetry.metrics import Metrics
@@ -220,6 +219,9 @@ def check_usable(identity: Identity) -> None:
 
 def check_usable_for_grpc(identity: Identity) -> None:
     """Do the TLS handshake of a gRPC port with the pair. Raises `IdentityError`."""
+    # With the gRPC library of 14 MiB, which few routers need.
+    from router.control_plane import grpc_dry_run
+
     try:
         grpc_dry_run.dry_run(identity.cert_pem, identity.key_pem)
     except grpc_dry_run.UnusableGrpcIdentityError as error:

@@ -6,21 +6,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from certs import Identity as TlsIdentity
 from router.config import package_settings, startup_checks
 from router.control_plane.discovery import Discovery, Lookup
-from router.control_plane.model_discovery import ModelDiscovery
+from router.control_plane.model_discovery import MODEL_DISCOVERY, ModelDiscovery
 from router.control_plane.replicas import Replica
-from router.control_plane.service import ControlPlane
+from router.control_plane.service import CONTROL_PLANE, ControlPlane
 from router.control_plane.watch import WatchCell, WatchPublisher, remote_watch_urls
-from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
+from router.control_plane.worker_auth import OpenAuthenticator
 from router.http1.server import HttpServer
+from router.ports.authentication import RemoteAuthenticator
 from router.process.freed_memory import FreedMemory, find_trim
 from router.process.live_page import LivePage
-from router.process.openai_front import OpenAiPort, serve_port
 from router.process.opening import Base, Bound, TunnelParts, grpc_tls, server_tls
 from router.process.policy import Policy
 from router.process.polling import every
@@ -36,8 +37,10 @@ from router.proxy.request_trace import ProxyTracing
 from router.proxy.routes import Routes
 from router.telemetry.loop_lag import LoopLag
 from router.telemetry.metrics import Metrics
-from tunnel_protocol.control import stargate_pb2_grpc
 from tunnel_protocol.quic.endpoint import TickObserver
+
+if TYPE_CHECKING:
+    from router.process.openai_front import OpenAiPort
 
 _log = structlog.get_logger()
 
@@ -47,9 +50,9 @@ async def serve(
     bound: Bound,
     tunnels: TunnelParts,
     policy: Policy,
-    authenticator: OpenAuthenticator | GatewayAuthenticator,
+    authenticator: OpenAuthenticator | RemoteAuthenticator,
     lookup: Lookup,
-    front: OpenAiPort | None,
+    front: "OpenAiPort | None",
 ) -> Router:
     """Serve all ports, write the ports file, and return the router, which owns the stack then. Raises `StartupError`."""
     settings, metrics, tasks, opened = base.settings, base.metrics, base.tasks, base.opened
@@ -133,7 +136,7 @@ def _add_services(
     base: Base,
     bound: Bound,
     tunnels: TunnelParts,
-    authenticator: OpenAuthenticator | GatewayAuthenticator,
+    authenticator: OpenAuthenticator | RemoteAuthenticator,
     watch: WatchCell,
 ) -> ControlPlane:
     control_plane = ControlPlane(
@@ -144,16 +147,8 @@ def _add_services(
         package_settings.control_plane(base.settings, bound.advertise, bound.addresses["reverse_tunnel"]),
         base.metrics,
     )
-    bound.grpc.add_service(
-        "stargate.StargateControlPlane",
-        stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server,
-        control_plane,
-    )
-    bound.model_discovery.add_service(
-        "stargate.StargateModelDiscovery",
-        stargate_pb2_grpc.add_StargateModelDiscoveryServicer_to_server,
-        ModelDiscovery(base.registry),
-    )
+    bound.grpc.add_service(CONTROL_PLANE, control_plane.methods())
+    bound.model_discovery.add_service(MODEL_DISCOVERY, ModelDiscovery(base.registry).methods())
     return control_plane
 
 
@@ -256,7 +251,7 @@ async def _serve_http(
     loop_lag: LoopLag,
     warm_up: WarmUpTimer,
     page: LivePage,
-    front: OpenAiPort | None,
+    front: "OpenAiPort | None",
 ) -> tuple[HttpServer, tuple[SharedHttpPort, ...], Readiness]:
     settings, metrics = base.settings, base.metrics
     proxy = Proxy(base.registry, policy.selector, metrics, package_settings.proxy(settings), time.monotonic)
@@ -284,6 +279,9 @@ async def _serve_http(
     added_ports: tuple[SharedHttpPort, ...] = ()
     observer: TickObserver = http
     if front is not None:
+        # Imported with the port, as `OpenAiPort` was.
+        from router.process.openai_front import serve_port
+
         added_ports = (await serve_port(base, front, proxy, is_ready=readiness.ready),)
         observer = TickObservers((http, *(port.server for port in added_ports)))
     if tunnels.listener is not None:

@@ -8,15 +8,14 @@ supervisor keeps the ports reserved meanwhile. See docs/operations.md, "Several 
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from router.config.option_values import SocketAddress
-from router.config.startup_checks import StartupError, causes_of
-from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
+from router.config.startup_checks import StartupError
+from router.grpc.server import GrpcBindError, GrpcServer, GrpcTls, Handler
 from router.http1.server import HttpServer
-from router.process.sockets import bind_tcp
+from router.process.sockets import bind_tcp, cause_of
 
 _GRACE_S = 2.0
 """Seconds that running calls of the model-discovery port may take after its listener has closed."""
@@ -31,13 +30,13 @@ class SharedGrpcServer:
         self._listener = listener
         self._options = options
         self._tls = tls
-        self._services: list[tuple[str, Callable[[Any, Any], None], object]] = []
+        self._services: list[tuple[str, Mapping[str, Handler]]] = []
         self._server: GrpcServer | None = None
         self._ended = asyncio.Event()
 
-    def add_service(self, name: str, add: Callable[[Any, Any], None], servicer: object) -> None:
+    def add_service(self, name: str, methods: Mapping[str, Handler]) -> None:
         """As `GrpcServer.add_service`, whenever the port is open."""
-        self._services.append((name, add, servicer))
+        self._services.append((name, methods))
 
     def replace_tls(self, tls: GrpcTls) -> None:
         """As `GrpcServer.replace_tls`."""
@@ -54,8 +53,8 @@ class SharedGrpcServer:
         try:
             server.bind(str(self._address))
         except GrpcBindError as error:
-            causes = causes_of(error)
-            raise StartupError(f"failed to bind {self._listener} listener", *causes, options=self._options) from None
+            cause = cause_of(error.reason)
+            raise StartupError(f"failed to bind {self._listener} listener", cause, options=self._options) from None
         for service in self._services:
             server.add_service(*service)
         self._server = server

@@ -76,6 +76,13 @@ class DirectTunnels(RegistrationTunnels):
                 raise TunnelError(self._retired_text()) from None
             raise
 
+    def settled_rtt_ns(self) -> int | None:
+        """The latest round trip, if the set is complete."""
+        if self.slot.retired or not self.slot.healthy() or self.slot.needs_replenishing():
+            return None
+        self._reach = _Reach.CONNECTED
+        return self.health.rtt_ns
+
     async def tunnel_step(self) -> TunnelStep:
         """Dial if no connection is open; replenish a set in which one has closed."""
         if self.slot.healthy():

@@ -64,6 +64,10 @@ class ReverseTunnels(RegistrationTunnels):
         """A message has arrived on the registration's stream, so the worker is alive even if its connection is silent."""
         self._reported_at = asyncio.get_running_loop().time()
 
+    def settled_rtt_ns(self) -> int | None:
+        """The latest round trip, if the connection is open and its address was told to the worker."""
+        return self.health.rtt_ns if self._endpoint_advertised and self.slot.healthy() else None
+
     async def tunnel_step(self) -> TunnelStep:
         """Wait for the worker to dial. The first call does not wait, so that the worker gets the dial address at once."""
         if not self._endpoint_advertised:

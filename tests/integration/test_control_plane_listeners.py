@@ -8,9 +8,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from certs import make_self_signed
-from router.control_plane.grpc_server import GrpcBindError, GrpcServer, GrpcTls
 from router.control_plane.model_discovery import BlankModelError, list_models
 from router.control_plane.worker_auth import StaticAuthenticator
+from router.grpc.server import GrpcBindError, GrpcServer, GrpcTls
 from router.registry import Registry
 from support.control_plane import control_plane, report
 from support.registered_worker import INACTIVE

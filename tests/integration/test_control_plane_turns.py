@@ -7,10 +7,11 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from router.control_plane.grpc_server import GrpcServer, GrpcTls
-from router.control_plane.registration_stream import RegistrationStream, RegistrationTable
-from router.control_plane.resolver import LookupFailedError, Resolver
-from router.control_plane.worker_auth import GatewayAuthenticator
+from router.control_plane.gateway_auth import GatewayAuthenticator
+from router.control_plane.registration_stream import RegistrationStream
+from router.control_plane.registration_table import RegistrationTable
+from router.control_plane.replicas import LookupFailedError
+from router.control_plane.resolver import Resolver
 from router.registry.registry import Registry
 from router.telemetry.metrics import Metrics
 from support.control_plane import control_plane, report
@@ -20,15 +21,20 @@ from support.waiting import eventually
 DEADLINE_S = 10.0
 
 
-def a_stream(read):
+def a_stream(*messages):
     loop = asyncio.get_running_loop()
     table = RegistrationTable(Registry(), None, control_plane_settings(), Metrics(), clock=loop.time)
-    context = SimpleNamespace(read=read)
-    return RegistrationStream(table, context, routing_key=None, heartbeat_ms=None, peer="ipv4:192.0.2.1:1")
+
+    def receive(on_message, on_closed):
+        for message in messages:
+            on_message(message)
+
+    call = SimpleNamespace(receive=receive)
+    return RegistrationStream(table, call, routing_key=None, heartbeat_ms=None, peer="ipv4:192.0.2.1:1")
 
 
 async def test_a_stream_that_is_stopped_before_it_runs_reads_nothing() -> None:
-    stream = a_stream(asyncio.Event().wait)
+    stream = a_stream(b"unread")
     stream.stop("shutdown")
     stream.stop("superseded")
     async with asyncio.timeout(DEADLINE_S):
@@ -37,10 +43,7 @@ async def test_a_stream_that_is_stopped_before_it_runs_reads_nothing() -> None:
 
 
 async def test_a_stream_that_cannot_be_read_ends_with_a_line_that_says_why() -> None:
-    async def read() -> None:
-        raise ValueError("not a registration")
-
-    stream = a_stream(read)
+    stream = a_stream(b"not a registration")
     with capture_logs() as logs:
         async with asyncio.timeout(DEADLINE_S):
             await stream.run()
@@ -50,7 +53,8 @@ async def test_a_stream_that_cannot_be_read_ends_with_a_line_that_says_why() -> 
         "inference servers stream read failed or closed",
         "register inference servers stream exited before admission",
     ]
-    assert {line["error"] for line in lines} == {"not a registration"}
+    assert len({line["error"] for line in lines}) == 1
+    assert lines[0]["error"]
 
 
 @pytest.mark.loop("grpc")
@@ -81,16 +85,6 @@ async def test_of_two_claimants_who_wait_for_a_worker_that_leaves_the_second_is_
         old.call.cancel()
         await claimants[0].ack()
         assert (await claimants[1].status())[0] is grpc.StatusCode.ALREADY_EXISTS
-
-
-@pytest.mark.loop("grpc")
-async def test_the_grpc_library_is_given_a_new_identity_once_and_the_old_one_never_again() -> None:
-    server = GrpcServer(tls=GrpcTls(cert_pem=b"old", key_pem=b"old"))
-    assert server._changed_certificate() is None
-    server.replace_tls(GrpcTls(cert_pem=b"new", key_pem=b"new"))
-    assert server._changed_certificate() is not None
-    assert server._changed_certificate() is None
-    await server.close()
 
 
 async def test_a_lookup_that_the_system_does_not_let_out_is_a_failed_lookup() -> None:

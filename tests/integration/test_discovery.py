@@ -12,6 +12,7 @@ import pytest
 
 from router.control_plane.discovery import Discovery, HeadlessService, PlainDns, SelfOnly
 from router.control_plane.replicas import (
+    LookupFailedError,
     Replica,
     SrvRecord,
     dashed_address,
@@ -23,7 +24,7 @@ from router.control_plane.replicas import (
     split_port,
     with_siblings,
 )
-from router.control_plane.resolver import LookupFailedError, Resolver
+from router.control_plane.resolver import Resolver
 from router.control_plane.watch import WatchCell, WatchPublisher, build_response, remote_watch_urls
 from router.telemetry.metrics import Metrics
 from support.name_server import name_server

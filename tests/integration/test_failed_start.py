@@ -11,8 +11,8 @@ import pytest
 from router.config.cli import parse
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
-from router.control_plane.grpc_server import GrpcServer
-from router.control_plane.worker_auth import GatewayAuthenticator
+from router.control_plane.gateway_auth import GatewayAuthenticator
+from router.grpc.server import GrpcServer
 from router.http1.server import HttpServer
 from router.operators.server import OperatorsServer
 from router.process import app, live_page, opening, serving

@@ -67,7 +67,7 @@ class Engine:
     def poll(self, now):
         self._maybe("poll")
         outgoing, self.outgoing = self.outgoing, []
-        return outgoing
+        return [(data, 0, address) for data, address in outgoing]
 
     def deadline(self):
         return self.at

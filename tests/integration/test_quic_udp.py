@@ -61,6 +61,26 @@ def test_equal_datagrams_leave_in_one_call_and_the_shorter_last_one_with_them(ke
     assert kernel.segments == [4]
 
 
+def test_runs_leave_as_they_are_and_with_what_fits_to_their_last_datagram(kernel):
+    udp = over(kernel)
+    udp.send_runs([(b"aaaabbbb", 4, TO), (b"ccccdd", 4, TO), (b"eeee", 0, TO), (b"ffffgggg", 4, ("127.0.0.1", 10))])
+    assert kernel.sent == [b"aaaabbbbccccdd", b"eeee", b"ffffgggg"]
+    assert kernel.segments == [4, 4]
+
+
+def test_runs_of_other_sizes_are_not_joined(kernel):
+    udp = over(kernel)
+    udp.send_runs([(b"aaaabbbb", 4, TO), (b"ccdd", 2, TO), (b"eeeee", 0, TO), (b"x" * 40_000, 1_000, TO)])
+    udp.send_runs([(b"y" * 40_000, 1_000, TO), (b"z" * 40_000, 1_000, TO)])
+    assert kernel.sent == [b"aaaabbbb", b"ccdd", b"eeeee", b"x" * 40_000, b"y" * 40_000, b"z" * 40_000]
+
+
+def test_where_the_kernel_cannot_segment_the_datagrams_of_a_run_leave_one_by_one(kernel):
+    udp = over(kernel, linux=False)
+    udp.send_runs([(b"aaaabbbbcc", 4, TO)])
+    assert kernel.sent == [b"aaaa", b"bbbb", b"cc"]
+
+
 @pytest.mark.parametrize(
     ("family", "option"),
     [(socket.AF_INET, (socket.IPPROTO_IP, 10, 3)), (socket.AF_INET6, (socket.IPPROTO_IPV6, 23, 3))],

@@ -170,9 +170,9 @@ class NeverDone:
 
     def receive(self, data: bytes, address: object, now: float) -> None: ...
 
-    def poll(self, now: float) -> list[tuple[bytes, tuple[str, int]]]:
+    def poll(self, now: float) -> list[tuple[bytes, int, tuple[str, int]]]:
         self.polls += 1
-        return [(b"x", ("127.0.0.1", 1))]
+        return [(b"x", 0, ("127.0.0.1", 1))]
 
 
 class NeverDoneFactory:

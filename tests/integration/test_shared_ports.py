@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from certs import make_self_signed
 from router.config.option_values import SocketAddress
 from router.config.startup_checks import StartupError
-from router.control_plane.grpc_server import GrpcTls
+from router.grpc.server import GrpcTls
 from router.http1.server import HttpServer
 from router.process.shared_ports import SharedGrpcServer, SharedPorts
 from router.process.sockets import bind_tcp, bound_address, reserve_tcp

@@ -15,8 +15,9 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from router.control_plane.client_credentials import ClientCredentials
+from router.control_plane.gateway_auth import GatewayAuthenticator
 from router.control_plane.gateway_credentials import (
-    ClientCredentials,
     CredentialError,
     CredentialSource,
     FileCredential,
@@ -24,12 +25,10 @@ from router.control_plane.gateway_credentials import (
     StaticCredential,
 )
 from router.control_plane.worker_auth import (
-    GatewayAuthenticator,
     OpenAuthenticator,
     StaticAuthenticator,
-    WorkerAuthConnectError,
 )
-from router.ports.authentication import AuthenticationError
+from router.ports.authentication import AuthenticationError, WorkerAuthConnectError
 from router.telemetry.metrics import Metrics
 from support.control_plane import ControlPlaneClient, control_plane
 from support.package_settings import gateway_auth_settings

@@ -48,7 +48,7 @@ class Watcher:
         datagrams = []
         for _ in range(count):
             self.stream.write(bytes(size))
-            ((datagram, _),) = engine.poll(self.world.now)
+            ((datagram, _, _),) = engine.poll(self.world.now)
             datagrams.append(datagram)
         return datagrams
 

@@ -155,7 +155,7 @@ def test_packets_with_a_stolen_address_do_not_move_the_connection():
     world.run(lambda: at_rest(world), 5)
     stream = world.client.engine.open_stream(StreamRecorder())
     stream.write(b"x")
-    (datagram, _), *_ = world.client.engine.poll(world.now)
+    (datagram, _, _), *_ = world.client.engine.poll(world.now)
     world.server.engine.receive(datagram, ("203.0.113.66", 6), world.now)
     world.server.tick()
     for _ in range(5):

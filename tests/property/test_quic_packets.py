@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 from tunnel_protocol.quic import packets
 from tunnel_protocol.quic.received_packets import ReceivedPacketNumbers, ReceivedPackets
+from tunnel_protocol.quic.varint import varint
 
 KEY, IV = bytes(range(16)), 0x0102030405060708090A0B0C
 OUR_CID, PEER_CID = b"ourciden", b"peer-connection-id"
@@ -46,7 +47,7 @@ def form(request: pytest.FixtureRequest) -> Any:
 
 def keys(form: Any, direction: str) -> Any:
     protection = Cipher(algorithms.AES(KEY), modes.ECB()).encryptor()  # noqa: S305 - header protection is ECB of one block
-    return form.Keys(getattr(AESGCM(KEY), direction), IV, protection.update)
+    return form.Keys(getattr(AESGCM(KEY), direction), IV, protection.update, AESGCM(KEY).encrypt_into)
 
 
 class Streams:
@@ -103,6 +104,64 @@ def test_both_forms_treat_forged_packets_alike(data: bytes, phase: int, expected
     assert outcome(form_of("compiled")) == outcome(packets)
 
 
+RUN = {
+    "number": st.integers(0, LARGEST - 100),
+    "offset": SMALL | st.integers(0, LARGEST - 10_000),
+    "data": st.binary(min_size=1, max_size=600),
+    "skipped": st.integers(0, 20),
+    "piece_bytes": st.integers(20, 700),
+    "fin": st.booleans(),
+    "mutable": st.booleans(),
+}
+
+
+def run_of(form: Any, cid: bytes, run: dict[str, Any]) -> bytes:
+    data = bytes(run["skipped"]) + run["data"] + b"not of this run"
+    return form.seal_run(
+        0x41,
+        cid,
+        run["number"],
+        b"\x04",
+        run["offset"],
+        bytearray(data) if run["mutable"] else data,
+        run["skipped"],
+        run["skipped"] + len(run["data"]),
+        run["piece_bytes"],
+        run["fin"],
+        keys(form, "encrypt"),
+    )
+
+
+@given(run=st.fixed_dictionaries(RUN))
+def test_a_run_of_packets_opens_to_the_pieces_of_one_stream(run: dict[str, Any]) -> None:
+    data, piece_bytes = run["data"], run["piece_bytes"]
+    for name in FORMS:
+        form, streams = form_of(name), Streams()
+        sealed_run, number, at = run_of(form, OUR_CID, run), run["number"], 0
+        packet_bytes = piece_bytes + len(OUR_CID) + 3 + 10 + 16
+        while at < len(sealed_run):
+            packet = sealed_run[at : at + packet_bytes]
+            if len(packet) >= packets.SMALLEST_PACKET_BYTES:
+                opened = form.open_packet(packet, keys(form, "decrypt"), 0, number)
+                assert opened is not None
+                assert opened[0] == number
+                assert form.read_stream_frames(opened[1], 0, streams.by_id) == len(opened[1])
+            number += 1
+            at += packet_bytes
+        pieces = [data[start : start + piece_bytes] for start in range(0, len(data), piece_bytes)]
+        expected = [
+            (4, run["offset"] + index * piece_bytes, piece, run["fin"] and index == len(pieces) - 1)
+            for index, piece in enumerate(pieces)
+        ]
+        assert streams.arrived == expected
+
+
+@needs_compiled
+@given(run=st.fixed_dictionaries(RUN), cid=st.binary(max_size=20))
+def test_both_forms_seal_runs_alike(run: dict[str, Any], cid: bytes) -> None:
+    assert run_of(form_of("compiled"), cid, run) == run_of(packets, cid, run)
+
+
 def test_another_key_phase_or_reserved_bits_are_not_ordinary(form: Any) -> None:
     for first in (0x45, 0x49, 0x51):
         packet = sealed(form, 7, bytes(50), first=first)
@@ -133,9 +192,7 @@ FRAMES = st.lists(
 def test_stream_frames_arrive_as_they_were_written(frames: list[tuple[int, int, bytes, bool]]) -> None:
     for name in FORMS:
         form, streams = form_of(name), Streams()
-        payload = b"".join(
-            form.stream_frame(packets.varint(number), offset, data, fin) for number, offset, data, fin in frames
-        )
+        payload = b"".join(form.stream_frame(varint(number), offset, data, fin) for number, offset, data, fin in frames)
         assert form.read_stream_frames(payload, 0, streams.by_id) == len(payload)
         assert streams.arrived == frames
 
@@ -168,7 +225,7 @@ def test_what_a_stream_raises_passes(form: Any) -> None:
 @settings(max_examples=500)
 @given(
     payload=st.binary(max_size=80)
-    | FRAMES.map(lambda frames: b"".join(packets.stream_frame(packets.varint(f[0]), *f[1:]) for f in frames)),
+    | FRAMES.map(lambda frames: b"".join(packets.stream_frame(varint(f[0]), *f[1:]) for f in frames)),
     cut=st.integers(0, 40),
     flip=st.integers(0, 700),
 )
@@ -202,6 +259,14 @@ def test_arguments_that_no_caller_gives_are_refused() -> None:
         compiled.open_packet(bytes(28), keys(compiled, "decrypt"), 0, 0)
     with pytest.raises(TypeError):
         compiled.read_stream_frames(None, 0, {})
+    for start, stop, piece_bytes, data in (
+        (5, 5, 2, b"abcdef"),
+        (0, 7, 2, b"abcdef"),
+        (0, 2, 0, b"ab"),
+        (0, 2, 1, [1, 2]),
+    ):
+        with pytest.raises(ValueError, match="there are no"):
+            compiled.seal_run(0x41, b"", 0, b"", 0, data, start, stop, piece_bytes, False, keys(compiled, "encrypt"))
 
 
 # --- acknowledgements ------------------------------------------------------------------------------------------------
@@ -224,8 +289,9 @@ def test_an_ack_frame_says_what_was_received(numbers: set[int], late_us: int) ->
     assert abs(delay * 8 - late_us) <= 9
     for name in FORMS:
         ack = form_of(name).read_ack(frame, 1)
-        assert {number for low, high in ack.ranges for number in range(low, high + 1)} == said
-        assert (ack.largest, ack.delay, ack.end) == (max(numbers), delay, len(frame))
+        largest, its_delay, its_ranges, end = ack
+        assert {number for low, high in its_ranges for number in range(low, high + 1)} == said
+        assert (largest, its_delay, end) == (max(numbers), delay, len(frame))
 
 
 @given(max_bytes=st.integers(0, 400))
@@ -236,7 +302,7 @@ def test_an_ack_frame_stays_within_its_limit_and_begins_with_the_newest(max_byte
     frame = space.ack_frame(1.0, max_bytes)
     ack = packets.read_ack(frame, 1)
     assert len(frame) <= max(max_bytes, 32)
-    assert ack.ranges[0] == (98, 98)
+    assert ack[2][0] == (98, 98)
 
 
 @given(numbers=st.lists(st.integers(0, 1_500), max_size=900))
@@ -258,7 +324,7 @@ def test_a_duplicate_is_told_and_memory_is_bounded(numbers: list[int]) -> None:
 
 
 def test_nothing_is_left_behind_by_any_way_out(form: Any) -> None:
-    streams, opening = Streams(), keys(form, "decrypt")
+    streams, opening, sealing = Streams(), keys(form, "decrypt"), keys(form, "encrypt")
     frame = form.stream_frame(b"\x04", 70_000, b"data", True)
     packet = sealed(form, 9, frame * 3)
     forged = packet[:-1] + b"\x00"
@@ -277,6 +343,7 @@ def test_nothing_is_left_behind_by_any_way_out(form: Any) -> None:
         with pytest.raises(IndexError):
             form.read_ack(said[:3], 1)
         form.stream_frame(b"\x04", 1 << 61, b"data", True)
+        form.seal_run(0x41, b"cid", 7, b"\x04", 0, b"piece by piece", 0, 14, 5, True, sealing)
         streams.arrived.clear()
 
     for _ in range(200):

@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 
-from router.control_plane.grpc_server import GrpcServer
-from router.control_plane.model_discovery import ModelDiscovery
-from router.control_plane.service import ControlPlane
+from router.control_plane.model_discovery import MODEL_DISCOVERY, ModelDiscovery
+from router.control_plane.service import CONTROL_PLANE, ControlPlane
 from router.control_plane.watch import WatchCell
 from router.control_plane.worker_auth import OpenAuthenticator
+from router.grpc.server import GrpcServer
 from router.ports.authentication import Authenticator
 from router.ports.tunnels import TunnelStep
 from router.registry import Identity, Registry, TargetKey
@@ -32,6 +32,7 @@ class FakeTunnels:
         self.step: TunnelStep | None = None
         self.rtt: int | None = 5_000_000
         self.steps = 0
+        self.settled = False
         self.reports = 0
         self.started = False
         self.retired = asyncio.Event()
@@ -67,6 +68,9 @@ class FakeTunnels:
 
     def reported(self) -> None:
         self.reports += 1
+
+    def settled_rtt_ns(self) -> int | None:
+        return self.rtt if self.settled else None
 
     async def tunnel_step(self) -> TunnelStep:
         self.steps += 1
@@ -246,16 +250,8 @@ async def control_plane(
     router = ControlPlaneInMemory(settings, authenticator)
     port = router.server.bind("127.0.0.1:0")
     models_port = router.discovery_server.bind("127.0.0.1:0")
-    router.server.add_service(
-        "stargate.StargateControlPlane",
-        stargate_pb2_grpc.add_StargateControlPlaneServicer_to_server,
-        router.service,
-    )
-    router.discovery_server.add_service(
-        "stargate.StargateModelDiscovery",
-        stargate_pb2_grpc.add_StargateModelDiscoveryServicer_to_server,
-        ModelDiscovery(router.registry),
-    )
+    router.server.add_service(CONTROL_PLANE, router.service.methods())
+    router.discovery_server.add_service(MODEL_DISCOVERY, ModelDiscovery(router.registry).methods())
     await router.server.start()
     await router.discovery_server.start()
     async with (

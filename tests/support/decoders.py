@@ -55,7 +55,7 @@ from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.receive_half import StreamError
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream
+from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream, StreamCallbacks
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -105,21 +105,6 @@ class Requests:
     def invite_body(self) -> None: ...
 
 
-class StreamCallbacks:
-    """A connection of one stream."""
-
-    def __init__(self) -> None:
-        self.sending: dict[BidirectionalStream, None] = {}
-        self.control: dict[BidirectionalStream, None] = {}
-        self.ready: dict[BidirectionalStream, None] = {}
-        self.poll_scheduled = True
-        self.pieces_out_of_order = 0
-
-    def schedule_poll(self) -> None: ...
-
-    def release(self, stream: BidirectionalStream) -> None: ...
-
-
 class EngineCallbacks:
     """Whom a QUIC connection tells."""
 
@@ -158,6 +143,7 @@ def _http(data: bytes) -> int:
 
 def _frames(data: bytes) -> int:
     owner = StreamCallbacks()
+    owner.poll_scheduled = True
     stream = BidirectionalStream(owner, 0, b"\0", NULL_HANDLER, window=1_250_000, send_limit=0, high_water=1)
     at = packets.read_stream_frames(data, 0, {0: stream})
     assert stream.receive_half.held_bytes <= len(data)

@@ -24,6 +24,15 @@ def identity() -> certs.Identity:
     return certs.make_self_signed(["stargate"])
 
 
+def datagrams_of(runs: list[tuple[bytes, int, Any]]) -> list[tuple[bytes, Any]]:
+    """The datagrams of runs, each with its address."""
+    return [
+        (data[at : at + (segment or len(data))], address)
+        for data, segment, address in runs
+        for at in range(0, len(data), segment or len(data))
+    ]
+
+
 @dataclass
 class SimulatedNetwork:
     """What the network does to each datagram."""
@@ -85,7 +94,7 @@ class Node:
         """What the endpoint does with a connection that was touched."""
         world = self.world
         self.engine.deliver()
-        for data, address in self.engine.poll(world.now):
+        for data, address in datagrams_of(self.engine.poll(world.now)):
             world.send(self, data, address)
         at = self.engine.deadline()
         self.timer = at

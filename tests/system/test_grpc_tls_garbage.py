@@ -8,7 +8,7 @@ SERVES = """
 import asyncio, os, sys
 os.environ["GRPC_VERBOSITY"] = "NONE"
 from certs import make_self_signed
-from router.control_plane.grpc_server import GrpcServer, GrpcTls
+from router.grpc.server import GrpcServer, GrpcTls
 
 FLOOD = '''
 import socket, sys

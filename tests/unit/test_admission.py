@@ -190,8 +190,8 @@ def test_bearer_tokens(value: str | bytes | None, token: str | None) -> None:
 # Inbox
 
 
-def message(number: int, size: int = 0) -> InferenceServerRegistration:
-    return InferenceServerRegistration(inference_server_id=str(number), inference_server_url="x" * size)
+def message(number: int, size: int = 0) -> bytes:
+    return b"%d" % number + bytes(size)
 
 
 async def test_inbox_hands_out_in_order_and_signals_last() -> None:
@@ -238,9 +238,9 @@ async def test_inbox_drops_the_oldest_reports_beyond_its_bounds() -> None:
     inbox = Inbox()
     for number in range(100):
         inbox.put(message(number))
-    inbox.end(Signal.FAILED)
+    inbox.end(Signal.CLOSED)
     left = [await inbox.get() for _ in range(65)]
-    assert left == [*(message(number) for number in range(36, 100)), Signal.FAILED]
+    assert left == [*(message(number) for number in range(36, 100)), Signal.CLOSED]
     inbox = Inbox()
     for number in range(3):
         inbox.put(message(number, 3 << 20))

@@ -10,7 +10,8 @@ from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError
 from router.control_plane.discovery import HeadlessService, PlainDns, SelfOnly
-from router.control_plane.worker_auth import GatewayAuthenticator, OpenAuthenticator
+from router.control_plane.gateway_auth import GatewayAuthenticator
+from router.control_plane.worker_auth import OpenAuthenticator
 from router.process import assembly
 from router.telemetry.metrics import Metrics
 

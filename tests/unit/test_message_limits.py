@@ -91,6 +91,6 @@ def test_looking_at_an_ordinary_report_costs_microseconds():
 
 def test_large_reports_are_not_kept_for_comparison() -> None:
     report = InferenceServerRegistration(inference_server_url="x" * ((KEPT_REPORT.bytes or 0) - 4))
-    assert worth_keeping(report)
+    assert worth_keeping(report.SerializeToString())
     report.inference_server_id = "w"
-    assert not worth_keeping(report)
+    assert not worth_keeping(report.SerializeToString())

@@ -6,14 +6,12 @@ import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
 from tunnel_protocol.quic.receive_half import ReceiveState, StreamError
-from tunnel_protocol.quic.stream import CONNECTION_GAPS, STREAM_GAPS, BidirectionalStream
+from tunnel_protocol.quic.stream import CONNECTION_GAPS, STREAM_GAPS, BidirectionalStream, StreamCallbacks
 
 
-class Owner:
+class Owner(StreamCallbacks):
     def __init__(self):
-        self.sending, self.control, self.ready = {}, {}, {}
-        self.poll_scheduled = False
-        self.pieces_out_of_order = 0
+        super().__init__()
         self.released = []
 
     def schedule_poll(self):
@@ -293,6 +291,38 @@ def test_lost_bytes_go_first_and_fin_with_the_last_of_them():
     assert rig.sent() == (0, b"abcdef", True)
     rig.stream.on_data_acked(0, 6, True)
     assert rig.stream.acknowledged()
+
+
+def test_a_run_takes_whole_pieces_within_all_limits_and_the_rest_only_if_asked():
+    rig = Rig(send_limit=1_000)
+    rig.stream.write(bytes(95), fin=True)
+    half = rig.stream.send_half
+    assert half.next_run(50, 10, 1_000, True) == 0, "one piece and a rest is no run"
+    assert half.next_run(10, 1, 1_000, True) == 0
+    assert half.next_run(10, 10, 19, True) == 0, "the connection's credit"
+    assert half.next_run(10, 10, 25, True) == 20
+    assert half.next_run(10, 3, 1_000, True) == 30
+    assert half.next_run(10, 10, 1_000, False) == 40
+    assert half.fin_pending
+    assert (half.next_run(10, 10, 1_000, True), half.next_data(10, 99)) == (0, (90, bytes(5), True))
+
+
+def test_a_run_with_the_rest_ends_the_stream():
+    rig = Rig(send_limit=1_000)
+    rig.stream.write(bytes(45), fin=True)
+    half = rig.stream.send_half
+    assert rig.stream.next_run(10, 5, 1_000, True) == 45
+    assert not half.fin_pending
+    assert not half.has_data()
+    rig.stream.on_data_lost(0, 10, False)
+    assert half.next_run(2, 5, 1_000, True) == 0, "what was lost is sent again first"
+
+
+def test_a_run_that_empties_the_buffer_lets_the_writer_go_on():
+    rig = Rig(send_limit=1_000, high_water=50)
+    assert not rig.stream.write(bytes(100))
+    assert rig.stream.next_run(20, 4, 1_000, False) == 80
+    assert rig.calls() == ["writable"]
 
 
 def test_acknowledgements_out_of_order_release_the_front_when_it_is_complete():

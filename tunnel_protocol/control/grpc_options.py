@@ -1,4 +1,4 @@
-"""Channel arguments of all gRPC channels and servers of router and worker: keepalive, and limits on received data.
+"""What all gRPC channels and servers of router and worker have in common: keepalive, and limits on received data.
 
 Keepalive detects a peer that is gone without closing its connection (host failure, expired NAT entry): after
 `KEEPALIVE_MS` without a received byte it is pinged, and after `KEEPALIVE_TIMEOUT_MS` without an answer the connection is
@@ -54,19 +54,6 @@ def channel_options(keepalive: Keepalive | None = None) -> GrpcOptions:
         # Reconnect soon after an outage, because requests wait for it.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-    ]
-
-
-def server_options(*, shared: bool = False) -> GrpcOptions:
-    """Arguments for a server; `shared`: its port may be bound by several processes."""
-    return [
-        *_BOUNDS,
-        *_pings(Keepalive()),
-        # The library's default lets a second process bind the same port and take half of the connections.
-        ("grpc.so_reuseport", int(shared)),
-        ("grpc.max_concurrent_streams", CONNECTION_STREAMS.pieces or 0),
-        # Do not limit pings: closing the connection would end registrations of workers.
-        ("grpc.http2.max_ping_strikes", 0),
     ]
 
 

@@ -12,6 +12,9 @@ from tunnel_protocol.quic.engine import Address
 
 Datagram = tuple[bytes, Address]
 
+Run = tuple[bytes, int, Address]
+"""Datagrams to one address in one buffer: the buffer, the size of each of them (the last may be shorter; 0: it is one datagram)."""
+
 _UDP_SEGMENT = 103
 _IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50
 _CONTROL_BYTES = 128

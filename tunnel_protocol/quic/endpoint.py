@@ -562,7 +562,7 @@ class Endpoint:
         if engine.closed:
             # The first packet was refused: send CONNECTION_CLOSE once and keep no state.
             engine.deliver()
-            self._udp.send(engine.poll(now))
+            self._udp.send_runs(engine.poll(now))
             engine.abandon(ConnectionClosedError(None, "refused", by_peer=False))
             self._forget(connection)
             return None
@@ -618,12 +618,12 @@ class Endpoint:
                 self._touched[connection] = None
                 continue
             try:
-                datagrams = connection.engine.poll(now)
+                runs = connection.engine.poll(now)
             except Exception:  # noqa: BLE001 - logged there
                 self._fault(connection)
                 continue
-            if datagrams:
-                udp.send(datagrams)
+            if runs:
+                udp.send_runs(runs)
                 if udp.too_large:
                     connection.engine.datagram_refused(udp.too_large, now)
                     udp.too_large = 0

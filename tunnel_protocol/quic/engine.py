@@ -91,8 +91,8 @@ class Engine(Protocol):
     def deliver(self) -> None:
         """Make the callbacks for everything that happened since the last call."""
 
-    def poll(self, now: float) -> list[tuple[bytes, Address]]:
-        """Datagrams to send now; all to one address unless paths are being validated."""
+    def poll(self, now: float) -> list[tuple[bytes, int, Address]]:
+        """Datagrams to send now, as runs (`datagrams.Run`); all to one address unless paths are being validated."""
 
     def datagram_refused(self, size: int, now: float) -> None:
         """The operating system did not send a datagram of `size` bytes because the first hop does not carry it."""

@@ -16,6 +16,7 @@ from tunnel_protocol.quic.sent_packet import (
     SentFrame,
     SentPacket,
 )
+from tunnel_protocol.quic.stream import BidirectionalStream
 from tunnel_protocol.quic.stream_table import StreamTable
 
 
@@ -41,22 +42,39 @@ class FrameDelivery:
     def on_acked(self, packets: list[SentPacket], now: float) -> None:
         """The peer has acknowledged these packets."""
         large = False
+        stream: BidirectionalStream | None = None
+        start = stop = 0
         for packet in packets:
             if packet.size > BASE_BYTES and packet.in_flight:
                 large = True
-            for frame in packet.frames:
-                stream = frame.stream
-                if stream is None:
-                    if frame.kind == ACK:
-                        self._received.on_ack_acked(frame.start)
-                    elif frame.kind == MTU_PROBE:
-                        self._mtu.probe_acked(frame.start, now)
-                elif frame.kind == STREAM:
-                    stream.on_data_acked(frame.start, frame.stop, frame.fin)
-                elif frame.kind == RESET_STREAM:
-                    stream.on_reset_acked()
+            if packet.stream is None:
+                for frame in packet.frames:
+                    self._frame_acked(frame, now)
+            elif packet.stream is stream and packet.start == stop and not packet.fin:
+                stop = packet.stop  # the packets of a run are acknowledged together as a rule
+            else:
+                if stream is not None:
+                    stream.on_data_acked(start, stop, False)
+                stream, start, stop = packet.stream, packet.start, packet.stop
+                if packet.fin:
+                    stream.on_data_acked(start, stop, True)
+                    stream = None
+        if stream is not None:
+            stream.on_data_acked(start, stop, False)
         if large:
             self._mtu.large_acked()
+
+    def _frame_acked(self, frame: SentFrame, now: float) -> None:
+        stream = frame.stream
+        if stream is None:
+            if frame.kind == ACK:
+                self._received.on_ack_acked(frame.start)
+            elif frame.kind == MTU_PROBE:
+                self._mtu.probe_acked(frame.start, now)
+        elif frame.kind == STREAM:
+            stream.on_data_acked(frame.start, frame.stop, frame.fin)
+        elif frame.kind == RESET_STREAM:
+            stream.on_reset_acked()
 
     def on_lost(self, packets: list[SentPacket], now: float) -> None:
         """These packets count as lost."""
@@ -67,6 +85,9 @@ class FrameDelivery:
 
     def send_again(self, packet: SentPacket, now: float) -> None:
         """Have the frames of a packet sent again as far as they are still needed; the packet has none afterwards."""
+        if packet.stream is not None:
+            packet.stream.on_data_lost(packet.start, packet.stop, packet.fin)
+            packet.stream = None
         frames, packet.frames = packet.frames, []
         for frame in frames:
             stream = frame.stream

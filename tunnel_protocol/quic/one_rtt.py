@@ -16,6 +16,7 @@ from tunnel_protocol.quic.congestion import Congestion
 from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks, NullEngineCallbacks
 from tunnel_protocol.quic.connection_frames import ConnectionFrames
 from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnectionIds
+from tunnel_protocol.quic.datagrams import Run
 from tunnel_protocol.quic.engine import Address, EngineCallbacks
 from tunnel_protocol.quic.frame_delivery import FrameDelivery
 from tunnel_protocol.quic.frame_reader import FrameReader
@@ -136,7 +137,7 @@ class OneRttConnection(ConnectionCallbacks):
         self._error: ConnectionClosedError | None = None
         self._close_frame = b""
         """The CONNECTION_CLOSE frame to send; empty if none is to be sent."""
-        self._close_packet: tuple[bytes, Address] | None = None
+        self._close_packet: Run | None = None
         self._late_packets = 0
         """Packets received in the closing state."""
         self._repeat_close = False
@@ -325,7 +326,7 @@ class OneRttConnection(ConnectionCallbacks):
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    def poll(self, now: float) -> list[tuple[bytes, Address]]:
+    def poll(self, now: float) -> list[Run]:
         """See `Engine`."""
         self._now = now
         table = self.table
@@ -338,14 +339,14 @@ class OneRttConnection(ConnectionCallbacks):
         if self._state is not _CONNECTED:
             return self._poll_closing()
         self._deadline_known = False
-        datagrams: list[tuple[bytes, Address]] = []
+        runs: list[Run] = []
         writer = self.writer
         if self.paths.busy:
-            writer.write_path_frames(now, datagrams)
-        writer.write(now, datagrams)
+            writer.write_path_frames(now, runs)
+        writer.write(now, runs)
         probe_at = self.path_mtu.probe_at
         if probe_at is not None and probe_at <= now and self._may_probe_mtu():
-            writer.write_mtu_probe(now, datagrams)
+            writer.write_mtu_probe(now, runs)
         if writer.sent_eliciting:
             writer.sent_eliciting = False
             if not self._eliciting_since_receipt:
@@ -356,7 +357,7 @@ class OneRttConnection(ConnectionCallbacks):
             self.schedule_poll()
         else:
             self.quiescent = not (writer.has_frames() or self.paths.busy)
-        return datagrams
+        return runs
 
     def _may_probe_mtu(self) -> bool:
         return self.recovery.confirmed and self.paths.active.is_validated
@@ -371,7 +372,7 @@ class OneRttConnection(ConnectionCallbacks):
         for cid in self.local_cids.issue():
             owner.on_connection_id(cid)
 
-    def _poll_closing(self) -> list[tuple[bytes, Address]]:
+    def _poll_closing(self) -> list[Run]:
         if self._state is not _CLOSING:
             return []
         if self._close_frame:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from tunnel_protocol.quic.packets import PacketKeys
+from tunnel_protocol.quic.packets import SAMPLE_BYTES, PacketKeys
 
 try:
     from tunnel_protocol.quic.packet_speedups import make_keys
@@ -19,6 +19,7 @@ except ImportError:
     from tunnel_protocol.quic.packets import make_keys
 
 _IV_BYTES = 12
+_ZEROS = bytes(SAMPLE_BYTES)
 
 
 class CipherSuite(IntEnum):
@@ -45,7 +46,11 @@ class PacketProtection:
         self._mask = mask or _header_protection(suite, _expand(suite, secret, b"quic hp", _key_bytes(suite)))
         aead = ChaCha20Poly1305(key) if suite is CipherSuite.CHACHA20_POLY1305_SHA256 else AESGCM(key)
         iv = int.from_bytes(_expand(suite, secret, b"quic iv", _IV_BYTES), "big")
-        self.keys: PacketKeys = make_keys(aead.decrypt if opens else aead.encrypt, iv, self._mask)
+        self.keys: PacketKeys = (
+            make_keys(aead.decrypt, iv, self._mask)
+            if opens
+            else make_keys(aead.encrypt, iv, self._mask, aead.encrypt_into)
+        )
 
     def following(self) -> "PacketProtection":
         """The keys of the next key phase (RFC 9001 section 6.1)."""
@@ -54,16 +59,19 @@ class PacketProtection:
 
 
 class _ChaCha20Mask:
-    """Header protection with ChaCha20 (RFC 9001 section 5.4.4): the sample is counter and nonce."""
+    """Header protection with ChaCha20 (RFC 9001 section 5.4.4): each sample is counter and nonce."""
 
     __slots__ = ("_encryptor",)
 
     def __init__(self, key: bytes) -> None:
         self._encryptor: CipherContext = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
 
-    def __call__(self, sample: bytes) -> bytes:
-        self._encryptor.reset_nonce(sample)
-        return self._encryptor.update(bytes(5))
+    def __call__(self, samples: bytes) -> bytes:
+        masks = []
+        for at in range(0, len(samples), SAMPLE_BYTES):
+            self._encryptor.reset_nonce(samples[at : at + SAMPLE_BYTES])
+            masks.append(self._encryptor.update(_ZEROS))
+        return b"".join(masks)
 
 
 def _header_protection(suite: CipherSuite, key: bytes) -> Callable[[bytes], bytes]:

@@ -5,6 +5,7 @@ Every read is preceded by a comparison with the length of its buffer: bytes come
 unusual goes to the Python twin, which knows the errors.
 """
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
@@ -18,6 +19,7 @@ cdef enum:
     SAMPLE_AT = 13
     SAMPLE_BYTES = 16
     NONCE_BYTES = 12
+    TAG_BYTES = 16
 
 if (packets.HEADER_BYTES, packets.SAMPLE_AT, packets.SAMPLE_BYTES) != (HEADER_BYTES, SAMPLE_AT, SAMPLE_BYTES):
     raise ImportError("packet_speedups was compiled for another layout of packets")
@@ -79,17 +81,18 @@ cdef class Keys:
     cdef readonly object aead
     cdef readonly object mask
     cdef readonly object iv
+    cdef readonly object into
     cdef uint8_t iv_bytes[NONCE_BYTES]
 
-    def __init__(self, aead, iv, mask):
+    def __init__(self, aead, iv, mask, into=None):
         cdef bytes raw = iv.to_bytes(NONCE_BYTES, "big")
-        self.aead, self.iv, self.mask = aead, iv, mask
+        self.aead, self.iv, self.mask, self.into = aead, iv, mask, into
         memcpy(self.iv_bytes, PyBytes_AS_STRING(raw), NONCE_BYTES)
 
 
-def make_keys(aead, iv, mask):
+def make_keys(aead, iv, mask, into=None):
     """See `packets.make_keys`."""
-    return Keys(aead, iv, mask)
+    return Keys(aead, iv, mask, into)
 
 
 def open_packet(bytes data not None, Keys keys not None, int key_phase, uint64_t expected):
@@ -160,6 +163,86 @@ def seal_packet(int first, bytes peer_cid not None, uint64_t number, bytes paylo
     return packet
 
 
+cdef const uint8_t* bytes_of(object data, Py_ssize_t stop) except NULL:
+    """Where the bytes of `data` are, of which there are `stop` at least."""
+    if type(data) is bytes and PyBytes_GET_SIZE(data) >= stop:
+        return <const uint8_t*>PyBytes_AS_STRING(data)
+    if type(data) is bytearray and PyByteArray_GET_SIZE(data) >= stop:
+        return <const uint8_t*>PyByteArray_AS_STRING(data)
+    raise ValueError("there are no such bytes")
+
+
+def seal_run(
+    int first,
+    bytes peer_cid not None,
+    uint64_t number,
+    bytes id_bytes not None,
+    uint64_t offset,
+    data,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    Py_ssize_t piece_bytes,
+    bint fin,
+    Keys keys not None,
+):
+    """See `packets.seal_run`."""
+    cdef Py_ssize_t cid_size = PyBytes_GET_SIZE(peer_cid), id_size = PyBytes_GET_SIZE(id_bytes)
+    cdef Py_ssize_t header_size = cid_size + 3, frame_size = id_size + 9, at = start, size, count, done
+    cdef object into = keys.into
+    cdef bytes run, samples, masks
+    cdef object header, plain, sealed
+    cdef uint8_t* raw
+    cdef uint8_t* packet
+    cdef uint8_t* frame
+    cdef const uint8_t* mask
+    cdef uint64_t told
+    cdef int i
+    if not 0 <= start < stop or piece_bytes <= 0 or id_size > 8 or offset + <uint64_t>(stop - start) > <uint64_t>LARGEST_OFFSET:
+        raise ValueError("there are no such pieces")
+    count = (stop - start + piece_bytes - 1) // piece_bytes
+    run = PyBytes_FromStringAndSize(NULL, stop - start + count * (header_size + frame_size + TAG_BYTES))
+    samples = PyBytes_FromStringAndSize(NULL, count * SAMPLE_BYTES)
+    header = PyByteArray_FromStringAndSize(NULL, header_size)
+    raw = <uint8_t*>PyByteArray_AS_STRING(header)
+    raw[0] = <uint8_t>first
+    memcpy(raw + 1, PyBytes_AS_STRING(peer_cid), cid_size)
+    packet = <uint8_t*>PyBytes_AS_STRING(run)
+    size = 0
+    for done in range(count):
+        if min(piece_bytes, stop - at) != size:  # the first, and a shorter last one
+            size = min(piece_bytes, stop - at)
+            plain = PyByteArray_FromStringAndSize(NULL, frame_size + size)
+            sealed = PyByteArray_FromStringAndSize(NULL, frame_size + size + TAG_BYTES)
+        raw = <uint8_t*>PyByteArray_AS_STRING(header)
+        raw[cid_size + 1] = <uint8_t>(number >> 8)
+        raw[cid_size + 2] = <uint8_t>number
+        frame = <uint8_t*>PyByteArray_AS_STRING(plain)
+        frame[0] = 0x0D if fin and done == count - 1 else 0x0C
+        memcpy(frame + 1, PyBytes_AS_STRING(id_bytes), id_size)
+        told = (offset + <uint64_t>(at - start)) | <uint64_t>0xC000000000000000
+        for i in range(8):
+            frame[1 + id_size + i] = <uint8_t>(told >> (56 - 8 * i))
+        memcpy(frame + frame_size, bytes_of(data, stop) + at, size)
+        into(nonce(keys.iv_bytes, number), plain, header, sealed)
+        memcpy(packet, PyByteArray_AS_STRING(header), header_size)
+        memcpy(packet + header_size, PyByteArray_AS_STRING(sealed), frame_size + size + TAG_BYTES)
+        memcpy(PyBytes_AS_STRING(samples) + done * SAMPLE_BYTES, packet + header_size + 2, SAMPLE_BYTES)
+        packet += header_size + frame_size + size + TAG_BYTES
+        at += size
+        number += 1
+    masks = keys.mask(samples)
+    if PyBytes_GET_SIZE(masks) < count * SAMPLE_BYTES:
+        raise ValueError("masks are too short")
+    packet = <uint8_t*>PyBytes_AS_STRING(run)
+    for done in range(count):
+        mask = <const uint8_t*>PyBytes_AS_STRING(masks) + done * SAMPLE_BYTES
+        packet[0] ^= mask[0] & 0x1F
+        packet[cid_size + 1] ^= mask[1]
+        packet[cid_size + 2] ^= mask[2]
+        packet += header_size + frame_size + piece_bytes + TAG_BYTES  # only the last may be shorter
+    return run
+
+
 def read_stream_frames(bytes payload not None, Py_ssize_t at, dict streams not None):
     """See `packets.read_stream_frames`."""
     cdef Py_ssize_t size = PyBytes_GET_SIZE(payload), data_at, end
@@ -227,7 +310,7 @@ def read_ack(bytes payload not None, Py_ssize_t at):
         low = high - <int64_t>length
         ranges.append((low, high))
         more -= 1
-    return packets.Ack(largest, delay, ranges, end)
+    return largest, delay, ranges, end
 
 
 def stream_frame(bytes id_bytes not None, uint64_t offset, bytes data not None, bint fin):

@@ -4,21 +4,23 @@ from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.congestion import Congestion
 from tunnel_protocol.quic.connection_frames import ConnectionFrames
 from tunnel_protocol.quic.connection_ids import PeerConnectionIds
-from tunnel_protocol.quic.engine import MIN_INITIAL_BYTES, Address
+from tunnel_protocol.quic.datagrams import Run
+from tunnel_protocol.quic.engine import MIN_INITIAL_BYTES
 from tunnel_protocol.quic.key_phases import KEY_UPDATE_PACKETS, KeyPhases
 from tunnel_protocol.quic.loss_recovery import INITIAL_RTT_S, MAX_PACKETS_IN_FLIGHT, LossRecovery
 from tunnel_protocol.quic.pacer import Pacer
+from tunnel_protocol.quic.packets import run_frame
 from tunnel_protocol.quic.path_mtu import BASE_BYTES, PathMtu
 from tunnel_protocol.quic.paths import Path, Paths
 from tunnel_protocol.quic.qlog import PacketLog
 from tunnel_protocol.quic.received_packets import ReceivedPackets
 from tunnel_protocol.quic.sent_packet import ACK, MTU_PROBE, PATH_CHALLENGE, PING, SentFrame, SentPacket
-from tunnel_protocol.quic.stream_table import StreamTable
+from tunnel_protocol.quic.stream_table import RUN_FRAME_BYTES, StreamTable
 
 try:
-    from tunnel_protocol.quic.packet_speedups import seal_packet
+    from tunnel_protocol.quic.packet_speedups import seal_packet, seal_run
 except ImportError:
-    from tunnel_protocol.quic.packets import seal_packet
+    from tunnel_protocol.quic.packets import seal_packet, seal_run
 
 PATH_PROBES = Limit("quic.path_probes", bytes=12_000)
 """Bytes that may be in flight above the congestion window for probing new paths of the peer."""
@@ -27,8 +29,16 @@ _PATH_PROBES_BYTES = PATH_PROBES.bytes or 0
 _OVERHEAD_BYTES = 1 + 2 + 16
 """Bytes of first byte, packet number and AEAD tag; the peer's connection id is added to this."""
 
+_NO_FRAMES: list[SentFrame] = []
+
 _SMALLEST_PAYLOAD = 2
 """With the packet number of two bytes, what the sample for header protection needs (RFC 9001 section 5.4.2)."""
+
+_RUN_BYTES = 65_000
+"""Bytes of the packets that are sealed together, as many as one datagram could have: the kernel takes them at once."""
+
+_RUN_PACKETS = 64
+"""Packets that are sealed together; the kernel takes no more datagrams at once (`UDP_MAX_SEGMENTS` of Linux before 6.9)."""
 
 _LEAST_SPACE = 64
 """Bytes for frames without which no packet is begun on a path that is not validated."""
@@ -95,47 +105,100 @@ class PacketWriter:
         """Whether nothing can be sent on the active path, which is not validated, until more arrives (RFC 9000 section 8.1)."""
         return self._paths.active.allowance() < _OVERHEAD_BYTES + len(self._peer_cids.current.cid) + _LEAST_SPACE
 
-    def write(self, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
+    def write(self, now: float, runs: list[Run]) -> None:
         """Append the datagrams that may leave now on the active path."""
         self.pacing_at = None
-        received, recovery, congestion = self._received, self._recovery, self._congestion
-        ack_due = received.ack_due(now)
-        has_frames = self.has_frames()
-        if not (ack_due or has_frames or recovery.probes_due):
+        recovery = self._recovery
+        if not (self.has_frames() or recovery.probes_due or self._received.ack_due(now)):
             return
         path = self._paths.active
         limit = self._mtu.current
         overhead = _OVERHEAD_BYTES + len(self._peer_cids.current.cid)
-        self._pacer.refill(now, congestion.window, recovery.smoothed, limit)
-        while True:
-            space = limit - overhead
-            if not path.is_validated:
-                space = min(limit, path.allowance()) - overhead
-                if space < _LEAST_SPACE:
-                    return
-            frames: list[SentFrame] = []
-            parts: list[bytes] = []
-            ack = b""
-            if received.ack_at is not None:
-                ack = received.ack_frame(now, space)
-                parts.append(ack)
-                space -= len(ack)
-            if recovery.probes_due:
-                self._take_probe(space, frames, parts)
-            elif has_frames:
-                self._take_allowed(space, overhead + len(ack), now, frames, parts)
-            if not frames:
-                if ack_due:
-                    datagrams.append((self._send_ack(path, ack, now), path.address))
+        self._pacer.refill(now, self._congestion.window, recovery.smoothed, limit)
+        while self._write_run(path, limit, overhead, now, runs) or self._write_packet(path, limit, overhead, now, runs):
+            if not (self.has_frames() or recovery.probes_due):
                 return
-            if ack:
-                frames.append(SentFrame(ACK, None, received.ranges.stops[-1] - 1))
-                received.ack_sent()
-                ack_due = False
-            datagrams.append((self._send(path, b"".join(parts), frames, now), path.address))
-            has_frames = self.has_frames()
-            if not has_frames and not recovery.probes_due:
-                return
+
+    def _write_packet(self, path: Path, limit: int, overhead: int, now: float, runs: list[Run]) -> bool:
+        """Append one packet with the frames that wait; False if it is the last one, or none may leave."""
+        received = self._received
+        space = limit - overhead
+        if not path.is_validated:
+            space = min(limit, path.allowance()) - overhead
+            if space < _LEAST_SPACE:
+                return False
+        frames: list[SentFrame] = []
+        parts: list[bytes] = []
+        ack = b""
+        ack_due = received.ack_due(now)
+        if received.ack_at is not None:
+            ack = received.ack_frame(now, space)
+            parts.append(ack)
+            space -= len(ack)
+        if self._recovery.probes_due:
+            self._take_probe(space, frames, parts)
+        elif self.has_frames():
+            self._take_allowed(space, overhead + len(ack), now, frames, parts)
+        if not frames:
+            if ack_due:
+                runs.append((self._send_ack(path, ack, now), 0, path.address))
+            return False
+        if ack:
+            frames.append(SentFrame(ACK, None, received.ranges.stops[-1] - 1))
+            received.ack_sent()
+        runs.append((self._send(path, b"".join(parts), frames, now), 0, path.address))
+        return True
+
+    def _write_run(self, path: Path, limit: int, overhead: int, now: float, runs: list[Run]) -> bool:
+        """Append packets that hold data of one stream and nothing else, as many as may leave; False if it is not worth it."""
+        keys, recovery, pacer, congestion = self._keys, self._recovery, self._pacer, self._congestion
+        if self._received.ack_at is not None or recovery.probes_due or self._connection_frames.waiting():
+            return False  # something else has to be in the next packet
+        most = min(
+            _RUN_PACKETS,
+            _RUN_BYTES // limit,
+            (congestion.window - congestion.in_flight) // limit,
+            MAX_PACKETS_IN_FLIGHT - len(recovery.sent),
+            1 + int(pacer.tokens) // limit,
+        )
+        if most < 2 or not path.is_validated or keys.sealed + most >= KEY_UPDATE_PACKETS:
+            return False
+        run = self._table.take_run(limit - overhead, most)
+        if run is None:
+            return False
+        stream, number, at = run.stream, self.next_number, run.start
+        half = stream.send_half
+        base = half.base
+        sealed: bytes = seal_run(
+            0x41 | (keys.phase << 2),
+            self._peer_cids.current.cid,
+            number,
+            stream.id_bytes,
+            at,
+            half.buffer,
+            at - base,
+            run.stop - base,
+            run.piece_bytes,
+            run.fin,
+            keys.seals,
+        )
+        overhead += RUN_FRAME_BYTES + len(stream.id_bytes)
+        while at < run.stop:
+            stop = min(at + run.piece_bytes, run.stop)
+            size = overhead + stop - at
+            fin = run.fin and stop == run.stop
+            recovery.on_packet_sent(SentPacket(number, now, size, _NO_FRAMES, True, stream, at, stop, fin))
+            if self.log is not None:
+                data = bytes(half.buffer[at - base : stop - base])
+                self.log.sent(number, run_frame(stream.id_bytes, at, data, fin), size)
+            number += 1
+            at = stop
+        keys.sealed += number - self.next_number
+        self.next_number = number
+        pacer.tokens -= len(sealed)
+        self.sent_eliciting = True
+        runs.append((sealed, limit, path.address))
+        return True
 
     def _take_probe(self, space: int, frames: list[SentFrame], parts: list[bytes]) -> None:
         """Frames of a packet that a probe timeout asks for, whatever the congestion window is (RFC 9002 section 6.2.4).
@@ -173,7 +236,7 @@ class PacketWriter:
             budget = self._connection_frames.take(budget, frames, parts)
         self._table.take_frames(budget, frames, parts)
 
-    def write_path_frames(self, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
+    def write_path_frames(self, now: float, runs: list[Run]) -> None:
         """Append datagrams with PATH_CHALLENGE and PATH_RESPONSE frames, each on its path (RFC 9000 section 8.2).
 
         They may exceed the congestion window by `PATH_PROBES`: what is in flight to an address that the peer has left fills the
@@ -181,13 +244,13 @@ class PacketWriter:
         """
         paths = self._paths
         active = paths.active
-        self._write_frames_of_path(active, self._peer_cids.current.cid, now, datagrams)
+        self._write_frames_of_path(active, self._peer_cids.current.cid, now, runs)
         for path in paths.others:
             if path.peer_cid is None and (path.challenge_due or path.responses):
                 path.peer_cid = self._peer_cids.lend()
             if path.peer_cid is not None:
                 # Another connection id on each path, so that paths cannot be linked (RFC 9000 section 9.5).
-                self._write_frames_of_path(path, path.peer_cid.cid, now, datagrams)
+                self._write_frames_of_path(path, path.peer_cid.cid, now, runs)
         paths.busy = (
             active.challenge_due
             or len(active.responses) > 0
@@ -196,9 +259,7 @@ class PacketWriter:
             )
         )
 
-    def _write_frames_of_path(
-        self, path: Path, peer_cid: bytes, now: float, datagrams: list[tuple[bytes, Address]]
-    ) -> None:
+    def _write_frames_of_path(self, path: Path, peer_cid: bytes, now: float, runs: list[Run]) -> None:
         congestion = self._congestion
         overhead = _OVERHEAD_BYTES + len(peer_cid)
         while path.challenge_due or path.responses:
@@ -218,20 +279,20 @@ class PacketWriter:
                     # RFC 9000 section 8.2.4.
                     path.validation_deadline = now + 3 * max(self._recovery.pto_s(), 2 * INITIAL_RTT_S)
             payload += bytes(size - overhead - len(payload))
-            datagrams.append((self._send(path, payload, frames, now, peer_cid), path.address))
+            runs.append((self._send(path, payload, frames, now, peer_cid), 0, path.address))
 
-    def write_mtu_probe(self, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
+    def write_mtu_probe(self, now: float, runs: list[Run]) -> None:
         """Append a PING padded to the probed size; its loss is not a sign of congestion (RFC 9000 section 14.4)."""
         size = self._mtu.next_probe()
         path = self._paths.active
         payload = b"\x01" + bytes(size - _OVERHEAD_BYTES - len(self._peer_cids.current.cid) - 1)
         frames = [SentFrame(MTU_PROBE, None, size)]
-        datagrams.append((self._send(path, payload, frames, now, None, False), path.address))
+        runs.append((self._send(path, payload, frames, now, None, False), 0, path.address))
 
-    def untracked(self, payload: bytes) -> tuple[bytes, Address]:
+    def untracked(self, payload: bytes) -> Run:
         """A datagram with this payload to the active path; neither its acknowledgement nor its loss matters."""
         path = self._paths.active
-        return self._seal(path, self._peer_cids.current.cid, payload), path.address
+        return self._seal(path, self._peer_cids.current.cid, payload), 0, path.address
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -1,13 +1,14 @@
 """Encodes and decodes ordinary 1-RTT packets: packet protection, STREAM and ACK frames (RFC 9000, RFC 9001).
 
 No state and no I/O. This is the Python version of `packet_speedups.pyx`, which is used instead if it was compiled; tests run
-against both. Packets that are not ordinary are left to the caller, which passes them to aioquic.
+against both. Packets that are not ordinary are left to the caller.
 """
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from tunnel_protocol.quic.engine import CID_BYTES
+from tunnel_protocol.quic.varint import pull_varint, varint
 
 HEADER_BYTES = 1 + CID_BYTES
 """Bytes before the packet number of a packet sent to us: first byte and destination connection id."""
@@ -26,7 +27,10 @@ class Keys(NamedTuple):
     """Decrypts or encrypts (nonce, data, associated data). Raises the library's error if decryption fails."""
     iv: int
     mask: Callable[[bytes], bytes]
-    """Computes the header protection mask of a sample."""
+    """Computes the header protection masks of samples of 16 bytes; a mask takes the first 5 of 16 bytes (RFC 9001 section 5.4)."""
+
+    into: Callable[[bytes, bytes, bytes, bytearray], int] | None = None
+    """Encrypts as `aead` does, into the given buffer, which has exactly the size of the result; None for keys that decrypt."""
 
 
 class PacketKeys(Protocol):
@@ -44,6 +48,10 @@ class PacketKeys(Protocol):
     def mask(self) -> Callable[[bytes], bytes]:
         """See `Keys`."""
 
+    @property
+    def into(self) -> Callable[[bytes, bytes, bytes, bytearray], int] | None:
+        """See `Keys`."""
+
 
 class FrameTaker(Protocol):
     """A stream as the receiver of STREAM frames."""
@@ -52,42 +60,23 @@ class FrameTaker(Protocol):
         """Process the content of a STREAM frame: `data` at byte `offset` of the stream."""
 
 
-class Ack(NamedTuple):
-    """An ACK frame without its ECN counts (RFC 9000 section 19.3)."""
+Ack = tuple[int, int, list[tuple[int, int]], int]
+"""An ACK frame without its ECN counts (RFC 9000 section 19.3).
 
-    largest: int
-    delay: int
-    """ACK Delay as encoded: not yet multiplied by 2 ** ack_delay_exponent of the peer."""
-    ranges: list[tuple[int, int]]
-    """Lowest and highest packet number of each range, newest first. The frame is invalid if a lowest number is negative."""
-    end: int
-    """Position of the next frame in the payload."""
+The largest packet number; the ACK Delay as encoded, not yet multiplied by 2 ** ack_delay_exponent of the peer; the lowest and
+highest packet number of each range, newest first (the frame is invalid if a lowest number is negative); and the position of the
+next frame in the payload.
+"""
 
 
-def make_keys(aead: Callable[[bytes, bytes, bytes], bytes], iv: int, mask: Callable[[bytes], bytes]) -> PacketKeys:
+def make_keys(
+    aead: Callable[[bytes, bytes, bytes], bytes],
+    iv: int,
+    mask: Callable[[bytes], bytes],
+    into: Callable[[bytes, bytes, bytes, bytearray], int] | None = None,
+) -> PacketKeys:
     """Keys of this form."""
-    return Keys(aead, iv, mask)
-
-
-def varint(value: int) -> bytes:
-    """Encode a variable-length integer (RFC 9000 section 16)."""
-    if value < 0x40:
-        return value.to_bytes(1, "big")
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2, "big")
-    if value < 0x40000000:
-        return (value | 0x80000000).to_bytes(4, "big")
-    return (value | 0xC000000000000000).to_bytes(8, "big")
-
-
-def pull_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The variable-length integer at `at` and the position behind it. Raises IndexError if it is truncated."""
-    first = data[at]
-    size = 1 << (first >> 6)
-    end = at + size
-    if end > len(data):
-        raise IndexError("integer is cut short")
-    return int.from_bytes(data[at:end], "big") & ((1 << (8 * size - 2)) - 1), end
+    return Keys(aead, iv, mask, into)
 
 
 def packet_number(truncated: int, size: int, expected: int) -> int:
@@ -193,7 +182,7 @@ def read_ack(payload: bytes, at: int) -> Ack:
         low = high - length
         ranges.append((low, high))
         more -= 1
-    return Ack(largest, delay, ranges, at)
+    return largest, delay, ranges, at
 
 
 def stream_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
@@ -202,3 +191,35 @@ def stream_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
     if offset:
         return b"".join((b"\x0f" if fin else b"\x0e", id_bytes, varint(offset), length, data))
     return b"".join((b"\x0b" if fin else b"\x0a", id_bytes, length, data))
+
+
+def seal_run(
+    first: int,
+    peer_cid: bytes,
+    number: int,
+    id_bytes: bytes,
+    offset: int,
+    data: bytes | bytearray,
+    start: int,
+    stop: int,
+    piece_bytes: int,
+    fin: bool,
+    keys: PacketKeys,
+) -> bytes:
+    """Protected packets, one after another in one buffer, that carry `data[start:stop]` in pieces of `piece_bytes` bytes.
+
+    Each holds one STREAM frame without length field, which reaches to the end of the packet (RFC 9000 section 19.8). `number`,
+    `offset` and `fin` are the packet number of the first packet, the stream offset of the first piece, and whether the stream
+    ends with the last one, which may be shorter than the others. `keys` must be able to encrypt into a buffer.
+    """
+    packets: list[bytes] = []
+    for at in range(start, stop, piece_bytes):
+        piece = bytes(data[at : min(stop, at + piece_bytes)])
+        frame = run_frame(id_bytes, offset + at - start, piece, fin and at + piece_bytes >= stop)
+        packets.append(seal_packet(first, peer_cid, number + len(packets), frame, keys))
+    return b"".join(packets)
+
+
+def run_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:
+    """A STREAM frame as `seal_run` writes it: the offset takes 8 bytes whatever it is, so that all packets are equally long."""
+    return b"".join((b"\x0d" if fin else b"\x0c", id_bytes, (offset | 0xC000000000000000).to_bytes(8, "big"), data))

@@ -8,6 +8,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import NullEngineCallbacks
 from tunnel_protocol.quic.datagram_packets import split_datagram
+from tunnel_protocol.quic.datagrams import Run
 from tunnel_protocol.quic.engine import Address, EngineCallbacks
 from tunnel_protocol.quic.hand_over import Handshake
 from tunnel_protocol.quic.one_rtt import OneRttConnection
@@ -134,14 +135,14 @@ class QuicEngine:
             self._server_name = handshake.server_name
             handshake.discard()
 
-    def poll(self, now: float) -> list[tuple[bytes, Address]]:
+    def poll(self, now: float) -> list[Run]:
         """See `Engine`."""
         if self._handshake is None:
             return [] if self.one_rtt is None else self.one_rtt.poll(now)
-        datagrams = self._handshake.poll(now)
+        runs: list[Run] = [(data, 0, address) for data, address in self._handshake.poll(now)]
         if self.one_rtt is not None:
-            datagrams = datagrams + self.one_rtt.poll(now)
-        return datagrams
+            runs += self.one_rtt.poll(now)
+        return runs
 
     def deadline(self) -> float | None:
         """See `Engine`."""

@@ -51,12 +51,12 @@ class SendHalf:
 
     __slots__ = (
         "_acked",
-        "_base",
-        "_buffer",
         "_fin_acked",
         "_high_water",
         "_lost",
         "_on_sent",
+        "base",
+        "buffer",
         "fin_pending",
         "final_size",
         "limit",
@@ -71,8 +71,9 @@ class SendHalf:
 
     def __init__(self, limit: int, high_water: int) -> None:
         self.state = _READY
-        self._buffer: bytes | bytearray = b""
-        self._base = 0
+        self.buffer: bytes | bytearray = b""
+        """The bytes from `base` to `written`."""
+        self.base = 0
         self.sent = 0
         self.written = 0
         self.limit = limit
@@ -116,13 +117,13 @@ class SendHalf:
                 return False
             raise StreamClosedError("stream is closed for sending")
         if data:
-            if self._base == self.written:
-                self._buffer = bytes(data)
-            elif type(self._buffer) is bytearray:
-                self._buffer += data
+            if self.base == self.written:
+                self.buffer = bytes(data)
+            elif type(self.buffer) is bytearray:
+                self.buffer += data
             else:
-                self._buffer = bytearray(self._buffer)
-                self._buffer += data
+                self.buffer = bytearray(self.buffer)
+                self.buffer += data
             self.written += len(data)
             self.state = _SEND
         if fin:
@@ -147,9 +148,9 @@ class SendHalf:
         self.reset_code = error_code
         self.reset_pending = True
         self.fin_pending = self._fin_acked = self.wants_writable = False
-        self._buffer = b""
+        self.buffer = b""
         self._lost = self._acked = None
-        self.written = self._base = self.sent
+        self.written = self.base = self.sent
         return True
 
     def when_sent(self, callback: Callable[[], None]) -> bool:
@@ -181,7 +182,7 @@ class SendHalf:
         Lost bytes are sent first. New bytes stay within the peer's stream limit and `connection_credit` bytes. A FIN without data
         needs no credit.
         """
-        buffer, base = self._buffer, self._base
+        buffer, base = self.buffer, self.base
         if self._lost is not None:
             start, stop = self._lost.take(max_bytes)
             if not self._lost.starts:
@@ -203,6 +204,27 @@ class SendHalf:
         if fin:
             self._fin_sent()
         return start, piece, fin
+
+    def next_run(self, piece_bytes: int, most_pieces: int, connection_credit: int, with_rest: bool) -> int:
+        """The next new bytes to send in pieces of `piece_bytes`: how many; 0 if there are fewer than two pieces, or lost bytes.
+
+        At most `most_pieces` and `connection_credit` bytes, from `sent` as it was before, and with the FIN if it is pending and
+        they reach it (`state` tells). With `with_rest` a shorter last piece is included if it is all that is left.
+        """
+        start = self.sent
+        size = self.written - start
+        if size < 2 * piece_bytes or self._lost is not None:
+            return 0
+        space = min(size, self.limit - start, connection_credit)
+        pieces = min(space // piece_bytes, most_pieces)
+        if pieces < 2:
+            return 0
+        if not (with_rest and space == size and size <= most_pieces * piece_bytes):
+            size = pieces * piece_bytes
+        self.sent = start + size
+        if self.fin_pending and self.sent == self.written:
+            self._fin_sent()
+        return size
 
     def _fin_sent(self) -> None:
         self.fin_pending = False
@@ -234,7 +256,7 @@ class SendHalf:
         """A piece returned by `next_data` was acknowledged."""
         if self.state > _DATA_SENT:
             return
-        if start == self._base:
+        if start == self.base:
             if self._acked is not None:
                 stop = self._acked.reaches(stop)
                 if not self._acked.starts:
@@ -246,7 +268,7 @@ class SendHalf:
             self._acked.add(start, stop)
         if fin:
             self._fin_acked = True
-        if self._fin_acked and self._base == self.written:
+        if self._fin_acked and self.base == self.written:
             self.state = _DATA_RECVD
 
     def on_data_lost(self, start: int, stop: int, fin: bool) -> bool:
@@ -271,16 +293,16 @@ class SendHalf:
         if not self.over:
             self.state = _LOST
         self._on_sent = None
-        self._buffer = b""
+        self.buffer = b""
         self._lost = self._acked = None
 
     def _drop_front(self, stop: int) -> None:
-        base = self._base
-        if stop - base >= len(self._buffer):
-            self._buffer = b""
-        elif type(self._buffer) is bytearray:
-            del self._buffer[: stop - base]
+        base = self.base
+        if stop - base >= len(self.buffer):
+            self.buffer = b""
+        elif type(self.buffer) is bytearray:
+            del self.buffer[: stop - base]
         else:
             # Convert once, not with every acknowledgement: removing the front of a bytearray is cheap, that of bytes copies.
-            self._buffer = bytearray(self._buffer[stop - base :])
-        self._base = stop
+            self.buffer = bytearray(self.buffer[stop - base :])
+        self.base = stop

@@ -37,11 +37,25 @@ class SentFrame:
 
 
 class SentPacket:
-    """An ack-eliciting packet; packets with only an ACK are not remembered."""
+    """An ack-eliciting packet; packets with only an ACK are not remembered.
 
-    __slots__ = ("frames", "in_flight", "number", "sent_at", "size")
+    A packet of a run of stream data has no `frames`, but `stream` and what it holds of that.
+    """
 
-    def __init__(self, number: int, sent_at: float, size: int, frames: list[SentFrame], in_flight: bool) -> None:
+    __slots__ = ("fin", "frames", "in_flight", "number", "sent_at", "size", "start", "stop", "stream")
+
+    def __init__(
+        self,
+        number: int,
+        sent_at: float,
+        size: int,
+        frames: list[SentFrame],
+        in_flight: bool,
+        stream: BidirectionalStream | None = None,
+        start: int = 0,
+        stop: int = 0,
+        fin: bool = False,
+    ) -> None:
         self.number = number
         self.sent_at = sent_at
         """Seconds of the caller's clock."""
@@ -50,3 +64,7 @@ class SentPacket:
         self.frames = frames
         self.in_flight = in_flight
         """Whether the packet counts for congestion control; not so for probes of the path MTU (RFC 9000 section 14.4)."""
+        self.stream = stream
+        self.start = start
+        self.stop = stop
+        self.fin = fin

@@ -10,7 +10,9 @@ only streams with something to do.
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
+
+from mypy_extensions import mypyc_attr
 
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.limit import Limit
@@ -35,15 +37,22 @@ _MAX_STREAM_GAPS = STREAM_GAPS.pieces or 0
 _MAX_CONNECTION_GAPS = CONNECTION_GAPS.pieces or 0
 
 
-class StreamCallbacks(Protocol):
-    """What streams use of their connection. The three work sets keep insertion order."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class StreamCallbacks:
+    """What streams use of their connection: a base class, because attributes of protocols are slow to reach when compiled.
 
-    sending: "dict[BidirectionalStream, None]"
-    control: "dict[BidirectionalStream, None]"
-    ready: "dict[BidirectionalStream, None]"
-    poll_scheduled: bool
-    pieces_out_of_order: int
-    """Blocks received out of order on all streams."""
+    The three work sets keep insertion order.
+    """
+
+    __slots__ = ("control", "pieces_out_of_order", "poll_scheduled", "ready", "sending")
+
+    def __init__(self) -> None:
+        self.sending: dict[BidirectionalStream, None] = {}
+        self.control: dict[BidirectionalStream, None] = {}
+        self.ready: dict[BidirectionalStream, None] = {}
+        self.poll_scheduled = False
+        self.pieces_out_of_order = 0
+        """Blocks received out of order on all streams."""
 
     def schedule_poll(self) -> None:
         """Schedule a `poll` of the connection; called only while `poll_scheduled` is false."""
@@ -214,6 +223,14 @@ class BidirectionalStream:
         if half.wants_writable and half.may_write_on():
             self._owner.ready[self] = None
         return piece
+
+    def next_run(self, piece_bytes: int, most_pieces: int, connection_credit: int, with_rest: bool) -> int:
+        """See `SendHalf.next_run`."""
+        half = self.send_half
+        size = half.next_run(piece_bytes, most_pieces, connection_credit, with_rest)
+        if half.wants_writable and half.may_write_on():
+            self._owner.ready[self] = None
+        return size
 
     # --- for the engine: acknowledgement and loss --------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
 The three work sets hold streams with something to do, so that building a packet visits no other stream.
 """
 
+from typing import Final
+
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
+from tunnel_protocol.quic.send_half import SendState
 from tunnel_protocol.quic.sent_packet import (
     MAX_STREAM_DATA,
     MAX_STREAMS,
@@ -17,9 +19,10 @@ from tunnel_protocol.quic.sent_packet import (
     SentFrame,
 )
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream
+from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream, StreamCallbacks
 from tunnel_protocol.quic.stream_interface import StreamHandler
 from tunnel_protocol.quic.transport_error import ErrorCode, TransportError
+from tunnel_protocol.quic.varint import varint
 
 try:
     from tunnel_protocol.quic.packet_speedups import stream_frame
@@ -32,8 +35,33 @@ PACKET_FRAMES = Limit("quic.frames_in_a_packet", pieces=1_024)
 SMALLEST_STREAM_FRAME = 24
 """Minimum free bytes in a packet for another STREAM frame, whose header takes up to 19 bytes."""
 
+_DATA_SENT: Final = SendState.DATA_SENT
 _MAX_CONTROL_FRAMES = (PACKET_FRAMES.pieces or 0) // 2
 """After this many frames in a packet no other stream adds control frames (up to three each), because peers limit frames too."""
+
+
+RUN_FRAME_BYTES = 9
+"""Bytes of a STREAM frame in a run besides stream id and data: the type, and an offset of constant size."""
+
+_TURN_PACKETS = 64
+"""Packets that all streams with bytes to send may fill before the first one has its turn again."""
+
+_LEAST_TURN_PACKETS = 8
+"""Packets that one stream may fill before the next one has its turn, even if very many have bytes to send."""
+
+
+class StreamRun:
+    """New bytes of one stream that fill packets which hold nothing else."""
+
+    __slots__ = ("fin", "piece_bytes", "start", "stop", "stream")
+
+    def __init__(self, stream: BidirectionalStream, start: int, stop: int, piece_bytes: int, fin: bool) -> None:
+        self.stream = stream
+        self.start = start
+        self.stop = stop
+        self.piece_bytes = piece_bytes
+        """Bytes in each packet; the last may have fewer."""
+        self.fin = fin
 
 
 class PeerLimits:
@@ -52,8 +80,8 @@ class PeerLimits:
         """For streams that we open."""
 
 
-class StreamTable:
-    """Implements `StreamCallbacks`."""
+class StreamTable(StreamCallbacks):
+    """All streams of one connection."""
 
     __slots__ = (
         "_blocked_at",
@@ -65,18 +93,15 @@ class StreamTable:
         "_peer_used",
         "_stream_limit",
         "_stream_limit_sent",
+        "_turn",
+        "_turn_left",
         "_unseen",
         "_window",
         "closed",
         "connection_blocked",
-        "control",
         "credit_raised",
         "data_sent",
         "peer",
-        "pieces_out_of_order",
-        "poll_scheduled",
-        "ready",
-        "sending",
         "streams",
         "unaccepted",
     )
@@ -84,6 +109,7 @@ class StreamTable:
     def __init__(
         self, is_client: bool, settings: QuicSettings, peer: PeerLimits, connection: ConnectionCallbacks
     ) -> None:
+        super().__init__()
         self._is_client = is_client
         self._window = settings.stream_window_bytes
         self._high_water = settings.send_buffer_bytes
@@ -91,11 +117,6 @@ class StreamTable:
         self.peer = peer
         self.closed = False
         self.streams: dict[int, BidirectionalStream] = {}
-        self.sending: dict[BidirectionalStream, None] = {}
-        self.control: dict[BidirectionalStream, None] = {}
-        self.ready: dict[BidirectionalStream, None] = {}
-        self.poll_scheduled = False
-        self.pieces_out_of_order = 0
         self.connection_blocked: dict[BidirectionalStream, None] = {}
         """Streams that have bytes to send but no connection-level credit."""
         self.unaccepted: list[BidirectionalStream] = []
@@ -104,6 +125,9 @@ class StreamTable:
         """Whether the peer allows more streams than when this was last reset."""
         self.data_sent = 0
         """Bytes of all streams that count against the peer's MAX_DATA."""
+        self._turn = -1
+        """Id of the stream that filled the last run: it is first in `sending` while `_turn_left` packets of its turn are left."""
+        self._turn_left = 0
         self._next_id = 0 if is_client else 1
         self._stream_limit = self._stream_limit_sent = settings.max_streams_bidi
         """Streams the peer may open, and the limit it was told."""
@@ -253,7 +277,6 @@ class StreamTable:
         sending = self.sending
         while sending and budget >= SMALLEST_STREAM_FRAME:
             stream = next(iter(sending))
-            del sending[stream]
             half = stream.send_half
             before = half.sent
             offset_bytes = 8 if before >= 0x40000000 else 4 if before >= 0x4000 else 2
@@ -261,6 +284,7 @@ class StreamTable:
                 budget - 3 - len(stream.id_bytes) - offset_bytes, self.peer.max_data - self.data_sent
             )
             if piece is None:
+                del sending[stream]
                 if half.has_data():
                     self.connection_blocked[stream] = None
                 continue
@@ -270,10 +294,43 @@ class StreamTable:
             frames.append(SentFrame(STREAM, stream, offset, offset + len(data), fin))
             parts.append(frame)
             budget -= len(frame)
-            if half.has_data():
-                # Append it at the end: each stream sends one piece per round.
+            if not half.has_data():
+                del sending[stream]
+            elif stream.stream_id == self._turn and self._turn_left > 1:
+                self._turn_left -= 1  # a run was cut short by the window: its turn goes on
+            else:
+                del sending[stream]
                 sending[stream] = None
         return budget
+
+    def take_run(self, space: int, most_packets: int) -> StreamRun | None:
+        """New bytes of the next stream for several packets of `space` bytes; None if `take_frames` has to fill the next one."""
+        sending = self.sending
+        if len(sending) == 0 or len(self.control) > 0 or self._blocked_at is not None or self._limit_due():
+            return None
+        stream = next(iter(sending))
+        half = stream.send_half
+        start = half.sent
+        piece_bytes = space - RUN_FRAME_BYTES - len(stream.id_bytes)
+        alone = len(sending) == 1
+        if alone or stream.stream_id != self._turn:
+            self._turn = stream.stream_id
+            self._turn_left = max(_TURN_PACKETS // len(sending), _LEAST_TURN_PACKETS)
+        size = stream.next_run(
+            piece_bytes, min(most_packets, self._turn_left), self.peer.max_data - self.data_sent, alone
+        )
+        if size == 0:
+            return None
+        self.data_sent += size
+        self._turn_left -= size // piece_bytes
+        has_data = half.has_data()
+        if self._turn_left <= 0 or not has_data:
+            del sending[stream]
+            if has_data:
+                sending[stream] = None
+        return StreamRun(
+            stream, start, start + size, piece_bytes, half.state is _DATA_SENT and half.sent == half.final_size
+        )
 
     def _take_limit_frames(self, budget: int, frames: list[SentFrame], parts: list[bytes]) -> int:
         if self._limit_due():

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from tunnel_protocol.limit import Limit
-from tunnel_protocol.quic.datagrams import Datagram
+from tunnel_protocol.quic.datagrams import Datagram, Run
 from tunnel_protocol.quic.engine import Address
 
 try:
@@ -172,13 +172,17 @@ class UdpSocket:
 
     def send(self, datagrams: Sequence[Datagram]) -> None:
         """Send in order, now or when the socket becomes writable (see `blocked`, `send_backlog`)."""
+        self.send_runs([(data, 0, address) for data, address in datagrams])
+
+    def send_runs(self, runs: Sequence[Run]) -> None:
+        """Send in order, now or when the socket becomes writable."""
         if self._backlog:
-            for data, address in datagrams:
-                self._keep(data, 0, address)
-        elif len(datagrams) == 1:
-            self._send(datagrams[0][0], 0, datagrams[0][1])
+            for data, segment, address in runs:
+                self._keep(data, segment, address)
+        elif len(runs) == 1:
+            self._send(*runs[0])
         else:
-            self._send_segmented(datagrams)
+            self._send_joined(runs)
 
     def send_backlog(self) -> None:
         """Send the backlog; call this when the socket is writable."""
@@ -197,31 +201,35 @@ class UdpSocket:
         self._backlog_bytes = 0
         self._socket.close()
 
-    def _send_segmented(self, datagrams: Sequence[Datagram]) -> None:
-        """Send runs of datagrams of equal size to one address (the last may be shorter) in one system call each."""
-        start, count = 0, len(datagrams)
+    def _send_joined(self, runs: Sequence[Run]) -> None:
+        """Send what follows one another in datagrams of equal size to one address in one system call each."""
+        start, count = 0, len(runs)
         while start < count:
-            data, address = datagrams[start]
-            size = len(data)
-            stop, total = start + 1, size
-            while (
-                self._segmentation
-                and stop < count
-                and stop - start < _MAX_SEGMENTS
-                and datagrams[stop][1] == address
-                and len(datagrams[stop - 1][0]) == size
-                and len(datagrams[stop][0]) <= size
-                and total + size <= _MAX_SEGMENTED_BYTES
-            ):
-                total += len(datagrams[stop][0])
+            data, segment, address = runs[start]
+            size = segment or len(data)
+            stop, total = start + 1, len(data)
+            while self._segmentation and stop < count and total % size == 0:
+                following, its_segment, its_address = runs[stop]
+                total += len(following)
+                if (
+                    (its_segment or len(following)) > size
+                    or (its_segment and its_segment != size)
+                    or its_address != address
+                    or total > min(_MAX_SEGMENTED_BYTES, _MAX_SEGMENTS * size)
+                ):
+                    break
                 stop += 1
             if stop - start == 1:
-                self._send(data, 0, address)
+                self._send(data, segment, address)
             else:
-                self._send(b"".join([datagrams[at][0] for at in range(start, stop)]), size, address)
+                self._send(b"".join([runs[at][0] for at in range(start, stop)]), size, address)
             start = stop
 
     def _send(self, data: bytes, segment: int, address: Address) -> None:
+        if segment and not self._segmentation:
+            for at in range(0, len(data), segment):
+                self._send(data[at : at + segment], 0, address)
+            return
         if self._backlog or not self._try(data, segment, address):
             self._keep(data, segment, address)
 

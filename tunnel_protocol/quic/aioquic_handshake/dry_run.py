@@ -77,7 +77,7 @@ def _polled(engine: Engine, now: float) -> list[tuple[bytes, Address]]:
     if deadline is not None and deadline <= now:
         engine.handle_timer(now)
     engine.deliver()
-    return engine.poll(now)
+    return [(data, address) for data, _segment, address in engine.poll(now)]
 
 
 class _Callbacks:
