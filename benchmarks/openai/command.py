@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 
 from benchmarks.fleet.usage import Machine, Usage
+from benchmarks.openai.cpu_time import cpu_s
 from benchmarks.openai.load import Load, Shape, quantile, run_load
 from benchmarks.openai.proxies import Proxy, litellm, routers, vllm_router
 from llm_request_router import programs
@@ -144,9 +145,9 @@ def _wait_ready(proxy: Proxy, processes: list[Process]) -> None:
 
 
 def _load(proxy: Proxy, shape: Shape, number: int, seconds: float, most: int) -> Row:
-    before = Usage.of(proxy.pid)
+    before = cpu_s(proxy.pid)
     found = _run(proxy, shape, seconds, most)
-    after = Usage.of(proxy.pid)
+    used = cpu_s(proxy.pid) - before
     if not found.requests:
         raise SystemExit(f"{proxy.name} answered no request: {dict(found.failures)}")
     if found.failures:
@@ -155,7 +156,7 @@ def _load(proxy: Proxy, shape: Shape, number: int, seconds: float, most: int) ->
         proxy.name,
         shape.name,
         number,
-        after.cpu_s - before.cpu_s,
+        used,
         found.requests,
         found.failures.total(),
         found.chunks,
@@ -163,7 +164,7 @@ def _load(proxy: Proxy, shape: Shape, number: int, seconds: float, most: int) ->
         quantile(found.first_s, 0.5) * 1000,
         quantile(found.whole_s, 0.5) * 1000,
         quantile(found.whole_s, 0.99) * 1000,
-        after.resident_bytes,
+        Usage.of(proxy.pid).resident_bytes,
     )
 
 
