@@ -58,22 +58,49 @@ __all__ = [
 _DISCRIMINANT_HEADERS, _DISCRIMINANT_BODY, _DISCRIMINANT_TRAILERS = 0, 1, 2
 
 
-class Headers(NamedTuple):
+class Headers:
     """A headers message."""
 
-    entries: HeaderList
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: HeaderList) -> None:
+        self.entries = entries
+
+    def __eq__(self, other: object) -> bool:
+        return self.entries == other.entries if isinstance(other, Headers) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Headers({self.entries!r})"
 
 
-class Body(NamedTuple):
+class Body:
     """A body message."""
 
-    content: bytes
+    __slots__ = ("content",)
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __eq__(self, other: object) -> bool:
+        return self.content == other.content if isinstance(other, Body) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Body({self.content!r})"
 
 
-class Trailers(NamedTuple):
+class Trailers:
     """A trailers message."""
 
-    entries: HeaderList
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: HeaderList) -> None:
+        self.entries = entries
+
+    def __eq__(self, other: object) -> bool:
+        return self.entries == other.entries if isinstance(other, Trailers) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Trailers({self.entries!r})"
 
 
 class Handshake(NamedTuple):

@@ -36,6 +36,8 @@ COMPILED_MODULES = (
     "router/control_plane/message_limits.py",
     "router/control_plane/messages.py",
     "router/control_plane/unroutable_models.py",
+    "router/operators/durations.py",
+    "router/operators/request_log.py",
     "router/telemetry/families.py",
     "router/telemetry/trace_context.py",
 )
@@ -68,6 +70,7 @@ MANIFEST = "SOURCES"
 _SOURCES = (
     "tunnel_protocol",
     "router/control_plane",
+    "router/operators",
     "router/telemetry",
     *(name for name in COMPILED_PACKAGES if name.startswith("router/")),
 )

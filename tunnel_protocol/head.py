@@ -4,25 +4,46 @@ Heads hold bytes, as HTTP listeners and tunnels receive them; only what is neede
 case; order and repetition are kept. See docs/protocol.md, "Heads".
 """
 
-from typing import NamedTuple
-
 HeaderList = list[tuple[bytes, bytes]]
 """Ordered (lower-case name, value) pairs; repeated names are separate entries."""
 
 
-class RequestHead(NamedTuple):
-    """Method, path with query exactly as received, and headers of a request."""
+class RequestHead:
+    """Method, path with query exactly as received, and headers of a request. Not changed once it is made."""
 
-    method: bytes
-    path: bytes
-    headers: HeaderList
+    # Not a named tuple, as nothing is that is made for every request: a class is made in a tenth of the time when compiled.
+    __slots__ = ("headers", "method", "path")
+
+    def __init__(self, method: bytes, path: bytes, headers: HeaderList) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RequestHead):
+            return NotImplemented
+        return self.method == other.method and self.path == other.path and self.headers == other.headers
+
+    def __repr__(self) -> str:
+        return f"RequestHead({self.method!r}, {self.path!r}, {self.headers!r})"
 
 
-class ResponseHead(NamedTuple):
-    """Status (100..999) and headers of a response."""
+class ResponseHead:
+    """Status (100..999) and headers of a response. Not changed once it is made."""
 
-    status: int
-    headers: HeaderList
+    __slots__ = ("headers", "status")
+
+    def __init__(self, status: int, headers: HeaderList) -> None:
+        self.status = status
+        self.headers = headers
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ResponseHead):
+            return NotImplemented
+        return self.status == other.status and self.headers == other.headers
+
+    def __repr__(self) -> str:
+        return f"ResponseHead({self.status!r}, {self.headers!r})"
 
 
 HOP_BY_HOP = frozenset(

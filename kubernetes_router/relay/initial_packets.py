@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tunnel_protocol.limit import Limit
-from tunnel_protocol.quic.packets import packet_number, pull_varint
+from tunnel_protocol.quic.packets import packet_number
+from tunnel_protocol.quic.varint import pull_varint
 
 FRAMES = Limit("kubernetes_router.frames_in_an_initial_packet", pieces=256)
 """Frames read of one Initial packet, a run of PADDING counted as one."""

@@ -10,14 +10,23 @@ BackendT = TypeVar("BackendT")
 """The type of one inference server of a cluster; opaque to this package."""
 
 
-class Choice(NamedTuple):
+class Choice:
     """What an algorithm returns: a cluster, and details of the decision."""
 
-    candidate: Candidate
-    rank_depth: int = 1
-    """1-based position in the algorithm's ranking; 1 for algorithms without one."""
-    skipped_for_kv: bool = False
-    """Whether a better-ranked cluster was skipped because it has too few free KV cache tokens."""
+    __slots__ = ("candidate", "rank_depth", "skipped_for_kv")
+
+    def __init__(self, candidate: Candidate, rank_depth: int = 1, skipped_for_kv: bool = False) -> None:
+        self.candidate = candidate
+        self.rank_depth = rank_depth
+        """1-based position in the algorithm's ranking; 1 for algorithms without one."""
+        self.skipped_for_kv = skipped_for_kv
+        """Whether a better-ranked cluster was skipped because it has too few free KV cache tokens."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Choice):
+            return NotImplemented
+        mine = (self.candidate, self.rank_depth, self.skipped_for_kv)
+        return mine == (other.candidate, other.rank_depth, other.skipped_for_kv)
 
 
 class Chosen(Generic[ClusterT, BackendT]):

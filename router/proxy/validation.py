@@ -5,7 +5,6 @@ of `x-routing-method`.
 """
 
 import re
-from typing import NamedTuple
 
 import structlog
 
@@ -39,15 +38,25 @@ class InvalidRequestError(Exception):
         """One without a body, if none is given."""
 
 
-class ValidRequest(NamedTuple):
+class ValidRequest:
     """The parsed headers of a valid request."""
 
-    routing: RoutingRequest
-    effective: Definition
-    requested_method: str
-    request_id: str
-    retry_deadline: float | None
-    """Monotonic seconds after which no retry is made; None = no limit."""
+    __slots__ = ("effective", "request_id", "requested_method", "retry_deadline", "routing")
+
+    def __init__(
+        self,
+        routing: RoutingRequest,
+        effective: Definition,
+        requested_method: str,
+        request_id: str,
+        retry_deadline: float | None,
+    ) -> None:
+        self.routing = routing
+        self.effective = effective
+        self.requested_method = requested_method
+        self.request_id = request_id
+        self.retry_deadline = retry_deadline
+        """Monotonic seconds after which no retry is made; None = no limit."""
 
 
 def text(value: bytes | None) -> str | None:

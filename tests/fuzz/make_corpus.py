@@ -17,7 +17,7 @@ import certs  # noqa: E402
 from support.hostile_packets import crypto_frame, gaps, initial  # noqa: E402 - found by what stands above
 from tunnel_protocol import capnp  # noqa: E402
 from tunnel_protocol.control import llm_gateway_pb2, stargate_pb2  # noqa: E402
-from tunnel_protocol.quic.packets import varint  # noqa: E402
+from tunnel_protocol.quic.varint import varint  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors"
 

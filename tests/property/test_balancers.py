@@ -89,7 +89,7 @@ def test_power_of_n_never_takes_one_that_must_lose(pool, asked, excluded, sample
     # Among a sample of k the winner beats or equals k - 1 others.
     assert ttft(choice.candidate, asked) <= scores[len(left) - min(samples, len(left))]
     assert choice.candidate in left
-    assert choice[1:] == (1, False)
+    assert (choice.rank_depth, choice.skipped_for_kv) == (1, False)
 
 
 @given(pools(), EXCLUDED, st.integers(0, 1000))

@@ -22,7 +22,7 @@ from kubernetes_router.relay.initial_packets import (
 )
 from support.hostile_packets import client_hello, crypto_frame, gaps, initial
 from support.quic_clients import POD, client, first_flight
-from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.varint import varint
 
 CID = bytes(range(8))
 

@@ -18,11 +18,11 @@ from support.quic_simulation import (
 from tunnel_protocol.quic.connection_ids import PENDING_RETIREMENTS
 from tunnel_protocol.quic.frame_reader import ACK_FRAMES, CONNECTION_FRAMES, TICKET_BYTES
 from tunnel_protocol.quic.packet_writer import PATH_PROBES
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.paths import PATH_CHALLENGES, PATHS
 from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_table import PACKET_FRAMES
+from tunnel_protocol.quic.varint import varint
 
 PING, PADDING = b"\x01", b"\x00"
 PACKET_BYTES = 1_150

@@ -26,11 +26,11 @@ from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnecti
 from tunnel_protocol.quic.datagram_packets import split_datagram
 from tunnel_protocol.quic.key_phases import KEY_UPDATE_PACKETS, KeyPhases
 from tunnel_protocol.quic.packet_protection import CipherSuite, PacketProtection
-from tunnel_protocol.quic.packets import Ack, varint
 from tunnel_protocol.quic.paths import Path, Paths
 from tunnel_protocol.quic.qlog import describe_frames
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.transport_error import TransportError
+from tunnel_protocol.quic.varint import varint
 
 try:
     from tunnel_protocol.quic.packet_speedups import open_packet, seal_packet
@@ -525,7 +525,7 @@ def test_a_connection_that_is_discarded_tells_nobody_and_a_late_timer_does_nothi
 def test_callbacks_that_stand_for_nobody_do_nothing():
     callbacks, owner = ConnectionCallbacks(), NullEngineCallbacks()
     callbacks.schedule_poll()
-    callbacks.on_ack_frame(Ack(0, 0, [(0, 0)], 0), 0.0)
+    callbacks.on_ack_frame((0, 0, [(0, 0)], 0), 0.0)
     callbacks.on_local_id_retired(b"")
     owner.on_work()
     owner.on_established()

@@ -8,8 +8,8 @@ from aioquic.buffer import Buffer
 from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, nothing_left, sealed
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_handshake import handshake
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.varint import varint
 
 
 def connected(settings=None, **more):

@@ -10,7 +10,7 @@ from aioquic.quic.packet import QuicPacketType, QuicProtocolVersion
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.tls import Epoch
 
-from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.varint import varint
 
 VERSION = int(QuicProtocolVersion.VERSION_1)
 

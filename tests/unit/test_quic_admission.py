@@ -29,9 +29,9 @@ from tunnel_protocol.quic.admission import (
     Admitted,
     HalfOpen,
 )
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.sources import Source, SourceQueue, source_of
 from tunnel_protocol.quic.tls import ServerTls
+from tunnel_protocol.quic.varint import varint
 
 CLIENT = ("192.0.2.1", 4000)
 SOMEWHERE = source_of("203.0.113.1")

@@ -23,23 +23,24 @@ class Clock:
 
 
 def end(at: float, **changed: Any) -> RequestEnd:
-    return RequestEnd(
-        ended_at=at,
-        duration_s=0.2,
-        first_token_s=0.05,
-        request_id="r",
-        routing_key=None,
-        model="m",
-        inference_server_id="w",
-        cluster_id="c",
-        attempts=1,
-        status=200,
-        end="complete",
-        reason="",
-        requested_method="",
-        input_tokens=3,
-        priority=0,
-    )._replace(**changed)
+    fields: dict[str, Any] = {
+        "ended_at": at,
+        "duration_s": 0.2,
+        "first_token_s": 0.05,
+        "request_id": "r",
+        "routing_key": None,
+        "model": "m",
+        "inference_server_id": "w",
+        "cluster_id": "c",
+        "attempts": 1,
+        "status": 200,
+        "end": "complete",
+        "reason": "",
+        "requested_method": "",
+        "input_tokens": 3,
+        "priority": 0,
+    }
+    return RequestEnd(**{**fields, **changed})
 
 
 @pytest.fixture

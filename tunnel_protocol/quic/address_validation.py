@@ -11,8 +11,8 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tunnel_protocol.quic.engine import CID_BYTES, Address
-from tunnel_protocol.quic.packets import pull_varint
 from tunnel_protocol.quic.tls import ServerTls
+from tunnel_protocol.quic.varint import pull_varint
 
 TOKEN_LIFE_S = 15.0
 """Seconds that the token of a Retry is valid: long enough for a client to repeat its Initial packet a few times."""

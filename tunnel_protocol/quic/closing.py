@@ -1,6 +1,6 @@
 """The CONNECTION_CLOSE frame (RFC 9000 section 19.19)."""
 
-from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.varint import varint
 
 MAX_REASON_BYTES = 1_000
 """Bytes of a reason phrase that are sent: a packet with it fits into the smallest datagram."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnectionIds
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.sent_packet import HANDSHAKE_DONE, NEW_CONNECTION_ID, PING, RETIRE_CONNECTION_ID, SentFrame
+from tunnel_protocol.quic.varint import varint
 
 _LARGEST_BYTES = 64
 """Free bytes in a packet for another of these frames; NEW_CONNECTION_ID takes up to 34."""

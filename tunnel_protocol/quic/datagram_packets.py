@@ -1,6 +1,6 @@
 """Splits a datagram into its long header packets and the 1-RTT packet behind them (RFC 9000 section 12.2). No cryptography."""
 
-from tunnel_protocol.quic.packets import pull_varint
+from tunnel_protocol.quic.varint import pull_varint
 
 _INITIAL, _RETRY = 0, 3
 _MAX_CID_BYTES = 20

@@ -3,11 +3,12 @@
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks
 from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnectionIds
-from tunnel_protocol.quic.packets import Ack, pull_varint
+from tunnel_protocol.quic.packets import Ack
 from tunnel_protocol.quic.paths import Path, Paths
 from tunnel_protocol.quic.receive_half import StreamError
 from tunnel_protocol.quic.stream_table import PACKET_FRAMES, StreamTable
 from tunnel_protocol.quic.transport_error import ErrorCode, TransportError
+from tunnel_protocol.quic.varint import pull_varint
 
 try:
     from tunnel_protocol.quic.packet_speedups import read_ack, read_stream_frames
@@ -105,7 +106,7 @@ class FrameReader:
                 frame_type = payload[at]
                 if frame_type == 0x02:
                     ack = read_ack(payload, at + 1)
-                    at = ack.end
+                    at = ack[3]
                     self._on_ack(ack, now)
                 elif 0x08 <= frame_type <= 0x0F:
                     eliciting = True
@@ -145,7 +146,7 @@ class FrameReader:
             return self._read_about_stream(frame_type, payload, at)
         if frame_type == 0x03:
             ack = read_ack(payload, at)
-            at = ack.end
+            at = ack[3]
             for _ in range(3):
                 _, at = pull_varint(payload, at)  # ECN counts: packets are sent without ECN
             self._on_ack(ack, now)

@@ -310,7 +310,7 @@ def read_ack(bytes payload not None, Py_ssize_t at):
         low = high - <int64_t>length
         ranges.append((low, high))
         more -= 1
-    return packets.Ack(largest, delay, ranges, end)
+    return largest, delay, ranges, end
 
 
 def stream_frame(bytes id_bytes not None, uint64_t offset, bytes data not None, bint fin):

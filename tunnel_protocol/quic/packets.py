@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from tunnel_protocol.quic.engine import CID_BYTES
+from tunnel_protocol.quic.varint import pull_varint, varint
 
 HEADER_BYTES = 1 + CID_BYTES
 """Bytes before the packet number of a packet sent to us: first byte and destination connection id."""
@@ -59,16 +60,13 @@ class FrameTaker(Protocol):
         """Process the content of a STREAM frame: `data` at byte `offset` of the stream."""
 
 
-class Ack(NamedTuple):
-    """An ACK frame without its ECN counts (RFC 9000 section 19.3)."""
+Ack = tuple[int, int, list[tuple[int, int]], int]
+"""An ACK frame without its ECN counts (RFC 9000 section 19.3).
 
-    largest: int
-    delay: int
-    """ACK Delay as encoded: not yet multiplied by 2 ** ack_delay_exponent of the peer."""
-    ranges: list[tuple[int, int]]
-    """Lowest and highest packet number of each range, newest first. The frame is invalid if a lowest number is negative."""
-    end: int
-    """Position of the next frame in the payload."""
+The largest packet number; the ACK Delay as encoded, not yet multiplied by 2 ** ack_delay_exponent of the peer; the lowest and
+highest packet number of each range, newest first (the frame is invalid if a lowest number is negative); and the position of the
+next frame in the payload.
+"""
 
 
 def make_keys(
@@ -79,27 +77,6 @@ def make_keys(
 ) -> PacketKeys:
     """Keys of this form."""
     return Keys(aead, iv, mask, into)
-
-
-def varint(value: int) -> bytes:
-    """Encode a variable-length integer (RFC 9000 section 16)."""
-    if value < 0x40:
-        return value.to_bytes(1, "big")
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2, "big")
-    if value < 0x40000000:
-        return (value | 0x80000000).to_bytes(4, "big")
-    return (value | 0xC000000000000000).to_bytes(8, "big")
-
-
-def pull_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The variable-length integer at `at` and the position behind it. Raises IndexError if it is truncated."""
-    first = data[at]
-    size = 1 << (first >> 6)
-    end = at + size
-    if end > len(data):
-        raise IndexError("integer is cut short")
-    return int.from_bytes(data[at:end], "big") & ((1 << (8 * size - 2)) - 1), end
 
 
 def packet_number(truncated: int, size: int, expected: int) -> int:
@@ -205,7 +182,7 @@ def read_ack(payload: bytes, at: int) -> Ack:
         low = high - length
         ranges.append((low, high))
         more -= 1
-    return Ack(largest, delay, ranges, at)
+    return largest, delay, ranges, at
 
 
 def stream_frame(id_bytes: bytes, offset: int, data: bytes, fin: bool) -> bytes:

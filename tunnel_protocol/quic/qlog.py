@@ -6,8 +6,9 @@ needs to know about logging. Only used while `--quic-qlog-dir` is set.
 
 from typing import Any, Protocol
 
-from tunnel_protocol.quic.packets import pull_varint, read_ack
+from tunnel_protocol.quic.packets import read_ack
 from tunnel_protocol.quic.sent_packet import SentPacket
+from tunnel_protocol.quic.varint import pull_varint
 
 _NAMES = {
     0x00: "padding",
@@ -160,12 +161,11 @@ def _describe(payload: bytes, at: int) -> tuple[dict[str, Any], int]:
 
 
 def _describe_ack(kind: int, payload: bytes, at: int) -> tuple[dict[str, Any], int]:
-    ack = read_ack(payload, at)
-    at = ack.end
+    _, delay, ranges, at = read_ack(payload, at)
     if kind == 0x03:
         for _ in range(3):
             _, at = pull_varint(payload, at)
-    return {"frame_type": "ack", "ack_delay": ack.delay, "acked_ranges": [list(one) for one in ack.ranges]}, at
+    return {"frame_type": "ack", "ack_delay": delay, "acked_ranges": [list(one) for one in ranges]}, at
 
 
 def _describe_stream(kind: int, payload: bytes, at: int) -> tuple[dict[str, Any], int]:

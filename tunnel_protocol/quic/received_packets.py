@@ -3,8 +3,8 @@
 Times are seconds of the caller's monotonic clock.
 """
 
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
+from tunnel_protocol.quic.varint import varint
 
 MAX_RANGES = 64
 """Ranges of received packet numbers kept for ACK frames; the oldest are dropped."""

@@ -215,11 +215,11 @@ class SendHalf:
         size = self.written - start
         if size < 2 * piece_bytes or self._lost is not None:
             return 0
-        room = min(size, self.limit - start, connection_credit)
-        pieces = min(room // piece_bytes, most_pieces)
+        space = min(size, self.limit - start, connection_credit)
+        pieces = min(space // piece_bytes, most_pieces)
         if pieces < 2:
             return 0
-        if not (with_rest and room == size and size <= most_pieces * piece_bytes):
+        if not (with_rest and space == size and size <= most_pieces * piece_bytes):
             size = pieces * piece_bytes
         self.sent = start + size
         if self.fin_pending and self.sent == self.written:

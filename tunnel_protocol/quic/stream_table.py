@@ -7,7 +7,6 @@ from typing import Final
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks
-from tunnel_protocol.quic.packets import varint
 from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.send_half import SendState
 from tunnel_protocol.quic.sent_packet import (
@@ -23,6 +22,7 @@ from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream import NULL_HANDLER, BidirectionalStream, StreamCallbacks
 from tunnel_protocol.quic.stream_interface import StreamHandler
 from tunnel_protocol.quic.transport_error import ErrorCode, TransportError
+from tunnel_protocol.quic.varint import varint
 
 try:
     from tunnel_protocol.quic.packet_speedups import stream_frame

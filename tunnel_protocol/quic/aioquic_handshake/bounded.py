@@ -14,7 +14,7 @@ from aioquic.quic.packet import QuicErrorCode
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.crypto_stream import CryptoBufferError, CryptoStream
-from tunnel_protocol.quic.packets import varint
+from tunnel_protocol.quic.varint import varint
 
 HANDSHAKE_PACKET_FRAMES = Limit("quic.frames_in_a_handshake_packet", pieces=256)
 """Frames in an Initial or Handshake packet, a run of PADDING counted as one; some clients split a ClientHello on purpose."""
