@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from router.control_plane.admission import RefusedError
 from router.control_plane.registration_stream import RegistrationStream
 from router.control_plane.worker_auth import StaticAuthenticator
+from router.grpc.call import framed
 from router.ports.tunnels import TunnelStep
 from router.registry import TargetKey
 from support.control_plane import ControlPlaneInMemory, FakeTunnels, control_plane, report
@@ -648,3 +649,30 @@ async def test_an_update_is_logged_with_its_models_in_order() -> None:
             await client.register("w", ("b", "c", "a"))
         (models,) = [line["models"] for line in lines if line["event"] == "received inference servers update"]
         assert models == ["a", "b", "c"]
+
+
+async def test_a_report_that_needs_no_wait_is_acknowledged_without_the_task_of_its_stream() -> None:
+    async with control_plane() as client:
+        worker, tunnels = await client.register("w", last_mean_input_tps=10.0)
+        tunnels.settled, steps = True, tunnels.steps
+        for tps in (10.0, 11.0, 11.0):
+            await worker.update(report("w", "m", last_mean_input_tps=tps))
+            (shown,) = client.router.registry.target(TargetKey(None, "m")).candidates()
+            assert shown.last_mean_input_tps == tps
+        assert (tunnels.steps, tunnels.reports) == (steps, 3)
+        assert client.router.service._streams.holders["w"].registration is not None
+        await worker.send(report("w", "m" * 1_100))
+        code, text = await worker.status()
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "registration.model_name" in text
+
+
+async def test_a_later_report_that_cannot_be_decoded_ends_its_registration() -> None:
+    async with control_plane() as client:
+        _, tunnels = await client.register("w")
+        tunnels.settled = True
+        (call,) = client.router.server._calls
+        with capture_logs() as logs:
+            call.on_data(framed(b"\xff\xff"))
+            await eventually(lambda: client.router.registry.live("w") is None)
+        assert "inference servers stream read failed or closed" in [line["event"] for line in logs]
