@@ -16,18 +16,19 @@ import uvloop
 
 from benchmarks.fleet.usage import Machine, Usage
 from benchmarks.openai.load import Load, Shape, quantile, run_load
-from benchmarks.openai.proxies import Proxy, litellm, routers
+from benchmarks.openai.proxies import Proxy, litellm, routers, vllm_router
 from llm_request_router import programs
 from llm_request_router.testing import Process, System
 
 _DESCRIPTION = """CPU per request and per chunk, latency and memory of the gateway port, of the front for OpenAI clients (open and
-with keys), and of LiteLLM's proxy if its command is given, all in front of one mock engine, one under load at a time, in
-interleaved rounds on the loopback. LiteLLM is installed beside the project, never into its environment:
+with keys), and of LiteLLM's proxy and vLLM's router if their commands are given, all in front of one mock engine, one under load
+at a time, in interleaved rounds on the loopback. The others are installed beside the project, never into its environment:
 
   python3 -m venv /tmp/litellm && /tmp/litellm/bin/pip install 'litellm[proxy]==1.108.7'
-  benchmarks openai --litellm /tmp/litellm/bin/litellm
+  python3 -m venv /tmp/vllm-router && /tmp/vllm-router/bin/pip install vllm-router==0.1.17
+  benchmarks openai --litellm /tmp/litellm/bin/litellm --vllm-router /tmp/vllm-router/bin/vllm-router
 
-A load ends after --seconds or --most requests, whichever is first.
+The shape `single` is one connection, for the time to the first byte without waiting. A load ends after --seconds or --most requests, whichever is first.
 """
 
 _READY_S = 120.0
@@ -53,7 +54,11 @@ class Row(NamedTuple):
 def run(args: list[str]) -> None:
     """Print a table per shape. Exit status 1 if a proxy did not become ready or answered nothing."""
     options = _parser().parse_args(args)
-    shapes = [Shape("one", options.connections, 1), Shape("stream", options.streams, options.tokens)]
+    shapes = [
+        Shape("single", 1, 1),
+        Shape("one", options.connections, 1),
+        Shape("stream", options.streams, options.tokens),
+    ]
     before, began = Machine.now(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="openai-bench-") as name:
         rows = _measure(Path(name), shapes, options)
@@ -70,7 +75,7 @@ def table(rows: list[Row]) -> str:
     """Medians over the rounds, a line for each proxy, in the order of their first rows."""
     head = (
         f"{'proxy':22}{'us CPU/request':>15}{'us CPU/chunk':>13}{'requests/s':>11}"
-        f"{'first p50 ms':>13}{'p50 ms':>8}{'p99 ms':>8}{'MiB':>6}{'requests':>9}{'failed':>7}"
+        f"{'first p50 ms':>13}{'p50 ms':>9}{'p99 ms':>9}{'MiB':>6}{'requests':>9}{'failed':>7}"
     )
     lines = [head]
     for name in dict.fromkeys(row.proxy for row in rows):
@@ -83,8 +88,8 @@ def table(rows: list[Row]) -> str:
             f"{name:22}{median([row.cpu_s / max(row.requests, 1) * 1e6 for row in own]):15.0f}"
             f"{median([row.cpu_s / max(row.chunks, 1) * 1e6 for row in own]):13.1f}"
             f"{median([row.requests / row.wall_s for row in own]):11.0f}"
-            f"{median([row.first_p50_ms for row in own]):13.1f}{median([row.whole_p50_ms for row in own]):8.1f}"
-            f"{median([row.whole_p99_ms for row in own]):8.1f}"
+            f"{median([row.first_p50_ms for row in own]):13.2f}{median([row.whole_p50_ms for row in own]):9.2f}"
+            f"{median([row.whole_p99_ms for row in own]):9.2f}"
             f"{median([row.resident_bytes / 2**20 for row in own]):6.0f}"
             f"{sum(row.requests for row in own):9}{sum(row.failed for row in own):7}"
         )
@@ -97,10 +102,11 @@ def _measure(folder: Path, shapes: list[Shape], options: argparse.Namespace) -> 
     try:
         engine_url = _start_engine(folder, processes, options.token_delay_ms)
         systems, proxies = routers(folder, engine_url)
-        if options.litellm is not None:
-            process, proxy = litellm(folder, engine_url, options.litellm)
-            processes.append(process)
-            proxies.append(proxy)
+        for start, command in ((litellm, options.litellm), (vllm_router, options.vllm_router)):
+            if command is not None:
+                process, proxy = start(folder, engine_url, command)
+                processes.append(process)
+                proxies.append(proxy)
         for proxy in proxies:
             _wait_ready(proxy, processes)
         rows: list[Row] = []
@@ -171,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="benchmarks openai", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--litellm", metavar="COMMAND", help="LiteLLM's console script; not measured without it")
+    parser.add_argument("--vllm-router", metavar="COMMAND", help="the same of vLLM's router")
     parser.add_argument("--connections", type=int, default=16, help="of the shape `one` (default: %(default)s)")
     parser.add_argument("--streams", type=int, default=16, help="of the shape `stream` (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=50, help="of an answer in `stream` (default: %(default)s)")

@@ -71,10 +71,21 @@ def litellm(folder: Path, engine_url: str, command: str) -> tuple[Process, Proxy
     return process, Proxy("LiteLLM", f"127.0.0.1:{port}", process.pid, {"authorization": f"Bearer {key}"})
 
 
+def vllm_router(folder: Path, engine_url: str, command: str) -> tuple[Process, Proxy]:
+    """The router of vLLM in front of one engine, with one key; `command` is its console script."""
+    port, key = _free_port(), f"sk-{secrets.token_hex(32)}"
+    words = [*shlex.split(command), "--worker-urls", engine_url, "--policy", "round_robin", "--log-level", "error"]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port()), "--api-key", key]
+    process = Process("vllm-router", words, folder, {})
+    return process, Proxy("vLLM router", f"127.0.0.1:{port}", process.pid, {"authorization": f"Bearer {key}"})
+
+
 def _add_worker(system: System, engine_url: str) -> None:
     options = ("--upstream-http-base-url", engine_url, "--stargate-address", system.ports.grpc, "--model-name", MODEL)
     reverse = ("--inference-server-id", "bench", "--backend-connectivity", "reverse", "--quic-insecure")
-    command = [*programs.command("stargate_client"), *options, *reverse]
+    # The only worker: what it refused would be answered 503, and costs a request without being one.
+    takes_all = ("--pylon-queue-mismatch-retry-enabled", "false")
+    command = [*programs.command("stargate_client"), *options, *reverse, *takes_all]
     system.spawn("worker", command, programs.environment(os.environ))
 
 

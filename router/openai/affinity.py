@@ -5,9 +5,12 @@ A key is a digest that also covers the API key's id, the routing key and the mod
 
 import hashlib
 import re
+from struct import Struct
 from typing import Final
 
 from router.openai.ports import Caller
+
+_length = Struct(">Q").pack
 
 MAX_SESSION_BYTES: Final = 256
 """Longest session id."""
@@ -81,13 +84,12 @@ class GatewayAffinity:
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return text.encode() if text.isascii() else text.encode("utf-8", "surrogatepass")
 
 
 def _digest(caller: Caller, routing_key: str | None, model: str, parts: tuple[bytes, ...]) -> str:
-    digest = hashlib.sha256()
+    pieces: list[bytes] = []
     for part in (_bytes(caller.key_id), _bytes(routing_key or ""), _bytes(model), *parts):
         # With its length, so that no two sequences of parts have the same bytes.
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+        pieces += (_length(len(part)), part)
+    return hashlib.sha256(b"".join(pieces)).hexdigest()

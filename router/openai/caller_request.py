@@ -77,13 +77,10 @@ class CallerRequest:
             self._caller = found
             self.identified(found)
 
-    def guarded(self, step: Callable[[], None]) -> None:
-        """Do a step that depends on what a client sent: a defect in it is logged, and answered with 500."""
-        try:
-            step()
-        except Exception:  # noqa: BLE001 - the connection would break, and its client not know why
-            _log.exception("a request of an OpenAI client could not be handled")
-            self.refuse(INTERNAL_ERROR)
+    def defect(self) -> None:
+        """A step that depends on what a client sent has raised: log it, and answer 500. Called where the exception is handled."""
+        _log.exception("a request of an OpenAI client could not be handled")
+        self.refuse(INTERNAL_ERROR)
 
     def identified(self, caller: Caller) -> None:
         """The caller is known: go on."""
@@ -106,6 +103,9 @@ class CallerRequest:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()
+
+    def tick(self, now: float) -> None:
+        """Some time has passed; `now` in seconds of the event loop. For limits that run out while nothing happens."""
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Rewrites the chunks of a streamed chat completion or completion for the client that asked for it. No I/O.
 
 The client's model name is restored, and the usage that only the front asked for is taken out. Most chunks of a stream begin with
-the same bytes (id, object, model): the first one is read in full, later ones that begin so are only searched for what
-must not stay. Everything else passes as the engine wrote it.
+the same bytes (id, object, model): the first one is read, in full unless it has the routed name where it belongs, and later ones
+that begin so are only searched for what must not stay. Everything else passes as the engine wrote it.
 """
 
 import re
@@ -16,14 +16,15 @@ from router.openai.errors import RequestError
 from router.openai.ports import Usage
 from router.openai.sse import EventSplitter, data_of, with_data
 from router.openai.usage_report import usage_of
+from router.openai.wire import ABSENT, NOTHING, Chunk, decode_chunk
 
 _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
+_CHUNK: Final = b"data: {"
+_MODEL: Final = b'"model":'
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
-_ABSENT: Final = msgspec.Raw(b"")
-_NOTHING: Final = (_ABSENT, msgspec.Raw(b"null"))
 _finishes = re.compile(rb'"finish_reason"\s*:\s*"').search
 
 
@@ -37,18 +38,6 @@ class EngineStreamError(Exception):
         """What the client gets of the events before it."""
 
 
-class _Chunk(msgspec.Struct, gc=False):
-    """What of a chunk is looked at; `_ABSENT` for a member that is not there."""
-
-    model: msgspec.Raw = _ABSENT
-    usage: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
-    choices: list[msgspec.Raw] | None = None
-
-
-_decode = msgspec.json.Decoder(_Chunk).decode
-
-
 class ChunkRewriter:
     """One stream. Feed it what the worker sends, and send the client what `feed` returns."""
 
@@ -59,21 +48,28 @@ class ChunkRewriter:
         "_last",
         "_model",
         "_raw_model",
+        "_routed",
+        "_same_name",
         "_splitter",
         "content_events",
         "done",
         "usage",
     )
 
-    def __init__(self, model: bytes, *, keep_usage: bool) -> None:
-        """`model` is the JSON text of the client's model name; `keep_usage`: the client asked for usage."""
+    def __init__(self, model: bytes, *, keep_usage: bool, routed: bytes = b"") -> None:
+        """`model` is the JSON text of the client's model name; `keep_usage`: the client asked for usage.
+
+        `routed`: the JSON text of the name that the worker was told. A first chunk that has it where it belongs is not decoded.
+        """
         self._model = model
         self._raw_model = msgspec.Raw(model)
         self._keep_usage = keep_usage
+        self._routed = routed
         self._splitter = EventSplitter()
         self._begins = b"\n"
         """The bytes from the beginning of a chunk to the end of its model; at first what no event begins with."""
         self._begins_for_client = b""
+        self._same_name = False
         self.usage: Usage | None = None
         """The last usage that the engine reported."""
         self.content_events = 0
@@ -102,16 +98,24 @@ class ChunkRewriter:
             begins = len(self._begins)
             if event.find(b"\n", begins) == len(event) - 2:
                 if event.endswith(_NULL_USAGE):
-                    rest = event[begins:] if self._keep_usage else event[begins : -len(_NULL_USAGE)] + _OBJECT_END
-                elif event.find(b'"usage"', begins) < 0:
-                    rest = event[begins:]
-                else:
+                    if not self._keep_usage:
+                        event = event[: -len(_NULL_USAGE)] + _OBJECT_END
+                elif event.find(b'"usage"', begins) >= 0:
                     # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
                     return self._read(event)
                 self.content_events += 1
-                self._last = rest
-                return self._begins_for_client + rest
+                self._last = event
+                return event if self._same_name else self._begins_for_client + event[begins:]
+        elif self._routed and self._is_plain(event):
+            return self._rewrite(event)
         return self._read(event)
+
+    def _is_plain(self, event: bytes) -> bool:
+        """Whether this is the first chunk, with a choice, under the name that was asked for, without error or usage."""
+        routed, self._routed = self._routed, b""
+        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0 or event.find(b'"usage"') >= 0:
+            return False
+        return event.endswith(_OBJECT_END) and self._learn(event, routed)
 
     def _read(self, event: bytes) -> bytes:
         """Rewrite an event, whatever it is."""
@@ -125,12 +129,12 @@ class ChunkRewriter:
             self.done = True
             return event
         try:
-            chunk = _decode(data)
+            chunk = decode_chunk(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise EngineStreamError(None) from None
-        if chunk.error not in _NOTHING:
+        if chunk.error not in NOTHING:
             raise EngineStreamError(data)
-        reported = None if chunk.usage in _NOTHING else usage_of(chunk.usage)
+        reported = None if chunk.usage in NOTHING else usage_of(chunk.usage)
         if reported is not None:
             self.usage = reported
         if chunk.choices:
@@ -138,33 +142,40 @@ class ChunkRewriter:
             self._last = _FINISHES if _finishes(data) else b""
         elif reported is not None and not self._keep_usage:
             return b""
+        if chunk.choices and chunk.usage is ABSENT and self._learn(event, bytes(chunk.model)):
+            return event if self._same_name else self._begins_for_client + event[len(self._begins) :]
         try:
             return self._written(event, data, chunk)
         except RequestError:
             raise EngineStreamError(None) from None  # what a client could not read either
 
-    def _written(self, event: bytes, data: bytes, chunk: _Chunk) -> bytes:
+    def _written(self, event: bytes, data: bytes, chunk: Chunk) -> bytes:
         """The chunk for the client. Raises `RequestError`."""
         written = data
-        if chunk.model != _ABSENT and chunk.model != self._raw_model:
+        if chunk.model != ABSENT and chunk.model != self._raw_model:
             written = json_body.parse_answer(data).replaced({"model": self._model})
-        self._learn(event, data, written, bytes(chunk.model))
-        if chunk.usage != _ABSENT and not self._keep_usage:
+        if chunk.usage != ABSENT and not self._keep_usage:
             written = json_body.parse_answer(written).without("usage")
         return event if written is data else with_data(event, written)
 
-    def _learn(self, event: bytes, data: bytes, rewritten: bytes, name: bytes) -> None:
-        """Remember how this chunk begins, if its model comes before its choices and only once."""
-        choices = data.find(b'"choices"')
-        end = data.find(name, data.find(b'"model"') + 7) + len(name)
-        if not name or not 0 < end <= choices or not event.startswith(b"data: " + data):
-            return
-        if data.count(b'"model"') != 1 or b'"usage"' in data[:end]:
-            return
-        tail = data[end:]
-        if rewritten.endswith(tail):  # pragma: no branch - only the model was replaced
-            self._begins = b"data: " + data[:end]
-            self._begins_for_client = b"data: " + rewritten[: len(rewritten) - len(tail)]
+    def _learn(self, event: bytes, name: bytes) -> bool:
+        """Remember how this chunk begins, if its model comes before its choices and only once. `name`: the JSON of the model."""
+        key = event.find(_MODEL)
+        begin = key + len(_MODEL)
+        if event.startswith(b" ", begin):
+            begin += 1
+        end = begin + len(name)
+        if key < 0 or not name or not event.startswith(name, begin) or not event.startswith(_CHUNK):
+            return False
+        if event.find(b'"choices"', end) < 0 or event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
+            return False
+        begins = event[:end]
+        if b'"usage"' in begins or b'"finish_reason"' in begins:
+            return False
+        self._begins = begins
+        self._same_name = name == self._model
+        self._begins_for_client = event[:begin] + self._model
+        return True
 
 
 def joined(events: list[bytes], rewrite: Callable[[bytes], bytes]) -> bytes:

@@ -19,6 +19,8 @@ class Endpoint:
     """One path."""
 
     path: str
+    target: bytes
+    """The same, as it is sent."""
     kind: Kind
     needed: str | None
     """A member that the body has to have, beside `model`."""
@@ -32,6 +34,7 @@ class Endpoint:
 
 CHAT: Final = Endpoint(
     "/v1/chat/completions",
+    b"/v1/chat/completions",
     Kind.CHAT,
     "messages",
     streams=True,
@@ -39,13 +42,25 @@ CHAT: Final = Endpoint(
     output_limits=("max_completion_tokens", "max_tokens"),
 )
 COMPLETIONS: Final = Endpoint(
-    "/v1/completions", Kind.COMPLETION, None, streams=True, usage_option=True, output_limits=("max_tokens",)
+    "/v1/completions",
+    b"/v1/completions",
+    Kind.COMPLETION,
+    None,
+    streams=True,
+    usage_option=True,
+    output_limits=("max_tokens",),
 )
 RESPONSES: Final = Endpoint(
-    "/v1/responses", Kind.RESPONSE, None, streams=True, usage_option=False, output_limits=("max_output_tokens",)
+    "/v1/responses",
+    b"/v1/responses",
+    Kind.RESPONSE,
+    None,
+    streams=True,
+    usage_option=False,
+    output_limits=("max_output_tokens",),
 )
 EMBEDDINGS: Final = Endpoint(
-    "/v1/embeddings", Kind.EMBEDDING, "input", streams=False, usage_option=False, output_limits=()
+    "/v1/embeddings", b"/v1/embeddings", Kind.EMBEDDING, "input", streams=False, usage_option=False, output_limits=()
 )
 
-ENDPOINTS: Final[dict[bytes, Endpoint]] = {one.path.encode(): one for one in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)}
+ENDPOINTS: Final[dict[bytes, Endpoint]] = {one.target: one for one in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)}

@@ -12,6 +12,7 @@ from router.openai import errors
 from router.openai.model_names import KnownTargets, ModelNames
 from router.openai.ports import FrontServices, Refusal
 from router.openai.settings import FrontSettings
+from router.openai.time_limits import tick_s
 from router.registry import Registry
 from tunnel_protocol.head import HeaderList
 from tunnel_protocol.limit import Limit
@@ -51,6 +52,13 @@ class Relay(Protocol):
         method: str | None,
     ) -> Relayed:
         """Route `request`, whose body is complete, and write the worker's answer, or a local reply, to `response`."""
+
+
+class Running(Protocol):
+    """A request that is being answered."""
+
+    def tick(self, now: float) -> None:
+        """Some time has passed; `now` in seconds of the event loop."""
 
 
 class BodyBudget:
@@ -101,9 +109,25 @@ class FrontContext:
         # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
         self.bodies = BodyBudget()
-        self.running: set[object] = set()
+        self.running: set[Running] = set()
         """The requests that are being answered."""
+        self._tick_s = tick_s(settings)
+        self._ticks: asyncio.TimerHandle | None = None
         self._origins = frozenset(origin.encode() for origin in settings.cors_origins)
+
+    def watch(self) -> None:
+        """See to it that time passes for the requests that run. One timer for all: one for each costs a tenth of a request."""
+        if self._ticks is None and self._tick_s:
+            self._ticks = self.loop.call_later(self._tick_s, self._tick)
+
+    def _tick(self) -> None:
+        self._ticks = None
+        if not self.running:
+            return
+        self.watch()
+        now = self.loop.time()
+        for one in list(self.running):
+            one.tick(now)
 
     def request_id(self, request: ClientRequest) -> str:
         """The client's request id if it is printable ASCII and not too long, else a new one."""

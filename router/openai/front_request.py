@@ -30,11 +30,12 @@ from router.openai.ports import (
 )
 from router.openai.time_limits import TimeLimits
 from router.openai.worker_answer import Asked, WorkerAnswer
-from router.openai.worker_head import RoutingValues, request_for_worker
+from router.openai.worker_head import request_for_worker
 from router.registry import TargetKey
 
 _SESSION: Final = b"x-multi-turn-session-id"
 _MAX_U32: Final = (1 << 32) - 1
+_EMBEDDING: Final = Kind.EMBEDDING
 
 
 class FrontState(IntEnum):
@@ -52,13 +53,21 @@ class FrontState(IntEnum):
     """The head of a worker's answer is here."""
 
 
+# Bound once: looking a member up in its enum takes long (Python 3.11).
+_CALLER: Final = FrontState.CALLER
+_BODY: Final = FrontState.BODY
+_CHECKS: Final = FrontState.CHECKS
+_WORKER: Final = FrontState.WORKER
+_ANSWER: Final = FrontState.ANSWER
+
+
 class FrontRequest(CallerRequest):
     """One request; implements `ResponseFlow`, `BodyConsumer` and `AnswerCallbacks`."""
 
     def __init__(self, front: FrontContext, request: ClientRequest, response: Response, endpoint: Endpoint) -> None:
         super().__init__(front, request, response)
         self._endpoint = endpoint
-        self._state = FrontState.CALLER
+        self._state = _CALLER
         self._pieces: list[bytes] = []
         self._held = 0
         self._body: ClientBody | None = None
@@ -73,7 +82,6 @@ class FrontRequest(CallerRequest):
         self._paused = False
         self._served = False
         self._times = TimeLimits(front.settings)
-        self._timer: asyncio.TimerHandle | None = None
 
     # --- the body ----------------------------------------------------------------------------------------------------
 
@@ -82,7 +90,7 @@ class FrontRequest(CallerRequest):
         self._read_body()
 
     def _read_body(self) -> None:
-        self._state = FrontState.BODY
+        self._state = _BODY
         request, limit = self._request, self._front.settings.max_body_bytes
         length = request.first.get(b"content-length")
         if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
@@ -110,10 +118,13 @@ class FrontRequest(CallerRequest):
     def on_body_end(self) -> None:
         """See `BodyConsumer`: the body is complete."""
         if not self._over:
-            self.guarded(self._use_body)
+            try:
+                self._use_body()
+            except Exception:  # noqa: BLE001 - the connection would break, and its client not know why
+                self.defect()
 
     def _use_body(self) -> None:
-        self._state = FrontState.CHECKS
+        self._state = _CHECKS
         self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
         pieces, self._pieces = self._pieces, []
         try:
@@ -161,10 +172,10 @@ class FrontRequest(CallerRequest):
         services = self._front.services
         estimate = self._estimate = services.estimator.estimate(key.model, self._facts(body))
         hint: int | None = None
-        if self._endpoint.kind is not Kind.EMBEDDING:
+        if self._endpoint.kind is not _EMBEDDING:
             hint = services.estimator.output_hint(key.model, body_facts.output_limit(self._endpoint, body.json))
         self._output_hint = hint
-        reserved = 0 if self._endpoint.kind is Kind.EMBEDDING else hint
+        reserved = 0 if self._endpoint.kind is _EMBEDDING else hint
         admitted: Admission | LimitRefusal | asyncio.Future[Admission | LimitRefusal]
         admitted = services.limiter.admit(found, key.routing_key, key.model, estimate.tokens, reserved)
         if isinstance(admitted, asyncio.Future):
@@ -198,16 +209,6 @@ class FrontRequest(CallerRequest):
             self.refuse(error.refusal)
             return
         priority = None if caller.priority is None else min(caller.priority, _MAX_U32)
-        values = RoutingValues(
-            request_id=self.request_id,
-            routing_key=key.routing_key,
-            model=key.model,
-            input_tokens=estimate.tokens,
-            output_tokens=self._told_output(),
-            affinity_key=affinity,
-            priority=priority,
-        )
-        to_worker = request_for_worker(self._request, self._endpoint, values, raw)
         routing = RoutingRequest(
             routing_key=key.routing_key,
             model=key.model,
@@ -216,27 +217,35 @@ class FrontRequest(CallerRequest):
             priority=priority or 0,
             received_at=self._request.received_at,
         )
+        to_worker = request_for_worker(
+            self._request, self._endpoint, routing, self.request_id, self._told_output(), priority, raw
+        )
         asked = Asked(
             endpoint=self._endpoint,
             name=body.name,
             model=body.model,
+            routed=key.model,
             stream=body.stream,
             keep_usage=body.keep_usage,
-            headers=tuple(self._headers),
-            seen_lately=front.known.was_served(key),
+            headers=self._headers,
+            was_served=self._was_served,
             render=front.render,
             now=front.loop.time,
         )
         self._body = None  # the worker gets another text
         answer = self._answer = self._new_answer(asked)
-        self._state = FrontState.WORKER
+        self._state = _WORKER
         relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(key.model))
         if self._over:
             return  # it was refused at once
         self._relayed = relayed
         if self._paused:
             relayed.pause_response()
-        self._watch()
+        front.watch()
+
+    def _was_served(self) -> bool:
+        """Whether the model had workers a short time ago."""
+        return self._key is not None and self._front.known.was_served(self._key)
 
     def _told_output(self) -> int | None:
         """Output tokens that the worker is told as part of the estimate."""
@@ -250,7 +259,7 @@ class FrontRequest(CallerRequest):
 
         Raises `RequestError` if the header that names the session cannot be used, unless the body names one.
         """
-        if self._endpoint.kind is Kind.EMBEDDING:
+        if self._endpoint.kind is _EMBEDDING:
             return None
         affinity = self._front.services.affinity
         session, from_header = body_facts.session_of(self._endpoint, body), False
@@ -271,11 +280,10 @@ class FrontRequest(CallerRequest):
 
     def worker_answered(self, status: int) -> None:
         """See `AnswerCallbacks`."""
-        self._state = FrontState.ANSWER
+        self._state = _ANSWER
         self._served = 200 <= status < 300
         self._times.worker_sent_at = self._front.loop.time()
         self._release_body()
-        self._watch()
 
     def failed(self, reason: str) -> None:
         """See `AnswerCallbacks`: in a later turn of the event loop, for the call comes from within the exchange."""
@@ -286,41 +294,22 @@ class FrontRequest(CallerRequest):
         """See `AnswerCallbacks`."""
         self._end(end, status, code)
 
-    def _watch(self) -> None:
-        """Set the timer for the next limit that can run out, or the next comment in a silent stream."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        limits = self._limits()
-        if limits:
-            self._timer = self._front.loop.call_at(min(limits)[0], self._check)
-
-    def _limits(self) -> list[tuple[float, str]]:
-        times, answer = self._times, self._answer
-        if answer is not None:
-            times.worker_sent_at = max(times.worker_sent_at, answer.sent_at)
-        streaming = answer is not None and answer.streaming
-        return times.due(answered=self._state is FrontState.ANSWER, streaming=streaming)
-
-    def _check(self) -> None:
-        """A time that `_watch` has set is there: end the request, or send a comment."""
-        self._timer = None
-        answer = self._answer
-        if self._over or answer is None:  # pragma: no cover - the end cancels the timer
+    def tick(self, now: float) -> None:
+        """See `CallerRequest.tick`: end the request at a limit, or send a comment in a silent stream."""
+        answer, times = self._answer, self._times
+        if self._over or answer is None:
             return
-        now = self._front.loop.time()
         if self._paused:
-            self._times.worker_sent_at = now  # the client does not read: the worker is not idle
-        for at, message in self._limits():
-            if at > now:
-                continue
-            if message:
-                self.failed(message)
-                answer.fail(errors.timed_out(message), End.CUT)
-                return
-            self._times.commented_at = now
+            times.worker_sent_at = now  # the client does not read: the worker is not idle
+        elif answer.sent_at > times.worker_sent_at:
+            times.worker_sent_at = answer.sent_at
+        message = times.reached(now, answered=self._state is _ANSWER)
+        if message is not None:
+            self.failed(message)
+            answer.fail(errors.timed_out(message), End.CUT)
+        elif answer.streaming and times.comment_is_due(now):
+            times.commented_at = now
             answer.keep_alive()
-        self._watch()
 
     # --- ResponseFlow ------------------------------------------------------------------------------------------------
 
@@ -359,9 +348,6 @@ class FrontRequest(CallerRequest):
         self._pieces = []
         self._body = None
         self._relayed = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         answer, key, estimate = self._answer, self._key, self._estimate
         self._answer = None  # cuts the reference cycle between the two
         usage = None if answer is None else answer.usage

@@ -156,7 +156,7 @@ class GatewayRequest(FrontRequest):
         self._raw, self._document = b"", {}
         if self._endpoint.kind is not Kind.CHAT and self._key is not None:
             # The gateway passes these answers on as they are, with the routed name.
-            asked = asked._replace(model=body_facts.encoded(self._key.model))
+            asked.model = body_facts.encoded(self._key.model)
         return GatewayAnswer(self, self._response, asked)
 
 

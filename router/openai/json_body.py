@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from router.openai.errors import RequestError, bad_request
+from router.openai.wire import decode_members
 from tunnel_protocol.limit import Limit
 
 NESTING: Final = Limit("openai.json_nesting", pieces=128)
@@ -27,7 +28,7 @@ _MAX_CONTAINERS: Final = CONTAINERS.pieces or 0
 _MAX_DOUBLED: Final = DOUBLED.bytes or 0
 
 _BLANKS: Final = b" \t\n\r"
-_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NULL: Final = b"null"
 _string = re.compile(rb'"(?:[^"\\]|\\.)*+"').match
 _strings = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _colon = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*").match
@@ -52,7 +53,7 @@ class JsonObject:
     def is_null(self, name: str) -> bool:
         """Whether a member is absent or null."""
         found = self.members.get(name)
-        return found is None or bytes(found) == b"null"
+        return found is None or (len(memoryview(found)) == len(_NULL) and bytes(found) == _NULL)
 
     def replaced(self, changes: dict[str, bytes]) -> bytes:
         """The text with other values for some members, in their places; those it does not have are added at its end."""
@@ -75,14 +76,20 @@ class JsonObject:
             closing = self.raw.rstrip(_BLANKS)
             end = len(closing) - 1
             text = b",".join(added)
-            edits.append((end, end, b"," + text if self.members else text))
-        edits.sort()
-        pieces: list[bytes] = []
+            if self.members:
+                text = b"," + text
+            if not edits:
+                return b"".join((memoryview(self.raw)[:end], text, self.raw[end:]))
+            edits.append((end, end, text))
+        if len(edits) > 1:
+            edits.sort()
+        view = memoryview(self.raw)  # its slices are no copies
+        pieces: list[bytes | memoryview] = []
         at = 0
         for begin, end, value in edits:
-            pieces += (self.raw[at:begin], value)
+            pieces += (view[at:begin], value)
             at = end
-        pieces.append(self.raw[at:])
+        pieces.append(view[at:])
         return b"".join(pieces)
 
     def without(self, name: str) -> bytes:
@@ -180,10 +187,10 @@ def _index(raw: bytes, what: str) -> JsonObject:
     if not raw.isascii():
         try:
             raw.decode()
-        except UnicodeDecodeError as error:
-            raise _not_json(f"The {what} is not UTF-8 (at byte {error.start}). Send JSON in UTF-8.") from None
+        except UnicodeDecodeError as found:
+            raise _not_json(f"The {what} is not UTF-8 (at byte {found.start}). Send JSON in UTF-8.") from None
     try:
-        members = _decode(raw)
+        members = decode_members(raw)
     except msgspec.ValidationError:
         raise _not_json(f"The {what} must be a JSON object.") from None
     except RecursionError:

@@ -80,6 +80,9 @@ class ModelNames:
     def find(self, name: str) -> TargetKey | None:
         """The target of a name; None if there is none, nor was one lately."""
         registry = self._registry
+        plain = TargetKey(None, name)
+        if registry.target(plain) is not None:
+            return plain  # the first meaning, and nearly always the one
         for key in self._meanings(name):
             if registry.target(key) is not None or registry.is_advertised(key):
                 return key

@@ -13,7 +13,7 @@ from router.openai.ports import Usage
 from router.openai.sse import EventSplitter, data_of, with_data
 from router.openai.usage_report import usage_of
 
-_MAX_ANSWER: Final = ANSWER.bytes or 0
+_MAX_ANSWER = ANSWER.bytes or 0
 _LAST: Final = frozenset((b'"response.completed"', b'"response.failed"', b'"response.incomplete"'))
 _DONE: Final = b"[DONE]"
 

@@ -7,7 +7,7 @@ from tunnel_protocol.limit import Limit
 EVENT: Final = Limit("openai.event", bytes=16 * 1024 * 1024)
 """Bytes of one event of a worker's stream; a longer one ends the stream with an error."""
 
-_MAX_EVENT: Final = EVENT.bytes or 0
+_MAX_EVENT = EVENT.bytes or 0
 _END: Final = b"\n\n"
 
 

@@ -8,7 +8,7 @@ _MOST = 1 << 53
 """Larger figures are no counts of tokens."""
 
 
-def usage_of(raw: msgspec.Raw | bytes | None) -> Usage | None:
+def usage_of(raw: msgspec.Raw | None) -> Usage | None:
     """The usage in the JSON of a `usage` member; None if it is absent, null or has no counts."""
     if raw is None:
         return None

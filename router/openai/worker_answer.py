@@ -4,9 +4,10 @@ A stream is passed on chunk by chunk, or collected for a client that asked for n
 those that an engine sends in that form stay as they are. After the head an error is an event, never a silent end.
 """
 
+import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -16,13 +17,13 @@ from router.openai.aggregation import ANSWER, AnswerTooLargeError, ChunkAggregat
 from router.openai.chunk_rewriter import ChunkRewriter, EngineStreamError
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.errors import RequestError
-from router.openai.ports import End, Headers, Refusal, Usage
+from router.openai.ports import End, Refusal, Usage
 from router.openai.response_events import ResponseEvents
 from router.openai.sse import EventTooLongError
 from router.openai.usage_report import usage_of
 from tunnel_protocol.head import ERROR_CODE, HeaderList
 
-_MAX_ANSWER: Final = ANSWER.bytes or 0
+_MAX_ANSWER = ANSWER.bytes or 0
 _JSON: Final = (b"content-type", b"application/json")
 _STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,6 +36,8 @@ _PASSED_ON: Final = frozenset(
 """Fields of a worker's answer that the client gets."""
 KEEPALIVE: Final = b": keep-alive\n\n"
 
+_plain = re.compile(r"[A-Za-z0-9._:@+/-]+").fullmatch
+
 _CUT: Final = errors.upstream_error("The worker's answer was cut. What you have received is not complete.")
 _TOO_LARGE: Final = errors.upstream_error(
     "The answer is too large to be sent in one piece. Ask for a stream, or for fewer output tokens."
@@ -44,26 +47,55 @@ _NO_STREAM: Final = errors.upstream_error("The engine answered without a stream 
 _COMPRESSED: Final = errors.upstream_error("The engine answered in a compressed form that was not asked for.")
 
 
-class Asked(NamedTuple):
+class Asked:
     """What the answer depends on."""
 
-    endpoint: Endpoint
-    name: str
-    """The model as the client wrote it."""
-    model: bytes
-    """The JSON text of that."""
-    stream: bool
-    """Whether the client asked for a stream."""
-    keep_usage: bool
-    """Whether it asked for usage in the stream."""
-    headers: Headers
-    """Fields that every answer has."""
-    seen_lately: bool
-    """Whether the model had workers a short time ago."""
-    render: Callable[[Refusal], bytes]
-    """Makes the body of an error."""
-    now: Callable[[], float]
-    """Seconds of the event loop."""
+    __slots__ = (
+        "endpoint",
+        "headers",
+        "keep_usage",
+        "model",
+        "name",
+        "now",
+        "render",
+        "routed",
+        "stream",
+        "was_served",
+    )
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        name: str,
+        model: bytes,
+        routed: str,
+        stream: bool,
+        keep_usage: bool,
+        headers: HeaderList,
+        was_served: Callable[[], bool],
+        render: Callable[[Refusal], bytes],
+        now: Callable[[], float],
+    ) -> None:
+        self.endpoint = endpoint
+        self.name = name
+        """The model as the client wrote it."""
+        self.model = model
+        """The JSON text of that."""
+        self.routed = routed
+        """The model as the worker was told."""
+        self.stream = stream
+        """Whether the client asked for a stream."""
+        self.keep_usage = keep_usage
+        """Whether it asked for usage in the stream."""
+        self.headers = headers
+        """Fields that every answer has."""
+        self.was_served = was_served
+        """Whether the model had workers a short time ago."""
+        self.render = render
+        """Makes the body of an error."""
+        self.now = now
+        """Seconds of the event loop."""
 
 
 class AnswerCallbacks(Protocol):
@@ -89,7 +121,11 @@ class Mode(Enum):
     ERROR = "error"
 
 
+# Bound once: looking a member up in its enum takes long (Python 3.11).
 _STREAM: Final = Mode.STREAM
+_NONE: Final = Mode.NONE
+_RESPONSE: Final = Kind.RESPONSE
+_COMPLETE: Final = End.COMPLETE
 
 
 class WorkerAnswer(ResponseWriter):
@@ -120,7 +156,7 @@ class WorkerAnswer(ResponseWriter):
         """When the worker sent the last piece of its answer; 0 before the first."""
         self.first_at = 0.0
         """The same of the first one."""
-        self._mode = Mode.NONE
+        self._mode = _NONE
         self._events: ChunkRewriter | ChunkAggregator | ResponseEvents | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -150,13 +186,20 @@ class WorkerAnswer(ResponseWriter):
             return
         self.started = True
         self.status = status
-        self._fields = [field for field in headers if field[0] in _PASSED_ON]
-        named = dict(headers)
-        if named.get(b"content-encoding", b"identity") != b"identity":
+        kind, encoding = b"", b"identity"
+        for field in headers:
+            name = field[0]
+            if name == b"content-type":
+                kind = field[1]
+            elif name in _PASSED_ON:
+                self._fields.append(field)
+            elif name == b"content-encoding":
+                encoding = field[1]
+        if encoding != b"identity":
             self._give_up(_COMPRESSED)
         elif not 200 <= status < 300:
             self._mode = Mode.ERROR
-        elif not named.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        elif not kind.lower().startswith(b"text/event-stream"):
             if self._asked.stream:
                 self._give_up(_NO_STREAM)
             else:
@@ -205,7 +248,7 @@ class WorkerAnswer(ResponseWriter):
             return
         if self._mode is _STREAM:
             self.over = True
-            self._owner.answered(End.COMPLETE, 200, None)
+            self._owner.answered(_COMPLETE, 200, None)
             self._response.end()
         elif isinstance(events, ChunkAggregator):
             self._send(200, events.answer())
@@ -250,12 +293,15 @@ class WorkerAnswer(ResponseWriter):
     # -----------------------------------------------------------------------------------------------------------------
 
     def _stream(self) -> ChunkRewriter | ResponseEvents:
-        if self._asked.endpoint.kind is Kind.RESPONSE:
+        if self._asked.endpoint.kind is _RESPONSE:
             return ResponseEvents(self._asked.model, collect=False)
-        return ChunkRewriter(self._asked.model, keep_usage=self._asked.keep_usage)
+        asked = self._asked
+        # What else would have to be written in JSON is decoded.
+        routed = b'"%b"' % asked.routed.encode() if _plain(asked.routed) else b""
+        return ChunkRewriter(asked.model, keep_usage=asked.keep_usage, routed=routed)
 
     def _collector(self) -> ChunkAggregator | ResponseEvents:
-        if self._asked.endpoint.kind is Kind.RESPONSE:
+        if self._asked.endpoint.kind is _RESPONSE:
             return ResponseEvents(self._asked.model, collect=True)
         return ChunkAggregator(self._asked.model)
 
@@ -282,7 +328,7 @@ class WorkerAnswer(ResponseWriter):
 
     def _send(self, status: int, body: bytes) -> None:
         self.over = True
-        self._owner.answered(End.COMPLETE, status, None)
+        self._owner.answered(_COMPLETE, status, None)
         self._response.send(status, [*self._asked.headers, *self._fields, _JSON], body)
 
     def _error_answer(self) -> None:
@@ -319,7 +365,7 @@ class WorkerAnswer(ResponseWriter):
     def _end_stream(self, data: bytes, refusal: Refusal) -> None:
         """Write the error event `data`, or that of the Responses API, and end the stream."""
         response = self._response
-        if self._asked.endpoint.kind is Kind.RESPONSE:
+        if self._asked.endpoint.kind is _RESPONSE:
             number = self._events.sequence_number if isinstance(self._events, ResponseEvents) else 0
             event = {
                 "type": "error",
@@ -341,7 +387,7 @@ class WorkerAnswer(ResponseWriter):
         response.end()
 
     def _of_local_reply(self, status: int, code: bytes | None) -> Refusal:
-        if status == 404 and not self._asked.seen_lately:
+        if status == 404 and not self._asked.was_served():
             return errors.model_not_found(self._asked.name)
         if status in (404, 503):
             return errors.no_capacity()

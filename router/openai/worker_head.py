@@ -4,8 +4,9 @@ Of a client's fields only those that tell of it and of its trace pass. Keys, coo
 stay here.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
+from router.balancing import RoutingRequest
 from router.http1.request import ClientRequest, RequestBody
 from router.openai.endpoints import Endpoint
 from tunnel_protocol.head import HeaderList
@@ -13,40 +14,39 @@ from tunnel_protocol.head import HeaderList
 _PASSED_ON: Final = (b"user-agent", b"traceparent", b"tracestate", b"baggage")
 
 
-class RoutingValues(NamedTuple):
-    """What the front has found out about a request."""
-
-    request_id: str
-    routing_key: str | None
-    model: str
-    input_tokens: int
-    output_tokens: int | None
-    affinity_key: str | None
-    priority: int | None
-
-
-def request_for_worker(client: ClientRequest, endpoint: Endpoint, values: RoutingValues, body: bytes) -> ClientRequest:
-    """The request that routing and relay get in place of the client's."""
+def request_for_worker(
+    client: ClientRequest,
+    endpoint: Endpoint,
+    routing: RoutingRequest,
+    request_id: str,
+    output_tokens: int | None,
+    priority: int | None,
+    body: bytes,
+) -> ClientRequest:
+    """The request that routing and relay get in place of the client's. `routing` and the rest is what the front has found out."""
+    input_tokens = routing.input_tokens or 0
     headers: HeaderList = [
         (b"content-type", b"application/json"),
         (b"accept", b"text/event-stream" if endpoint.streams else b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", values.request_id.encode()),
-        (b"x-model", values.model.encode()),
-        (b"x-input-tokens", b"%d" % values.input_tokens),
-        (b"x-token-estimate", b"%d" % (values.input_tokens + (values.output_tokens or 0))),
+        (b"x-request-id", request_id.encode()),
+        (b"x-model", routing.model.encode()),
+        (b"x-input-tokens", b"%d" % input_tokens),
+        (b"x-token-estimate", b"%d" % (input_tokens + (output_tokens or 0))),
     ]
-    if values.routing_key is not None:
-        headers.append((b"x-routing-key", values.routing_key.encode()))
-    if values.affinity_key is not None:
-        headers.append((b"x-cache-affinity-key", values.affinity_key.encode()))
-    if values.priority is not None:
-        headers.append((b"x-priority", b"%d" % values.priority))
+    if routing.routing_key is not None:
+        headers.append((b"x-routing-key", routing.routing_key.encode()))
+    if routing.affinity_key is not None:
+        headers.append((b"x-cache-affinity-key", routing.affinity_key.encode()))
+    if priority is not None:
+        headers.append((b"x-priority", b"%d" % priority))
     first = client.first
-    headers += [(name, first[name]) for name in _PASSED_ON if name in first]
+    for name in _PASSED_ON:
+        if name in first:
+            headers.append((name, first[name]))
     return ClientRequest(
         b"POST",
-        endpoint.path.encode(),
+        endpoint.target,
         headers,
         dict(headers),
         http_1_0=False,

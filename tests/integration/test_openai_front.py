@@ -6,7 +6,7 @@ import json
 import pytest
 from structlog.testing import capture_logs
 
-from router.openai import body_facts, sse, worker_answer
+from router.openai import sse, worker_answer
 from router.openai.engine_errors import BODY
 from router.openai.front_context import BodyBudget
 from router.openai.keys.caller import GrantedCaller
@@ -739,12 +739,12 @@ async def test_several_keys_in_one_request_are_no_key():
         assert asked == [(b"b,Bearer a", None, path), (None, b"c", path), (None, b"d", path)]
 
 
-async def test_a_defect_is_an_internal_error_with_a_line_in_the_log(monkeypatch):
-    def fails(*_):
-        raise ZeroDivisionError("secret")
+async def test_a_defect_is_an_internal_error_with_a_line_in_the_log():
+    class Defect(Granted):
+        def authorize(self, *_):
+            raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(body_facts, "facts_of", fails)
-    async with front_in_memory() as front:
+    async with front_in_memory(Defect("alice")) as front:
         front.worker()
         with capture_logs() as lines:
             answer = await front.ask(chat())

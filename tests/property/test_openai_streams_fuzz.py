@@ -79,18 +79,24 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(
-    chunks=streams(), sizes=st.lists(st.integers(1, 200), min_size=1, max_size=20), keep=st.booleans(), layout=layouts
+    chunks=streams(),
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=20),
+    keep=st.booleans(),
+    layout=layouts,
+    name=st.sampled_from(["f/m", "m"]),
+    routed=st.sampled_from([b"", b'"m"', b'"other"']),
 )
-def test_chunks_are_rewritten_the_same_however_they_arrive(chunks, sizes, keep, layout):
+def test_chunks_are_rewritten_the_same_however_they_arrive(chunks, sizes, keep, layout, name, routed):
     separators = layout if "\n" not in layout[0] else (",", ":")
     text = b"".join(b"data: " + json.dumps(one, separators=separators).encode() + b"\n\n" for one in chunks)
-    rewriter, found, at, turn = ChunkRewriter(b'"f/m"', keep_usage=keep), b"", 0, 0
+    rewriter = ChunkRewriter(json.dumps(name).encode(), keep_usage=keep, routed=routed)
+    found, at, turn = b"", 0, 0
     while at < len(text):
         size = sizes[turn % len(sizes)]
         found += rewriter.feed(text[at : at + size])
         at, turn = at + size, turn + 1
     events = [json.loads(one.removeprefix(b"data: ")) for one in found.split(b"\n\n") if one]
-    expected = [{**one, "model": "f/m"} for one in chunks]
+    expected = [{**one, "model": name} for one in chunks]
     if not keep:
         expected = [{name: value for name, value in one.items() if name != "usage"} for one in expected]
     assert events == expected
@@ -117,7 +123,8 @@ documents = st.dictionaries(st.sampled_from(["choices", "model", "usage", "error
 @given(st.lists(documents | values, max_size=4))
 def test_any_documents_of_an_engine_are_an_answer_or_an_error(found):
     text = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in found)
-    for stream in (ChunkRewriter(b'"m"', keep_usage=False), ChunkAggregator(b'"m"')):
+    rewriters = [ChunkRewriter(b'"m"', keep_usage=False, routed=routed) for routed in (b"", b'"m"')]
+    for stream in (*rewriters, ChunkAggregator(b'"m"')):
         try:
             stream.feed(text)
         except EngineStreamError:

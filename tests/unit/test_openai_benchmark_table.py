@@ -16,4 +16,4 @@ def test_a_table_has_a_line_for_each_proxy_with_medians_and_sums() -> None:
     rows = [Row("a", "one", number, 0.001 * number, 10, 1, 30, 1.0, 2.0, 3.0, 4.0, 5 * 2**20) for number in range(1, 4)]
     head, line = table(rows).splitlines()
     assert head.split()[-2:] == ["requests", "failed"]
-    assert line.split() == ["a", "200", "66.7", "10", "2.0", "3.0", "4.0", "5", "30", "3"]
+    assert line.split() == ["a", "200", "66.7", "10", "2.00", "3.00", "4.00", "5", "30", "3"]
