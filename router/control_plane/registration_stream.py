@@ -153,17 +153,17 @@ class RegistrationStream:
                     inference_server_id=self.inference_server_id,
                 )
                 return
-            if item is Signal.RECOVERED:
-                await self._reapply()
-            elif item is Signal.CLOSED:
-                self._ends(CLOSED, None)
-                return
-            elif isinstance(item, bytes):
+            if isinstance(item, bytes):
                 try:
                     await self._update(item)
                 except DecodeError as error:
                     self._cannot_be_read(str(error) or type(error).__name__)
                     return
+            elif item is Signal.RECOVERED:
+                await self._reapply()
+            else:
+                self._ends(CLOSED, None)
+                return
 
     def _cannot_be_read(self, error: str) -> None:
         _log.warning(

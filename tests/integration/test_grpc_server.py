@@ -1,6 +1,7 @@
 """The gRPC server of the router, called by the gRPC library and by peers that do something else."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -237,7 +238,13 @@ async def test_a_peer_that_causes_answers_and_does_not_read_them_is_cut_off(monk
     monkeypatch.setattr(server_connection, "_UNSENT", 100_000)
     monkeypatch.setattr(http2_connection, "_CONTROL_FRAMES", 1 << 30)
     async with serving() as (server, _):
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+        listener = server._sock
+        assert listener is not None
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.connect(("127.0.0.1", server.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1)
         writer.write(CLIENT)
         ping = frames.frame(frames.PING, 0, 0, bytes(8)) * 1_000
 

@@ -375,8 +375,8 @@ async def test_message_beyond_four_mebibytes_ends_the_registration() -> None:
 
 
 async def test_silent_registration_ends_with_ok_after_its_idle_timeout() -> None:
-    async with control_plane(idle_timeout_ms=1, max_idle_timeout_ms=50) as client:
-        worker, _ = await client.register("w", heartbeat_ms=10)
+    async with control_plane(idle_timeout_ms=1, max_idle_timeout_ms=500) as client:
+        worker, _ = await client.register("w", heartbeat_ms=100)
         assert (await worker.status())[0] is grpc.StatusCode.OK
         assert client.router.registry.live("w") is None
         assert client.router.routable("m") == []
@@ -676,3 +676,19 @@ async def test_a_later_report_that_cannot_be_decoded_ends_its_registration() -> 
             call.on_data(framed(b"\xff\xff"))
             await eventually(lambda: client.router.registry.live("w") is None)
         assert "inference servers stream read failed or closed" in [line["event"] for line in logs]
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_an_equal_report_in_another_encoding_is_not_read_again(settled: bool) -> None:
+    async with control_plane() as client:
+        worker, tunnels = await client.register("w", ("m", "n"))
+        tunnels.settled = settled
+        (before,) = client.router.registry.target(TargetKey(None, "m")).candidates()[0].cluster.backends()
+        parts = [report("w", model).SerializeToString() for model in ("m", "n")]
+        assert parts[0] + parts[1] != parts[1] + parts[0]
+        (call,) = client.router.server._calls
+        for encoded in (parts[0] + parts[1], parts[1] + parts[0]):
+            call.on_data(framed(encoded))
+            await worker.ack()
+        (after,) = client.router.registry.target(TargetKey(None, "m")).candidates()[0].cluster.backends()
+        assert after.stats is before.stats
