@@ -148,23 +148,32 @@ class TunnelRequest:
             self._body += data
 
     def on_end(self) -> None:
-        """The request is complete: serve it."""
+        """The request is complete: check it, and serve it.
+
+        The check is made at once: requests that have come with the same datagrams, but which the router sent later, are not ahead of
+        this one, and the router's estimate for it does not have them.
+        """
         if self._answered or self._head is None:
             return
-        self._task = asyncio.get_running_loop().create_task(self._serve(self._head))
+        body = bytes(self._body)
+        self._body = bytearray()
+        try:
+            if self._known is not None and self._load is not None:
+                check_body(self._head.method, self._path(), body)
+                check_queue(self._head, self._known, self._load, self._service.settings.admission)
+        except Problem as problem:
+            self._answer(problem)
+            self._account(complete=False)
+            return
+        self._task = asyncio.get_running_loop().create_task(self._serve(self._head, body))
         self._service.tasks.add(self._task)
         self._task.add_done_callback(self._served)
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    async def _serve(self, head: RequestHead) -> None:
+    async def _serve(self, head: RequestHead, body: bytes) -> None:
         complete = False
         try:
-            body = bytes(self._body)
-            self._body = bytearray()
-            if self._known is not None and self._load is not None:
-                check_body(head.method, self._path(), body)
-                check_queue(head, self._known, self._load, self._service.settings.admission)
             complete = await self._ask_engine(head, body)
         except Problem as problem:
             self._answer(problem)

@@ -155,11 +155,16 @@ def _printable(name: bytes) -> str:
 
 def encode_body(content: bytes, /) -> bytes:
     """Encode a body message: prefix of 40 bytes, content, zero padding to a word. Raises `ProtocolError` above 512 MiB."""
-    size = len(content)
+    prefix, padding = around_body(len(content))
+    return b"".join((prefix, content, padding))
+
+
+def around_body(size: int) -> tuple[bytes, bytes]:
+    """What stands before and behind the `size` bytes of content in a body message. Raises `ProtocolError` above 512 MiB."""
     if size > MAX_BODY_BYTES:
         raise ProtocolError(f"raw QUIC tunnel body too large: {size} bytes")
     prefix = _BODY_PREFIX.pack(0, 4 + ((size + 7) >> 3), _BODY_WORDS, 1, size << 3 | 2)
-    return b"".join((prefix, content, _DATA_PADDING[size & 7]))
+    return prefix, _DATA_PADDING[size & 7]
 
 
 def canonical_body_size(buffer: bytes, offset: int, /) -> int:

@@ -31,14 +31,11 @@ COMPILED_PACKAGES = (
 
 COMPILED_MODULES = (
     # What each report of a worker runs through.
-    "router/control_plane/id_claim.py",
     "router/control_plane/idle_timer.py",
-    "router/control_plane/inbox.py",
+    "router/control_plane/immediate_update.py",
     "router/control_plane/last_report.py",
     "router/control_plane/message_limits.py",
     "router/control_plane/messages.py",
-    "router/control_plane/registration_stream.py",
-    "router/control_plane/registration_table.py",
     "router/control_plane/unroutable_models.py",
     "router/openai/keys/authenticator.py",
     "router/openai/keys/bearer.py",

@@ -48,6 +48,9 @@ class RouterExchange(Protocol):
     def encode_body(self, data: bytes) -> bytes:
         """The bytes for one piece of request body (any size; empty gives empty)."""
 
+    def around_body(self, size: int) -> tuple[bytes, bytes]:
+        """What `encode_body` writes before and behind a piece of `size` bytes, which can be sent between them without a copy."""
+
     def encode_end(self) -> bytes:
         """The bytes to send before FIN; often none."""
 

@@ -9,6 +9,7 @@ from abc import abstractmethod
 
 from tunnel_protocol import head as names
 from tunnel_protocol.capnp import Body, Headers, Trailers, encode_body, encode_headers
+from tunnel_protocol.capnp_layouts import around_body
 from tunnel_protocol.errors import ProtocolError
 from tunnel_protocol.framing import Framing, RequestSink, ResponseSink, RouterExchange, WorkerExchange
 from tunnel_protocol.head import HeaderList, RequestHead, ResponseHead
@@ -44,6 +45,10 @@ class _Half(MessageReader):
     def encode_body(self, data: bytes) -> bytes:
         """Encode one body message; empty for an empty piece."""
         return encode_body(data) if data else b""
+
+    def around_body(self, size: int) -> tuple[bytes, bytes]:
+        """What stands before and behind the content in one body message."""
+        return around_body(size)
 
     def encode_end(self) -> bytes:
         """Nothing: FIN ends a body."""

@@ -15,6 +15,7 @@ from router.control_plane.admission import RefusedError, admit, already_register
 from router.control_plane.heartbeat import idle_timeout_ms
 from router.control_plane.id_claim import HolderLiveness, Liveness
 from router.control_plane.idle_timer import IdleTimer
+from router.control_plane.immediate_update import ImmediateUpdate
 from router.control_plane.inbox import Inbox, Signal
 from router.control_plane.last_report import LastReport
 from router.control_plane.message_limits import MessageLimitError, check_limits
@@ -70,6 +71,9 @@ class RegistrationStream:
         self._tunnels: WorkerTunnels | None = None
         self._last = LastReport()
         self._unroutable = UnroutableModels()
+        self._immediate = ImmediateUpdate(
+            table.registry, table.clock, call, table.ack, self._inbox, self._idle, self._last, self._unroutable
+        )
         self._sign_of_life = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
@@ -149,17 +153,17 @@ class RegistrationStream:
                     inference_server_id=self.inference_server_id,
                 )
                 return
-            if item is Signal.RECOVERED:
-                await self._reapply()
-            elif item is Signal.CLOSED:
-                self._ends(CLOSED, None)
-                return
-            elif isinstance(item, bytes):
+            if isinstance(item, bytes):
                 try:
                     await self._update(item)
                 except DecodeError as error:
                     self._cannot_be_read(str(error) or type(error).__name__)
                     return
+            elif item is Signal.RECOVERED:
+                await self._reapply()
+            else:
+                self._ends(CLOSED, None)
+                return
 
     def _cannot_be_read(self, error: str) -> None:
         _log.warning(
@@ -172,49 +176,15 @@ class RegistrationStream:
 
     def _on_message(self, encoded: bytes) -> None:
         """A report has come; called while bytes of the worker's connection are read."""
-        now = self._table.clock()
-        self.liveness.message_received(now)
+        self.liveness.message_received(self._table.clock())
         self._sign_of_life.set()
         if self._tunnels is not None:
             self._tunnels.reported()
-        if not self._update_now(encoded, now):
+        if not self._immediate.apply(encoded):
             self._inbox.put(encoded)
 
     def _on_closed(self) -> None:
         self._inbox.end(Signal.CLOSED)
-
-    def _update_now(self, encoded: bytes, now: float) -> bool:
-        """Apply and acknowledge a report for which nothing has to be waited: all but the first few, and those after a loss.
-
-        False if it has to be queued; nothing has been done then. A task that waits would cost as much as all the rest.
-        """
-        registration, tunnels = self.registration, self._tunnels
-        if registration is None or tunnels is None or not self._inbox.awaited or not self._call.writable:
-            return False
-        rtt_ns = tunnels.settled_rtt_ns()
-        if rtt_ns is None or registration.ended:
-            return False
-        if not self._last.is_repeated_by(encoded) and not self._take_now(encoded, registration):
-            return False
-        self._table.registry.apply(registration, self._last.models, connected=True, rtt_ns=rtt_ns, now=now)
-        self._unroutable.log(self._last.models, self.inference_server_id, without_rtt=False)
-        self._call.write_now(self._table.ack)
-        self._idle.wait_begins()
-        return True
-
-    def _take_now(self, encoded: bytes, registration: Registration) -> bool:
-        """Read a report that is not that of before; False if it is to be refused, which is left to `_update`."""
-        try:
-            message = self._last.decode(encoded)
-            if message is not None:
-                check_limits(message)
-                check_unchanged(message, registration.identity)
-        except (DecodeError, MessageLimitError, RefusedError):
-            return False
-        if message is not None:
-            self._last.take(encoded, message)
-            self._unroutable.report_changed()
-        return True
 
     async def _update(self, encoded: bytes) -> None:
         if not self._last.is_repeated_by(encoded):
@@ -275,6 +245,7 @@ class RegistrationStream:
         self.registration = table.registry.begin(identity, tunnels)
         table.hold(identity.inference_server_id, self)
         self._tunnels = tunnels
+        self._immediate.registration, self._immediate.tunnels = self.registration, tunnels
         tunnels.start(self._on_lost, self._on_recovered)
 
     async def _settle_claim(self, identity: Identity) -> None:

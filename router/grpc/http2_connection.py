@@ -20,13 +20,22 @@ from tunnel_protocol.limit import Limit
 CONNECTION_WINDOW: Final = Limit("grpc.unread", bytes=4 << 20)
 """Bytes of bodies on one connection that no call has read; the peer may send no more than that."""
 RESETS: Final = Limit("grpc.resets", pieces=4_096)
-"""Streams that a peer may open within ten seconds and reset (CVE-2023-44487)."""
+"""Streams that a peer may open within ten seconds and reset, or have reset (CVE-2023-44487, CVE-2025-8671)."""
+CONTROL_FRAMES: Final = Limit("grpc.control_frames", pieces=1_000)
+"""Frames that carry nothing of a call: PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty DATA, unknown types (CVE-2019-9512 and
+others). Ten are allowed for each frame that a call sends, and 100 a second; beyond that they are counted."""
 HEADER_BLOCK: Final = Limit("grpc.header_block", bytes=256 << 10, pieces=64)
 """Encoded and decoded size of one block of headers, and the frames that it may come in."""
 
 _WINDOW: Final = CONNECTION_WINDOW.bytes or 0
 _RESETS: Final = RESETS.pieces or 0
 _RESETS_S: Final = 10.0
+_CONTROL_FRAMES: Final = CONTROL_FRAMES.pieces or 0
+_CONTROL_FRAMES_PER_S: Final = 100
+_CONTROL_FRAMES_PER_SENT: Final = 10
+_WORK_OF_BLOCK: Final = 16
+"""What a block of headers counts: it begins a call, which costs as much as that many other frames."""
+_UNBOUNDED: Final = 1 << 62
 _BLOCK_BYTES: Final = HEADER_BLOCK.bytes or 0
 _BLOCK_FRAMES: Final = HEADER_BLOCK.pieces or 0
 _STREAMS: Final = CONNECTION_STREAMS.pieces or 0
@@ -66,6 +75,9 @@ class Http2Connection:
         self._block_ends_stream = False
         self._resets = 0
         self._resets_since = 0.0
+        self._control_frames = 0.0
+        self._control_frames_at = 0.0
+        self._work = 0
         self._now = 0.0
         self._emit(
             frames.settings({frames.MAX_CONCURRENT_STREAMS: _STREAMS, frames.MAX_HEADER_LIST_SIZE: METADATA.bytes or 0})
@@ -83,16 +95,21 @@ class Http2Connection:
 
     # --- Input -----------------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Handle received bytes; `now` is monotonic seconds. Raises `Http2Error`: the connection then ends by `fail`."""
+    def receive(self, data: bytes, now: float, most_work: int = _UNBOUNDED) -> bool:
+        """Handle received bytes; `now` is monotonic seconds. Whether some are left, for a call without data, because frames of
+        `most_work` were handled: a frame is 1, one that begins a call 16.
+
+        Raises `Http2Error`: the connection then ends by `fail`.
+        """
         self._now = now
+        self._work = 0
         self._receiving = True
         try:
-            self._receive(data)
+            return self._receive(data, most_work)
         finally:
             self._receiving = False
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes, most_work: int) -> bool:
         if self._partial:
             data = self._partial + data
             self._partial = b""
@@ -114,21 +131,45 @@ class Http2Connection:
             stream_id = (data[at + 5] & 127) << 24 | data[at + 6] << 16 | data[at + 7] << 8 | data[at + 8]
             self._frame(data[at + 3], data[at + 4], stream_id, data[at + 9 : end])
             at = end
+            self._work += 1
+            if self._work >= most_work:
+                break
         if at < size:
             self._partial = data[at:]
+            return self._work >= most_work
+        return False
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         self._check_order(kind, stream_id)
         if kind == frames.DATA:
+            if not payload and not flags & frames.END_STREAM:
+                self._count_control_frame()
             self._on_data(flags, stream_id, payload)
-        elif kind == frames.WINDOW_UPDATE:
-            self._on_window_update(stream_id, payload)
         elif kind == frames.HEADERS:
             self._on_headers(flags, stream_id, payload)
         elif kind == frames.CONTINUATION:
             self._on_continuation(flags, payload)
         elif kind == frames.RST_STREAM:
             self._on_reset(stream_id, payload)
+        else:
+            self._count_control_frame()
+            self._on_control_frame(kind, flags, stream_id, payload)
+
+    def _count_control_frame(self) -> None:
+        used = self._control_frames - (self._now - self._control_frames_at) * _CONTROL_FRAMES_PER_S
+        self._control_frames_at = self._now
+        self._control_frames = max(0.0, used) + 1.0
+        if self._control_frames > _CONTROL_FRAMES:
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing of a call")
+
+    def _allow_control_frames(self) -> None:
+        """The peer may answer what a call sends with WINDOW_UPDATE and PING."""
+        if self._control_frames > 0:
+            self._control_frames -= _CONTROL_FRAMES_PER_SENT
+
+    def _on_control_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            self._on_window_update(stream_id, payload)
         elif kind == frames.SETTINGS:
             self._on_settings(flags, stream_id, payload)
         elif kind == frames.PING:
@@ -232,6 +273,7 @@ class Http2Connection:
             self._on_block(stream_id, block)
 
     def _on_block(self, stream_id: int, block: bytes) -> None:
+        self._work += _WORK_OF_BLOCK - 1
         try:
             headers: Headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
@@ -268,15 +310,18 @@ class Http2Connection:
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
         self._check_size(len(payload) == 4)
         self._check_not_idle(stream_id)
+        self._count_reset()
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._forget(stream)
+            stream.receiver.on_reset()
+
+    def _count_reset(self) -> None:
         if self._now - self._resets_since > _RESETS_S:
             self._resets_since, self._resets = self._now, 0
         self._resets += 1
         if self._resets > _RESETS:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._forget(stream)
-            stream.receiver.on_reset()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -343,6 +388,7 @@ class Http2Connection:
         if stream.over:
             return
         stream.head_sent = True
+        self._allow_control_frames()
         self._emit(
             frames.frame(frames.HEADERS, frames.END_HEADERS | (frames.END_STREAM if end else 0), stream.id, block)
         )
@@ -363,6 +409,7 @@ class Http2Connection:
         ):
             stream.send_window -= size
             self._send_window -= size
+            self._allow_control_frames()
             self._emit(frames.frame(frames.DATA, 0, stream.id, data))
         else:
             stream.unsent += data
@@ -384,6 +431,7 @@ class Http2Connection:
                 break
             stream.send_window -= step
             self._send_window -= step
+            self._allow_control_frames()
             self._emit(frames.frame(frames.DATA, 0, stream.id, bytes(unsent[:step])))
             del unsent[:step]
         stream.receiver.on_sent()
@@ -410,10 +458,11 @@ class Http2Connection:
             self._pump(stream)
 
     def reset(self, stream: Http2Stream, code: ErrorCode) -> None:
-        """End the stream at once; its receiver is not told."""
+        """End a stream whose peer breaks a rule; its receiver is not told. Counts as a reset by the peer (CVE-2025-8671)."""
         if not stream.over:
             self._emit(frames.reset(stream.id, code))
             self._forget(stream)
+            self._count_reset()
 
     def _forget(self, stream: Http2Stream) -> None:
         stream.over = True

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Final, Protocol, cast
 
+import structlog
+
 from router.grpc import header_blocks
 from router.grpc.call import Call
 from router.grpc.frames import ErrorCode, Http2Error
@@ -13,10 +15,14 @@ from router.grpc.stream import Http2Stream
 from tunnel_protocol.control.grpc_options import KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS, METADATA
 from tunnel_protocol.limit import Limit
 
+_log = structlog.get_logger()
+
 UNSENT_FRAMES: Final = Limit("grpc.unsent_frames", bytes=4 << 20)
 """Bytes for the socket of a peer that does not read while it causes answers."""
 
 _UNSENT: Final = UNSENT_FRAMES.bytes or 0
+_WORK_OF_TURN: Final = 256
+"""Frames of one connection that are handled in one turn of the event loop; a flood leaves it to others between."""
 _KEEPALIVE_S: Final = KEEPALIVE_MS / 1000
 _KEEPALIVE_TIMEOUT_S: Final = KEEPALIVE_TIMEOUT_MS / 1000
 _PREFACE_S: Final = 10.0
@@ -56,6 +62,8 @@ class ServerConnection(asyncio.Protocol):
         self._pinged_at = 0.0
         """When the unanswered PING was sent; 0 without one."""
         self._closing = False
+        self._going_on = False
+        """Whether received frames are left for the next turn; nothing is read meanwhile."""
 
     @property
     def streams(self) -> int:
@@ -104,9 +112,14 @@ class ServerConnection(asyncio.Protocol):
         if self._http2.settled:
             self._last_received = now  # a preface that trickles in has no more time than one that does not
         self._pinged_at = 0.0
+        self._handle(data, now)
+
+    def _handle(self, data: bytes, now: float) -> None:
         try:
-            self._http2.receive(data, now)
+            more = self._http2.receive(data, now, _WORK_OF_TURN)
         except Http2Error as error:
+            if error.code is ErrorCode.ENHANCE_YOUR_CALM:
+                _log.warning("gRPC connection closed", peer=self._peer, reason=error.text)
             self._http2.fail(error)
             self._flush()
             self._close()
@@ -114,6 +127,20 @@ class ServerConnection(asyncio.Protocol):
         self._flush()
         if self._http2.going_away:
             self._close_if_over()
+        transport = self._transport
+        if more and not self._going_on and not self._closing and transport is not None:
+            self._going_on = True
+            transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._handle(b"", self._loop.time())
+        if not self._going_on and not self._closing:
+            transport.resume_reading()
 
     def eof_received(self) -> bool:
         """The peer has closed: close too."""

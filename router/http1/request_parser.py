@@ -23,6 +23,7 @@ TARGET = Limit("http1.target", bytes=65_534)
 _MAX_HEADERS = HEAD.pieces or 0
 _MAX_HEAD_BYTES = HEAD.bytes or 0
 _MAX_TARGET_BYTES = TARGET.bytes or 0
+_HTTP_1_1 = b" HTTP/1.1\r\n"
 _VERSIONS = frozenset(("1.0", "1.1"))
 
 
@@ -87,6 +88,7 @@ class RequestParser:
         "_arriving",
         "_bytes_without_body",
         "_clock",
+        "_fed",
         "_further",
         "_head_bytes",
         "_head_of_body",
@@ -106,6 +108,8 @@ class RequestParser:
         self._target = b""
         self._headers: HeaderList = []
         self._head_bytes = 0
+        self._fed = b""
+        """What is being parsed, if it begins with a head that has not been read."""
         self._in_head = False
         self._heads = 0
         self._last = False
@@ -177,6 +181,8 @@ class RequestParser:
 
     def _feed(self, data: bytes) -> None:
         syntax = self._syntax
+        if not self._in_head and self._arriving is None:
+            self._fed = data
         while data and syntax is not None:
             try:
                 syntax.feed_data(data)
@@ -189,6 +195,7 @@ class RequestParser:
                     syntax.feed_data(self._head_of_body)
                     self._head_of_body = None
             else:
+                self._fed = b""
                 return
 
     def _hand_over(self) -> None:
@@ -252,11 +259,14 @@ class RequestParser:
             raise RefusedError(431)
         self._in_head = False
         self._head_bytes = self._bytes_without_body = 0
-        version = syntax.get_http_version()
-        if version not in _VERSIONS:
-            raise RefusedError(400)
-        http_1_0 = version == "1.0"
         method = syntax.get_method()
+        version = "1.1"
+        fed, self._fed = self._fed, b""
+        if not fed.startswith(b"".join((method, b" ", self._target, _HTTP_1_1))):
+            version = syntax.get_http_version()  # makes a text in Python: as dear as all the rest here
+            if version not in _VERSIONS:
+                raise RefusedError(400)
+        http_1_0 = version == "1.0"
         try:
             target = origin_form(method, self._target)
         except BadTargetError:

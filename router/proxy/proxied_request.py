@@ -38,7 +38,7 @@ from router.proxy.replay import ReplayBuffer, ReplayState
 from router.proxy.retry import Verdict
 from router.proxy.retry_state import RetryState
 from router.proxy.validation import ValidRequest
-from router.registry import TargetKey
+from router.registry import target_key
 from tunnel_protocol.head import (
     EXPECTED_QUEUE_MS,
     HeaderList,
@@ -100,7 +100,7 @@ class ProxiedRequest:
         self._response = response
         self._valid = valid
         routing = valid.routing
-        self._key = TargetKey(routing.routing_key, routing.model)
+        self._key = target_key(routing.routing_key, routing.model)
         self._state = _PENDING
         self._replay = ReplayBuffer(proxy.settings.max_replay_body_bytes, proxy.replay_budget)
         self._retry_state = RetryState(proxy.settings, valid.retry_deadline)

@@ -70,9 +70,11 @@ def number(value: bytes | None, limit: int, name: str) -> int | None:
     """An unsigned decimal of at most `limit`; None if absent. Raises `InvalidRequestError` for anything else."""
     if value is None:
         return None
-    digits = value.strip(b" \t")
-    if not _NUMBER(digits) or len(digits) > _MAX_DIGITS:
-        raise InvalidRequestError(400, f"invalid {name}")
+    digits = value
+    if not value.isdigit() or len(value) > _MAX_DIGITS:  # mostly it is nothing but digits
+        digits = value.strip(b" \t")
+        if not _NUMBER(digits) or len(digits) > _MAX_DIGITS:
+            raise InvalidRequestError(400, f"invalid {name}")
     found = int(digits)
     if found > limit:
         raise InvalidRequestError(400, f"{name} out of range")

@@ -7,7 +7,7 @@ from router.registry.registration import AlreadyRegisteredError, Registration
 from router.registry.registry import Registry
 from router.registry.reservations import Reservation
 from router.registry.stats import ModelStats, ModelUpdate
-from router.registry.target import Target, TargetKey
+from router.registry.target import Target, TargetKey, target_key
 
 __all__ = [
     "AlreadyRegisteredError",
@@ -22,4 +22,5 @@ __all__ = [
     "Snapshot",
     "Target",
     "TargetKey",
+    "target_key",
 ]

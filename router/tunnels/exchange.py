@@ -18,6 +18,10 @@ ABANDONED = 0
 """The error code of every RESET_STREAM and STOP_SENDING on tunnels; peers do not interpret it."""
 
 
+_LARGE_BYTES = 16_384
+"""Pieces of a request body from this size on are not copied into a message, but sent between its beginning and its end."""
+
+
 class ExchangeCallbacks(Protocol):
     """What an exchange uses of its tunnel."""
 
@@ -84,9 +88,15 @@ class StreamExchange:
 
     def send_body(self, data: bytes) -> bool:
         """Queue one piece of request body. False: enough is buffered, wait for `on_upload_writable`."""
-        if self._upload_over or self._stream is None or not data:
+        stream = self._stream
+        if self._upload_over or stream is None or not data:
             return True
-        return self._stream.write(self._framing.encode_body(data))
+        if len(data) < _LARGE_BYTES:
+            return stream.write(self._framing.encode_body(data))
+        before, behind = self._framing.around_body(len(data))
+        stream.write(before)
+        writable = stream.write(data)
+        return stream.write(behind) if behind else writable
 
     def end_body(self) -> None:
         """The request body is complete (FIN)."""

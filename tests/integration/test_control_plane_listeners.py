@@ -102,6 +102,15 @@ async def test_blank_filter_value_is_refused() -> None:
         list_models(Registry(), None, [""])
 
 
+async def test_requests_that_cannot_be_decoded_are_errors_of_their_calls() -> None:
+    async with control_plane() as client:
+        listing = client.models_channel.unary_unary("/stargate.StargateModelDiscovery/ListModels")
+        checking = client.models_channel.unary_unary("/grpc.health.v1.Health/Check")
+        for call in (listing(b"\xff"), checking(b"\xff")):
+            assert await call.code() is grpc.StatusCode.INTERNAL
+            assert await call.details() == "the request cannot be decoded"
+
+
 async def test_each_service_is_known_only_on_its_own_listener() -> None:
     async with control_plane() as client:
         call = client.models_on_control.ListModels(Models())

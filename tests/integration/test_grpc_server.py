@@ -1,6 +1,7 @@
 """The gRPC server of the router, called by the gRPC library and by peers that do something else."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import h2.settings
 import pytest
 from structlog.testing import capture_logs
 
-from router.grpc import frames, server_connection
+from router.grpc import frames, http2_connection, server_connection
 from router.grpc.call import WRITE_AHEAD, Call
 from router.grpc.server import GrpcServer
 from router.grpc.server_connection import UNSENT_FRAMES, ServerConnection
@@ -235,8 +236,15 @@ async def test_a_caller_that_does_not_read_holds_its_own_call_up() -> None:
 async def test_a_peer_that_causes_answers_and_does_not_read_them_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (UNSENT_FRAMES.bytes or 0) == 4 << 20
     monkeypatch.setattr(server_connection, "_UNSENT", 100_000)
+    monkeypatch.setattr(http2_connection, "_CONTROL_FRAMES", 1 << 30)
     async with serving() as (server, _):
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+        listener = server._sock
+        assert listener is not None
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.connect(("127.0.0.1", server.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1)
         writer.write(CLIENT)
         ping = frames.frame(frames.PING, 0, 0, bytes(8)) * 1_000
 
@@ -258,6 +266,7 @@ class Still:
     def __init__(self) -> None:
         self.written = b""
         self.ended = ""
+        self.reading = True
 
     def get_extra_info(self, _name: str) -> object:
         return None
@@ -267,6 +276,12 @@ class Still:
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def abort(self) -> None:
         self.ended = "aborted"
@@ -352,6 +367,44 @@ async def test_a_connection_that_is_told_to_go_away_closes_with_its_last_call(co
     assert transport.ended == "closed"
     await asyncio.sleep(20)
     assert transport.ended == "aborted"
+
+
+@pytest.mark.loop("virtual")
+async def test_a_flood_is_handled_in_turns_of_the_event_loop_and_nothing_is_read_meanwhile(connected: Any) -> None:
+    connection, transport = connected()
+    calls = 500
+    flood = b"".join(
+        frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * number + 1, HEAD_BLOCK) + frames.reset(2 * number + 1, 8)
+        for number in range(calls)
+    )
+    connection.data_received(CLIENT + flood)
+    turns = 0
+    while not transport.reading:
+        turns += 1
+        await asyncio.sleep(0)
+        if turns == 3:
+            connection.data_received(PING)  # a transport may have read it before
+    assert 20 < turns < 200
+    assert transport.written.endswith(frames.frame(frames.PING, frames.ACK, 0, b"liveness"))
+    assert connection.streams == 0
+    assert transport.ended == ""
+
+
+@pytest.mark.loop("virtual")
+async def test_what_is_left_of_a_flood_is_dropped_with_its_connection(connected: Any) -> None:
+    connection, transport = connected()
+    with capture_logs() as logs:
+        connection.data_received(CLIENT + PING * 5_000)
+        for _ in range(30):
+            await asyncio.sleep(0)
+    assert (transport.ended, transport.reading) == ("closed", False)
+    assert [line["reason"] for line in logs] == ["too many frames that carry nothing of a call"]
+    connection, transport = connected()
+    connection.data_received(CLIENT + PING * 500)
+    written = transport.written
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+    assert (transport.written, transport.reading) == (written, False)
 
 
 HEAD_BLOCK = b"\x83\x86\x44\x07/x/Hang\x5f\x10application/grpc"

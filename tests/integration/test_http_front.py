@@ -665,7 +665,7 @@ async def test_an_upload_that_stalls_is_408_and_given_up_at_the_worker():
 
 
 async def test_an_upload_that_stalls_beside_its_answer_does_not_end_the_answer():
-    async with gateway_in_memory(http=http_settings(timeouts=connection_timeouts(body=0.02))) as harness:
+    async with gateway_in_memory(http=http_settings(timeouts=connection_timeouts(body=0.5))) as harness:
         worker = harness.worker()
         client = await harness.client()
         client.send(post(body=b"half", content_length="9"))

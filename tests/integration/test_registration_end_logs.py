@@ -23,9 +23,9 @@ def about(lines: list[Any], event: str) -> list[Any]:
 
 
 async def test_an_idle_timeout_is_a_warning_with_the_models_that_left_routing() -> None:
-    async with control_plane(idle_timeout_ms=1, max_idle_timeout_ms=50) as client:
+    async with control_plane(idle_timeout_ms=1, max_idle_timeout_ms=500) as client:
         with capture_logs() as lines:
-            worker, _ = await client.register("w", ("m", "a"), heartbeat_ms=10, cluster_id="c")
+            worker, _ = await client.register("w", ("m", "a"), heartbeat_ms=100, cluster_id="c")
             assert (await worker.status())[0] is grpc.StatusCode.OK
         assert about(lines, REMOVED) == [
             {

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from router.control_plane.admission import RefusedError
 from router.control_plane.registration_stream import RegistrationStream
 from router.control_plane.worker_auth import StaticAuthenticator
+from router.grpc.call import framed
 from router.ports.tunnels import TunnelStep
 from router.registry import TargetKey
 from support.control_plane import ControlPlaneInMemory, FakeTunnels, control_plane, report
@@ -374,8 +375,8 @@ async def test_message_beyond_four_mebibytes_ends_the_registration() -> None:
 
 
 async def test_silent_registration_ends_with_ok_after_its_idle_timeout() -> None:
-    async with control_plane(idle_timeout_ms=1, max_idle_timeout_ms=50) as client:
-        worker, _ = await client.register("w", heartbeat_ms=10)
+    async with control_plane(idle_timeout_ms=1, max_idle_timeout_ms=500) as client:
+        worker, _ = await client.register("w", heartbeat_ms=100)
         assert (await worker.status())[0] is grpc.StatusCode.OK
         assert client.router.registry.live("w") is None
         assert client.router.routable("m") == []
@@ -648,3 +649,46 @@ async def test_an_update_is_logged_with_its_models_in_order() -> None:
             await client.register("w", ("b", "c", "a"))
         (models,) = [line["models"] for line in lines if line["event"] == "received inference servers update"]
         assert models == ["a", "b", "c"]
+
+
+async def test_a_report_that_needs_no_wait_is_acknowledged_without_the_task_of_its_stream() -> None:
+    async with control_plane() as client:
+        worker, tunnels = await client.register("w", last_mean_input_tps=10.0)
+        tunnels.settled, steps = True, tunnels.steps
+        for tps in (10.0, 11.0, 11.0):
+            await worker.update(report("w", "m", last_mean_input_tps=tps))
+            (shown,) = client.router.registry.target(TargetKey(None, "m")).candidates()
+            assert shown.last_mean_input_tps == tps
+        assert (tunnels.steps, tunnels.reports) == (steps, 3)
+        assert client.router.service._streams.holders["w"].registration is not None
+        await worker.send(report("w", "m" * 1_100))
+        code, text = await worker.status()
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "registration.model_name" in text
+
+
+async def test_a_later_report_that_cannot_be_decoded_ends_its_registration() -> None:
+    async with control_plane() as client:
+        _, tunnels = await client.register("w")
+        tunnels.settled = True
+        (call,) = client.router.server._calls
+        with capture_logs() as logs:
+            call.on_data(framed(b"\xff\xff"))
+            await eventually(lambda: client.router.registry.live("w") is None)
+        assert "inference servers stream read failed or closed" in [line["event"] for line in logs]
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_an_equal_report_in_another_encoding_is_not_read_again(settled: bool) -> None:
+    async with control_plane() as client:
+        worker, tunnels = await client.register("w", ("m", "n"))
+        tunnels.settled = settled
+        (before,) = client.router.registry.target(TargetKey(None, "m")).candidates()[0].cluster.backends()
+        parts = [report("w", model).SerializeToString() for model in ("m", "n")]
+        assert parts[0] + parts[1] != parts[1] + parts[0]
+        (call,) = client.router.server._calls
+        for encoded in (parts[0] + parts[1], parts[1] + parts[0]):
+            call.on_data(framed(encoded))
+            await worker.ack()
+        (after,) = client.router.registry.target(TargetKey(None, "m")).candidates()[0].cluster.backends()
+        assert after.stats is before.stats

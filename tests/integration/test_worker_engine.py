@@ -54,15 +54,15 @@ class Stream:
 
 
 class Models:
-    def __init__(self):
-        self._load = ModelLoad()
+    def __init__(self, load):
+        self._load = load
 
     def load(self, model):
         return self._load
 
 
 @asynccontextmanager
-async def worker(behaviour):
+async def worker(behaviour, load=None):
     """A function that asks the worker, and the heads its engine got; `behaviour(number, reader, writer, head)` answers."""
     heads = []
 
@@ -85,13 +85,13 @@ async def worker(behaviour):
     base = f"--upstream-http-base-url=http://127.0.0.1:{port}"
     settings = parse([base, "--backend-connectivity=reverse", "--quic-insecure"], {})
     engine = Engine(settings)
-    service = Service(settings, engine, Models(), RAW_QUIC)
+    service = Service(settings, engine, Models(load or ModelLoad()), RAW_QUIC)
 
     async def ask(*headers, body=BODY):
         stream = Stream()
         handler = service.accept(stream)
         request = stream.exchange
-        head = RequestHead(b"POST", b"/v1/chat/completions", [*NEEDED, *headers])
+        head = RequestHead(b"POST", b"/v1/chat/completions", [*headers, *NEEDED])
         handler.on_data(request.encode_head(head) + request.encode_body(body) + request.encode_end(), True)
         async with asyncio.timeout(10):
             await stream.over.wait()
@@ -257,3 +257,19 @@ async def test_a_tunnelled_body_above_the_limit_is_reset():
         stream = await ask(body=bytes(REQUEST_BODY.bytes + 1))
         assert stream.was_reset
     assert heads == []
+
+
+async def test_requests_that_come_at_once_are_not_ahead_of_those_that_the_router_sent_before_them():
+    load = ModelLoad(initial_input_tps=100, pinned=True)  # 10 ms a request
+    numbers = range(10)
+
+    def sent(number, expected_ms):
+        return (b"x-request-id", b"%d" % number), (b"x-stargate-expected-queue-ms", b"%d" % expected_ms)
+
+    async with worker(answers(), load) as (ask, heads):
+        streams = await asyncio.gather(*(ask(*sent(number, 10 * number)) for number in numbers))
+        assert [stream.head.status for stream in streams] == [200] * len(numbers)
+        streams = await asyncio.gather(*(ask(*sent(number, 0)) for number in numbers))
+        assert [stream.head.status for stream in streams] == [200] * 3 + [429] * 7  # up to 25 ms more than expected
+        assert load.snapshot(0.0).num_running_queries == 0
+    assert len(heads) == 13

@@ -33,6 +33,9 @@ class LineExchange:
     def encode_body(self, data: bytes) -> bytes:
         return b"B%s\n" % data
 
+    def around_body(self, size: int) -> tuple[bytes, bytes]:
+        return b"B", b"\n"
+
     def encode_end(self) -> bytes:
         return b""
 

@@ -13,7 +13,7 @@ from router.grpc import frames, header_blocks
 from router.grpc.call import PARTIAL_MESSAGES, Call, framed
 from router.grpc.frames import ErrorCode, Http2Error
 from router.grpc.header_blocks import MalformedRequestError, read_head
-from router.grpc.http2_connection import CONNECTION_WINDOW, HEADER_BLOCK, RESETS, Http2Connection
+from router.grpc.http2_connection import CONNECTION_WINDOW, CONTROL_FRAMES, HEADER_BLOCK, RESETS, Http2Connection
 from router.grpc.status import Status
 from router.grpc.stream import Http2Stream
 from tunnel_protocol.control.grpc_options import CONNECTION_STREAMS, MESSAGE
@@ -311,6 +311,68 @@ def test_a_flood_of_resets_ends_the_connection_and_a_slow_one_does_not() -> None
     flood(1.0)
     with pytest.raises(Http2Error, match="too many streams are reset"):
         flood(0.0)
+
+
+def test_streams_that_are_reset_for_what_the_peer_did_count_too() -> None:
+    rig = Rig()
+    rig.connection.receive(CLIENT, 0.0)
+    wrong = frames.frame(frames.DATA, frames.END_STREAM, 1, b"")
+    streams = range(1, 2 * (RESETS.pieces or 0) + 3, 2)
+    flood = b"".join(headers(stream) + 2 * (wrong[:5] + stream.to_bytes(4)) for stream in streams)
+    with pytest.raises(Http2Error, match="too many streams are reset"):
+        rig.connection.receive(flood, 0.0)
+    assert len(rig.calls) == (RESETS.pieces or 0) + 1
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        frames.frame(frames.PING, 0, 0, bytes(8)),
+        frames.frame(frames.SETTINGS, frames.ACK, 0, b""),
+        frames.settings({frames.INITIAL_WINDOW_SIZE: 65_535}),
+        frames.frame(frames.PRIORITY, 0, 1, bytes(5)),
+        frames.window_update(1, 1),
+        frames.frame(frames.DATA, 0, 1, b""),
+        frames.frame(0x42, 0, 1, b"?"),
+    ],
+)
+def test_a_flood_of_frames_that_carry_nothing_of_a_call_ends_the_connection(nothing: bytes) -> None:
+    most = CONTROL_FRAMES.pieces or 0
+    rig = Rig()
+    rig.connection.receive(CLIENT + headers(), 0.0)
+    for second in range(20):
+        rig.connection.receive(nothing * 100, 10.0 + second)
+    with pytest.raises(Http2Error, match="too many frames that carry nothing of a call"):
+        rig.connection.receive(nothing * (most + 1), 100.0)
+
+
+def test_a_peer_may_answer_what_calls_send() -> None:
+    rig = Rig()
+    rig.connection.receive(CLIENT + headers(), 0.0)
+    (call,) = rig.calls
+    answer = frames.frame(frames.PING, 0, 0, bytes(8)) + frames.window_update(1, 15) + frames.window_update(0, 15)
+    for _ in range(2 * (CONTROL_FRAMES.pieces or 0)):
+        call.write_now(b"x" * 10)
+        rig.connection.receive(answer, 0.0)
+
+
+def test_what_is_left_of_a_flood_for_the_next_turn_comes_in_order() -> None:
+    rig = Rig()
+    sent = b"".join(frames.frame(frames.PING, 0, 0, number.to_bytes(8)) for number in range(25))
+    assert rig.connection.receive(CLIENT + sent, 0.0, 11)  # of which one is SETTINGS
+    assert rig.connection.take_output().count(frames.frame(frames.PING, frames.ACK, 0, b"")[3:5]) == 10
+    assert rig.connection.receive(frames.frame(frames.PING, 0, 0, bytes(8))[:5], 0.0, 10)
+    assert not rig.connection.receive(b"", 0.0, 10)
+    assert rig.connection.take_output().endswith((24).to_bytes(8))
+
+
+def test_a_call_counts_as_several_frames() -> None:
+    rig = Rig()
+    assert rig.connection.receive(CLIENT + b"".join(headers(2 * n + 1) for n in range(10)), 0.0, 30)
+    assert len(rig.calls) == 2
+    while rig.connection.receive(b"", 0.0, 30):
+        pass
+    assert len(rig.calls) == 10
 
 
 def test_a_block_of_headers_is_bounded_in_bytes_and_frames_and_decoded() -> None:

@@ -293,6 +293,26 @@ def test_lost_bytes_go_first_and_fin_with_the_last_of_them():
     assert rig.stream.acknowledged()
 
 
+def test_large_writes_are_kept_as_they_are_and_small_ones_are_gathered():
+    rig = Rig(send_limit=1 << 20, high_water=1 << 20)
+    large = bytes(range(256)) * 100
+    for data in (b"head", b"er", large, b"pad", bytearray(b"head"), large):
+        rig.stream.write(data)
+    half = rig.stream.send_half
+    assert [len(piece) for piece in half.pieces] == [6, 25_600, 7, 25_600]
+    assert half.pieces[1] is large
+    written = b"header" + large + b"padhead" + large
+    assert rig.sent(10) == (0, written[:10], False)
+    assert half.next_run(10_000, 9, 1 << 20, True) == 20_000, "a run ends with its piece"
+    assert rig.sent(30_000) == (20_010, written[20_010:50_010], False)
+    rig.stream.on_data_acked(0, 7, False)
+    assert [len(piece) for piece in half.pieces] == [25_600, 7, 25_600], "what is partly acknowledged is kept whole"
+    rig.stream.on_data_lost(25_600, 25_620, False)
+    assert rig.sent(100) == (25_600, written[25_600:25_620], False)
+    rig.stream.on_data_acked(7, 25_613, False)
+    assert [len(piece) for piece in half.pieces] == [25_600]
+
+
 def test_a_run_takes_whole_pieces_within_all_limits_and_the_rest_only_if_asked():
     rig = Rig(send_limit=1_000)
     rig.stream.write(bytes(95), fin=True)

@@ -168,14 +168,15 @@ class PacketWriter:
             return False
         stream, number, at = run.stream, self.next_number, run.start
         half = stream.send_half
-        base = half.base
+        index = half.locate(at)
+        piece, base = half.pieces[index], half.starts[index]
         sealed: bytes = seal_run(
             0x41 | (keys.phase << 2),
             self._peer_cids.current.cid,
             number,
             stream.id_bytes,
             at,
-            half.buffer,
+            piece,
             at - base,
             run.stop - base,
             run.piece_bytes,
@@ -189,7 +190,7 @@ class PacketWriter:
             fin = run.fin and stop == run.stop
             recovery.on_packet_sent(SentPacket(number, now, size, _NO_FRAMES, True, stream, at, stop, fin))
             if self.log is not None:
-                data = bytes(half.buffer[at - base : stop - base])
+                data = bytes(piece[at - base : stop - base])
                 self.log.sent(number, run_frame(stream.id_bytes, at, data, fin), size)
             number += 1
             at = stop

@@ -1,8 +1,11 @@
 """The sending part of a QUIC stream (RFC 9000 sections 2.2, 3.1 and 4.1). Sans-I/O, without a connection.
 
-Offsets: `base` <= `sent` <= `written`. Bytes below `base` are acknowledged, bytes from `sent` on have never been sent.
+Offsets: `_base` <= `sent` <= `written`. Bytes below `_base` are acknowledged, bytes from `sent` on have never been sent.
+
+What was written is kept in the pieces in which it came, so that large ones are never copied; small ones are gathered.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
@@ -36,6 +39,9 @@ class SendState(IntEnum):
     """The connection has ended (not a state of the RFC)."""
 
 
+_LARGE_BYTES = 16_384
+"""Writes of this size are kept as they are; smaller ones are gathered up to it."""
+
 # Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
 _READY: Final = SendState.READY
 _DATA_RECVD: Final = SendState.DATA_RECVD
@@ -51,18 +57,19 @@ class SendHalf:
 
     __slots__ = (
         "_acked",
+        "_base",
         "_fin_acked",
         "_high_water",
         "_lost",
         "_on_sent",
-        "base",
-        "buffer",
         "fin_pending",
         "final_size",
         "limit",
+        "pieces",
         "reset_code",
         "reset_pending",
         "sent",
+        "starts",
         "state",
         "stopped_by_peer",
         "wants_writable",
@@ -71,9 +78,11 @@ class SendHalf:
 
     def __init__(self, limit: int, high_water: int) -> None:
         self.state = _READY
-        self.buffer: bytes | bytearray = b""
-        """The bytes from `base` to `written`."""
-        self.base = 0
+        self.pieces: list[bytes | bytearray] = []
+        """What was written and is not acknowledged, one piece after the other; the first may begin with acknowledged bytes."""
+        self.starts: list[int] = []
+        """The offset at which each piece begins."""
+        self._base = 0
         self.sent = 0
         self.written = 0
         self.limit = limit
@@ -117,13 +126,7 @@ class SendHalf:
                 return False
             raise StreamClosedError("stream is closed for sending")
         if data:
-            if self.base == self.written:
-                self.buffer = bytes(data)
-            elif type(self.buffer) is bytearray:
-                self.buffer += data
-            else:
-                self.buffer = bytearray(self.buffer)
-                self.buffer += data
+            self._keep(data)
             self.written += len(data)
             self.state = _SEND
         if fin:
@@ -131,6 +134,18 @@ class SendHalf:
             self.final_size = self.written
             self.fin_pending = True
         return True
+
+    def _keep(self, data: bytes | bytearray) -> None:
+        pieces = self.pieces
+        if pieces and len(pieces[-1]) + len(data) <= _LARGE_BYTES:
+            last = pieces[-1]
+            if type(last) is bytearray:
+                last += data
+            else:
+                pieces[-1] = bytearray(last) + data
+        else:
+            pieces.append(bytes(data))
+            self.starts.append(self.written)
 
     def above_high_water(self) -> bool:
         """Whether the unsent bytes exceed the high-water mark, so that the writer should pause."""
@@ -148,9 +163,8 @@ class SendHalf:
         self.reset_code = error_code
         self.reset_pending = True
         self.fin_pending = self._fin_acked = self.wants_writable = False
-        self.buffer = b""
-        self._lost = self._acked = None
-        self.written = self.base = self.sent
+        self._drop_all()
+        self.written = self._base = self.sent
         return True
 
     def when_sent(self, callback: Callable[[], None]) -> bool:
@@ -182,7 +196,6 @@ class SendHalf:
         Lost bytes are sent first. New bytes stay within the peer's stream limit and `connection_credit` bytes. A FIN without data
         needs no credit.
         """
-        buffer, base = self.buffer, self.base
         if self._lost is not None:
             start, stop = self._lost.take(max_bytes)
             if not self._lost.starts:
@@ -196,30 +209,52 @@ class SendHalf:
                     return start, b"", True
                 return None
             self.sent = stop
-        if start == base and stop - base == len(buffer) and type(buffer) is bytes:
-            piece = buffer
-        else:
-            piece = bytes(buffer[start - base : stop - base])
         fin = self.fin_pending and stop == self.written
         if fin:
             self._fin_sent()
-        return start, piece, fin
+        return start, self._cut(start, stop), fin
+
+    def _cut(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to `stop`."""
+        if stop == start:
+            return b""
+        pieces = self.pieces
+        index = self.locate(start)
+        at = start - self.starts[index]
+        piece = pieces[index]
+        wanted = stop - start
+        if at + wanted <= len(piece):
+            return piece if wanted == len(piece) and type(piece) is bytes else bytes(piece[at : at + wanted])
+        parts: list[bytes | bytearray] = []
+        while wanted > 0:
+            part = pieces[index][at : at + wanted]
+            parts.append(part)
+            wanted -= len(part)
+            index += 1
+            at = 0
+        return b"".join(parts)
+
+    def locate(self, offset: int) -> int:
+        """The index of the piece that has the byte at `offset`."""
+        return 0 if len(self.starts) == 1 else bisect_right(self.starts, offset) - 1
 
     def next_run(self, piece_bytes: int, most_pieces: int, connection_credit: int, with_rest: bool) -> int:
-        """The next new bytes to send in pieces of `piece_bytes`: how many; 0 if there are fewer than two pieces, or lost bytes.
+        """The next new bytes to send in packets of `piece_bytes`: how many; 0 if there are fewer than two, or lost bytes.
 
-        At most `most_pieces` and `connection_credit` bytes, from `sent` as it was before, and with the FIN if it is pending and
-        they reach it (`state` tells). With `with_rest` a shorter last piece is included if it is all that is left.
+        All are in one of `pieces`, at most `most_pieces` times `piece_bytes` and `connection_credit`, from `sent` as it was before,
+        and with the FIN if it is pending and they reach it (`state` tells). With `with_rest` a shorter last packet is included if
+        it takes all that is left.
         """
         start = self.sent
-        size = self.written - start
-        if size < 2 * piece_bytes or self._lost is not None:
+        if self.written - start < 2 * piece_bytes or self._lost is not None:
             return 0
+        index = self.locate(start)
+        size = self.starts[index] + len(self.pieces[index]) - start
         space = min(size, self.limit - start, connection_credit)
         pieces = min(space // piece_bytes, most_pieces)
         if pieces < 2:
             return 0
-        if not (with_rest and space == size and size <= most_pieces * piece_bytes):
+        if not (with_rest and space == size == self.written - start and size <= most_pieces * piece_bytes):
             size = pieces * piece_bytes
         self.sent = start + size
         if self.fin_pending and self.sent == self.written:
@@ -256,7 +291,7 @@ class SendHalf:
         """A piece returned by `next_data` was acknowledged."""
         if self.state > _DATA_SENT:
             return
-        if start == self.base:
+        if start == self._base:
             if self._acked is not None:
                 stop = self._acked.reaches(stop)
                 if not self._acked.starts:
@@ -268,7 +303,7 @@ class SendHalf:
             self._acked.add(start, stop)
         if fin:
             self._fin_acked = True
-        if self._fin_acked and self.base == self.written:
+        if self._fin_acked and self._base == self.written:
             self.state = _DATA_RECVD
 
     def on_data_lost(self, start: int, stop: int, fin: bool) -> bool:
@@ -293,16 +328,18 @@ class SendHalf:
         if not self.over:
             self.state = _LOST
         self._on_sent = None
-        self.buffer = b""
-        self._lost = self._acked = None
+        self._drop_all()
 
     def _drop_front(self, stop: int) -> None:
-        base = self.base
-        if stop - base >= len(self.buffer):
-            self.buffer = b""
-        elif type(self.buffer) is bytearray:
-            del self.buffer[: stop - base]
-        else:
-            # Convert once, not with every acknowledgement: removing the front of a bytearray is cheap, that of bytes copies.
-            self.buffer = bytearray(self.buffer[stop - base :])
-        self.base = stop
+        self._base = stop
+        starts, pieces = self.starts, self.pieces
+        count = 0
+        while count < len(starts) and starts[count] + len(pieces[count]) <= stop:
+            count += 1
+        if count:
+            del starts[:count], pieces[:count]
+
+    def _drop_all(self) -> None:
+        self.pieces.clear()
+        self.starts.clear()
+        self._lost = self._acked = None
