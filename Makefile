@@ -3,8 +3,10 @@
 .PHONY: help setup compile demo test cover matrix check fuzz chaos bench pictures docs proto format clean
 
 PYTHON_IN_VENV := .venv/bin/python
-# Processes for tests: as many as there are cores, at most two (the tests start processes of their own).
-WORKERS ?= 2
+# Processes for tests: on two cores one more than these, because tests wait for the processes they start.
+WORKERS ?= 3
+# Tests start hundreds of processes: each would compile the modules of the program again.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18

@@ -25,6 +25,8 @@ _WORK_OF_TURN: Final = 256
 """Frames of one connection that are handled in one turn of the event loop; a flood leaves it to others between."""
 _KEEPALIVE_S: Final = KEEPALIVE_MS / 1000
 _KEEPALIVE_TIMEOUT_S: Final = KEEPALIVE_TIMEOUT_MS / 1000
+_FLOOD_S: Final = 0.1
+"""Seconds for the last words to a peer whose flood ended its connection."""
 _PREFACE_S: Final = 10.0
 """Seconds from the acceptance of a connection to the end of its preface."""
 _METADATA: Final = METADATA.bytes or 0
@@ -118,11 +120,13 @@ class ServerConnection(asyncio.Protocol):
         try:
             more = self._http2.receive(data, now, _WORK_OF_TURN)
         except Http2Error as error:
-            if error.code is ErrorCode.ENHANCE_YOUR_CALM:
-                _log.warning("gRPC connection closed", peer=self._peer, reason=error.text)
             self._http2.fail(error)
             self._flush()
-            self._close()
+            if error.code is ErrorCode.ENHANCE_YOUR_CALM:
+                _log.warning("gRPC connection closed", peer=self._peer, reason=error.text)
+                self._close_flooding()
+            else:
+                self._close()
             return
         self._flush()
         if self._http2.going_away:
@@ -211,13 +215,19 @@ class ServerConnection(asyncio.Protocol):
             self._flush()
             self._close()
 
-    def _close(self) -> None:
+    def _close_flooding(self) -> None:
+        """As `_close`, but read no more: with TLS a connection is read until the peer has closed it, too."""
+        if self._transport is not None and not self._going_on:
+            self._transport.pause_reading()
+        self._close(_FLOOD_S)
+
+    def _close(self, within_s: float = _KEEPALIVE_TIMEOUT_S) -> None:
         """Close when what was written has been sent, for which the peer has the time of a PING."""
         self._closing = True
         transport = self._transport
         if transport is not None:
             transport.close()
-            self._loop.call_later(_KEEPALIVE_TIMEOUT_S, transport.abort)
+            self._loop.call_later(within_s, transport.abort)
 
 
 def _peer_of(address: object) -> str:

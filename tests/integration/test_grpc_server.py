@@ -391,6 +391,18 @@ async def test_a_flood_is_handled_in_turns_of_the_event_loop_and_nothing_is_read
 
 
 @pytest.mark.loop("virtual")
+async def test_a_flood_in_one_turn_ends_its_connection_which_is_read_no_more(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http2_connection, "_CONTROL_FRAMES", 100)
+    connection, transport = connected()
+    connection.data_received(CLIENT + PING * 1_100)
+    for _ in range(30):
+        await asyncio.sleep(0)
+    assert (transport.ended, transport.reading) == ("closed", False)
+
+
+@pytest.mark.loop("virtual")
 async def test_what_is_left_of_a_flood_is_dropped_with_its_connection(connected: Any) -> None:
     connection, transport = connected()
     with capture_logs() as logs:
@@ -398,6 +410,8 @@ async def test_what_is_left_of_a_flood_is_dropped_with_its_connection(connected:
         for _ in range(30):
             await asyncio.sleep(0)
     assert (transport.ended, transport.reading) == ("closed", False)
+    await asyncio.sleep(1.1)
+    assert transport.ended == "aborted"
     assert [line["reason"] for line in logs] == ["too many frames that carry nothing of a call"]
     connection, transport = connected()
     connection.data_received(CLIENT + PING * 500)

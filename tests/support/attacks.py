@@ -9,7 +9,7 @@ import ssl
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from aioquic.quic.connection import QuicConnection
 
 from llm_request_router.testing import System
 from support.hostile_packets import client_hello, crypto_frame, gaps, initial
+from support.rapid_reset import PREFACE, calls_reset, frame
 from tunnel_protocol.control import stargate_pb2, stargate_pb2_grpc
 
 POLICY_FILE = "lb.json"
@@ -291,6 +292,36 @@ class GrpcGarbage(Attack):
             await loop.sock_sendall(one, bodies[self.sent % len(bodies)])
 
 
+class FramesOfNoCall(Attack):
+    """PINGs on the control port as fast as it reads them, until it closes the connection."""
+
+    per_s = 2.0
+
+    async def _event(self, system: System) -> None:
+        await self._flood(system, [frame(6, 0, 0, bytes(8)) * 1_000] * 100)
+
+    async def _flood(self, system: System, parts: Sequence[bytes]) -> None:
+        with self._refusal():
+            _, writer = await asyncio.open_connection(*address(system.ports.grpc))
+            try:
+                writer.write(PREFACE + frame(4, 0, 0))
+                for part in parts:
+                    writer.write(part)
+                    await writer.drain()
+            finally:
+                await _closed(writer)
+
+
+class RapidReset(FramesOfNoCall):
+    """Calls on the control port that are opened and reset at once, until it closes the connection."""
+
+    per_s = 0.5
+
+    async def _event(self, system: System) -> None:
+        path = "/stargate.StargateControlPlane/RegisterInferenceServer"
+        await self._flood(system, [calls_reset(path, 50 * number, 50) for number in range(100)])
+
+
 class Calls(Attack):
     """gRPC calls on the control port that should be refused; `codes` counts the statuses they ended with."""
 
@@ -386,6 +417,8 @@ ATTACKS: tuple[type[Attack], ...] = (
     TinyChunks,
     UnreadAnswers,
     GrpcGarbage,
+    FramesOfNoCall,
+    RapidReset,
     HugeMetadata,
     RegistrationTooLarge,
     PolicyGarbage,
