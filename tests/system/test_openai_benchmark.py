@@ -20,9 +20,9 @@ def test_a_short_run_has_a_row_for_each_way_to_the_engine(tmp_path, capsys):
     openai.run([*short, "--json", str(found)])
     rows = msgspec.json.decode(found.read_bytes())
     ways = ["router, gateway port", "router, front, open", "router, front, keys"]
-    assert [(row[1], row[0]) for row in rows] == [(shape, way) for shape in ("one", "stream") for way in ways]
+    assert [(row[1], row[0]) for row in rows] == [(shape, way) for shape in ("single", "one", "stream") for way in ways]
     assert all(row[4] > 0 for row in rows)
-    assert capsys.readouterr().out.count("front, keys") == 2
+    assert capsys.readouterr().out.count("front, keys") == 3
 
 
 async def test_answers_that_are_refused_or_cut_are_failures_and_not_times():
