@@ -181,6 +181,12 @@ def test_packet_numbers_are_completed_as_the_library_does(truncated: int, size: 
     assert packets.packet_number(truncated, size, expected) == decode_packet_number(truncated, 8 * size, expected)
 
 
+def test_packet_numbers_around_a_window_are_completed_to_the_nearest() -> None:
+    assert packets.packet_number(0x00, 1, 0x1FF) == 0x200
+    assert packets.packet_number(0xFF, 1, 0x200) == 0x1FF
+    assert packets.packet_number(0x80, 1, 0x200) == 0x280
+
+
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 FRAMES = st.lists(

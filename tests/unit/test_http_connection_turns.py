@@ -178,6 +178,13 @@ async def test_without_limits_no_timer_runs_while_a_request_arrives():
     assert not front.connection._arrival.waiting
 
 
+async def test_a_client_that_leaves_before_anybody_produces_its_response_ends_it():
+    front = Front()
+    front.feed(GET)
+    front.connection.connection_lost(None)
+    assert front.responses[0].over
+
+
 async def test_a_head_that_came_in_time_leaves_nothing_behind():
     front = Front(lambda _, response: response.send(204, []), head=5.0, body=7.0)
     front.feed(GET[:10])

@@ -146,6 +146,19 @@ async def test_a_set_that_is_complete_is_not_dialled_again():
     assert len(dials) == 1
 
 
+async def test_the_round_trip_of_a_set_that_is_not_complete_is_not_settled():
+    async def dial(_tunnels):
+        return [a_tunnel()]
+
+    tunnels = direct(dial)
+    assert tunnels.settled_rtt_ns() is None
+    await tunnels.tunnel_step()
+    tunnels.health.rtt_ns = 7
+    assert tunnels.settled_rtt_ns() == 7
+    tunnels.retire()
+    assert tunnels.settled_rtt_ns() is None
+
+
 async def test_connections_of_a_dial_that_ends_together_with_its_registration_are_given_back():
     connection = Worker()
 

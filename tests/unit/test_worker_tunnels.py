@@ -102,6 +102,16 @@ async def test_the_first_step_of_a_reverse_worker_never_waits():
 
 
 @pytest.mark.loop("virtual")
+async def test_the_round_trip_is_settled_once_the_worker_knows_its_address_and_is_connected():
+    tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
+    install(tunnels, Worker())
+    tunnels.health.rtt_ns = 7
+    assert tunnels.settled_rtt_ns() is None
+    await tunnels.tunnel_step()
+    assert tunnels.settled_rtt_ns() == 7
+
+
+@pytest.mark.loop("virtual")
 async def test_a_later_step_waits_for_the_tunnel_and_goes_on_as_soon_as_it_is_there():
     tunnels = ReverseTunnels(identity(reverse=True), SETTINGS, Metrics())
     await tunnels.tunnel_step()

@@ -216,8 +216,6 @@ class SendHalf:
 
     def _cut(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`."""
-        if stop == start:
-            return b""
         pieces = self.pieces
         index = self.locate(start)
         at = start - self.starts[index]
