@@ -20,7 +20,7 @@ from tunnel_protocol.limit import Limit
 CONNECTION_WINDOW: Final = Limit("grpc.unread", bytes=4 << 20)
 """Bytes of bodies on one connection that no call has read; the peer may send no more than that."""
 RESETS: Final = Limit("grpc.resets", pieces=4_096)
-"""Streams that a peer may open within ten seconds and reset, or have reset (CVE-2023-44487, CVE-2025-8671)."""
+"""Calls that a peer may open within ten seconds and reset, or have reset (CVE-2023-44487, CVE-2025-8671), before they have said anything."""
 CONTROL_FRAMES: Final = Limit("grpc.control_frames", pieces=1_000)
 """Frames that carry nothing of a call: PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty DATA, unknown types (CVE-2019-9512 and
 others). Ten are allowed for each frame that a call sends, and 100 a second; beyond that they are counted."""
@@ -217,6 +217,7 @@ class Http2Connection:
         if flags & frames.END_STREAM:
             stream.received_end = True
         if data:
+            stream.received_data = True
             stream.receiver.on_data(data)
         if stream.received_end:
             stream.receiver.on_end()
@@ -310,8 +311,10 @@ class Http2Connection:
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
         self._check_size(len(payload) == 4)
         self._check_not_idle(stream_id)
-        self._count_reset()
         stream = self.streams.get(stream_id)
+        if stream is None or not stream.received_data:
+            # A call that has said something is no part of a flood: a proxy carries the calls of many workers, which may all leave.
+            self._count_reset()
         if stream is not None:
             self._forget(stream)
             stream.receiver.on_reset()

@@ -27,6 +27,7 @@ class Http2Stream:
         "id",
         "over",
         "receive_window",
+        "received_data",
         "received_end",
         "receiver",
         "send_window",
@@ -52,6 +53,8 @@ class Http2Stream:
         self.trailers: bytes | None = None
         """The block that ends the stream after the body."""
         self.head_sent = False
+        self.received_data = False
+        """Whether a part of a message has arrived: the call is more than a head."""
         self.received_end = False
         self.over = False
         """Whether nothing can be sent any more."""

@@ -313,6 +313,16 @@ def test_a_flood_of_resets_ends_the_connection_and_a_slow_one_does_not() -> None
         flood(0.0)
 
 
+def test_calls_that_have_said_something_may_all_be_cancelled_together() -> None:
+    rig = Rig()
+    rig.connection.receive(CLIENT, 0.0)
+    for number in range(2 * (RESETS.pieces or 0)):
+        stream_id = 2 * number + 1
+        message = frames.frame(frames.DATA, 0, stream_id, b"\0\0\0\0\1x")
+        rig.connection.receive(headers(stream_id) + message + frames.reset(stream_id, 8), 0.0)
+    assert not rig.connection.streams
+
+
 def test_streams_that_are_reset_for_what_the_peer_did_count_too() -> None:
     rig = Rig()
     rig.connection.receive(CLIENT, 0.0)
