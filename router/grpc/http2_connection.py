@@ -7,12 +7,9 @@ is a message: it is found in the received bytes, and its answer is written, with
 from collections.abc import Callable
 from typing import Final
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError, OversizedHeaderListError
-
 from router.grpc import frames
 from router.grpc.frames import DEFAULT_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, ErrorCode, Http2Error
-from router.grpc.header_blocks import Headers
+from router.grpc.header_decoder import HeaderDecoder, Headers, size_of
 from router.grpc.stream import Http2Stream
 from tunnel_protocol.control.grpc_options import CONNECTION_STREAMS, METADATA
 from tunnel_protocol.limit import Limit
@@ -24,6 +21,8 @@ RESETS: Final = Limit("grpc.resets", pieces=4_096)
 CONTROL_FRAMES: Final = Limit("grpc.control_frames", pieces=1_000)
 """Frames that carry nothing of a call: PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty DATA, unknown types (CVE-2019-9512 and
 others). Ten are allowed for each frame that a call sends, and 100 a second; beyond that they are counted."""
+OPEN_HEADS: Final = Limit("grpc.open_heads", bytes=32 << 20)
+"""Decoded heads of all open calls of a connection; a few bytes of a block may stand for a field of 4 KiB."""
 HEADER_BLOCK: Final = Limit("grpc.header_block", bytes=256 << 10, pieces=64)
 """Encoded and decoded size of one block of headers, and the frames that it may come in."""
 
@@ -36,6 +35,7 @@ _CONTROL_FRAMES_PER_SENT: Final = 10
 _WORK_OF_BLOCK: Final = 16
 """What a block of headers counts: it begins a call, which costs as much as that many other frames."""
 _UNBOUNDED: Final = 1 << 62
+_HEADS: Final = OPEN_HEADS.bytes or 0
 _BLOCK_BYTES: Final = HEADER_BLOCK.bytes or 0
 _BLOCK_FRAMES: Final = HEADER_BLOCK.pieces or 0
 _STREAMS: Final = CONNECTION_STREAMS.pieces or 0
@@ -68,7 +68,8 @@ class Http2Connection:
         self._ungranted = 0
         self.partial_bytes = 0
         """Parts of messages that the calls hold; they count them."""
-        self._decoder = Decoder(_BLOCK_BYTES)
+        self._head_bytes = 0
+        self._decoder = HeaderDecoder(_BLOCK_BYTES)
         self._block = bytearray()
         self._block_stream = _NO_BLOCK
         self._block_frames = 0
@@ -275,12 +276,7 @@ class Http2Connection:
 
     def _on_block(self, stream_id: int, block: bytes) -> None:
         self._work += _WORK_OF_BLOCK - 1
-        try:
-            headers: Headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
-        except OversizedHeaderListError:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a block of headers is too large") from None
-        except HPACKError:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a block of headers cannot be decoded") from None
+        headers = self._decoder.decode(block)
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._on_trailers(stream)
@@ -290,11 +286,14 @@ class Http2Connection:
         if self.going_away:
             return  # the peer knows from GOAWAY that it was not handled
         self._last_stream_id = stream_id
-        if len(self.streams) >= _STREAMS:
+        size = size_of(headers)
+        if len(self.streams) >= _STREAMS or self._head_bytes + size > _HEADS:
             self._emit(frames.reset(stream_id, ErrorCode.REFUSED_STREAM))
             return
         stream = Http2Stream(stream_id, self._peer_window)
         stream.received_end = self._block_ends_stream
+        stream.head_bytes = size
+        self._head_bytes += size
         self.streams[stream_id] = stream
         self._on_request(stream, headers)
         if stream.received_end and not stream.over:
@@ -472,6 +471,7 @@ class Http2Connection:
         stream.unsent.clear()
         if self.streams.pop(stream.id, None) is not None:
             self._blocked.pop(stream.id, None)
+            self._head_bytes -= stream.head_bytes
             unconsumed, stream.unconsumed = stream.unconsumed, 0
             self._grant(unconsumed)
 

@@ -8,7 +8,8 @@ import structlog
 from router.grpc import header_blocks
 from router.grpc.call import Call
 from router.grpc.frames import ErrorCode, Http2Error
-from router.grpc.header_blocks import Headers, MalformedRequestError, RequestHead
+from router.grpc.header_blocks import MalformedRequestError, RequestHead
+from router.grpc.header_decoder import Headers, size_of
 from router.grpc.http2_connection import Http2Connection
 from router.grpc.status import Status
 from router.grpc.stream import Http2Stream
@@ -30,8 +31,6 @@ _FLOOD_S: Final = 0.1
 _PREFACE_S: Final = 10.0
 """Seconds from the acceptance of a connection to the end of its preface."""
 _METADATA: Final = METADATA.bytes or 0
-_FIELD_BYTES: Final = 32
-"""What RFC 9113 section 6.5.2 adds to the size of each field."""
 
 
 class Calls(Protocol):
@@ -177,9 +176,9 @@ class ServerConnection(asyncio.Protocol):
             status = 405 if head.method != b"POST" else 415
             self._http2.send_headers(stream, header_blocks.refusal(status), end=True)
             return
-        call = Call(self._http2, stream, self._peer, head.metadata, self._over)
+        call = Call(self._http2, stream, self._peer, head.fields, self._over)
         stream.receiver = call
-        size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in headers)
+        size = size_of(headers)
         if size > _METADATA:
             call.end(Status.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, where at most {_METADATA} are allowed")
         elif head.encoding != b"identity":

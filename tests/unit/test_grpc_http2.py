@@ -44,7 +44,7 @@ class Rig:
         self.events: list[Any] = []
 
     def _on_request(self, stream: Http2Stream, headers: list[tuple[bytes, bytes]]) -> None:
-        call = Call(self.connection, stream, "ipv4:1.2.3.4:5", read_head(headers).metadata, self.over.append)
+        call = Call(self.connection, stream, "ipv4:1.2.3.4:5", read_head(headers).fields, self.over.append)
         stream.receiver = call
         self.calls.append(call)
         if self.receiving:
