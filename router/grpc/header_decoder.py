@@ -10,7 +10,7 @@ from hpack.exceptions import HPACKError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
-from router.grpc.frames import ErrorCode, Http2Error
+from router.grpc.frames import ErrorCode, Flood, FloodError, Http2Error
 
 TABLE_BYTES: Final = 4_096
 """Largest dynamic table of a peer: SETTINGS_HEADER_TABLE_SIZE keeps its initial value."""
@@ -61,7 +61,7 @@ class HeaderDecoder:
                 name, value = self._literal(0x0F)
             left -= len(name) + len(value) + FIELD_BYTES
             if left < 0:
-                raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a block of headers is too large")
+                raise FloodError(Flood.HEADER_BLOCK, "a block of headers is too large")
             headers.append((name, value))
         return headers
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from router.grpc import frames
-from router.grpc.frames import DEFAULT_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, ErrorCode, Http2Error
+from router.grpc.frames import DEFAULT_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, ErrorCode, Flood, FloodError, Http2Error
 from router.grpc.header_decoder import HeaderDecoder, Headers, size_of
 from router.grpc.stream import Http2Stream
 from tunnel_protocol.control.grpc_options import CONNECTION_STREAMS, METADATA
@@ -161,7 +161,7 @@ class Http2Connection:
         self._control_frames_at = self._now
         self._control_frames = max(0.0, used) + 1.0
         if self._control_frames > _CONTROL_FRAMES:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing of a call")
+            raise FloodError(Flood.CONTROL_FRAMES, "too many frames that carry nothing of a call")
 
     def _allow_control_frames(self) -> None:
         """The peer may answer what a call sends with WINDOW_UPDATE and PING."""
@@ -268,7 +268,7 @@ class Http2Connection:
         self._block += payload
         self._block_frames += 1
         if len(self._block) > _BLOCK_BYTES or self._block_frames > _BLOCK_FRAMES:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a block of headers is too large")
+            raise FloodError(Flood.HEADER_BLOCK, "a block of headers is too large")
         if flags & frames.END_HEADERS:
             stream_id, self._block_stream = self._block_stream, _NO_BLOCK
             block, self._block = bytes(self._block), bytearray()
@@ -323,7 +323,7 @@ class Http2Connection:
             self._resets_since, self._resets = self._now, 0
         self._resets += 1
         if self._resets > _RESETS:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
+            raise FloodError(Flood.RESETS, "too many streams are reset")
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:

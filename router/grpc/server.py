@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from router.grpc.call import Call
+from router.grpc.frames import Flood
 from router.grpc.header_blocks import RequestHead
 from router.grpc.health import NAME as HEALTH
 from router.grpc.health import Health
@@ -50,8 +51,18 @@ class GrpcTls:
 class GrpcServer:
     """One server. Call `bind`, `add_service`, `start` and `stop` in this order, each of the others once."""
 
-    def __init__(self, *, tls: GrpcTls | None = None, shared: bool = False) -> None:
-        """`tls`: None = cleartext HTTP/2. `shared`: other processes may bind the same port, and share its connections."""
+    def __init__(
+        self,
+        *,
+        tls: GrpcTls | None = None,
+        shared: bool = False,
+        on_flood: Callable[[Flood], None] = lambda _limit: None,
+    ) -> None:
+        """`tls`: None = cleartext HTTP/2. `shared`: other processes may bind the same port, and share its connections.
+
+        `on_flood` is called when a connection is closed because its peer exceeded a limit.
+        """
+        self._on_flood = on_flood
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         self._shared = shared
@@ -178,6 +189,10 @@ class GrpcServer:
     def over(self, call: Call) -> None:
         """A call was ended, or its peer is gone."""
         self._calls.discard(call)
+
+    def flooded(self, limit: Flood) -> None:
+        """A connection is closed because its peer exceeded `limit`."""
+        self._on_flood(limit)
 
     # ---------------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import structlog
 
 from router.grpc import header_blocks
 from router.grpc.call import Call
-from router.grpc.frames import ErrorCode, Http2Error
+from router.grpc.frames import ErrorCode, Flood, FloodError, Http2Error
 from router.grpc.header_blocks import MalformedRequestError, RequestHead
 from router.grpc.header_decoder import Headers, size_of
 from router.grpc.http2_connection import Http2Connection
@@ -47,6 +47,9 @@ class Calls(Protocol):
 
     def over(self, call: Call) -> None:
         """A call was ended, or its peer is gone."""
+
+    def flooded(self, limit: Flood) -> None:
+        """A connection is closed because its peer exceeded `limit`."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -120,9 +123,10 @@ class ServerConnection(asyncio.Protocol):
             more = self._http2.receive(data, now, _WORK_OF_TURN)
         except Http2Error as error:
             self._http2.fail(error)
+            self._closing = True
             self._flush()
-            if error.code is ErrorCode.ENHANCE_YOUR_CALM:
-                _log.warning("gRPC connection closed", peer=self._peer, reason=error.text)
+            if isinstance(error, FloodError):
+                self._flooded(error.limit, error.text)
                 self._close_flooding()
             else:
                 self._close()
@@ -207,7 +211,13 @@ class ServerConnection(asyncio.Protocol):
         if data:
             transport.write(data)
             if transport.get_write_buffer_size() > _UNSENT:
+                if not self._closing:
+                    self._flooded(Flood.UNSENT_FRAMES, "the peer does not read what it causes")
                 self.abort()
+
+    def _flooded(self, limit: Flood, why: str) -> None:
+        _log.warning("gRPC connection closed", peer=self._peer, reason=why)
+        self._calls.flooded(limit)
 
     def _close_if_over(self) -> None:
         if not self._closing and not self._http2.streams:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from router.grpc import frames, http2_connection, server_connection
 from router.grpc.call import WRITE_AHEAD, Call
+from router.grpc.frames import Flood
 from router.grpc.server import GrpcServer
 from router.grpc.server_connection import UNSENT_FRAMES, ServerConnection
 from router.grpc.status import CallError, Status
@@ -33,6 +34,7 @@ class Service:
         self.cancelled = 0
         self.calls: list[Call] = []
         self.written = 0
+        self.floods: list[Flood] = []
 
     async def echo(self, call: Call) -> None:
         self.metadata = call.metadata
@@ -64,7 +66,8 @@ class Service:
 
 @asynccontextmanager
 async def serving(host: str = "127.0.0.1") -> AsyncIterator[tuple[GrpcServer, Service]]:
-    server, service = GrpcServer(), Service()
+    service = Service()
+    server = GrpcServer(on_flood=service.floods.append)
     server.bind(f"{host}:0")
     methods = {"Echo": service.echo, "Hang": service.hang, "Refuse": service.refuse, "Break": service.break_down}
     server.add_service("x", {**methods, "Flood": service.flood})
@@ -237,7 +240,7 @@ async def test_a_peer_that_causes_answers_and_does_not_read_them_is_cut_off(monk
     assert (UNSENT_FRAMES.bytes or 0) == 4 << 20
     monkeypatch.setattr(server_connection, "_UNSENT", 100_000)
     monkeypatch.setattr(http2_connection, "_CONTROL_FRAMES", 1 << 30)
-    async with serving() as (server, _):
+    async with serving() as (server, service):
         listener = server._sock
         assert listener is not None
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
@@ -258,6 +261,30 @@ async def test_a_peer_that_causes_answers_and_does_not_read_them_is_cut_off(monk
                 await flood()
         writer.transport.abort()
         del reader
+        await eventually(lambda: service.floods == [Flood.UNSENT_FRAMES])
+
+
+@pytest.mark.parametrize(
+    ("sent", "limit"),
+    [
+        (frames.frame(frames.PING, 0, 0, bytes(8)) * 1_100, Flood.CONTROL_FRAMES),
+        (
+            frames.frame(frames.HEADERS, 0, 1, b"\x82") + frames.frame(frames.CONTINUATION, 0, 1, b"") * 100,
+            Flood.HEADER_BLOCK,
+        ),
+        (frames.frame(frames.PING, 0, 0, bytes(7)), None),
+    ],
+)
+async def test_a_connection_that_is_closed_for_a_flood_is_told_once(sent: bytes, limit: Flood | None) -> None:
+    async with serving() as (server, service):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(CLIENT + sent)
+        async with asyncio.timeout(DEADLINE_S):
+            while await reader.read(65_536):
+                pass
+        writer.transport.abort()
+        await eventually(lambda: not server._connections)
+    assert service.floods == ([] if limit is None else [limit])
 
 
 class Still:
@@ -267,6 +294,7 @@ class Still:
         self.written = b""
         self.ended = ""
         self.reading = True
+        self.unsent = 0
 
     def get_extra_info(self, _name: str) -> object:
         return None
@@ -275,7 +303,7 @@ class Still:
         self.written += data
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -291,6 +319,9 @@ class Still:
 
 
 class NoCalls:
+    def __init__(self) -> None:
+        self.floods: list[Flood] = []
+
     def opened(self, connection: ServerConnection) -> None: ...
 
     def closed(self, connection: ServerConnection) -> None: ...
@@ -298,6 +329,9 @@ class NoCalls:
     def begin(self, call: Call, head: Any) -> None: ...
 
     def over(self, call: Call) -> None: ...
+
+    def flooded(self, limit: Flood) -> None:
+        self.floods.append(limit)
 
 
 @pytest.fixture
@@ -419,6 +453,25 @@ async def test_what_is_left_of_a_flood_is_dropped_with_its_connection(connected:
     connection.connection_lost(None)
     await asyncio.sleep(0)
     assert (transport.written, transport.reading) == (written, False)
+
+
+@pytest.mark.loop("virtual")
+@pytest.mark.parametrize(
+    ("sent", "floods"),
+    [([PING * 200] * 5, [Flood.CONTROL_FRAMES]), ([PING], [Flood.UNSENT_FRAMES]), ([b"\xff" * 9], [])],
+)
+async def test_a_connection_whose_peer_does_not_read_is_closed_at_once_for_one_reason(
+    sent: list[bytes], floods: list[Flood]
+) -> None:
+    calls, transport = NoCalls(), Still()
+    connection = ServerConnection(calls)
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.data_received(CLIENT)
+    for piece in sent[:-1]:
+        connection.data_received(piece)
+    transport.unsent = (UNSENT_FRAMES.bytes or 0) + 1
+    connection.data_received(sent[-1])
+    assert (calls.floods, transport.ended) == (floods, "aborted")
 
 
 HEAD_BLOCK = b"\x83\x86\x44\x07/x/Hang\x5f\x10application/grpc"
