@@ -9,13 +9,13 @@ the same words many times cannot become a large one.
 """
 
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tunnel_protocol.errors import ProtocolError
 
-WORD_BYTES = 8
-MAX_SEGMENTS = 511
-TRAVERSAL_LIMIT_WORDS = 1 << 20
+WORD_BYTES: Final = 8
+MAX_SEGMENTS: Final = 511
+TRAVERSAL_LIMIT_WORDS: Final = 1 << 20
 """Words that pointers may reach per message (8 MiB); messages read by this module are at most 1 MiB."""
 
 _u32 = Struct("<I").unpack_from
@@ -23,7 +23,7 @@ _u64 = Struct("<Q").unpack_from
 
 _STRUCT, _LIST, _FAR = 0, 1, 2
 _BYTE_LIST, _POINTER_LIST, _COMPOSITE_LIST, _BIT_LIST = 2, 6, 7, 1
-_DATA_WORDS_OF_SIZE = {0: 0, 2: 1, 3: 2, 4: 4, 5: 8}
+_DATA_WORDS_OF_SIZE: Final = {0: 0, 2: 1, 3: 2, 4: 4, 5: 8}
 """Bytes of one element, by element size code of a non-composite list."""
 
 

@@ -4,7 +4,7 @@ The worker sends its id and token in one message on its first stream; the router
 stream. See docs/protocol.md, "Reverse handshake".
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tunnel_protocol.capnp import (
     HandshakeAck,
@@ -17,8 +17,8 @@ from tunnel_protocol.capnp_reader import WORD_BYTES, body_words, table_bytes
 from tunnel_protocol.errors import ProtocolError
 from tunnel_protocol.limit import Limit
 
-HANDSHAKE_MESSAGE = Limit("tunnels.handshake_message", bytes=64 * 1024)
-MAX_HANDSHAKE_BYTES = HANDSHAKE_MESSAGE.bytes or 0
+HANDSHAKE_MESSAGE: Final = Limit("tunnels.handshake_message", bytes=64 * 1024)
+MAX_HANDSHAKE_BYTES: Final = HANDSHAKE_MESSAGE.bytes or 0
 """Largest handshake message in bytes; a token of tens of kilobytes fits."""
 
 

@@ -4,6 +4,8 @@ Heads hold bytes, as HTTP listeners and tunnels receive them; only what is neede
 case; order and repetition are kept. See docs/protocol.md, "Heads".
 """
 
+from typing import Final
+
 HeaderList = list[tuple[bytes, bytes]]
 """Ordered (lower-case name, value) pairs; repeated names are separate entries."""
 
@@ -46,34 +48,34 @@ class ResponseHead:
         return f"ResponseHead({self.status!r}, {self.headers!r})"
 
 
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade")
 )
 """Hop-by-hop header names (RFC 9110 section 7.6.1), besides those that a `Connection` header lists."""
 
-_NEVER_HOP_BY_HOP = frozenset((b"content-length",))
+_NEVER_HOP_BY_HOP: Final = frozenset((b"content-length",))
 """Names that remain although a `Connection` header lists them: without it the message would be another one."""
 
-EXPECTED_QUEUE_MS = b"x-stargate-expected-queue-ms"
-RETRYABLE = b"x-stargate-retryable"
-RETRY_REASON = b"x-stargate-retry-reason"
-RETRY_AFTER_MS = b"x-stargate-retry-after-ms"
-UPSTREAM_RETRYABLE = b"x-stargate-upstream-retryable"
-ERROR_CODE = b"x-stargate-error-code"
-METHOD = b"x-method"
-PATH = b"x-path"
-STATUS = b"x-status"
+EXPECTED_QUEUE_MS: Final = b"x-stargate-expected-queue-ms"
+RETRYABLE: Final = b"x-stargate-retryable"
+RETRY_REASON: Final = b"x-stargate-retry-reason"
+RETRY_AFTER_MS: Final = b"x-stargate-retry-after-ms"
+UPSTREAM_RETRYABLE: Final = b"x-stargate-upstream-retryable"
+ERROR_CODE: Final = b"x-stargate-error-code"
+METHOD: Final = b"x-method"
+PATH: Final = b"x-path"
+STATUS: Final = b"x-status"
 
-_ROUTER_INTERNAL = frozenset(
+_ROUTER_INTERNAL: Final = frozenset(
     (b"host", b"x-routing-method", RETRYABLE, RETRY_REASON, RETRY_AFTER_MS, EXPECTED_QUEUE_MS, ERROR_CODE)
 )
-NOT_TO_WORKER = HOP_BY_HOP | _ROUTER_INTERNAL
+NOT_TO_WORKER: Final = HOP_BY_HOP | _ROUTER_INTERNAL
 """Names that the router removes from a client's request before it enters a tunnel."""
 
-NOT_TO_CALLER = HOP_BY_HOP | _ROUTER_INTERNAL | {METHOD, PATH, STATUS}
+NOT_TO_CALLER: Final = HOP_BY_HOP | _ROUTER_INTERNAL | {METHOD, PATH, STATUS}
 """Names that the router removes from a worker's response, because only the router may set them for the client."""
 
-NOT_TO_ENGINE = HOP_BY_HOP | {
+NOT_TO_ENGINE: Final = HOP_BY_HOP | {
     b"host",
     METHOD,
     PATH,
@@ -87,7 +89,7 @@ NOT_TO_ENGINE = HOP_BY_HOP | {
 }
 """Names that a worker removes from a tunnelled request before it calls its engine, besides its configured retry header."""
 
-NOT_TO_ROUTER = HOP_BY_HOP | {
+NOT_TO_ROUTER: Final = HOP_BY_HOP | {
     b"content-length",
     UPSTREAM_RETRYABLE,
     RETRYABLE,

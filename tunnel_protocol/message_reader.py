@@ -7,6 +7,7 @@ bytes. The content of a larger canonical body message is passed on in pieces as 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -15,10 +16,10 @@ from tunnel_protocol.capnp_layouts import BODY_PREFIX_BYTES
 from tunnel_protocol.capnp_reader import WORD_BYTES, body_words, table_bytes
 from tunnel_protocol.errors import ProtocolError
 
-MAX_WORDS = 134_217_728
-WHOLE_BODY_BYTES = 64 * 1024
+MAX_WORDS: Final = 134_217_728
+WHOLE_BODY_BYTES: Final = 64 * 1024
 """Body messages up to this size in bytes are delivered whole, so that their boundaries are kept."""
-MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """Largest message in bytes that is kept until it is complete: heads, and bodies in a non-canonical encoding."""
 
 

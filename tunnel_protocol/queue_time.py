@@ -4,11 +4,12 @@ Source: docs/balancing.md, "Estimates". The results are sent to workers, so they
 """
 
 import math
+from typing import Final
 
 from tunnel_protocol.unsigned import MAX_U64
 
-_TWO_64 = 18446744073709551616.0
-_INF = math.inf
+_TWO_64: Final = 18446744073709551616.0
+_INF: Final = math.inf
 
 
 def queue_time_delta_ms(input_tokens: int, input_tps: float) -> int | None:

@@ -6,6 +6,7 @@ end a body and are dropped. See docs/protocol.md, "Request streams".
 
 import re
 from abc import abstractmethod
+from typing import Final
 
 from tunnel_protocol import head as names
 from tunnel_protocol.capnp import Body, Headers, Trailers, encode_body, encode_headers
@@ -15,9 +16,9 @@ from tunnel_protocol.framing import Framing, RequestSink, ResponseSink, RouterEx
 from tunnel_protocol.head import HeaderList, RequestHead, ResponseHead
 from tunnel_protocol.message_reader import MessageReader
 
-_BAD_GATEWAY = 502
-_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
-_PATH = re.compile(rb"[!-~]+\Z").match
+_BAD_GATEWAY: Final = 502
+_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
+_PATH: Final = re.compile(rb"[!-~]+\Z").match
 
 
 class _Half(MessageReader):
@@ -153,7 +154,7 @@ class RawQuicFraming:
         return RawQuicWorkerExchange(sink)
 
 
-RAW_QUIC: Framing = RawQuicFraming()
+RAW_QUIC: Final[Framing] = RawQuicFraming()
 
 
 def _status(value: bytes) -> int:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from typing import Final
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import valid_tps
 
-LIMIT_EXCEEDED = "input_work_limit_exceeded"
-NO_CAPACITY = "input_work_capacity_unavailable"
+LIMIT_EXCEEDED: Final = "input_work_limit_exceeded"
+NO_CAPACITY: Final = "input_work_capacity_unavailable"
 
 
 def input_work_seconds(candidates: Iterable[Candidate], input_tokens: int) -> float | None:

@@ -2,12 +2,13 @@
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from router.balancing.candidate import Candidate
 from router.balancing.hashing import affinity_field, cluster_field, field, hash64
 from tunnel_protocol.limit import Limit
 
-VIRTUAL_NODES = Limit("policy.virtual_nodes", pieces=10_000)
+VIRTUAL_NODES: Final = Limit("policy.virtual_nodes", pieces=10_000)
 """Points per cluster on an affinity ring; each is hashed and kept."""
 
 

@@ -8,13 +8,13 @@ point in the group `llm_request_router.algorithms`; see docs/balancing.md, "Writ
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice, Wait
 from router.balancing.request import RoutingRequest
 
-ENTRY_POINT_GROUP = "llm_request_router.algorithms"
+ENTRY_POINT_GROUP: Final = "llm_request_router.algorithms"
 
 
 class Balancer(Protocol):

@@ -4,6 +4,7 @@ Reference of the document: docs/balancing.md, "Configuration".
 """
 
 from collections.abc import Collection, Mapping
+from typing import Final
 
 from router.balancing.algorithm import MakeAlgorithm
 from router.balancing.catalog import Catalog, builtin_algorithms
@@ -14,10 +15,10 @@ from router.balancing.json_document import JsonError, JsonObject, parse
 from router.balancing.settings import CURRENT, BalancingSettings
 from tunnel_protocol.limit import Limit
 
-DEFINITIONS = Limit("policy.definitions", pieces=10_000)
+DEFINITIONS: Final = Limit("policy.definitions", pieces=10_000)
 """Maximum number of definitions of a policy: the default, those of models, and those of the method header."""
 
-_KEYS = ("default", "request_algorithms", "models")
+_KEYS: Final = ("default", "request_algorithms", "models")
 
 
 class ModelPolicy:

@@ -1,6 +1,8 @@
 """The exception for an invalid load-balancer configuration."""
 
-_MESSAGE = 500
+from typing import Final
+
+_MESSAGE: Final = 500
 """Maximum number of characters of an error text, which quotes the document."""
 
 

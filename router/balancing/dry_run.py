@@ -6,6 +6,7 @@ It uses its own candidates and balancers, so that requests are not affected.
 import time
 from collections.abc import Collection, Mapping
 from random import Random
+from typing import Final
 
 from router.balancing.algorithm import MakeAlgorithm
 from router.balancing.config import BalancingConfig
@@ -15,7 +16,7 @@ from router.balancing.request import RoutingRequest
 from router.balancing.selector import Selector
 from router.balancing.settings import CURRENT, BalancingSettings
 
-BUDGET_S = 2.0
+BUDGET_S: Final = 2.0
 """Seconds that all decisions of one dry run may take together."""
 
 

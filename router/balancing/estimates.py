@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 from router.balancing.candidate import Candidate
 from tunnel_protocol.queue_time import queue_time_delta_ms
 
-_INF = math.inf
-_NS = 1_000_000_000
+_INF: Final = math.inf
+_NS: Final = 1_000_000_000
 
 Score = Callable[[Candidate, int, int], float]
 """(candidate, input tokens, priority) -> score; lower is better."""

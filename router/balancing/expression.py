@@ -6,30 +6,30 @@ docs/balancing.md, "Expressions".
 
 import re
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from router.balancing.method_error import MethodError, MethodErrorCode, quoted
 from tunnel_protocol.limit import Limit
 
-EXPRESSION = Limit("policy.expression", bytes=1024, pieces=32)
+EXPRESSION: Final = Limit("policy.expression", bytes=1024, pieces=32)
 """Bytes of an expression, and number of its parameters."""
 
-_MAX_BYTES = EXPRESSION.bytes or 0
-_MAX_PARAMETERS = EXPRESSION.pieces or 0
+_MAX_BYTES: Final = EXPRESSION.bytes or 0
+_MAX_PARAMETERS: Final = EXPRESSION.pieces or 0
 
-_INTEGER_DIGITS = 15
-_WHOLE_DIGITS = 12
-_FRACTION_DIGITS = 3
+_INTEGER_DIGITS: Final = 15
+_WHOLE_DIGITS: Final = 12
+_FRACTION_DIGITS: Final = 3
 
-_NOT_PRINTABLE = re.compile(rb"[^\x20-\x7e]").search
-_METHOD = re.compile(rb"[A-Za-z][A-Za-z0-9_-]*+").match
-_NAME = re.compile(rb"[a-z][a-z0-9_]*+").match
-_NUMBER = re.compile(rb"-?+([0-9]++)(?:(\.)([0-9]*+))?+").match
-_TOKEN = re.compile(rb"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*+").match
+_NOT_PRINTABLE: Final = re.compile(rb"[^\x20-\x7e]").search
+_METHOD: Final = re.compile(rb"[A-Za-z][A-Za-z0-9_-]*+").match
+_NAME: Final = re.compile(rb"[a-z][a-z0-9_]*+").match
+_NUMBER: Final = re.compile(rb"-?+([0-9]++)(?:(\.)([0-9]*+))?+").match
+_TOKEN: Final = re.compile(rb"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*+").match
 # A semicolon is valid in a string of RFC 8941, but not here; it is matched so that the error can name it.
-_STRING = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*+)"').match
-_ESCAPE = re.compile(r"\\(.)").sub
-_TO_ESCAPE = re.compile(r'(["\\])').sub
+_STRING: Final = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*+)"').match
+_ESCAPE: Final = re.compile(r"\\(.)").sub
+_TO_ESCAPE: Final = re.compile(r'(["\\])').sub
 
 
 class ValueKind(StrEnum):

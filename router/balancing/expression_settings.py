@@ -7,6 +7,7 @@ setting, so that both are checked by the same code. Table of the parameters: doc
 import math
 import re
 from collections.abc import Mapping
+from typing import Final
 
 from router.balancing.catalog import Catalog
 from router.balancing.config_error import ConfigError
@@ -15,24 +16,24 @@ from router.balancing.expression import Expression, Parameter, ValueKind
 from router.balancing.fields import FieldKind
 from router.balancing.method_error import MethodError, MethodErrorCode, quoted
 
-MOST_VIRTUAL_NODES = 1024
+MOST_VIRTUAL_NODES: Final = 1024
 """The largest `cache_affinity_virtual_nodes` of an expression; a document may have more."""
 
 _FLOOR, _CEILING = "max_queue_time_floor_ms", "max_queue_time_ceil_ms"
-_VIRTUAL_NODES = "cache_affinity_virtual_nodes"
-_WORK_LIMIT = "max_input_work_seconds"
+_VIRTUAL_NODES: Final = "cache_affinity_virtual_nodes"
+_WORK_LIMIT: Final = "max_input_work_seconds"
 
-_IN_DOCUMENTS_ONLY = frozenset(("rendezvous_weight",))
+_IN_DOCUMENTS_ONLY: Final = frozenset(("rendezvous_weight",))
 """Settings that are not parameters of any algorithm."""
 
-_WITHOUT_EFFECT = {"pulsar-wait-and-widen": frozenset(("comparator", _VIRTUAL_NODES))}
+_WITHOUT_EFFECT: Final = {"pulsar-wait-and-widen": frozenset(("comparator", _VIRTUAL_NODES))}
 """Settings that an algorithm reads only to refuse or to ignore them."""
 
-_OFF_AT_ZERO = frozenset(("n", "ttft_bucket_size_ms", "cache_affinity_backend_selection_count"))
+_OFF_AT_ZERO: Final = frozenset(("n", "ttft_bucket_size_ms", "cache_affinity_backend_selection_count"))
 
-_DIGITS = re.compile(r"[0-9]+\Z").match
-_PLAIN_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?\Z").match
-_TEXTS = (ValueKind.TOKEN, ValueKind.STRING)
+_DIGITS: Final = re.compile(r"[0-9]+\Z").match
+_PLAIN_NUMBER: Final = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?\Z").match
+_TEXTS: Final = (ValueKind.TOKEN, ValueKind.STRING)
 
 
 def overlaid(base: Definition, expression: Expression, catalog: Catalog) -> Mapping[str, object]:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from random import Random
+from typing import Final
 
 from router.balancing.catalog import Catalog
 from router.balancing.config_error import ConfigError
@@ -17,16 +18,16 @@ from router.balancing.expression_settings import overlaid
 from router.balancing.method_error import MethodError, MethodErrorCode, quoted
 from tunnel_protocol.limit import Limit
 
-EXPRESSION_TARGETS = Limit("policy.expression_targets", bytes=128 << 20, pieces=16_384)
+EXPRESSION_TARGETS: Final = Limit("policy.expression_targets", bytes=128 << 20, pieces=16_384)
 """Targets whose expressions are kept, and bytes of their names, expressions and settings together."""
 
-IDLE_S = 900.0
+IDLE_S: Final = 900.0
 """Seconds without a request after which the expressions of a target are no longer kept."""
 
 _MAX_BYTES = EXPRESSION_TARGETS.bytes or 0
 _MAX_TARGETS = EXPRESSION_TARGETS.pieces or 0
 
-DEFINITION_BYTES = 4_096
+DEFINITION_BYTES: Final = 4_096
 """What the settings and the algorithm of one expression count as: more than they take with all parameters, as a test measures."""
 
 _Key = tuple[str | None, str]

@@ -8,12 +8,12 @@ snapshots are computed.
 import math
 from collections.abc import Sequence
 from itertools import compress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import duration_ms, has_capacity, queue_delay_ms, valid_tps
 
-MAX_PRIORITIES = 8
+MAX_PRIORITIES: Final = 8
 """Number of priorities whose figures are cached; more priorities in use only cost time."""
 
 

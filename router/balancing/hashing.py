@@ -1,12 +1,13 @@
 """The hash of affinity decisions: XXH3 (64 bit, seed 0) of tagged, length-prefixed fields (docs/balancing.md, "Hashing")."""
 
 import math
+from typing import Final
 
 import xxhash
 
-_VERSION = b"\x01"
-_SEPARATOR = b"\xff"
-_TWO_64 = 18446744073709551616.0
+_VERSION: Final = b"\x01"
+_SEPARATOR: Final = b"\xff"
+_TWO_64: Final = 18446744073709551616.0
 
 
 def field(tag: bytes, value: bytes) -> bytes:

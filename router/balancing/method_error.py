@@ -1,8 +1,9 @@
 """The exception for a value of `x-routing-method` that cannot be used. Source of the codes: docs/balancing.md, "Expressions"."""
 
 from enum import StrEnum
+from typing import Final
 
-_QUOTED = 80
+_QUOTED: Final = 80
 """Maximum number of characters of a client's text in a message."""
 
 

@@ -8,17 +8,18 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from operator import attrgetter, truediv
+from typing import Final
 
 from router.balancing.candidate import Candidate
 from router.balancing.estimates import valid_tps
 from router.balancing.hashing import affinity_field, cluster_field, exponential, hash64
 
-MAX_KEYS = 4096
-MAX_KEY_BYTES = 256
-MAX_DRAWS = MAX_KEYS * 1024
+MAX_KEYS: Final = 4096
+MAX_KEY_BYTES: Final = 256
+MAX_DRAWS: Final = MAX_KEYS * 1024
 """Maximum number of cached draws of all keys, 8 bytes each."""
-_NO_SCORE = -1.0
-_MAXIMA = 4
+_NO_SCORE: Final = -1.0
+_MAXIMA: Final = 4
 _by_id = attrgetter("cluster_id")
 
 

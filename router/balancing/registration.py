@@ -7,14 +7,14 @@ Built-in algorithms and those of installed packages use the same function; the f
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from router.balancing.algorithm import Algorithm, MakeAlgorithm
 from router.balancing.fields import FieldKind, Fields
 
 SettingsT = TypeVar("SettingsT")
 
-LAST = 1_000
+LAST: Final = 1_000
 """The position of algorithms that set none."""
 
 

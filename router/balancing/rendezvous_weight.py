@@ -1,10 +1,12 @@
 """The statistic that weights the clusters of a rendezvous ranking, as a setting of the algorithms that rank."""
 
+from typing import Final
+
 from router.balancing.config_error import ConfigError
 from router.balancing.fields import Fields
 
-LAST_MEAN_INPUT_TPS = "last-mean-input-tps"
-MAX_INPUT_TPS = "max-input-tps"
+LAST_MEAN_INPUT_TPS: Final = "last-mean-input-tps"
+MAX_INPUT_TPS: Final = "max-input-tps"
 
 
 def read_rendezvous_weight(fields: Fields) -> str:

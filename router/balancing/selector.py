@@ -6,7 +6,7 @@ Pure: the caller sleeps after a `Wait`, and keeps the failed backends and cluste
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from router.balancing.admission import rejection
 from router.balancing.algorithm import Balancer, MakeAlgorithm, copy_of, may_take_of
@@ -30,11 +30,11 @@ from router.balancing.outcome import (
 from router.balancing.request import RoutingRequest
 from router.balancing.settings import CURRENT, BalancingSettings
 
-MAX_WAIT_MS = 60_000
+MAX_WAIT_MS: Final = 60_000
 _SHORTEST_MS, _LONGEST_MS = 1, 9
-LONGEST_SLEEP_S = 0.025
+LONGEST_SLEEP_S: Final = 0.025
 """Seconds after which a request that an algorithm lets wait is decided again at the latest, as clusters change meanwhile."""
-_SHORTEST_SLEEP_S = 0.0001
+_SHORTEST_SLEEP_S: Final = 0.0001
 
 ClusterT_co = TypeVar("ClusterT_co", covariant=True)
 BackendT_co = TypeVar("BackendT_co", covariant=True)

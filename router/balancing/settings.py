@@ -1,6 +1,7 @@
 """Settings of load balancing that are not in its document; `router/config` fills them."""
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,5 +16,5 @@ class BalancingSettings:
     """Whether the method header may hold an expression; otherwise one is an unknown method."""
 
 
-CURRENT = BalancingSettings(affinity_waits=True, expressions=True)
+CURRENT: Final = BalancingSettings(affinity_waits=True, expressions=True)
 """The algorithms of this version, for policies that are made without settings."""

@@ -6,29 +6,30 @@ names the limit. See docs/limits.md.
 
 import heapq
 from collections.abc import Mapping
+from typing import Final
 
 from tunnel_protocol.control.stargate_pb2 import InferenceServerRegistration, ModelStats
 from tunnel_protocol.limit import Limit
 
-MODELS = Limit("registration.models", pieces=16_384)
+MODELS: Final = Limit("registration.models", pieces=16_384)
 """Number of models of one inference server."""
 
-MODEL_NAME = Limit("registration.model_name", bytes=1_024)
+MODEL_NAME: Final = Limit("registration.model_name", bytes=1_024)
 """Bytes of a model's name in UTF-8."""
 
-IDENTIFIER = Limit("registration.identifier", bytes=1_024)
+IDENTIFIER: Final = Limit("registration.identifier", bytes=1_024)
 """Bytes of `inference_server_id` and of `cluster_id`."""
 
-URL = Limit("registration.url", bytes=2_048)
+URL: Final = Limit("registration.url", bytes=2_048)
 """Bytes of `inference_server_url`."""
 
-PRIORITIES = Limit("registration.priorities", pieces=4_096)
+PRIORITIES: Final = Limit("registration.priorities", pieces=4_096)
 """Queue time estimates kept of one model: those of the most urgent priorities. Further ones are dropped, not refused."""
 
-STATS_WORDS = Limit("registration.stats_words", bytes=256, pieces=256)
+STATS_WORDS: Final = Limit("registration.stats_words", bytes=256, pieces=256)
 """Number of labels in `stats_capabilities` and in `stats_sources` of one model, and bytes of one label."""
 
-KEPT_REPORT = Limit("registration.kept_report", bytes=65_536)
+KEPT_REPORT: Final = Limit("registration.kept_report", bytes=65_536)
 """Encoded size up to which the last report of a stream is kept, to find that the next one is the same."""
 
 

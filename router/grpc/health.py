@@ -1,7 +1,7 @@
 """`grpc.health.v1`, whose watches end when the listener drains."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
@@ -9,8 +9,8 @@ from grpc_health.v1 import health_pb2
 from router.grpc.call import Call
 from router.grpc.status import CallError, Status
 
-NAME = "grpc.health.v1.Health"
-_STATUS = health_pb2.HealthCheckResponse
+NAME: Final = "grpc.health.v1.Health"
+_STATUS: Final = health_pb2.HealthCheckResponse
 
 
 class Health:

@@ -29,7 +29,7 @@ HEADER_BLOCK: Final = Limit("grpc.header_block", bytes=256 << 10, pieces=64)
 _WINDOW: Final = CONNECTION_WINDOW.bytes or 0
 _RESETS: Final = RESETS.pieces or 0
 _RESETS_S: Final = 10.0
-_CONTROL_FRAMES: Final = CONTROL_FRAMES.pieces or 0
+_CONTROL_FRAMES = CONTROL_FRAMES.pieces or 0
 _CONTROL_FRAMES_PER_S: Final = 100
 _CONTROL_FRAMES_PER_SENT: Final = 10
 _WORK_OF_BLOCK: Final = 16

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -26,9 +27,9 @@ _log = structlog.get_logger()
 Handler = Callable[[Call], Awaitable[None]]
 """Answers a call: returning means OK. May raise `CallError`; is cancelled when the caller is gone."""
 
-_BACKLOG = 1_024
-_CHECK_S = 1.0
-_TLS_HANDSHAKE_S = 10.0
+_BACKLOG: Final = 1_024
+_CHECK_S: Final = 1.0
+_TLS_HANDSHAKE_S: Final = 10.0
 
 
 class GrpcBindError(Exception):

@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 UNSENT_FRAMES: Final = Limit("grpc.unsent_frames", bytes=4 << 20)
 """Bytes for the socket of a peer that does not read while it causes answers."""
 
-_UNSENT: Final = UNSENT_FRAMES.bytes or 0
+_UNSENT = UNSENT_FRAMES.bytes or 0
 _WORK_OF_TURN: Final = 256
 """Frames of one connection that are handled in one turn of the event loop; a flood leaves it to others between."""
 _KEEPALIVE_S: Final = KEEPALIVE_MS / 1000

@@ -4,15 +4,17 @@ A `bytes` object of two bytes takes 35 bytes of memory, and its entry in a list 
 blocks; large ones, and the first one (most bodies are one piece), are kept without a copy.
 """
 
+from typing import Final
+
 from tunnel_protocol.limit import Limit
 
-BLOCK = Limit("http1.body_block", bytes=64 * 1024, pieces=1)
+BLOCK: Final = Limit("http1.body_block", bytes=64 * 1024, pieces=1)
 """Size in bytes of a block that small pieces are collected in; each queue has at most one that is not full."""
 
-_SMALL = 1024
+_SMALL: Final = 1024
 """Bytes that two neighbouring pieces hold together at least: the overhead of a piece is below a twentieth of its bytes."""
 
-_BLOCK_BYTES = BLOCK.bytes or 0
+_BLOCK_BYTES: Final = BLOCK.bytes or 0
 
 
 class Blocks:

@@ -18,7 +18,7 @@ from router.http1.request_parser import BrokenBodyError, RefusedError, RequestPa
 from router.http1.settings import ConnectionTimeouts
 from router.http1.tcp_state import peer_closed
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class ConnectionCallbacks(RequestHandler, Protocol):

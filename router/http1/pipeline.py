@@ -5,22 +5,22 @@ connection has to do (close, read and drop for a limited time, pause the client)
 """
 
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.http1.request import ClientRequest
 from router.http1.request_parser import RefusedError, RequestParser
 from router.http1.response import Response, ResponseFlow, ResponseOutput
 from tunnel_protocol.limit import Limit
 
-PIPELINED = Limit("http1.pipelined_requests", pieces=64)
+PIPELINED: Final = Limit("http1.pipelined_requests", pieces=64)
 """Requests of one connection that may wait while another one is answered."""
 
-_MAX_PIPELINED = PIPELINED.pieces or 0
-PIPELINED_BEFORE_PAUSE = 8
+_MAX_PIPELINED: Final = PIPELINED.pieces or 0
+PIPELINED_BEFORE_PAUSE: Final = 8
 """Requests that may wait before the client is paused: while its bytes are not read, its close cannot be seen."""
 
-_STALLED = "request body stalled"
-_REFUSALS = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
+_STALLED: Final = "request body stalled"
+_REFUSALS: Final = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
 
 
 class PipelineCallbacks(Protocol):
@@ -101,7 +101,7 @@ class _NullConnection:
         return b""
 
 
-_NULL_CONNECTION = _NullConnection()
+_NULL_CONNECTION: Final = _NullConnection()
 
 
 class RequestPipeline:

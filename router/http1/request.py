@@ -5,16 +5,16 @@ The body is a stream with one consumer at a time: until one attaches, bytes wait
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.http1.blocks import Blocks
 from tunnel_protocol.head import HeaderList
 from tunnel_protocol.limit import Limit
 
-WAITING_BODY = Limit("http1.waiting_body", bytes=64 * 1024)
+WAITING_BODY: Final = Limit("http1.waiting_body", bytes=64 * 1024)
 """Body bytes that may wait for a consumer before the client is paused; small pieces are collected in blocks."""
 
-_MAX_WAITING_BYTES = WAITING_BODY.bytes or 0
+_MAX_WAITING_BYTES: Final = WAITING_BODY.bytes or 0
 
 
 class BodyConsumer(Protocol):

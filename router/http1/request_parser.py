@@ -5,7 +5,7 @@ understand differently (request smuggling).
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import httptools
 
@@ -14,17 +14,17 @@ from router.http1.target import BadTargetError, host_is_valid, origin_form
 from tunnel_protocol.head import HeaderList
 from tunnel_protocol.limit import Limit
 
-HEAD = Limit("http1.head", bytes=417_792, pieces=100)
+HEAD: Final = Limit("http1.head", bytes=417_792, pieces=100)
 """Bytes of a request head with all its header lines, and of chunk lines and trailers between two pieces of a body."""
 
-TARGET = Limit("http1.target", bytes=65_534)
+TARGET: Final = Limit("http1.target", bytes=65_534)
 """Bytes of a request target."""
 
-_MAX_HEADERS = HEAD.pieces or 0
-_MAX_HEAD_BYTES = HEAD.bytes or 0
-_MAX_TARGET_BYTES = TARGET.bytes or 0
-_HTTP_1_1 = b" HTTP/1.1\r\n"
-_VERSIONS = frozenset(("1.0", "1.1"))
+_MAX_HEADERS: Final = HEAD.pieces or 0
+_MAX_HEAD_BYTES: Final = HEAD.bytes or 0
+_MAX_TARGET_BYTES: Final = TARGET.bytes or 0
+_HTTP_1_1: Final = b" HTTP/1.1\r\n"
+_VERSIONS: Final = frozenset(("1.0", "1.1"))
 
 
 class RefusedError(Exception):
@@ -78,7 +78,7 @@ class _NullRequestCallbacks:
     def invite_body(self) -> None: ...
 
 
-_NULL_CALLBACKS = _NullRequestCallbacks()
+_NULL_CALLBACKS: Final = _NullRequestCallbacks()
 
 
 class RequestParser:

@@ -6,7 +6,7 @@ connection. A response that is broken off ends without the final chunk, or with 
 
 from abc import ABC, abstractmethod
 from http import HTTPStatus
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 from mypy_extensions import mypyc_attr
@@ -16,11 +16,11 @@ from tunnel_protocol.head import HeaderList
 
 _log = structlog.get_logger()
 
-_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
-_WITHOUT_BODY = frozenset((204, 304))
-_CONTENT_LENGTH = b"content-length"
-_MAX_LENGTH_DIGITS = 19
-_NOT_COPIED_BYTES = 4096
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+_WITHOUT_BODY: Final = frozenset((204, 304))
+_CONTENT_LENGTH: Final = b"content-length"
+_MAX_LENGTH_DIGITS: Final = 19
+_NOT_COPIED_BYTES: Final = 4096
 """Bytes from which on a chunk is written in three pieces (size line, data, line end) instead of being copied into one."""
 
 

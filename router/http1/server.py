@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -21,14 +21,14 @@ from tunnel_protocol.limit import Limit
 
 _log = structlog.get_logger()
 
-RESERVED_DESCRIPTORS = Limit("http1.reserved_descriptors", pieces=64)
+RESERVED_DESCRIPTORS: Final = Limit("http1.reserved_descriptors", pieces=64)
 """File descriptors that client connections leave free for tunnels, control plane, metrics and files; at most a quarter."""
 
 BACKLOG = 1024
-_REPORT_EVERY_S = 10.0
-_TLS_HANDSHAKE_S = 10.0
+_REPORT_EVERY_S: Final = 10.0
+_TLS_HANDSHAKE_S: Final = 10.0
 """A connection counts only after its handshake, so that must not take long."""
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """TCP keepalive in seconds: a peer that does not answer is dropped within two minutes (Linux's default: over two hours)."""
 
 

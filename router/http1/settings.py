@@ -1,10 +1,11 @@
 """Settings of the HTTP listener and its connections; `router/config` fills them."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from tunnel_protocol.limit import Limit
 
-CONNECTIONS = Limit("http1.connections", pieces=65_536, option="--http-max-connections")
+CONNECTIONS: Final = Limit("http1.connections", pieces=65_536, option="--http-max-connections")
 """Client connections open at a time."""
 
 

@@ -1,15 +1,16 @@
 """Checks request targets (the four forms of RFC 9112 section 3.2) and `Host` values. Pure."""
 
 import re
+from typing import Final
 
-_IN_TARGETS = bytes(code for code in range(0x21, 0x7F) if code not in b'"<>')
-_IN_PLAIN_TARGETS = _IN_TARGETS.translate(None, b"#`")
-_IN_NAMES = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._~!$&'()*+,;=-"
-_PORT_DIGITS = 5
-_HOST_PATTERN = rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)"
-_HOST = re.compile(rb"(?:" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?)?\Z").match
-_AUTHORITY = re.compile(_HOST_PATTERN + rb":[0-9]{1,5}\Z").match
-_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?(?=[/?#]|\Z)").match
+_IN_TARGETS: Final = bytes(code for code in range(0x21, 0x7F) if code not in b'"<>')
+_IN_PLAIN_TARGETS: Final = _IN_TARGETS.translate(None, b"#`")
+_IN_NAMES: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._~!$&'()*+,;=-"
+_PORT_DIGITS: Final = 5
+_HOST_PATTERN: Final = rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)"
+_HOST: Final = re.compile(rb"(?:" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?)?\Z").match
+_AUTHORITY: Final = re.compile(_HOST_PATTERN + rb":[0-9]{1,5}\Z").match
+_ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://" + _HOST_PATTERN + rb"(?::[0-9]{0,5})?(?=[/?#]|\Z)").match
 
 
 class BadTargetError(Exception):

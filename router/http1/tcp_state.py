@@ -5,9 +5,10 @@ state of the connection (Linux: `tcp(7)`, TCP_INFO); on other systems the close 
 """
 
 import socket
+from typing import Final
 
-_ESTABLISHED = 1
-_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
+_ESTABLISHED: Final = 1
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 
 
 def peer_closed(sock: socket.socket | None) -> bool:

@@ -15,7 +15,7 @@ _length = Struct(">Q").pack
 MAX_SESSION_BYTES: Final = 256
 """Longest session id."""
 
-_GATEWAY_KEY = re.compile(r"mt:v1:[^:]+:[0-9a-f]{64}")
+_GATEWAY_KEY: Final = re.compile(r"mt:v1:[^:]+:[0-9a-f]{64}")
 
 
 def session_fault(session: str) -> str | None:

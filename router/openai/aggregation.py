@@ -18,7 +18,7 @@ from tunnel_protocol.limit import Limit
 ANSWER: Final = Limit("openai.whole_answer", bytes=64 * 1024 * 1024)
 """Bytes of an answer that is collected before the client gets it: of its stream, or of a body that is not streamed."""
 
-_MAX_ANSWER = ANSWER.bytes or 0
+_MAX_ANSWER: Final = ANSWER.bytes or 0
 _DONE: Final = b"[DONE]"
 _NAMES: Final = frozenset(("id", "role", "type", "object", "name", "model", "index", "created", "format"))
 """Members whose value is one text, which chunks may repeat."""

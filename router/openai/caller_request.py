@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from mypy_extensions import mypyc_attr
@@ -16,7 +16,7 @@ from tunnel_protocol.head import HeaderList
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
-JSON = (b"content-type", b"application/json")
+JSON: Final = (b"content-type", b"application/json")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

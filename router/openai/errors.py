@@ -42,7 +42,7 @@ SERVER_ERROR: Final = "server_error"
 _RETRY_SOON: Final[Headers] = ((b"retry-after", b"1"), (b"retry-after-ms", b"1000"))
 _NO_RETRY: Final[Headers] = ((b"x-should-retry", b"false"),)
 
-_SERVER_STATUS = 500
+_SERVER_STATUS: Final = 500
 
 
 class RequestError(Exception):

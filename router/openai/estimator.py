@@ -5,6 +5,7 @@ Nothing is kept over a restart. Source: the estimate of the gateway, without its
 
 import math
 from collections import OrderedDict
+from typing import Final
 
 from router.openai.ports import BodyFacts, Estimate, Usage
 from tunnel_protocol.limit import Limit
@@ -12,20 +13,20 @@ from tunnel_protocol.limit import Limit
 MODELS = Limit("openai.estimated_models", pieces=1_000)
 """Models whose usage is remembered; beyond it the one without report for longest starts anew."""
 
-BYTES_PER_TOKEN = 4
-TOKENS_PER_PIECE = 5
+BYTES_PER_TOKEN: Final = 4
+TOKENS_PER_PIECE: Final = 5
 """Overhead of a message, prompt or input."""
-TOKENS_PER_IMAGE = 765
-TOKENS_PER_LOW_IMAGE = 85
+TOKENS_PER_IMAGE: Final = 765
+TOKENS_PER_LOW_IMAGE: Final = 85
 
-LEAST_RATIO = 0.25
-MOST_RATIO = 4.0
+LEAST_RATIO: Final = 0.25
+MOST_RATIO: Final = 4.0
 
-_KEPT = 0.98
+_KEPT: Final = 0.98
 """Weight of what was known before, at each report: about the last 50 count."""
-_PRIOR_TOKENS = 100.0
+_PRIOR_TOKENS: Final = 100.0
 """What the ratio 1 weighs at the beginning: a single short prompt hardly changes it."""
-_REPORTS_FOR_A_MEAN = 3
+_REPORTS_FOR_A_MEAN: Final = 3
 
 
 class _Learnt:

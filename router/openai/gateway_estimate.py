@@ -6,14 +6,15 @@ body (docs/openai.md) is not known here: members that it would not have decoded 
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
-_OF_A_MODEL = {"llama2-70b-4096": 15, "mixtral-8x7b-32768": 1, "gemma-7b-it": 2}
-_OF_A_MESSAGE = 3 + 2
-_OF_A_TEXT = 5
-_RESPONSES_SURCHARGE = 6
+_OF_A_MODEL: Final = {"llama2-70b-4096": 15, "mixtral-8x7b-32768": 1, "gemma-7b-it": 2}
+_OF_A_MESSAGE: Final = 3 + 2
+_OF_A_TEXT: Final = 5
+_RESPONSES_SURCHARGE: Final = 6
 """An accident of the gateway: the text `auto` of an internal member."""
-_COUNTED_ITEMS = ("message", "function_call", "function_call_output", "mcp_call")
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_COUNTED_ITEMS: Final = ("message", "function_call", "function_call_output", "mcp_call")
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
 
 
 def chat_tokens(body: Mapping[str, object], model: str) -> int:

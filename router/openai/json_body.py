@@ -166,7 +166,7 @@ def _end_of_value(raw: bytes, at: int) -> int:
     raise RequestError(bad_request("invalid_json", "The request body has a member twice. Send each member once."))
 
 
-_INVALID = bad_request("invalid_json", "The request body is not valid JSON.")
+_INVALID: Final = bad_request("invalid_json", "The request body is not valid JSON.")
 
 
 def parse(raw: bytes, what: str = "request body") -> JsonObject:

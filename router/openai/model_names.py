@@ -19,7 +19,7 @@ KNOWN: Final = Limit("openai.known_targets", pieces=10_000)
 SEEN_S: Final = 300.0
 """How long after its last worker a target counts as one that will come back."""
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 
 class Known(NamedTuple):

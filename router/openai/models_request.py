@@ -1,5 +1,7 @@
 """`GET /v1/models` and `GET /v1/models/{id}`: the models that the caller may use and that have a worker now."""
 
+from typing import Final
+
 import msgspec
 
 from router.http1.request import ClientRequest
@@ -10,7 +12,7 @@ from router.openai.front_context import FrontContext
 from router.openai.ports import Caller
 from router.registry import TargetKey
 
-OWNER = "llm-request-router"
+OWNER: Final = "llm-request-router"
 """`owned_by` of models that are registered without a routing key."""
 
 

@@ -18,7 +18,7 @@ caller may cancel such a future. Methods do not raise for anything a client send
 import asyncio
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Response fields, names in lower case, for example `((b"retry-after", b"4"),)`."""
@@ -62,7 +62,7 @@ def unknown_model(model: str) -> str:
 
 # --- keys --------------------------------------------------------------------------------------------------------------
 
-OPEN = "open"
+OPEN: Final = "open"
 """`Caller.key_id` of a client that needs no key (`--openai-open`)."""
 
 

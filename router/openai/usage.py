@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -13,7 +14,7 @@ from router.telemetry.metrics import Metrics
 from tunnel_protocol.observers.line_writer import LineWriter
 
 _log = structlog.get_logger()
-_OK = 200
+_OK: Final = 200
 
 
 class UsageCounters:

@@ -1,10 +1,12 @@
 """Reads the usage that an engine reports, in the forms of chat completions, completions, embeddings and responses."""
 
+from typing import Final
+
 import msgspec
 
 from router.openai.ports import Usage
 
-_MOST = 1 << 53
+_MOST: Final = 1 << 53
 """Larger figures are no counts of tokens."""
 
 

@@ -3,7 +3,7 @@
 It is called once for each request, and never for a part of one. A report has names and times of the request, never content.
 """
 
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class RequestEnd:
@@ -85,5 +85,5 @@ class _NoRequestEnds:
     def request_ended(self, end: RequestEnd) -> None: ...
 
 
-NO_REQUEST_ENDS: RequestEnds = _NoRequestEnds()
+NO_REQUEST_ENDS: Final[RequestEnds] = _NoRequestEnds()
 """Ignores all reports: where no page shows them."""

@@ -5,7 +5,7 @@
 """
 
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 from tunnel_protocol.head import RequestHead, ResponseHead
 
@@ -63,7 +63,7 @@ class _NullSink:
     def on_upload_stopped(self) -> None: ...
 
 
-NULL_SINK: ExchangeSink = _NullSink()
+NULL_SINK: Final[ExchangeSink] = _NullSink()
 """Ignores every callback: the sink of a cancelled or ended exchange."""
 
 

@@ -3,10 +3,12 @@
 They hold no content and no credentials.
 """
 
+from typing import Final
+
 from router.telemetry.logging import FrequentLine
 
-_FINISHED = "request finished"
-_FIELDS = (
+_FINISHED: Final = "request finished"
+_FIELDS: Final = (
     "request_id",
     "routing_key",
     "model_id",

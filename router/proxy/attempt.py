@@ -20,7 +20,7 @@ from tunnel_protocol.head import RequestHead, ResponseHead
 
 _log = structlog.get_logger()
 
-TIMED_OUT = "quic request timed out"
+TIMED_OUT: Final = "quic request timed out"
 
 
 class AttemptCallbacks(Protocol):

@@ -3,7 +3,7 @@
 Gateways show the bodies to end users byte for byte. Source: docs/proxy.md, "Statuses".
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -11,12 +11,12 @@ from router.http1.response import ResponseWriter
 from router.registry import Backend
 from tunnel_protocol.head import ERROR_CODE, NOT_TO_CALLER, HeaderList, without
 
-_SERVER_ID = b"x-inference-server-id"
-_SERVER_URL = b"x-inference-server-url"
-_CLUSTER_ID = b"x-stargate-cluster-id"
-_JSON = (b"content-type", b"application/json")
-_SERVER_ERROR = 500
-_CODES = {
+_SERVER_ID: Final = b"x-inference-server-id"
+_SERVER_URL: Final = b"x-inference-server-url"
+_CLUSTER_ID: Final = b"x-stargate-cluster-id"
+_JSON: Final = (b"content-type", b"application/json")
+_SERVER_ERROR: Final = 500
+_CODES: Final = {
     404: "unknown_path",
     405: "method_not_allowed",
     408: "request_timeout",
@@ -27,7 +27,7 @@ _CODES = {
     502: "no_answer",
     503: "unavailable",
 }
-_NOT_PASSED_ON = NOT_TO_CALLER | {_SERVER_ID, _SERVER_URL, _CLUSTER_ID}
+_NOT_PASSED_ON: Final = NOT_TO_CALLER | {_SERVER_ID, _SERVER_URL, _CLUSTER_ID}
 
 
 class LocalReply(NamedTuple):
@@ -70,13 +70,13 @@ def coded(status: int, code: str, error: str, reason: str = "") -> LocalReply:
     return LocalReply(status, headers, msgspec.json.encode({"error": error, "code": code}), reason or error)
 
 
-NO_CANDIDATES = coded(404, "no_eligible_candidates", "no eligible candidates")
+NO_CANDIDATES: Final = coded(404, "no_eligible_candidates", "no eligible candidates")
 """No inference server has registered the model under the routing key."""
 
-TOO_MUCH_INPUT_WORK = coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
+TOO_MUCH_INPUT_WORK: Final = coded(503, "input_work_limit_exceeded", "input work admission limit exceeded")
 """Refused by input-work admission."""
 
-OVERLOADED = LocalReply(
+OVERLOADED: Final = LocalReply(
     503,
     [(ERROR_CODE, b"overloaded_error"), (b"content-type", b"application/json")],
     b'{"error":{"code":"overloaded_error","message":"Inference capacity is temporarily unavailable.","param":"",'
@@ -85,19 +85,19 @@ OVERLOADED = LocalReply(
 )
 """Every worker that could serve the request has no capacity for it now. Gateways translate the code in the header."""
 
-UNAVAILABLE = plain(503, "no worker can take the request now")
+UNAVAILABLE: Final = plain(503, "no worker can take the request now")
 """The target is registered, but no inference server is eligible (any more)."""
 
-NO_ANSWER = plain(502, "no answer from a worker")
+NO_ANSWER: Final = plain(502, "no answer from a worker")
 """The last attempt got no response head."""
 
-AMBIGUOUS = plain(502, "no answer from the worker, which may have processed the request", "ambiguous_delivery")
+AMBIGUOUS: Final = plain(502, "no answer from the worker, which may have processed the request", "ambiguous_delivery")
 """The attempt got no response head after the whole request had been passed on, so it is not sent again."""
 
-NOT_REPEATABLE = plain(413, "request body too large to be sent again")
+NOT_REPEATABLE: Final = plain(413, "request body too large to be sent again")
 """Another attempt is due, and the body outgrew its copy."""
 
-NOT_FORWARDABLE = plain(500, "names of the worker cannot be sent as headers")
+NOT_FORWARDABLE: Final = plain(500, "names of the worker cannot be sent as headers")
 """The answer of a worker cannot be passed on."""
 
 

@@ -5,6 +5,7 @@ Source of the rules: docs/balancing.md, "Expressions"; of the answers: docs/prox
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -15,11 +16,11 @@ from router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
 
-_NOT_TEXT = "<invalid-utf8>"
-_LOGGED = 1024
+_NOT_TEXT: Final = "<invalid-utf8>"
+_LOGGED: Final = 1024
 """Characters of a refused value in the log; a valid expression is not longer."""
-_SWEEP_S = 60.0
-_EARLIER_REASONS = {MethodErrorCode.UNKNOWN_METHOD: "unknown", MethodErrorCode.UNAVAILABLE: "unavailable"}
+_SWEEP_S: Final = 60.0
+_EARLIER_REASONS: Final = {MethodErrorCode.UNKNOWN_METHOD: "unknown", MethodErrorCode.UNAVAILABLE: "unavailable"}
 
 CallLater = Callable[[float, Callable[[], None]], object]
 """Calls a function after so many seconds."""

@@ -5,11 +5,12 @@ another cluster that has one is used instead. While the chosen worker has a free
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from router.proxy.placement import RoutedChoice
 from router.registry import Backend
 
-_MAX_OTHER_CLUSTERS = 8
+_MAX_OTHER_CLUSTERS: Final = 8
 
 
 def with_free_stream(

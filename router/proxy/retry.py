@@ -1,22 +1,23 @@
 """Which failures and responses lead to another attempt. Pure functions; tables in docs/proxy.md, "Retries"."""
 
 from enum import Enum
+from typing import Final
 
 from router.proxy.replay import ReplayState
 from tunnel_protocol.head import RETRY_REASON, RETRYABLE, ResponseHead
 
-RETRYABLE_STATUSES = frozenset((429, 503))
-QUEUE_ESTIMATE_MISMATCH = "queue_estimate_mismatch"
-CHAT_USAGE_REWRITE_SATURATED = "chat_usage_rewrite_saturated"
-_REASONS_OF_CAPACITY = frozenset((QUEUE_ESTIMATE_MISMATCH, CHAT_USAGE_REWRITE_SATURATED))
-UNNAMED = "retryable_upstream_response"
-BUDGET_EXHAUSTED = "retry_budget_exhausted"
-CONNECT_RETRIES_EXHAUSTED = "connect_retries_exhausted"
-NO_ELIGIBLE_BACKEND = "no_eligible_backend"
-HOT_PATH_RECONNECT = "hot_path_reconnect"
-CONNECT_FAILOVER = "connect_failover"
-PROXY_ERROR = "retryable_proxy_error"
-MAY_HAVE_BEEN_APPLIED = "request_may_have_been_applied"
+RETRYABLE_STATUSES: Final = frozenset((429, 503))
+QUEUE_ESTIMATE_MISMATCH: Final = "queue_estimate_mismatch"
+CHAT_USAGE_REWRITE_SATURATED: Final = "chat_usage_rewrite_saturated"
+_REASONS_OF_CAPACITY: Final = frozenset((QUEUE_ESTIMATE_MISMATCH, CHAT_USAGE_REWRITE_SATURATED))
+UNNAMED: Final = "retryable_upstream_response"
+BUDGET_EXHAUSTED: Final = "retry_budget_exhausted"
+CONNECT_RETRIES_EXHAUSTED: Final = "connect_retries_exhausted"
+NO_ELIGIBLE_BACKEND: Final = "no_eligible_backend"
+HOT_PATH_RECONNECT: Final = "hot_path_reconnect"
+CONNECT_FAILOVER: Final = "connect_failover"
+PROXY_ERROR: Final = "retryable_proxy_error"
+MAY_HAVE_BEEN_APPLIED: Final = "request_may_have_been_applied"
 
 
 class Verdict(Enum):

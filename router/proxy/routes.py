@@ -4,6 +4,7 @@ Paths match exactly, on the raw bytes; there are no redirects (a client would tu
 """
 
 from collections.abc import Callable
+from typing import Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -15,12 +16,12 @@ from router.proxy.proxy import Proxy
 from router.registry import Registry
 from router.telemetry.metrics import Metrics
 
-_JSON = (b"content-type", b"application/json")
+_JSON: Final = (b"content-type", b"application/json")
 
-UNKNOWN_PATH = plain(404, "unknown path")
+UNKNOWN_PATH: Final = plain(404, "unknown path")
 """Without a code in a header, unlike the 404 for an unknown model."""
 
-BLANK_MODEL_ID = plain(400, "blank model_ids")
+BLANK_MODEL_ID: Final = plain(400, "blank model_ids")
 """A filter of the list of models that names nothing."""
 
 

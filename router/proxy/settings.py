@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from tunnel_protocol.limit import Limit
 
-REPLAY_COPY = Limit("proxy.replay_copy", bytes=64 * 1024 * 1024, option="--proxy-max-replay-body-bytes")
+REPLAY_COPY: Final = Limit("proxy.replay_copy", bytes=64 * 1024 * 1024, option="--proxy-max-replay-body-bytes")
 """Bytes of one replay copy. Small pieces are collected in blocks, so the bytes bound the number of pieces too."""
 
-REPLAY_TOTAL = Limit("proxy.replay_total", bytes=256 * 1024 * 1024, option="--proxy-max-replay-total-bytes")
+REPLAY_TOTAL: Final = Limit("proxy.replay_total", bytes=256 * 1024 * 1024, option="--proxy-max-replay-total-bytes")
 """Bytes of the replay copies of all requests."""
 
 
@@ -25,10 +26,10 @@ class NoRepeat(Enum):
     """Once every byte of it was handed to the tunnel, whether or not the worker has acknowledged them."""
 
 
-PATHS = frozenset((b"/v1/chat/completions", b"/v1/responses", b"/v1/embeddings"))
+PATHS: Final = frozenset((b"/v1/chat/completions", b"/v1/responses", b"/v1/embeddings"))
 """The paths of release line 0.11 whose POST requests go to workers."""
 
-MESSAGES_PATH = b"/v1/messages"
+MESSAGES_PATH: Final = b"/v1/messages"
 """A path that line 0.18 adds."""
 
 

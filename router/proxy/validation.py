@@ -5,6 +5,7 @@ of `x-routing-method`.
 """
 
 import re
+from typing import Final
 
 import structlog
 
@@ -17,11 +18,11 @@ from tunnel_protocol.unsigned import MAX_U32, MAX_U64
 
 _log = structlog.get_logger()
 
-_MAX_DIGITS = 4096
-_TEXTUAL = bytes(range(0x20, 0x7F)) + b"\t"
-_NUMBER = re.compile(rb"\+?[0-9]+\Z").match
-_REQUEST_ID = b"x-request-id"
-_METHOD_REASONS = {
+_MAX_DIGITS: Final = 4096
+_TEXTUAL: Final = bytes(range(0x20, 0x7F)) + b"\t"
+_NUMBER: Final = re.compile(rb"\+?[0-9]+\Z").match
+_REQUEST_ID: Final = b"x-request-id"
+_METHOD_REASONS: Final = {
     MethodErrorCode.UNKNOWN_METHOD: "unknown x-routing-method",
     MethodErrorCode.UNAVAILABLE: "unavailable x-routing-method",
 }

@@ -8,11 +8,12 @@ is always between the least and the greatest queue time.
 
 from collections.abc import Mapping
 from math import isfinite
+from typing import Final
 
 from router.registry.stats import NO_ESTIMATES, ModelStats
 from tunnel_protocol.limit import Limit
 
-PRIORITIES = Limit("registry.shared_priorities", pieces=4_096)
+PRIORITIES: Final = Limit("registry.shared_priorities", pieces=4_096)
 """Priorities of the mean: the most urgent of all that its workers report; less urgent ones then use the last one kept."""
 
 

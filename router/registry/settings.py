@@ -1,6 +1,7 @@
 """Settings of the registry; `router/config` fills them."""
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,5 +16,5 @@ class RegistrySettings:
     """A request does not queue at an engine that runs less than its concurrency; otherwise the estimate of its queue counts."""
 
 
-CURRENT = RegistrySettings(adds_up_load=True, free_slots=True)
+CURRENT: Final = RegistrySettings(adds_up_load=True, free_slots=True)
 """The rules of this version, for a registry that is made without settings."""

@@ -5,10 +5,11 @@ Source: message `ModelStats` of tunnel_protocol/control/stargate.proto; docs/con
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
 """Counters on the wire are unsigned 64-bit; sums of them saturate at this value."""
 
-NO_ESTIMATES: Mapping[int, int] = MappingProxyType({})
+NO_ESTIMATES: Final[Mapping[int, int]] = MappingProxyType({})
 """The queue time map of a worker that reports none."""
 
 

@@ -10,23 +10,23 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tunnel_protocol.limit import Limit
 
 Labels = tuple[str, ...]
 """Label values in the order in which the family declares its label names."""
 
-OVERFLOW = "__overflow__"
+OVERFLOW: Final = "__overflow__"
 """The label value that replaces further ones when a family has reached its limit."""
 
-SERIES = Limit("metrics.series", pieces=100_000)
+SERIES: Final = Limit("metrics.series", pieces=100_000)
 """Maximum number of series of one family; later ones are added up under `OVERFLOW` labels."""
 
-_MAX_SERIES = SERIES.pieces or 0
+_MAX_SERIES: Final = SERIES.pieces or 0
 
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 class MetricNameError(ValueError):

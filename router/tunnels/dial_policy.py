@@ -9,30 +9,30 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from router.ports.tunnels import TunnelError
 from router.tunnels.addresses import DialTarget
 from tunnel_protocol.limit import Limit
 
-FAILED_DIALS = Limit("tunnels.failed_dials_remembered", pieces=4_096)
+FAILED_DIALS: Final = Limit("tunnels.failed_dials_remembered", pieces=4_096)
 """Targets whose last dial failed that are remembered; one more removes the oldest."""
 
-DIALS_TO_TARGET = Limit("tunnels.dials_to_one_target", pieces=2)
+DIALS_TO_TARGET: Final = Limit("tunnels.dials_to_one_target", pieces=2)
 """Concurrent dials of one address and port."""
 
-DIALS_TO_HOST = Limit("tunnels.dials_to_one_host", pieces=32)
+DIALS_TO_HOST: Final = Limit("tunnels.dials_to_one_host", pieces=32)
 """Concurrent dials of one address, over all ports."""
 
-DIALS = Limit("tunnels.dials", pieces=512)
+DIALS: Final = Limit("tunnels.dials", pieces=512)
 """Concurrent dials of all addresses."""
 
 _Key = TypeVar("_Key")
 
-FREE_FAILURES = 1
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 5.0
-JITTER = 0.25
+FREE_FAILURES: Final = 1
+FIRST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 5.0
+JITTER: Final = 0.25
 """Each pause is extended by a random share of up to this much, so that workers lost together are not redialled together."""
 
 
@@ -71,11 +71,11 @@ def _meant(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.
     return address.sixtofour or address
 
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
-_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
-_RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
-_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_IPV4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
+_THIS_NETWORK: Final = ipaddress.IPv4Network("0.0.0.0/8")
+_RESERVED: Final = ipaddress.IPv4Network("240.0.0.0/4")
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 
 
 @dataclass(slots=True)

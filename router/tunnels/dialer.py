@@ -6,6 +6,7 @@ raw-quic needs no handshake after that of QUIC: the connection is usable at once
 import socket
 import time
 from random import Random
+from typing import Final
 
 import structlog
 
@@ -26,7 +27,7 @@ from tunnel_protocol.quic.tls import ClientTls, is_certificate_error
 
 _log = structlog.get_logger()
 
-SERVER_NAME = "stargate"
+SERVER_NAME: Final = "stargate"
 """The name that a direct worker's certificate must contain, independent of its address."""
 
 

@@ -6,7 +6,7 @@ a chunk needs no task, no future and no copy. See docs/protocol.md, "Request str
 A sink that pauses while a received piece is being parsed still gets the rest of that piece, at most the stream window.
 """
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.ports.tunnels import NULL_SINK, ExchangeSink, TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
@@ -14,11 +14,11 @@ from tunnel_protocol.framing import Framing, RouterExchange
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.stream_interface import Stream
 
-ABANDONED = 0
+ABANDONED: Final = 0
 """The error code of every RESET_STREAM and STOP_SENDING on tunnels; peers do not interpret it."""
 
 
-_LARGE_BYTES = 16_384
+_LARGE_BYTES: Final = 16_384
 """Pieces of a request body from this size on are not copied into a message, but sent between its beginning and its end."""
 
 

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -25,7 +26,7 @@ from tunnel_protocol.head import RequestHead, ResponseHead
 
 _log = structlog.get_logger()
 
-SLOW_FACTOR = 3
+SLOW_FACTOR: Final = 3
 """The silence limit is at least this many times the last round trip."""
 
 

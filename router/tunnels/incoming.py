@@ -6,7 +6,7 @@ An error of the peer closes this connection and affects no other one.
 """
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -24,11 +24,11 @@ from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
-EMPTY_ID = "empty inference_server_id"
-NOT_AUTHENTICATED = "authentication failed"
-UNAUTHORIZED_ID = "unauthorized inference_server_id"
-OTHER_ROUTING_KEY = "routing key mismatch"
-DUPLICATE = "duplicate connection"
+EMPTY_ID: Final = "empty inference_server_id"
+NOT_AUTHENTICATED: Final = "authentication failed"
+UNAUTHORIZED_ID: Final = "unauthorized inference_server_id"
+OTHER_ROUTING_KEY: Final = "routing key mismatch"
+DUPLICATE: Final = "duplicate connection"
 
 
 class Registrations(Protocol):

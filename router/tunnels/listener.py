@@ -4,6 +4,7 @@ See docs/protocol.md, "Reverse handshake".
 """
 
 import asyncio
+from typing import Final
 
 import structlog
 
@@ -22,7 +23,7 @@ from tunnel_protocol.quic.tls import ServerTls, is_certificate_error
 
 _log = structlog.get_logger()
 
-_REPORT_EVERY_S = 10.0
+_REPORT_EVERY_S: Final = 10.0
 """Pause between two log lines about closed pending connections, which any unauthenticated host can cause."""
 
 

@@ -4,12 +4,12 @@ A worker sends its id within a round trip after its QUIC handshake. Connections 
 hold state here: so a new connection is always added, and the oldest one of the address with the most is closed.
 """
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.sources import SourceQueue, source_of
 
-PER_SERVER_ID = Limit("tunnels.pending_handshakes_per_server_id", pieces=8)
+PER_SERVER_ID: Final = Limit("tunnels.pending_handshakes_per_server_id", pieces=8)
 """Connections that claim the same id and are being decided."""
 
 T = TypeVar("T")

@@ -1,10 +1,11 @@
 """Settings of the tunnels; `router/config` fills them."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from tunnel_protocol.limit import Limit
 
-PENDING = Limit("tunnels.pending_handshakes", pieces=1_024)
+PENDING: Final = Limit("tunnels.pending_handshakes", pieces=1_024)
 """Anonymous connections, and separately connections that have sent an id and are being decided."""
 
 

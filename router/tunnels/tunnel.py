@@ -5,7 +5,7 @@ See docs/protocol.md, "Connection sets".
 """
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -18,13 +18,13 @@ from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
-SHUTDOWN = "shutdown"
+SHUTDOWN: Final = "shutdown"
 """Reason in the CONNECTION_CLOSE frame of tunnels that close because the router ends (docs/protocol.md, "Failures")."""
 
-PING_S = 1.0
+PING_S: Final = 1.0
 """Pause in seconds between two PING frames on a released tunnel."""
 
-SILENT_S = 5.0
+SILENT_S: Final = 5.0
 """A released tunnel that receives nothing for this many seconds is closed, which breaks off its exchanges."""
 
 

@@ -6,7 +6,7 @@ Each function costs a few microseconds of symmetric cryptography, because any se
 import hmac
 import os
 import platform
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -14,23 +14,23 @@ from tunnel_protocol.quic.engine import CID_BYTES, Address
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.quic.varint import pull_varint
 
-TOKEN_LIFE_S = 15.0
+TOKEN_LIFE_S: Final = 15.0
 """Seconds that the token of a Retry is valid: long enough for a client to repeat its Initial packet a few times."""
 
-_MAGIC = b"\x52"
+_MAGIC: Final = b"\x52"
 """First byte of the tokens made here."""
-_MAX_CID_BYTES = 20
-_TAG_BYTES = 16
-TOKEN_BYTES = 1 + 8 + 1 + _MAX_CID_BYTES + _TAG_BYTES
+_MAX_CID_BYTES: Final = 20
+_TAG_BYTES: Final = 16
+TOKEN_BYTES: Final = 1 + 8 + 1 + _MAX_CID_BYTES + _TAG_BYTES
 """Length of every token in bytes: magic, time of issue, length of the original connection id, padded id, tag."""
 
-_RETRY_KEY = bytes.fromhex("be0c690b9f66575a1d766b54e368c84e")
-_RETRY_NONCE = bytes.fromhex("461599d35d632bf2239825bb")
+_RETRY_KEY: Final = bytes.fromhex("be0c690b9f66575a1d766b54e368c84e")
+_RETRY_NONCE: Final = bytes.fromhex("461599d35d632bf2239825bb")
 """Key and nonce of the Retry integrity tag, public constants of RFC 9001 section 5.8."""
 
-RESET_TOKEN_BYTES = 16
-_SMALLEST_RESET_BYTES = 5 + RESET_TOKEN_BYTES
-_LARGEST_RESET_BYTES = 42
+RESET_TOKEN_BYTES: Final = 16
+_SMALLEST_RESET_BYTES: Final = 5 + RESET_TOKEN_BYTES
+_LARGEST_RESET_BYTES: Final = 42
 """Sizes of a stateless reset in bytes; it looks like a small 1-RTT packet (RFC 9000 section 10.3)."""
 
 

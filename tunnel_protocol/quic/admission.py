@@ -11,7 +11,7 @@ No I/O, and no state per client except for the half-open handshakes:
 An answer is never longer than three times the datagram it answers (RFC 9000 section 8.1).
 """
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.address_validation import (
@@ -23,31 +23,31 @@ from tunnel_protocol.quic.address_validation import (
 from tunnel_protocol.quic.engine import Address, EngineFactory
 from tunnel_protocol.quic.sources import Source, SourceQueue, source_of
 
-UNPROVED = Limit("quic.half_open_unproved", pieces=64)
+UNPROVED: Final = Limit("quic.half_open_unproved", pieces=64)
 """Half-open handshakes of clients that have not proved their address."""
 
-UNPROVED_PER_PREFIX = Limit("quic.half_open_unproved_per_prefix", pieces=32)
+UNPROVED_PER_PREFIX: Final = Limit("quic.half_open_unproved_per_prefix", pieces=32)
 """Half-open handshakes of clients that have not proved their address, per IPv4 /24 or IPv6 /48."""
 
-UNPROVED_PER_ADDRESS = Limit("quic.half_open_unproved_per_address", pieces=8)
+UNPROVED_PER_ADDRESS: Final = Limit("quic.half_open_unproved_per_address", pieces=8)
 """Half-open handshakes of clients that have not proved their address, per IPv4 address or IPv6 /64."""
 
-UNPROVED_PER_SECOND = Limit("quic.handshakes_unproved_per_second", pieces=100)
+UNPROVED_PER_SECOND: Final = Limit("quic.handshakes_unproved_per_second", pieces=100)
 """Handshakes started per second without proof of address, including those that fail at the first packet."""
 
-REFUSALS = Limit("quic.refusals_per_second", pieces=200)
+REFUSALS: Final = Limit("quic.refusals_per_second", pieces=200)
 """CONNECTION_REFUSED and INVALID_TOKEN answers per second; each costs the derivation of Initial keys."""
 
-ANSWERS = Limit("quic.stateless_answers_per_second", pieces=2_000)
+ANSWERS: Final = Limit("quic.stateless_answers_per_second", pieces=2_000)
 """Version Negotiation packets and stateless resets per second."""
 
-SETTLED_S = 2.0
+SETTLED_S: Final = 2.0
 """Seconds. A half-open handshake younger than this is not evicted: the client's answer may still be in the socket buffer."""
 
-CONNECTION_REFUSED = 0x02
-INVALID_TOKEN = 0x0B
+CONNECTION_REFUSED: Final = 0x02
+INVALID_TOKEN: Final = 0x0B
 
-_AMPLIFICATION = 3
+_AMPLIFICATION: Final = 3
 """Bytes that may be sent to an unproved address for each byte that came from it (RFC 9000 section 8.1)."""
 
 

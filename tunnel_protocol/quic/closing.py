@@ -1,8 +1,10 @@
 """The CONNECTION_CLOSE frame (RFC 9000 section 19.19)."""
 
+from typing import Final
+
 from tunnel_protocol.quic.varint import varint
 
-MAX_REASON_BYTES = 1_000
+MAX_REASON_BYTES: Final = 1_000
 """Bytes of a reason phrase that are sent: a packet with it fits into the smallest datagram."""
 
 

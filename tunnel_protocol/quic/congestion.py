@@ -4,19 +4,21 @@ CUBIC and not NewReno: tunnels cross the Internet to NAT'd sites, and after a lo
 use 1 Gbit/s again. Slow start and the minimum window are those of RFC 9002 section 7. Sizes in bytes, times in seconds.
 """
 
-_CUBE: float = 0.4
+from typing import Final
+
+_CUBE: Final[float] = 0.4
 """C of RFC 9438 section 4.1, in datagrams per cubic second."""
 
-_BETA: float = 0.7
+_BETA: Final[float] = 0.7
 """The window after a loss, as a part of the one before (RFC 9438 section 4.6)."""
 
-_RENO_FRIENDLY: float = 3 * (1 - _BETA) / (1 + _BETA)
+_RENO_FRIENDLY: Final[float] = 3 * (1 - _BETA) / (1 + _BETA)
 """Datagrams per window of acknowledgements by which NewReno would grow with this `_BETA` (RFC 9438 section 4.3)."""
 
-MAX_WINDOW_BYTES = 16 << 20
+MAX_WINDOW_BYTES: Final = 16 << 20
 """The window does not grow above this: what a path of 1 Gbit/s and 130 ms holds."""
 
-_INITIAL_BYTES = 14_720
+_INITIAL_BYTES: Final = 14_720
 
 
 class Congestion:

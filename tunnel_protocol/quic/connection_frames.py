@@ -1,12 +1,13 @@
 """Frames of the connection itself that wait to be sent: connection ids, PING, HANDSHAKE_DONE (RFC 9000 section 19)."""
 
 from collections.abc import Callable
+from typing import Final
 
 from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnectionIds
 from tunnel_protocol.quic.sent_packet import HANDSHAKE_DONE, NEW_CONNECTION_ID, PING, RETIRE_CONNECTION_ID, SentFrame
 from tunnel_protocol.quic.varint import varint
 
-_LARGEST_BYTES = 64
+_LARGEST_BYTES: Final = 64
 """Free bytes in a packet for another of these frames; NEW_CONNECTION_ID takes up to 34."""
 
 

@@ -2,19 +2,20 @@
 
 import hmac
 from collections.abc import Callable
+from typing import Final
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.address_validation import RESET_TOKEN_BYTES
 from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.transport_error import ErrorCode, TransportError
 
-ACTIVE_IDS = 8
+ACTIVE_IDS: Final = 8
 """Connection ids of one side in use at once: our active_connection_id_limit, and the most we issue."""
 
-PENDING_RETIREMENTS = Limit("quic.connection_ids_to_retire", pieces=32)
+PENDING_RETIREMENTS: Final = Limit("quic.connection_ids_to_retire", pieces=32)
 """RETIRE_CONNECTION_ID frames that wait to be sent, before the peer is at fault (RFC 9000 section 5.1.2)."""
 
-_MAX_PENDING_RETIREMENTS = PENDING_RETIREMENTS.pieces or 0
+_MAX_PENDING_RETIREMENTS: Final = PENDING_RETIREMENTS.pieces or 0
 _NEW_CONNECTION_ID, _RETIRE_CONNECTION_ID = 0x18, 0x19
 
 

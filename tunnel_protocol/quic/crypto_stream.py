@@ -4,29 +4,31 @@ TLS gets complete messages only. What a peer sends before it is authenticated is
 that a message announces, which bounds what the router buffers, copies and parses.
 """
 
+from typing import Final
+
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.reassembly import Reassembly
 
-CRYPTO_BUFFER = Limit("quic.crypto_buffer", bytes=65_536, pieces=64)
+CRYPTO_BUFFER: Final = Limit("quic.crypto_buffer", bytes=65_536, pieces=64)
 """Handshake bytes held until the gap before them is filled; RFC 9000 section 7.5 requires at least 4,096."""
 
-CRYPTO_FRAMES = Limit("quic.crypto_frames", pieces=512)
+CRYPTO_FRAMES: Final = Limit("quic.crypto_frames", pieces=512)
 """CRYPTO frames received per TLS message, retransmissions included."""
 
-CLIENT_MESSAGE = Limit("quic.tls_message_of_client", bytes=16_384)
+CLIENT_MESSAGE: Final = Limit("quic.tls_message_of_client", bytes=16_384)
 """Longest TLS message a client may announce, in bytes; a ClientHello with post-quantum key shares has about 2 KiB."""
 
-SERVER_MESSAGE = Limit("quic.tls_message_of_server", bytes=65_536)
+SERVER_MESSAGE: Final = Limit("quic.tls_message_of_server", bytes=65_536)
 """Longest TLS message a server may announce, in bytes; its certificate chain is the longest."""
 
-_HEADER_BYTES = 4
+_HEADER_BYTES: Final = 4
 """Bytes of the type and length that start a TLS handshake message (RFC 8446 section 4)."""
 
-_MAX_BYTES = CRYPTO_BUFFER.bytes or 0
-_MAX_PIECES = CRYPTO_BUFFER.pieces or 0
-_MAX_FRAMES = CRYPTO_FRAMES.pieces or 0
-_MAX_CLIENT_MESSAGE = CLIENT_MESSAGE.bytes or 0
-_MAX_SERVER_MESSAGE = SERVER_MESSAGE.bytes or 0
+_MAX_BYTES: Final = CRYPTO_BUFFER.bytes or 0
+_MAX_PIECES: Final = CRYPTO_BUFFER.pieces or 0
+_MAX_FRAMES: Final = CRYPTO_FRAMES.pieces or 0
+_MAX_CLIENT_MESSAGE: Final = CLIENT_MESSAGE.bytes or 0
+_MAX_SERVER_MESSAGE: Final = SERVER_MESSAGE.bytes or 0
 
 
 class CryptoBufferError(Exception):

@@ -1,9 +1,11 @@
 """Splits a datagram into its long header packets and the 1-RTT packet behind them (RFC 9000 section 12.2). No cryptography."""
 
+from typing import Final
+
 from tunnel_protocol.quic.varint import pull_varint
 
 _INITIAL, _RETRY = 0, 3
-_MAX_CID_BYTES = 20
+_MAX_CID_BYTES: Final = 20
 
 
 def split_datagram(data: bytes) -> tuple[bytes, bytes]:

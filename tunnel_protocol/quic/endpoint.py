@@ -26,10 +26,10 @@ from tunnel_protocol.quic.udp import UdpSocket
 
 _log = structlog.get_logger()
 
-_TIMER_GRAIN_S = 0.001
-_READ_AGAIN_S = 0.05
+_TIMER_GRAIN_S: Final = 0.001
+_READ_AGAIN_S: Final = 0.05
 """Seconds to pause after reading the socket has failed many times in a row, for example for lack of memory."""
-_FAREWELL_S = 0.2
+_FAREWELL_S: Final = 0.2
 """Seconds that `Endpoint.close` waits for a full socket buffer to accept the last packets."""
 
 

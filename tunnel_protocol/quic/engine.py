@@ -5,7 +5,7 @@ for `deadline`. Streams (`quic/stream.py`) call their handlers from `deliver` on
 method of a stream.
 """
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
@@ -18,10 +18,10 @@ addresses it is followed by the local address that the peer uses, in the kernel'
 Both parts together identify a path (RFC 9000 section 9): addresses that differ in either part are different paths.
 """
 
-CID_BYTES = 8
+CID_BYTES: Final = 8
 """Length in bytes of the connection ids this program chooses."""
 
-MIN_INITIAL_BYTES = 1_200
+MIN_INITIAL_BYTES: Final = 1_200
 """Minimum size in bytes of a client's first datagram (RFC 9000 section 14.1)."""
 
 

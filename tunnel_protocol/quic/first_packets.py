@@ -1,19 +1,19 @@
 """A queue of clients' first datagrams: a handshake takes 1 to 2 ms of the event loop, and 1,000 clients may connect at once."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.admission import Admitted
 from tunnel_protocol.quic.engine import Address
 from tunnel_protocol.quic.sources import SourceQueue
 
-WAITING = Limit("quic.first_packets", pieces=512)
+WAITING: Final = Limit("quic.first_packets", pieces=512)
 """Clients whose first datagrams are queued."""
 
-PER_CLIENT = Limit("quic.first_packets_per_client", pieces=4)
+PER_CLIENT: Final = Limit("quic.first_packets_per_client", pieces=4)
 """Queued datagrams of one client: a long ClientHello takes two or three."""
 
-ACCEPTS_PER_TURN = 8
+ACCEPTS_PER_TURN: Final = 8
 """Handshakes started in one iteration of the event loop; running requests are served in between."""
 
 

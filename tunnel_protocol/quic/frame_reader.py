@@ -1,5 +1,7 @@
 """Reads the frames of a 1-RTT packet and applies them to the parts of the connection (RFC 9000 sections 12.4 and 19)."""
 
+from typing import Final
+
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import ConnectionCallbacks
 from tunnel_protocol.quic.connection_ids import LocalConnectionIds, PeerConnectionIds
@@ -15,22 +17,22 @@ try:
 except ImportError:
     from tunnel_protocol.quic.packets import read_ack, read_stream_frames
 
-CONNECTION_FRAMES = Limit("quic.connection_frames_in_a_packet", pieces=64)
+CONNECTION_FRAMES: Final = Limit("quic.connection_frames_in_a_packet", pieces=64)
 """Connection-related frames in a 1-RTT packet (PING, paths, connection ids, limits, CRYPTO); about ten are usual."""
 
-ACK_FRAMES = Limit("quic.ack_frames_in_a_packet", pieces=8)
+ACK_FRAMES: Final = Limit("quic.ack_frames_in_a_packet", pieces=8)
 """ACK frames in a 1-RTT packet. One is enough; processing each takes time in proportion to the packets in flight."""
 
-TICKET_BYTES = Limit("quic.tls_bytes_after_the_handshake", bytes=65_536)
+TICKET_BYTES: Final = Limit("quic.tls_bytes_after_the_handshake", bytes=65_536)
 """Bytes of session tickets, which are not used, that a server may send."""
 
-_MAX_COST = PACKET_FRAMES.pieces or 0
-_ACK_COST = _MAX_COST // (ACK_FRAMES.pieces or 1)
-_CONNECTION_COST = _MAX_COST // (CONNECTION_FRAMES.pieces or 1)
-_MAX_TICKET_BYTES = TICKET_BYTES.bytes or 0
-_LARGEST_OFFSET = (1 << 62) - 1
-_MOST_STREAMS = 1 << 60
-_RESET_TOKEN_BYTES = 16
+_MAX_COST: Final = PACKET_FRAMES.pieces or 0
+_ACK_COST: Final = _MAX_COST // (ACK_FRAMES.pieces or 1)
+_CONNECTION_COST: Final = _MAX_COST // (CONNECTION_FRAMES.pieces or 1)
+_MAX_TICKET_BYTES: Final = TICKET_BYTES.bytes or 0
+_LARGEST_OFFSET: Final = (1 << 62) - 1
+_MOST_STREAMS: Final = 1 << 60
+_RESET_TOKEN_BYTES: Final = 16
 
 
 class PeerClose:

@@ -1,15 +1,17 @@
 """The 1-RTT keys of both directions and their updates (RFC 9001 section 6)."""
 
+from typing import Final
+
 from cryptography.exceptions import InvalidTag
 
 from tunnel_protocol.quic.packet_protection import PacketProtection
 from tunnel_protocol.quic.packets import PacketKeys, unprotect_header
 from tunnel_protocol.quic.transport_error import ErrorCode, TransportError
 
-KEY_UPDATE_PACKETS = 1 << 22
+KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets per key before a key update: half of the confidentiality limit of AES-GCM (RFC 9001 section 6.6)."""
 
-_INTEGRITY_LIMIT = 1 << 36
+_INTEGRITY_LIMIT: Final = 1 << 36
 """Packets that fail authentication before the connection ends: the limit of ChaCha20-Poly1305, the lower one."""
 
 

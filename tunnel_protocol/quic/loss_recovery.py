@@ -4,21 +4,22 @@ Times are seconds of the caller's monotonic clock.
 """
 
 from bisect import bisect_left, bisect_right
+from typing import Final
 
 from tunnel_protocol.quic.congestion import Congestion
 from tunnel_protocol.quic.sent_packet import SentPacket
 
-GRANULARITY_S: float = 0.001
+GRANULARITY_S: Final[float] = 0.001
 """The smallest time that timers can distinguish (RFC 9002 section 6.1.2)."""
 
-INITIAL_RTT_S: float = 0.333
+INITIAL_RTT_S: Final[float] = 0.333
 """The round trip assumed before the first sample (RFC 9002 section 6.2.2)."""
 
-_PACKET_THRESHOLD = 3
-_TIME_THRESHOLD: float = 9 / 8
-_PERSISTENT_PTOS = 3
+_PACKET_THRESHOLD: Final = 3
+_TIME_THRESHOLD: Final[float] = 9 / 8
+_PERSISTENT_PTOS: Final = 3
 
-MAX_PACKETS_IN_FLIGHT = 16_384
+MAX_PACKETS_IN_FLIGHT: Final = 16_384
 """Packets sent and neither acknowledged nor lost: packet numbers are sent with two bytes, which tell half of 65,536 apart."""
 
 

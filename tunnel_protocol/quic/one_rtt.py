@@ -43,8 +43,8 @@ except ImportError:
 
 _log = structlog.get_logger()
 
-_NEVER: float = float("inf")
-_PTOS_BEFORE_SMALL_DATAGRAMS = 3
+_NEVER: Final[float] = float("inf")
+_PTOS_BEFORE_SMALL_DATAGRAMS: Final = 3
 """After this many consecutive probe timeouts the datagram size falls back to 1,200 bytes (RFC 8899 section 4.3)."""
 
 

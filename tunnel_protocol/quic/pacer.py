@@ -1,18 +1,20 @@
 """Pacing: spreads a congestion window over the round trip (RFC 9002 section 7.7). Sizes in bytes, times in seconds."""
 
-_MIN_BURST_DATAGRAMS = 32
+from typing import Final
+
+_MIN_BURST_DATAGRAMS: Final = 32
 """Datagrams that may be sent at once whatever the rate is."""
 
-_MAX_BURST_DATAGRAMS = 256
+_MAX_BURST_DATAGRAMS: Final = 256
 
-_BURST_S: float = 0.005
+_BURST_S: Final[float] = 0.005
 """What the rate allows in this time may be sent at once: event loops wake up no more often than about each millisecond, and a
 whole run of datagrams costs little more than one."""
 
-_AHEAD: float = 1.25
+_AHEAD: Final[float] = 1.25
 """The rate, as a multiple of a window per round trip, so that pacing alone never leaves the window unused."""
 
-_MIN_RTT_S: float = 0.001
+_MIN_RTT_S: Final[float] = 0.001
 
 
 class Pacer:

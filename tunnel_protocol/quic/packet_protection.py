@@ -5,6 +5,7 @@ The ciphers are those of the `cryptography` package. `PacketKeys` is what `packe
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -18,8 +19,8 @@ try:
 except ImportError:
     from tunnel_protocol.quic.packets import make_keys
 
-_IV_BYTES = 12
-_ZEROS = bytes(SAMPLE_BYTES)
+_IV_BYTES: Final = 12
+_ZEROS: Final = bytes(SAMPLE_BYTES)
 
 
 class CipherSuite(IntEnum):

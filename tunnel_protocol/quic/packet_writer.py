@@ -1,5 +1,7 @@
 """Builds and protects 1-RTT packets; the only writer of their packet number space (RFC 9000 sections 12 to 14)."""
 
+from typing import Final
+
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.congestion import Congestion
 from tunnel_protocol.quic.connection_frames import ConnectionFrames
@@ -22,28 +24,28 @@ try:
 except ImportError:
     from tunnel_protocol.quic.packets import seal_packet, seal_run
 
-PATH_PROBES = Limit("quic.path_probes", bytes=12_000)
+PATH_PROBES: Final = Limit("quic.path_probes", bytes=12_000)
 """Bytes that may be in flight above the congestion window for probing new paths of the peer."""
 
-_PATH_PROBES_BYTES = PATH_PROBES.bytes or 0
-_OVERHEAD_BYTES = 1 + 2 + 16
+_PATH_PROBES_BYTES: Final = PATH_PROBES.bytes or 0
+_OVERHEAD_BYTES: Final = 1 + 2 + 16
 """Bytes of first byte, packet number and AEAD tag; the peer's connection id is added to this."""
 
-_NO_FRAMES: list[SentFrame] = []
+_NO_FRAMES: Final[list[SentFrame]] = []
 
-_SMALLEST_PAYLOAD = 2
+_SMALLEST_PAYLOAD: Final = 2
 """With the packet number of two bytes, what the sample for header protection needs (RFC 9001 section 5.4.2)."""
 
-_RUN_BYTES = 65_000
+_RUN_BYTES: Final = 65_000
 """Bytes of the packets that are sealed together, as many as one datagram could have: the kernel takes them at once."""
 
-_RUN_PACKETS = 64
+_RUN_PACKETS: Final = 64
 """Packets that are sealed together; the kernel takes no more datagrams at once (`UDP_MAX_SEGMENTS` of Linux before 6.9)."""
 
-_LEAST_SPACE = 64
+_LEAST_SPACE: Final = 64
 """Bytes for frames without which no packet is begun on a path that is not validated."""
 
-_PING_WITH_ACKS = 8
+_PING_WITH_ACKS: Final = 8
 """Every so many packets an ACK of several ranges takes a PING along: once the peer has acknowledged it, old ranges can be
 dropped (RFC 9000 section 13.2.4)."""
 

@@ -3,20 +3,22 @@ the path no longer carries it. A state machine without clock and packets: the en
 and reports their outcome.
 """
 
-BASE_BYTES = 1_200
+from typing import Final
+
+BASE_BYTES: Final = 1_200
 """Datagram size that every QUIC path must carry (RFC 9000 section 14)."""
 
-_ATTEMPTS = 3
+_ATTEMPTS: Final = 3
 """A probe size is abandoned after this many lost probes, because a single loss may have another cause."""
 
-_STEP_BYTES = 20
+_STEP_BYTES: Final = 20
 """The search ends when the largest working size is known to this many bytes."""
 
-_BLACK_HOLE_LOSSES = 8
+_BLACK_HOLE_LOSSES: Final = 8
 """After this many lost large packets in a row the path's MTU is assumed to have shrunk (black hole, RFC 8899 section 4.3)."""
 
-_REPROBE_S = 600.0
-_REPROBE_AFTER_BLACK_HOLE_S = 60.0
+_REPROBE_S: Final = 600.0
+_REPROBE_AFTER_BLACK_HOLE_S: Final = 60.0
 
 
 class PathMtu:

@@ -5,20 +5,21 @@ Times are seconds of the caller's monotonic clock.
 
 import secrets
 from collections import deque
+from typing import Final
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_ids import PeerConnectionId, PeerConnectionIds
 from tunnel_protocol.quic.engine import Address
 
-PATHS = Limit("quic.paths", pieces=8)
+PATHS: Final = Limit("quic.paths", pieces=8)
 """Addresses of the peer that are known at once."""
 
-PATH_CHALLENGES = Limit("quic.path_challenges", pieces=32)
+PATH_CHALLENGES: Final = Limit("quic.path_challenges", pieces=32)
 """PATH_CHALLENGE frames of one path that wait for their PATH_RESPONSE."""
 
-_MAX_PATHS = PATHS.pieces or 0
-_MAX_CHALLENGES = PATH_CHALLENGES.pieces or 0
-_AMPLIFICATION = 3
+_MAX_PATHS: Final = PATHS.pieces or 0
+_MAX_CHALLENGES: Final = PATH_CHALLENGES.pieces or 0
+_AMPLIFICATION: Final = 3
 """Bytes that may be sent to an address that is not validated, per byte received from it (RFC 9000 section 8.1)."""
 
 

@@ -4,13 +4,13 @@ Frames are described from the payload of each packet, after or before its protec
 needs to know about logging. Only used while `--quic-qlog-dir` is set.
 """
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tunnel_protocol.quic.packets import read_ack
 from tunnel_protocol.quic.sent_packet import SentPacket
 from tunnel_protocol.quic.varint import pull_varint
 
-_NAMES = {
+_NAMES: Final = {
     0x00: "padding",
     0x01: "ping",
     0x04: "reset_stream",
@@ -33,7 +33,7 @@ _NAMES = {
     0x1D: "connection_close",
     0x1E: "handshake_done",
 }
-_FIELDS: dict[int, tuple[str, ...]] = {
+_FIELDS: Final[dict[int, tuple[str, ...]]] = {
     0x04: ("stream_id", "error_code", "final_size"),
     0x05: ("stream_id", "error_code"),
     0x10: ("maximum",),

@@ -4,6 +4,8 @@ A server's handshake is let go as soon as it is complete, a client's when the se
 last Handshake packet may have to be sent again (RFC 9001 section 4.9.2).
 """
 
+from typing import Final
+
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import NullEngineCallbacks
@@ -15,10 +17,10 @@ from tunnel_protocol.quic.one_rtt import OneRttConnection
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
-EARLY_PACKETS = Limit("quic.early_packets", pieces=4)
+EARLY_PACKETS: Final = Limit("quic.early_packets", pieces=4)
 """1-RTT packets of a connection that arrived before its handshake was complete (RFC 9001 section 5.7)."""
 
-_MAX_EARLY = EARLY_PACKETS.pieces or 0
+_MAX_EARLY: Final = EARLY_PACKETS.pieces or 0
 
 
 class QuicEngine:

@@ -9,9 +9,9 @@ from typing import Final
 
 from tunnel_protocol.quic.reassembly import Reassembly
 
-FLOW_CONTROL_ERROR = 0x3
-FINAL_SIZE_ERROR = 0x6
-PROTOCOL_VIOLATION = 0xA
+FLOW_CONTROL_ERROR: Final = 0x3
+FINAL_SIZE_ERROR: Final = 0x6
+PROTOCOL_VIOLATION: Final = 0xA
 
 
 class StreamError(Exception):

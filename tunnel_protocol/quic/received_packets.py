@@ -3,19 +3,21 @@
 Times are seconds of the caller's monotonic clock.
 """
 
+from typing import Final
+
 from tunnel_protocol.quic.ranges import Ranges
 from tunnel_protocol.quic.varint import varint
 
-MAX_RANGES = 64
+MAX_RANGES: Final = 64
 """Ranges of received packet numbers kept for ACK frames; the oldest are dropped."""
 
-WINDOW_PACKETS = 2 * MAX_RANGES
+WINDOW_PACKETS: Final = 2 * MAX_RANGES
 """Packet numbers this far below the largest count as received (duplicates); dropped ranges only hold such numbers."""
 
-_BYTES_PER_RANGE = 32
+_BYTES_PER_RANGE: Final = 32
 """Upper estimate of the size of one range in an ACK frame."""
 
-_DELAY_EXPONENT = 3
+_DELAY_EXPONENT: Final = 3
 """Our ack_delay_exponent, the default (RFC 9000 section 18.2)."""
 
 

@@ -39,7 +39,7 @@ class SendState(IntEnum):
     """The connection has ended (not a state of the RFC)."""
 
 
-_LARGE_BYTES = 16_384
+_LARGE_BYTES: Final = 16_384
 """Writes of this size are kept as they are; smaller ones are gathered up to it."""
 
 # Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.

@@ -5,13 +5,14 @@ Router and worker share these defaults; the router's options take their defaults
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.observers.line_writer import LineWriter
 
-CONNECTIONS = Limit("quic.connections", pieces=16_384)
-HALF_OPEN = Limit("quic.half_open", pieces=512)
-STREAM_OPENERS = Limit("quic.stream_openers", pieces=1_024)
+CONNECTIONS: Final = Limit("quic.connections", pieces=16_384)
+HALF_OPEN: Final = Limit("quic.half_open", pieces=512)
+STREAM_OPENERS: Final = Limit("quic.stream_openers", pieces=1_024)
 
 
 @dataclass(frozen=True, slots=True)

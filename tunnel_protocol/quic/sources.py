@@ -6,12 +6,12 @@ section 21.1 leaves the policy to the endpoint).
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
-_MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 """Prefix of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
 
-_UNREADABLE = b""
+_UNREADABLE: Final = b""
 
 
 class Source(NamedTuple):

@@ -27,14 +27,14 @@ _DATA_READ: Final = ReceiveState.DATA_READ
 _RESET_RECVD: Final = ReceiveState.RESET_RECVD
 
 
-STREAM_GAPS = Limit("quic.stream_gaps", pieces=1_024)
+STREAM_GAPS: Final = Limit("quic.stream_gaps", pieces=1_024)
 """Blocks received out of order on one stream; more than loss explains is treated as an attack (RFC 9000 section 21.7)."""
 
-CONNECTION_GAPS = Limit("quic.connection_gaps", pieces=2_048)
+CONNECTION_GAPS: Final = Limit("quic.connection_gaps", pieces=2_048)
 """Blocks received out of order on all streams of a connection."""
 
-_MAX_STREAM_GAPS = STREAM_GAPS.pieces or 0
-_MAX_CONNECTION_GAPS = CONNECTION_GAPS.pieces or 0
+_MAX_STREAM_GAPS: Final = STREAM_GAPS.pieces or 0
+_MAX_CONNECTION_GAPS: Final = CONNECTION_GAPS.pieces or 0
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -77,7 +77,7 @@ class _NullHandler:
     def on_connection_lost(self, error: ConnectionClosedError) -> None: ...
 
 
-NULL_HANDLER: StreamHandler = _NullHandler()
+NULL_HANDLER: Final[StreamHandler] = _NullHandler()
 
 
 class BidirectionalStream:

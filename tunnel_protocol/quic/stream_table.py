@@ -29,24 +29,24 @@ try:
 except ImportError:
     from tunnel_protocol.quic.packets import stream_frame
 
-PACKET_FRAMES = Limit("quic.frames_in_a_packet", pieces=1_024)
+PACKET_FRAMES: Final = Limit("quic.frames_in_a_packet", pieces=1_024)
 """Stream-related frames in a 1-RTT packet: a peer may renew the credit of very many streams, or reset them, at once."""
 
-SMALLEST_STREAM_FRAME = 24
+SMALLEST_STREAM_FRAME: Final = 24
 """Minimum free bytes in a packet for another STREAM frame, whose header takes up to 19 bytes."""
 
 _DATA_SENT: Final = SendState.DATA_SENT
-_MAX_CONTROL_FRAMES = (PACKET_FRAMES.pieces or 0) // 2
+_MAX_CONTROL_FRAMES: Final = (PACKET_FRAMES.pieces or 0) // 2
 """After this many frames in a packet no other stream adds control frames (up to three each), because peers limit frames too."""
 
 
-RUN_FRAME_BYTES = 9
+RUN_FRAME_BYTES: Final = 9
 """Bytes of a STREAM frame in a run besides stream id and data: the type, and an offset of constant size."""
 
-_TURN_PACKETS = 64
+_TURN_PACKETS: Final = 64
 """Packets that all streams with bytes to send may fill before the first one has its turn again."""
 
-_LEAST_TURN_PACKETS = 8
+_LEAST_TURN_PACKETS: Final = 8
 """Packets that one stream may fill before the next one has its turn, even if very many have bytes to send."""
 
 

@@ -5,12 +5,13 @@ raw-quic uses no ALPN; the system's root certificates are never trusted. See doc
 
 import ipaddress
 from dataclasses import dataclass, field
+from typing import Final
 
-DEFAULT_SERVER_NAME = "stargate"
+DEFAULT_SERVER_NAME: Final = "stargate"
 """The server name used when the address is an IP literal or `localhost`."""
 
-_CRYPTO_ERROR = 0x100
-_CERTIFICATE_ALERTS = frozenset((41, 42, 43, 44, 45, 46, 48))
+_CRYPTO_ERROR: Final = 0x100
+_CERTIFICATE_ALERTS: Final = frozenset((41, 42, 43, 44, 45, 46, 48))
 """From no_certificate to certificate_unknown, and unknown_ca (RFC 8446 section 6)."""
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -26,20 +26,20 @@ except ImportError:
 
 _log = structlog.get_logger()
 
-_SOCKET_BUFFER_BYTES = 4 << 20
-_RECEIVE_BYTES = 2_048
-_MAX_SEGMENTS = 64
-_MAX_SEGMENTED_BYTES = 65_000
-BACKLOG = Limit("udp.send_backlog", bytes=16 << 20, pieces=1_024)
+_SOCKET_BUFFER_BYTES: Final = 4 << 20
+_RECEIVE_BYTES: Final = 2_048
+_MAX_SEGMENTS: Final = 64
+_MAX_SEGMENTED_BYTES: Final = 65_000
+BACKLOG: Final = Limit("udp.send_backlog", bytes=16 << 20, pieces=1_024)
 """Datagrams (or segmented batches) waiting until the socket is writable; more are dropped (packet loss to QUIC)."""
 
-_BACKLOG = BACKLOG.pieces or 0
-_BACKLOG_BYTES = BACKLOG.bytes or 0
-_WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
-_CANNOT_SEGMENT = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
-_REPORT_AFTER_FAILURES = 16
+_BACKLOG: Final = BACKLOG.pieces or 0
+_BACKLOG_BYTES: Final = BACKLOG.bytes or 0
+_WOULD_BLOCK: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
+_CANNOT_SEGMENT: Final = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
+_REPORT_AFTER_FAILURES: Final = 16
 """Consecutive receive errors without a datagram in between that count as a persistent failure; a single one is ignored."""
-_UNSPECIFIED = ("0.0.0.0", "::")
+_UNSPECIFIED: Final = ("0.0.0.0", "::")
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 """Linux: set Don't Fragment and ignore the kernel's cached path MTU, because QUIC probes the path itself (`path_mtu`)."""
 

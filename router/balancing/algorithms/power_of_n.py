@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from router.balancing.algorithm import Explanation
 from router.balancing.candidate import Candidate
@@ -13,7 +14,7 @@ from router.balancing.registration import registration
 from router.balancing.request import RoutingRequest
 from router.balancing.sampling import sample
 
-MAX_SAMPLE_COUNT = 64
+MAX_SAMPLE_COUNT: Final = 64
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class PowerOfN:
         return Explanation({}, columns, self.settings.comparator)
 
 
-ALGORITHM = registration(
+ALGORITHM: Final = registration(
     "power-of-n",
     PowerOfNSettings.read,
     PowerOfN,

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from router.balancing.algorithm import Explanation
 from router.balancing.candidate import Candidate
@@ -92,7 +93,7 @@ class PulsarBalancer:
         return None
 
 
-ALGORITHM = registration(
+ALGORITHM: Final = registration(
     "pulsar",
     PulsarSettings.read,
     Pulsar,

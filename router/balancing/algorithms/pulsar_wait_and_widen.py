@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Final
 
 from router.balancing.affinity import VIRTUAL_NODES
 from router.balancing.affinity_wait import AffinityWait, affinity_details
@@ -20,7 +21,7 @@ from router.balancing.rendezvous_weight import LAST_MEAN_INPUT_TPS, check_rendez
 from router.balancing.request import RoutingRequest
 from router.balancing.widening import WideningSettings, widen, widening_rule
 
-_MOST_BANDS = 32
+_MOST_BANDS: Final = 32
 """More bands than any ranking has."""
 
 
@@ -309,7 +310,7 @@ class ImmediateBandsBalancer(PulsarWaitAndWidenBalancer):
         return None
 
 
-ALGORITHM = registration(
+ALGORITHM: Final = registration(
     "pulsar-wait-and-widen",
     PulsarWaitAndWidenSettings.read,
     PulsarWaitAndWiden,

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from random import Random
+from typing import Final
 
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice
@@ -32,4 +33,4 @@ class RandomChoice:
         return Choice(sampled[0]) if sampled else None
 
 
-ALGORITHM = registration("random", NoSettings.read, RandomChoice, position=3)
+ALGORITHM: Final = registration("random", NoSettings.read, RandomChoice, position=3)

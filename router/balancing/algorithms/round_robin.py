@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from random import Random
+from typing import Final
 
 from router.balancing.candidate import Candidate
 from router.balancing.outcome import Choice
@@ -47,4 +48,4 @@ class RoundRobinBalancer:
         return Choice(candidates[index])
 
 
-ALGORITHM = registration("round-robin", NoSettings.read, RoundRobin, position=2)
+ALGORITHM: Final = registration("round-robin", NoSettings.read, RoundRobin, position=2)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from router.balancing.affinity import VIRTUAL_NODES, AffinityRing
 from router.balancing.affinity_wait import AffinityWait, affinity_details
@@ -215,7 +216,7 @@ class ImmediateBalancer(WaitAndWidenBalancer):
         return None if found is None or isinstance(found, Wait) else Choice(found)
 
 
-ALGORITHM = registration(
+ALGORITHM: Final = registration(
     "wait-and-widen",
     WaitAndWidenSettings.read,
     WaitAndWiden,

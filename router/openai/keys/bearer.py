@@ -1,12 +1,14 @@
 """The key in the head of a request: `Authorization: Bearer KEY` (RFC 6750 section 2.1), else `x-api-key` or `api-key`."""
 
+from typing import Final
+
 from tunnel_protocol.limit import Limit
 
-PRESENTED_KEY = Limit("openai.presented_key", bytes=4_096)
+PRESENTED_KEY: Final = Limit("openai.presented_key", bytes=4_096)
 """Longest key that is looked at: a token of NVCF may be a JWT."""
 
-_SCHEME = b"bearer"
-_BLANKS = b" \t"
+_SCHEME: Final = b"bearer"
+_BLANKS: Final = b" \t"
 
 
 def presented_key(authorization: bytes | None, api_key: bytes | None) -> bytes | None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from router.openai.limits.limit_set import NO_LIMITS, LimitScope, LimitSet
 
-ANY = "*"
+ANY: Final = "*"
 
 
 class Names:

@@ -2,11 +2,12 @@
 
 import hmac
 from collections.abc import Mapping
+from typing import Final
 
 from router.openai.keys.caller import GrantedCaller
 from router.openai.keys.key_format import digest_of
 
-_NOBODY = bytes(32)
+_NOBODY: Final = bytes(32)
 
 
 class KeyTable:

@@ -8,7 +8,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import grpc
@@ -27,7 +27,7 @@ from tunnel_protocol.limit import Limit
 
 _log = structlog.get_logger()
 
-QUESTIONS: Final = Limit("openai.key_checks", pieces=256)
+QUESTIONS = Limit("openai.key_checks", pieces=256)
 """Questions that are not answered yet; further callers are told to try again."""
 
 _STALE_S = 300.0

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import secrets
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from router.openai.keys.caller import GrantedCaller
 from router.openai.limits.counter import Bucket, Charge, Counter, Kind, Outcome, Slots, Verdict
@@ -18,7 +18,7 @@ from tunnel_protocol.limit import Limit
 PLANS = Limit("openai.limit_plans", pieces=10_000)
 """Keys and targets whose buckets are kept ready; beyond it the one made first is made anew."""
 
-_UNKNOWN_OUTPUT = 1
+_UNKNOWN_OUTPUT: Final = 1
 """Output tokens reserved for a request of which nothing is known."""
 
 
@@ -85,7 +85,7 @@ class Limited:
             self._counter.settle(self._owner, tuple(corrections), self._slots, self._lease)
 
 
-UNLIMITED = Unlimited()
+UNLIMITED: Final = Unlimited()
 
 
 class KeyLimiter:

@@ -21,12 +21,12 @@ from tunnel_protocol.limit import Limit
 
 _log = structlog.get_logger()
 
-OPERATIONS: Final = Limit("openai.redis_operations", pieces=4_096)
+OPERATIONS = Limit("openai.redis_operations", pieces=4_096)
 """Operations that Redis has not answered; more requests are answered as if it were down."""
 
-LEASE_MS: Final = 60_000
+LEASE_MS = 60_000
 """How long the slot of a request is held without renewal, by a process that is gone."""
-RENEW_EVERY_S: Final = LEASE_MS / 1000 / 3
+RENEW_EVERY_S = LEASE_MS / 1000 / 3
 CALLS: Final = 2
 """Calls at a time. The second keeps Redis busy while the answer of the first travels."""
 _OPERATIONS_PER_CALL = 128
