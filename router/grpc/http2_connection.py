@@ -38,6 +38,9 @@ _UNBOUNDED: Final = 1 << 62
 _HEADS: Final = OPEN_HEADS.bytes or 0
 _BLOCK_BYTES: Final = HEADER_BLOCK.bytes or 0
 _BLOCK_FRAMES: Final = HEADER_BLOCK.pieces or 0
+_OUTPUT: Final = 128 << 10
+"""Bytes of bodies that are given to the socket at once. The rest waits in its streams, so that a fast caller is no peer that does not
+read, and its handler leaves the event loop to others."""
 _STREAMS: Final = CONNECTION_STREAMS.pieces or 0
 _PROTOCOL_ERROR: Final = ErrorCode.PROTOCOL_ERROR
 _NO_BLOCK: Final = 0
@@ -47,10 +50,16 @@ class Http2Connection:
     """Feed it with `receive`; `take_output` has what is to be written after each call of it and each `on_output`."""
 
     def __init__(self, on_request: Callable[[Http2Stream, Headers], None], on_output: Callable[[], None]) -> None:
-        """`on_request` gets the head of each new stream and sets the stream's `receiver`. `on_output`: there is something to write."""
+        """`on_request` gets the head of each new stream, which may end it (`received_end`), and sets the stream's `receiver`.
+
+        `on_output`: there is something to write.
+        """
         self._on_request = on_request
         self._on_output = on_output
         self._out: list[bytes] = []
+        self._out_bodies = 0
+        self._held_back = False
+        """Whether a body waits for what is to be written before it."""
         self._receiving = False
         self._partial = b""
         self._preface_due = len(frames.PREFACE)
@@ -86,12 +95,16 @@ class Http2Connection:
         self._emit(frames.window_update(0, _WINDOW - DEFAULT_WINDOW))
 
     def take_output(self) -> bytes:
-        """What is to be written now."""
+        """What is to be written now; `on_output` is called if there is more for later."""
         out = self._out
         if not out:
             return b""
         data = out[0] if len(out) == 1 else b"".join(out)
         self._out = []
+        self._out_bodies = 0
+        if self._held_back:
+            self._held_back = False
+            self._send_blocked()
         return data
 
     # --- Input -----------------------------------------------------------------------------------------------------
@@ -296,8 +309,6 @@ class Http2Connection:
         self._head_bytes += size
         self.streams[stream_id] = stream
         self._on_request(stream, headers)
-        if stream.received_end and not stream.over:
-            stream.receiver.on_end()
 
     def _on_trailers(self, stream: Http2Stream) -> None:
         if stream.received_end or not self._block_ends_stream:
@@ -386,9 +397,7 @@ class Http2Connection:
     # --- Output ----------------------------------------------------------------------------------------------------
 
     def send_headers(self, stream: Http2Stream, block: bytes, *, end: bool = False) -> None:
-        """Send the head of the response, and with `end` nothing more."""
-        if stream.over:
-            return
+        """Send the head of the response, and with `end` nothing more; only while the stream is open."""
         stream.head_sent = True
         self._allow_control_frames()
         self._emit(
@@ -408,9 +417,11 @@ class Http2Connection:
             and size <= stream.send_window
             and size <= self._send_window
             and size <= MAX_FRAME_BYTES
+            and self._out_bodies < _OUTPUT
         ):
             stream.send_window -= size
             self._send_window -= size
+            self._out_bodies += size
             self._allow_control_frames()
             self._emit(frames.frame(frames.DATA, 0, stream.id, data))
         else:
@@ -418,9 +429,7 @@ class Http2Connection:
             self._pump(stream)
 
     def end(self, stream: Http2Stream, block: bytes) -> None:
-        """End the stream with trailers, after what waits."""
-        if stream.over:
-            return
+        """End the stream with trailers, after what waits; only while the stream is open."""
         stream.trailers = block
         if not stream.unsent:
             self._send_trailers(stream)
@@ -428,11 +437,15 @@ class Http2Connection:
     def _pump(self, stream: Http2Stream) -> None:
         unsent = stream.unsent
         while unsent and self._writable:
+            if self._out_bodies >= _OUTPUT:
+                self._held_back = True
+                break
             step = min(len(unsent), stream.send_window, self._send_window, MAX_FRAME_BYTES)
             if step <= 0:
                 break
             stream.send_window -= step
             self._send_window -= step
+            self._out_bodies += step
             self._allow_control_frames()
             self._emit(frames.frame(frames.DATA, 0, stream.id, bytes(unsent[:step])))
             del unsent[:step]
@@ -460,20 +473,21 @@ class Http2Connection:
             self._pump(stream)
 
     def reset(self, stream: Http2Stream, code: ErrorCode) -> None:
-        """End a stream whose peer breaks a rule; its receiver is not told. Counts as a reset by the peer (CVE-2025-8671)."""
-        if not stream.over:
-            self._emit(frames.reset(stream.id, code))
-            self._forget(stream)
-            self._count_reset()
+        """End an open stream whose peer breaks a rule; its receiver is not told. Counts as a reset by the peer (CVE-2025-8671),
+        and raises `FloodError`, with the stream still open, if there were too many.
+        """
+        self._count_reset()
+        self._emit(frames.reset(stream.id, code))
+        self._forget(stream)
 
     def _forget(self, stream: Http2Stream) -> None:
         stream.over = True
         stream.unsent.clear()
-        if self.streams.pop(stream.id, None) is not None:
-            self._blocked.pop(stream.id, None)
-            self._head_bytes -= stream.head_bytes
-            unconsumed, stream.unconsumed = stream.unconsumed, 0
-            self._grant(unconsumed)
+        del self.streams[stream.id]
+        self._blocked.pop(stream.id, None)
+        self._head_bytes -= stream.head_bytes
+        unconsumed, stream.unconsumed = stream.unconsumed, 0
+        self._grant(unconsumed)
 
     def pause(self) -> None:
         """The socket is full: bodies wait."""

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -79,7 +79,6 @@ class GrpcServer:
         self._connections: set[ServerConnection] = set()
         self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self._stopping = False
         self.port = 0
@@ -116,8 +115,7 @@ class GrpcServer:
 
     def replace_tls(self, tls: GrpcTls) -> None:
         """Use another identity for handshakes from now on; only for a server created with `tls`. Raises `ssl.SSLError`."""
-        self._tls = tls
-        self._context = None
+        self._context = self._tls_context(tls)
 
     async def start(self) -> None:
         """Start to serve. Raises `ssl.SSLError` if the identity cannot be used."""
@@ -125,7 +123,7 @@ class GrpcServer:
             raise RuntimeError("the server was not bound, or is stopped")
         context = None
         if self._tls is not None:
-            context = self._tls_context(self._tls)
+            context = self._context = self._tls_context(self._tls)
             context.sni_callback = self._choose_context
         self._server = await self._loop.create_server(
             self._connection,
@@ -147,7 +145,10 @@ class GrpcServer:
         self._close_listener()
         for connection in list(self._connections):
             connection.go_away()
-        in_time = await self._wait_idle(grace_s)
+        running = set(self._tasks)
+        if running:
+            # No new calls begin meanwhile: every connection is told to go away.
+            _, running = await asyncio.wait(running, timeout=grace_s)
         for call in list(self._calls):
             call.fail(Status.UNAVAILABLE, "the server is stopping")
         if self._tasks:
@@ -155,7 +156,7 @@ class GrpcServer:
         if self._checks is not None:
             self._checks.cancel()
         self._ended.set()
-        return in_time
+        return not running
 
     async def close(self) -> None:
         """Stop at once and release the port; also if the server was not started, or has stopped."""
@@ -184,7 +185,7 @@ class GrpcServer:
         self._calls.add(call)
         task = self._loop.create_task(self._run(call, handler))
         self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
+        task.add_done_callback(self._tasks.discard)
         call.begin(task, head.timeout_s)
 
     def over(self, call: Call) -> None:
@@ -208,22 +209,6 @@ class GrpcServer:
         else:
             call.end(Status.OK)
 
-    def _task_ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not self._tasks:
-            self._idle.set()
-
-    async def _wait_idle(self, grace_s: float) -> bool:
-        """Wait until every handler has ended; False after `grace_s` seconds."""
-        try:
-            async with asyncio.timeout(grace_s):
-                while self._tasks:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:
-            return not self._tasks
-        return True
-
     def _connection(self) -> ServerConnection:
         return ServerConnection(self)
 
@@ -242,10 +227,7 @@ class GrpcServer:
             sock.close()
 
     def _choose_context(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        if self._context is None and self._tls is not None:
-            self._context = self._tls_context(self._tls)
-        if self._context is not None:
-            handshake.context = self._context
+        handshake.context = cast("ssl.SSLContext", self._context)
 
     def _tls_context(self, tls: GrpcTls) -> ssl.SSLContext:
         """TLS 1.2 or newer, HTTP/2."""

@@ -110,15 +110,16 @@ class ServerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle frames."""
-        if self._closing:
+        transport = self._transport
+        if self._closing or transport is None:
             return
         now = self._loop.time()
         if self._http2.settled:
             self._last_received = now  # a preface that trickles in has no more time than one that does not
         self._pinged_at = 0.0
-        self._handle(data, now)
+        self._handle(transport, data, now)
 
-    def _handle(self, data: bytes, now: float) -> None:
+    def _handle(self, transport: asyncio.Transport, data: bytes, now: float) -> None:
         try:
             more = self._http2.receive(data, now, _WORK_OF_TURN)
         except Http2Error as error:
@@ -127,15 +128,14 @@ class ServerConnection(asyncio.Protocol):
             self._flush()
             if isinstance(error, FloodError):
                 self._flooded(error.limit, error.text)
-                self._close_flooding()
+                self._close_flooding(transport)
             else:
-                self._close()
+                self._close(transport)
             return
         self._flush()
         if self._http2.going_away:
             self._close_if_over()
-        transport = self._transport
-        if more and not self._going_on and not self._closing and transport is not None:
+        if more and not self._going_on and not self._closing:
             self._going_on = True
             transport.pause_reading()
             self._loop.call_soon(self._go_on)
@@ -145,7 +145,7 @@ class ServerConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._closing:
             return
-        self._handle(b"", self._loop.time())
+        self._handle(transport, b"", self._loop.time())
         if not self._going_on and not self._closing:
             transport.resume_reading()
 
@@ -220,23 +220,22 @@ class ServerConnection(asyncio.Protocol):
         self._calls.flooded(limit)
 
     def _close_if_over(self) -> None:
-        if not self._closing and not self._http2.streams:
+        transport = self._transport
+        if transport is not None and not self._closing and not self._http2.streams:
             self._flush()
-            self._close()
+            self._close(transport)
 
-    def _close_flooding(self) -> None:
+    def _close_flooding(self, transport: asyncio.Transport) -> None:
         """As `_close`, but read no more: with TLS a connection is read until the peer has closed it, too."""
-        if self._transport is not None and not self._going_on:
-            self._transport.pause_reading()
-        self._close(_FLOOD_S)
+        if not self._going_on:
+            transport.pause_reading()
+        self._close(transport, _FLOOD_S)
 
-    def _close(self, within_s: float = _KEEPALIVE_TIMEOUT_S) -> None:
+    def _close(self, transport: asyncio.Transport, within_s: float = _KEEPALIVE_TIMEOUT_S) -> None:
         """Close when what was written has been sent, for which the peer has the time of a PING."""
         self._closing = True
-        transport = self._transport
-        if transport is not None:
-            transport.close()
-            self._loop.call_later(within_s, transport.abort)
+        transport.close()
+        self._loop.call_later(within_s, transport.abort)
 
 
 def _peer_of(address: object) -> str:
