@@ -14,6 +14,7 @@ import structlog
 from router.http1.request import RequestBody
 from router.http1.response import ResponseWriter
 from router.ports.tunnels import Exchange, TunnelError, TunnelSet
+from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.replay import ReplayBuffer
 from router.proxy.upload import Upload
 from tunnel_protocol.head import RequestHead, ResponseHead
@@ -67,16 +68,15 @@ _AWAITING_HEAD: Final = AttemptState.AWAITING_HEAD
 
 
 class Attempt:
-    """One attempt; implements `ExchangeSink`."""
+    """One attempt; implements `ExchangeSink` and `AwaitsHead`."""
 
     __slots__ = (
         "_body",
         "_body_begun",
         "_budget_s",
-        "_deadline_at",
+        "_deadlines",
         "_exchange",
         "_handed_over",
-        "_head_timer",
         "_idle_s",
         "_idle_timer",
         "_last_byte_at",
@@ -90,6 +90,7 @@ class Attempt:
         "_upload",
         "_upload_failure",
         "_upload_timer",
+        "deadline_at",
         "state",
     )
 
@@ -100,6 +101,7 @@ class Attempt:
         body: RequestBody,
         replay: ReplayBuffer,
         loop: asyncio.AbstractEventLoop,
+        deadlines: HeadDeadlines,
         *,
         idle_timeout_ms: int,
     ) -> None:
@@ -108,17 +110,18 @@ class Attempt:
         self._body = body
         self._replay = replay
         self._loop = loop
+        self._deadlines = deadlines
         self._idle_s = idle_timeout_ms / 1000
         self._exchange: Exchange | None = None
         self._handed_over = False
         self._opening: asyncio.Task[None] | None = None
         self._upload: Upload | None = None
         self._response: ResponseWriter | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._upload_timer: asyncio.TimerHandle | None = None
         self._upload_failure: str | None = None
-        self._deadline_at = 0.0
+        self.deadline_at = 0.0
+        """When the response head is due, in seconds of the event loop's clock; of `HeadDeadlines`."""
         self._budget_s = 0.0
         self._last_byte_at = 0.0
         self._paused = False
@@ -131,10 +134,9 @@ class Attempt:
 
     # --- from the request ------------------------------------------------------------------------------------------
 
-    def start(self, head: RequestHead, timeout_s: float) -> None:
-        """Open a stream now, or as soon as the worker grants one; the response head is due within `timeout_s` seconds."""
-        self._deadline_at = self._loop.time() + timeout_s
-        self._head_timer = self._loop.call_at(self._deadline_at, self._head_late)
+    def start(self, head: RequestHead) -> None:
+        """Open a stream now, or as soon as the worker grants one; from now on the response head is waited for."""
+        self._deadlines.add(self)
         end = self._nothing_to_upload()
         try:
             exchange = self._tunnels.try_open(head, self, end=end)
@@ -178,9 +180,7 @@ class Attempt:
     def on_head(self, head: ResponseHead) -> None:
         """The response head. If it is no success, the rest of the upload is abandoned."""
         self._advance(_RELAYING)
-        if self._head_timer is not None:  # pragma: no branch - it runs until there is a head
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._deadlines.discard(self)
         if self._upload is not None and not 200 <= head.status < 300:
             self._upload.abort()
         self._owner.attempt_answered(head)
@@ -280,7 +280,7 @@ class Attempt:
         if self._body.complete and not self._replay.touched:
             self._send_whole(exchange)
             return
-        self._budget_s = self._deadline_at - self._loop.time()
+        self._budget_s = self.deadline_at - self._loop.time()
         self._upload = Upload(self._body, self._replay, exchange, self._upload_over)
         self._upload.start()
 
@@ -313,8 +313,8 @@ class Attempt:
         if self.state is _RESPONSE_ENDED:
             self._finish()
 
-    def _head_late(self) -> None:
-        self._head_timer = None
+    def head_late(self) -> None:
+        """See `AwaitsHead`: give the attempt up."""
         accepted = self._exchange is not None and self._exchange.upload_acknowledged()
         self.discard()
         self._owner.attempt_failed(TunnelError(TIMED_OUT, accepted=accepted), handed_over=self._handed_over)
@@ -363,11 +363,15 @@ class Attempt:
         self._owner.response_ended(reason)
 
     def _end(self) -> None:
+        if self.state < _RELAYING:
+            self._deadlines.discard(self)
         self._advance(_OVER)
-        for timer in (self._head_timer, self._idle_timer, self._upload_timer):
-            if timer is not None:
-                timer.cancel()
-        self._head_timer = self._idle_timer = self._upload_timer = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._upload_timer is not None:
+            self._upload_timer.cancel()
+            self._upload_timer = None
         upload, self._upload = self._upload, None  # also cuts the reference cycle between the two
         if upload is not None:
             upload.cancel()

@@ -208,12 +208,13 @@ class ProxiedRequest:
             self._request.body,
             self._replay,
             self._proxy.loop,
+            self._proxy.head_deadlines,
             idle_timeout_ms=settings.response_idle_timeout_ms,
         )
         self._attempt = attempt
         if self._paused:
             attempt.pause()
-        attempt.start(self._request_head(placement.choice), settings.request_timeout_ms / 1000)
+        attempt.start(self._request_head(placement.choice))
 
     def _request_head(self, chosen: RoutedChoice) -> RequestHead:
         if self._headers is None:

@@ -9,6 +9,7 @@ import structlog
 from router.balancing import Selector
 from router.ports.request_ends import NO_REQUEST_ENDS, RequestEnds
 from router.proxy.access_log import AccessLog
+from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.refusals import Refusals
 from router.proxy.replay import ReplayBudget
 from router.proxy.request_trace import ProxyTracing
@@ -53,6 +54,7 @@ class ProxyContext:
         """The requests that are being proxied."""
         # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
+        self.head_deadlines = HeadDeadlines(self.loop, settings.request_timeout_ms / 1000)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None], on_defect: Callable[[], None]) -> asyncio.Task[None]:

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from router.http1.request import RequestBody
 from router.ports.tunnels import TunnelError
 from router.proxy.attempt import Attempt, AttemptState
+from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.replay import ReplayBudget, ReplayBuffer
 from tunnel_protocol.head import RequestHead
 
@@ -47,9 +48,10 @@ async def test_a_response_that_comes_without_a_head_fails_the_attempt_with_a_log
         body,
         ReplayBuffer(100, ReplayBudget(0, lambda: None)),
         asyncio.get_running_loop(),
+        HeadDeadlines(asyncio.get_running_loop(), 10.0),
         idle_timeout_ms=0,
     )
-    attempt.start(RequestHead(b"POST", b"/", []), 10)
+    attempt.start(RequestHead(b"POST", b"/", []))
     assert attempt.state is AttemptState.AWAITING_HEAD
     with capture_logs() as logs:
         if event == "body":

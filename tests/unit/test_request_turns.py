@@ -13,6 +13,7 @@ from router.http1.response import Response
 from router.ports.identity import Identity
 from router.ports.tunnels import TunnelError
 from router.proxy.attempt import Attempt
+from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.local_replies import headers_to_client
 from router.proxy.placement import Placement
 from router.proxy.proxied_request import RequestState
@@ -169,7 +170,9 @@ def an_attempt(tunnels, body=None, *, idle_timeout_ms=0):
         body.finish()
     owner = Owner()
     loop = asyncio.get_running_loop()
-    owner.attempt = Attempt(owner, tunnels, body, a_replay(), loop, idle_timeout_ms=idle_timeout_ms)
+    owner.attempt = Attempt(
+        owner, tunnels, body, a_replay(), loop, HeadDeadlines(loop, 5.0), idle_timeout_ms=idle_timeout_ms
+    )
     return owner, owner.attempt
 
 
@@ -181,7 +184,7 @@ async def test_a_pause_before_there_is_a_stream_holds_from_its_beginning():
     _, attempt = an_attempt(tunnels)
     attempt.resume()
     attempt.pause()
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     tunnels.stream.set()
     await settle()
     assert tunnels.exchanges[0].calls == ["pause"]
@@ -193,7 +196,7 @@ async def test_a_stream_that_comes_after_the_attempt_is_over_is_given_back():
     tunnels = Tunnels(free=0)
     tunnels.ignores_cancellation = True
     owner, attempt = an_attempt(tunnels)
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     await settle()
     attempt.discard()
     await settle()
@@ -208,7 +211,7 @@ async def test_a_worker_that_is_lost_while_a_stream_is_waited_for_fails_the_atte
     tunnels = Tunnels(free=0)
     tunnels.open = lost
     owner, attempt = an_attempt(tunnels)
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     await settle()
     assert owner.heard == ["connection lost"]
 
@@ -221,7 +224,7 @@ async def test_a_defect_of_the_tunnels_while_a_stream_is_waited_for_is_a_failed_
     tunnels.open = broken
     owner, attempt = an_attempt(tunnels)
     with capture_logs() as logs:
-        attempt.start(HEAD, 5.0)
+        attempt.start(HEAD)
         await settle()
     assert owner.heard == ["no stream"]
     assert [line["event"] for line in logs] == ["waiting for a stream ended unexpectedly"]
@@ -232,7 +235,7 @@ async def test_a_defect_of_the_tunnels_while_a_stream_is_waited_for_is_a_failed_
 async def test_what_a_worker_still_says_after_its_answer_was_discarded_is_dropped():
     tunnels = Tunnels()
     owner, attempt = an_attempt(tunnels)
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     attempt.on_head(OK)
     attempt.discard()
     attempt.on_body(b"more")
@@ -245,7 +248,7 @@ async def test_what_a_worker_still_says_after_its_answer_was_discarded_is_droppe
 async def test_a_response_without_a_byte_for_too_long_is_broken_off_unless_its_client_is_slow():
     tunnels = Tunnels()
     owner, attempt = an_attempt(tunnels, idle_timeout_ms=1000)
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     attempt.on_head(OK)
     await asyncio.sleep(0.9)
     attempt.on_body(b"one")
@@ -263,7 +266,7 @@ async def test_a_response_that_has_ended_cannot_idle_while_its_upload_goes_on():
     body = RequestBody(lambda _: None)
     tunnels = Tunnels()
     owner, attempt = an_attempt(tunnels, body, idle_timeout_ms=1000)
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     attempt.on_head(OK)
     attempt.on_end()
     await asyncio.sleep(3)
@@ -276,7 +279,7 @@ async def test_a_response_that_has_ended_cannot_idle_while_its_upload_goes_on():
 
 async def test_an_upload_that_ends_after_its_attempt_changes_nothing():
     owner, attempt = an_attempt(Tunnels(), RequestBody(lambda _: None))
-    attempt.start(HEAD, 5.0)
+    attempt.start(HEAD)
     upload_over = attempt._upload._on_over
     attempt.discard()
     upload_over("request body: broken")
