@@ -183,7 +183,7 @@ class Call(Receiver):
 
     def _parse(self) -> None:
         on_message = self._on_message
-        at = 0
+        at = messages = 0
         while on_message is not None and len(self._partial) - at >= _PREFIX_BYTES:
             if self._partial[at] != 0:
                 self.fail(Status.UNIMPLEMENTED, "messages must not be compressed")
@@ -199,9 +199,11 @@ class Call(Receiver):
                 break
             message = bytes(self._partial[at + _PREFIX_BYTES : end])
             at = end
+            messages += 1
             on_message(message)
             if self.over:
                 return
+        self._connection.add_work(messages)
         del self._partial[:at]
         self._connection.partial_bytes -= at
         if self._connection.partial_bytes > _PARTIAL:

@@ -34,6 +34,10 @@ _CONTROL_FRAMES_PER_S: Final = 100
 _CONTROL_FRAMES_PER_SENT: Final = 10
 _WORK_OF_BLOCK: Final = 16
 """What a block of headers counts: it begins a call, which costs as much as that many other frames."""
+_WORK_OF_SETTINGS: Final = 60
+"""Bytes of SETTINGS that count as much as a frame."""
+_STREAMS_OF_WORK: Final = 16
+"""Streams whose window is changed, which together count as much as a frame."""
 _UNBOUNDED: Final = 1 << 62
 _HEADS: Final = OPEN_HEADS.bytes or 0
 _BLOCK_BYTES: Final = HEADER_BLOCK.bytes or 0
@@ -67,6 +71,7 @@ class Http2Connection:
         """Whether the peer's preface is complete, with its SETTINGS."""
         self.streams: dict[int, Http2Stream] = {}
         self._blocked: dict[int, Http2Stream] = {}
+        """Streams with a body for which they have credit: what they wait for is the connection's, or the socket."""
         self._last_stream_id = 0
         self.going_away = False
         """Whether new streams are ignored."""
@@ -122,6 +127,10 @@ class Http2Connection:
             return self._receive(data, most_work)
         finally:
             self._receiving = False
+
+    def add_work(self, frames_worth: int) -> None:
+        """What was just handled cost as much as so many frames more."""
+        self._work += frames_worth
 
     def _receive(self, data: bytes, most_work: int) -> bool:
         if self._partial:
@@ -288,7 +297,7 @@ class Http2Connection:
             self._on_block(stream_id, block)
 
     def _on_block(self, stream_id: int, block: bytes) -> None:
-        self._work += _WORK_OF_BLOCK - 1
+        self.add_work(_WORK_OF_BLOCK - 1)
         headers = self._decoder.decode(block)
         stream = self.streams.get(stream_id)
         if stream is not None:
@@ -346,25 +355,31 @@ class Http2Connection:
             return
         self._check_size(len(payload) % 6 == 0)
         self.settled = True
+        self.add_work(len(payload) // _WORK_OF_SETTINGS)
+        window = self._peer_window
         for at in range(0, len(payload), 6):
             key = payload[at] << 8 | payload[at + 1]
             value = int.from_bytes(payload[at + 2 : at + 6], "big")
             if key == frames.INITIAL_WINDOW_SIZE:
-                self._set_peer_window(value)
+                if value > MAX_WINDOW:
+                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "invalid SETTINGS_INITIAL_WINDOW_SIZE")
+                window = value  # the last one counts: what it changes is done once
             elif key == frames.MAX_FRAME_SIZE and not MAX_FRAME_BYTES <= value < 1 << 24:
                 raise Http2Error(_PROTOCOL_ERROR, "invalid SETTINGS_MAX_FRAME_SIZE")
         self._emit(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
-        self._send_blocked()
+        if window != self._peer_window:
+            self._set_peer_window(window)
 
     def _set_peer_window(self, value: int) -> None:
-        if value > MAX_WINDOW:
-            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "invalid SETTINGS_INITIAL_WINDOW_SIZE")
         change = value - self._peer_window
         self._peer_window = value
-        for stream in self.streams.values():
+        self.add_work(len(self.streams) // _STREAMS_OF_WORK)
+        for stream in list(self.streams.values()):
             stream.send_window += change
             if stream.send_window > MAX_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
+            if stream.unsent:
+                self._pump(stream)
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._check_size(len(payload) == 8)
@@ -450,10 +465,12 @@ class Http2Connection:
             self._emit(frames.frame(frames.DATA, 0, stream.id, bytes(unsent[:step])))
             del unsent[:step]
         stream.receiver.on_sent()
-        if unsent:
+        if unsent and stream.send_window > 0:
             self._blocked[stream.id] = stream
             return
         self._blocked.pop(stream.id, None)
+        if unsent:
+            return  # until the stream's own window grows
         if stream.trailers is not None:
             self._send_trailers(stream)
 
@@ -470,6 +487,8 @@ class Http2Connection:
 
     def _send_blocked(self) -> None:
         for stream in list(self._blocked.values()):
+            if self._send_window <= 0 or not self._writable or self._held_back:
+                return
             self._pump(stream)
 
     def reset(self, stream: Http2Stream, code: ErrorCode) -> None:

@@ -151,6 +151,8 @@ def grpc_connections() -> list[bytes]:
     padded = b"\x03" + b"\x80\0\0\0\x10" + again + bytes(3)
     calls = b"".join(opened(2 * n + 3) + data(2 * n + 3, message[: 9 * n + 1]) for n in range(12))
     bomb = b"\x83\x86\x44\x02/a\x5f\x10application/grpc\x40\x01x\x7f\xbd\x1d" + b"v" * 3_900
+    entries = b"".join(b"\0\4" + number.to_bytes(4, "big") for number in range(2_000))
+    changes = frames.frame(frames.SETTINGS, 0, 0, entries)
     named = b"\x83\x86\xc0\xbf" + b"\xbe" * 14
     return [
         start + call + data(1, message * 3, frames.END_STREAM) + frames.go_away(0, 0, b"bye"),
@@ -168,6 +170,12 @@ def grpc_connections() -> list[bytes]:
         start + opened(2) + opened(1, b"\xff") + frames.frame(frames.PUSH_PROMISE, 0, 1, bytes(8)),
         start + opened(1, block[:9], 0) + ping + data(1, b"\xffx", frames.PADDED) + frames.window_update(0, 0x7FFFFFFF),
         start + opened(1, block) + data(1, bytes(16_384)) * 3 + (1 << 20).to_bytes(3, "big") + bytes(6),
+        start
+        + opened(1, block)
+        + b"".join(opened(2 * n + 3) for n in range(1_000))
+        + changes
+        + frames.window_update(0, 1),
+        start + opened(1, block) + data(1, message + framed(b"") * 2_000) * 4,
         b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
         frames.PREFACE + ping,
     ]

@@ -1,5 +1,6 @@
 """The server's side of HTTP/2, byte by byte, against the h2 library and against peers that break a rule."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -456,6 +457,68 @@ def test_a_call_counts_as_several_frames() -> None:
     while rig.connection.receive(b"", 0.0, 30):
         pass
     assert len(rig.calls) == 10
+
+
+def full_house() -> Rig:
+    """As many calls as a connection may have, all with an answer for which the connection has no window left."""
+    rig = Rig()
+    rig.connection.receive(CLIENT + b"".join(headers(2 * n + 1) for n in range(CONNECTION_STREAMS.pieces or 0)), 0.0)
+    for number, call in enumerate(rig.calls):
+        call.write_now(bytes(60_000 if number < 2 else 100))
+    rig.connection.take_output()
+    rig.connection.take_output()
+    assert not rig.calls[-1].writable
+    return rig
+
+
+def test_settings_with_many_entries_change_the_windows_of_all_calls_once() -> None:
+    rig = full_house()
+    entries = b"".join(b"\0\4" + (1_000 + number).to_bytes(4) for number in range(2_700))
+    began = time.process_time()
+    assert rig.connection.receive(frames.frame(frames.SETTINGS, 0, 0, entries) * 5, 0.0, 256)  # the rest in later turns
+    assert time.process_time() - began < 0.1  # 0.8 s for each frame when each entry was applied, 5 ms now
+    assert rig.connection.take_output().count(frames.frame(frames.SETTINGS, frames.ACK, 0, b"")) == 1
+
+
+def test_changes_of_the_window_of_all_calls_are_done_in_several_turns() -> None:
+    rig = full_house()
+    changes = [frames.settings({frames.INITIAL_WINDOW_SIZE: 70_000 + number}) for number in range(10)]
+    assert rig.connection.receive(b"".join(changes), 0.0, 256)
+    assert rig.connection.take_output() == frames.frame(frames.SETTINGS, frames.ACK, 0, b"")
+
+
+def test_credit_for_a_few_bytes_costs_as_little_however_many_calls_wait() -> None:
+    rig = full_house()
+    began = time.process_time()
+    rig.connection.receive(frames.window_update(0, 1) * 900, 0.0)
+    assert time.process_time() - began < 0.3  # 1.4 s when each call was looked at, 0.04 s now
+    sent = rig.connection.take_output()
+    assert len(sent) == 900 * 10
+
+
+def test_an_answer_that_waits_for_its_own_window_does_not_hold_up_others() -> None:
+    rig = Rig()
+    small = frames.settings({frames.INITIAL_WINDOW_SIZE: 10})
+    rig.connection.receive(CLIENT + small + headers() + headers(3) + frames.window_update(3, 70_000), 0.0)
+    rig.connection.take_output()
+    first, second = rig.calls
+    first.write_now(bytes(20))
+    second.write_now(bytes(66_000))
+    assert (first.writable, second.writable) == (False, False)
+    rig.connection.receive(frames.window_update(0, 1_000), 0.0)
+    assert (first.writable, second.writable) == (False, True)
+    rig.connection.receive(frames.window_update(1, 15), 0.0)
+    assert first.writable
+
+
+def test_many_messages_in_one_frame_count_as_many_frames() -> None:
+    rig = Rig()
+    data = frames.frame(frames.DATA, 0, 1, framed(b"") * 300)
+    assert rig.connection.receive(CLIENT + headers() + data + data, 0.0, 256)
+    assert len(rig.messages) == 300
+    while rig.connection.receive(b"", 0.0, 256):
+        pass
+    assert len(rig.messages) == 600
 
 
 def test_a_block_of_headers_is_bounded_in_bytes_and_frames_and_decoded() -> None:
