@@ -25,7 +25,7 @@ test: setup ## All tests
 	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
 
 # Every branch of these is run by the unit and property tests and by those that run one part of the router on real sockets.
-COVERED := router/registry/*,router/balancing/*,router/balancing/algorithms/*,router/proxy/*,router/http1/*,router/tunnels/*,router/control_plane/*,router/ports/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/framing.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
+COVERED := router/registry/*,router/grpc/*,router/balancing/*,router/balancing/algorithms/*,router/proxy/*,router/http1/*,router/tunnels/*,router/control_plane/*,router/ports/*,tunnel_protocol/capnp*,tunnel_protocol/message_reader.py,tunnel_protocol/head.py,tunnel_protocol/framing.py,tunnel_protocol/raw_quic.py,tunnel_protocol/handshake.py,tunnel_protocol/quic/*
 COVERING := tests/unit tests/property tests/integration tests/system/test_attempts.py tests/system/test_retries.py
 cover: setup ## Branch coverage of all that requests and registrations pass through: complete, or it fails
 	@LLM_ROUTER_PURE_PYTHON=1 $(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -q $(COVERING) --cov=router --cov=tunnel_protocol --cov-branch --cov-report=

@@ -40,7 +40,6 @@ BODY = Limit("worker.request_body", bytes=64 * 1024 * 1024)
 """Size of a tunnelled request body, which is received completely before the engine is called."""
 
 MAX_BODY_BYTES = BODY.bytes or 0
-EVENT_GAP_S = 30.0
 _HEALTH = b"/health"
 
 
@@ -223,11 +222,7 @@ class TunnelRequest:
     async def _relay_events(self, response: aiohttp.ClientResponse) -> None:
         cutter = EventCutter()
         output = False
-        while True:
-            async with asyncio.timeout(EVENT_GAP_S):
-                chunk = await response.content.readany()
-            if not chunk:
-                break
+        while chunk := await self._part_of_stream(response):
             try:
                 events = cutter.feed(chunk)
             except EventTooLargeError:
@@ -244,6 +239,15 @@ class TunnelRequest:
             raise BrokenAnswerError("upstream stream ended before first output event")
         if cutter.rest():
             await self._write(self._exchange.encode_body(cutter.rest()))
+
+    async def _part_of_stream(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next bytes of a stream of events; empty at its end. Engines send the head at once, and nothing more during a long prefill."""
+        silence_s = self._service.settings.engine_silence_s
+        try:
+            async with asyncio.timeout(silence_s):
+                return await response.content.readany()
+        except TimeoutError:
+            raise BrokenAnswerError(f"no event for {silence_s:g} s (--engine-silence-timeout-ms)") from None
 
     async def _write(self, data: bytes) -> None:
         if not self._stream.write(data):

@@ -105,6 +105,8 @@ class WorkerSettings:
     health_wait_ms: int
     health_timeout_ms: int
     health_interval_ms: int
+    engine_silence_ms: int
+    """How long an engine may be silent within a stream of events, also before the first; 0 = for ever."""
     kv_cache_stats_path: str | None
     retry: RetryPolicy
     admission: QueueAdmission
@@ -114,6 +116,19 @@ class WorkerSettings:
     metrics_port: int
     ports_file: Path | None
     ignored: tuple[str, ...] = ()
+
+    @property
+    def engine_silence_s(self) -> float | None:
+        """`engine_silence_ms` in seconds; None for ever."""
+        return self.engine_silence_ms / 1000 if self.engine_silence_ms else None
+
+
+def _milliseconds(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        message = "must not be negative"
+        raise argparse.ArgumentTypeError(message)
+    return value
 
 
 def _positive(text: str) -> int:
@@ -235,6 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--bringup-canary-timeout-ms", type=_positive, default=5000, help="time limit of one health question")
     add("--active-canary-interval-ms", type=int, default=5000, help="0: do not watch the engine's health")
     add("--engine-health-interval-ms", type=_positive, default=1000, help="pause between two health questions")
+    add(
+        "--engine-silence-timeout-ms",
+        type=_milliseconds,
+        default=600_000,
+        help="how long a stream of the engine may be silent, its first event included; 0: for ever",
+    )
     add("--kv-cache-stats-path", type=_path, default=None, help="engine path with KV cache figures")
     add("--metrics-host", default="0.0.0.0", help="IP address of the metrics page")
     add("--metrics-port", type=int, default=0, help="port of the metrics page; 0: any free one")
@@ -306,6 +327,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         health_wait_ms=found.upstream_health_wait_ms,
         health_timeout_ms=found.bringup_canary_timeout_ms,
         health_interval_ms=0 if not found.active_canary_interval_ms else found.engine_health_interval_ms,
+        engine_silence_ms=found.engine_silence_timeout_ms,
         kv_cache_stats_path=found.kv_cache_stats_path,
         retry=RetryPolicy(
             found.pylon_retryable_upstream_status_codes,

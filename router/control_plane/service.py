@@ -67,10 +67,8 @@ class ControlPlane:
     async def _register_inference_server(self, call: Call) -> None:
         """Serve one worker's registration until its stream ends."""
         peer = call.peer
-        metadata: dict[str, str | bytes] = {}
-        for key, value in call.metadata:
-            metadata.setdefault(key, value)
-        routing_key = await self._authenticate(metadata.get("authorization"), peer)
+        heartbeat_ms = _heartbeat_ms(call.first_value(HEARTBEAT_METADATA))
+        routing_key = await self._authenticate(call.first_value("authorization"), peer)
         call.send_initial_metadata()
         if self._stopping:
             return
@@ -80,7 +78,7 @@ class ControlPlane:
                 self._streams,
                 call,
                 routing_key=routing_key,
-                heartbeat_ms=_heartbeat_ms(metadata.get(HEARTBEAT_METADATA)),
+                heartbeat_ms=heartbeat_ms,
                 peer=peer,
             ),
             peer,

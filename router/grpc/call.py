@@ -9,6 +9,7 @@ from typing import Final
 
 from router.grpc import header_blocks
 from router.grpc.header_blocks import Metadata
+from router.grpc.header_decoder import Headers
 from router.grpc.http2_connection import Http2Connection
 from router.grpc.status import CallError, Status
 from router.grpc.stream import Http2Stream, Receiver
@@ -40,14 +41,14 @@ class Call(Receiver):
         connection: Http2Connection,
         stream: Http2Stream,
         peer: str,
-        metadata: Metadata,
+        fields: Headers,
         on_over: Callable[["Call"], None],
     ) -> None:
         """`on_over` is called once: when the call was ended, or its peer is gone."""
         self.peer = peer
         """Where the call comes from, as the gRPC library writes it: `ipv4:10.0.0.1:1234`, `ipv6:[::1]:1234`."""
-        self.metadata = metadata
         self.over = False
+        self._fields = fields
         self._connection = connection
         self._stream = stream
         self._on_over = on_over
@@ -71,6 +72,15 @@ class Call(Receiver):
         self.fail(Status.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     # --- For handlers ----------------------------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the caller sent beside its message; empty once the call is over."""
+        return header_blocks.metadata(self._fields)
+
+    def first_value(self, name: str) -> str | bytes | None:
+        """The first value of key `name` of the metadata; None without one, or once the call is over."""
+        return header_blocks.first_value(self._fields, name)
 
     def send_initial_metadata(self) -> None:
         """Send the head of the response, if it was not."""
@@ -221,6 +231,7 @@ class Call(Receiver):
         if self._on_message is not None:
             self._connection.partial_bytes -= len(self._partial)
         self._partial.clear()
+        self._fields = []
         # No cycle of references keeps the handler's objects after its end.
         self._task = self._on_message = self._on_closed = None
         if self._deadline is not None:

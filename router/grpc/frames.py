@@ -1,6 +1,6 @@
 """Frames of HTTP/2 as bytes. Sans-I/O. Source: RFC 9113 sections 4 and 6."""
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -56,6 +56,23 @@ class Http2Error(Exception):
         super().__init__(text)
         self.code = code
         self.text = text
+
+
+class Flood(StrEnum):
+    """Which limit a peer exceeded so that its connection is closed: `grpc.` and this is its name in docs/limits.md."""
+
+    RESETS = "resets"
+    CONTROL_FRAMES = "control_frames"
+    HEADER_BLOCK = "header_block"
+    UNSENT_FRAMES = "unsent_frames"
+
+
+class FloodError(Http2Error):
+    """The peer does nothing wrong but for how much of it: the connection ends with ENHANCE_YOUR_CALM."""
+
+    def __init__(self, limit: Flood, text: str) -> None:
+        super().__init__(ErrorCode.ENHANCE_YOUR_CALM, text)
+        self.limit = limit
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:

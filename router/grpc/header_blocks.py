@@ -8,6 +8,8 @@ from base64 import b64decode
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
+from router.grpc.header_decoder import Headers
+
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """What stands in a status message as it is; all else is percent-encoded."""
 _MAX_MESSAGE: Final = 2_048
@@ -15,7 +17,6 @@ _MAX_MESSAGE: Final = 2_048
 _UNITS: Final = {"H": 3_600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT_DIGITS: Final = 8
 
-Headers = list[tuple[bytes, bytes]]
 Metadata = list[tuple[str, str | bytes]]
 
 
@@ -33,8 +34,8 @@ class RequestHead(NamedTuple):
     """How messages may be compressed; `identity` without the field."""
     timeout_s: float | None
     """How long the caller waits; None: for ever."""
-    metadata: Metadata
-    """All other fields; those whose name ends with `-bin` are decoded."""
+    fields: Headers
+    """All other fields, as they were sent: most callers of a connection send the same, and these are not copied."""
 
 
 def literal(name: bytes, value: bytes) -> bytes:
@@ -76,10 +77,10 @@ def read_head(headers: Headers) -> RequestHead:
     """Check and read the head of a request. Raises `MalformedRequestError`."""
     pseudo: dict[bytes, bytes] = {}
     known = {b"content-type": b"", b"grpc-encoding": b"identity", b"grpc-timeout": b""}
-    metadata: Metadata = []
+    fields: Headers = []
     for name, value in headers:
         if name[:1] == b":":
-            if metadata or name in pseudo or name not in (b":method", b":scheme", b":path", b":authority"):
+            if fields or name in pseudo or name not in (b":method", b":scheme", b":path", b":authority"):
                 raise MalformedRequestError
             pseudo[name] = value
         elif not name or name != name.lower():
@@ -87,7 +88,8 @@ def read_head(headers: Headers) -> RequestHead:
         else:
             if name in known:
                 known[name] = value
-            metadata.append((name.decode("latin-1"), _value(name, value)))
+            _value(name, value)
+            fields.append((name, value))
     if b":method" not in pseudo or b":path" not in pseudo or b":scheme" not in pseudo:
         raise MalformedRequestError
     return RequestHead(
@@ -96,8 +98,22 @@ def read_head(headers: Headers) -> RequestHead:
         known[b"content-type"],
         known[b"grpc-encoding"],
         _seconds(known[b"grpc-timeout"].decode("latin-1")),
-        metadata,
+        fields,
     )
+
+
+def metadata(fields: Headers) -> Metadata:
+    """The metadata of a call; the values of names that end with `-bin` are decoded."""
+    return [(name.decode("latin-1"), _value(name, value)) for name, value in fields]
+
+
+def first_value(fields: Headers, wanted: str) -> str | bytes | None:
+    """The first value of one key of the metadata; None without one."""
+    key = wanted.encode("latin-1")
+    for name, value in fields:
+        if name == key:
+            return _value(name, value)
+    return None
 
 
 def _value(name: bytes, value: bytes) -> str | bytes:

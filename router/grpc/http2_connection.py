@@ -7,12 +7,9 @@ is a message: it is found in the received bytes, and its answer is written, with
 from collections.abc import Callable
 from typing import Final
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError, OversizedHeaderListError
-
 from router.grpc import frames
-from router.grpc.frames import DEFAULT_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, ErrorCode, Http2Error
-from router.grpc.header_blocks import Headers
+from router.grpc.frames import DEFAULT_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, ErrorCode, Flood, FloodError, Http2Error
+from router.grpc.header_decoder import HeaderDecoder, Headers, size_of
 from router.grpc.stream import Http2Stream
 from tunnel_protocol.control.grpc_options import CONNECTION_STREAMS, METADATA
 from tunnel_protocol.limit import Limit
@@ -24,6 +21,8 @@ RESETS: Final = Limit("grpc.resets", pieces=4_096)
 CONTROL_FRAMES: Final = Limit("grpc.control_frames", pieces=1_000)
 """Frames that carry nothing of a call: PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty DATA, unknown types (CVE-2019-9512 and
 others). Ten are allowed for each frame that a call sends, and 100 a second; beyond that they are counted."""
+OPEN_HEADS: Final = Limit("grpc.open_heads", bytes=32 << 20)
+"""Decoded heads of all open calls of a connection; a few bytes of a block may stand for a field of 4 KiB."""
 HEADER_BLOCK: Final = Limit("grpc.header_block", bytes=256 << 10, pieces=64)
 """Encoded and decoded size of one block of headers, and the frames that it may come in."""
 
@@ -36,8 +35,12 @@ _CONTROL_FRAMES_PER_SENT: Final = 10
 _WORK_OF_BLOCK: Final = 16
 """What a block of headers counts: it begins a call, which costs as much as that many other frames."""
 _UNBOUNDED: Final = 1 << 62
+_HEADS: Final = OPEN_HEADS.bytes or 0
 _BLOCK_BYTES: Final = HEADER_BLOCK.bytes or 0
 _BLOCK_FRAMES: Final = HEADER_BLOCK.pieces or 0
+_OUTPUT: Final = 128 << 10
+"""Bytes of bodies that are given to the socket at once. The rest waits in its streams, so that a fast caller is no peer that does not
+read, and its handler leaves the event loop to others."""
 _STREAMS: Final = CONNECTION_STREAMS.pieces or 0
 _PROTOCOL_ERROR: Final = ErrorCode.PROTOCOL_ERROR
 _NO_BLOCK: Final = 0
@@ -47,10 +50,16 @@ class Http2Connection:
     """Feed it with `receive`; `take_output` has what is to be written after each call of it and each `on_output`."""
 
     def __init__(self, on_request: Callable[[Http2Stream, Headers], None], on_output: Callable[[], None]) -> None:
-        """`on_request` gets the head of each new stream and sets the stream's `receiver`. `on_output`: there is something to write."""
+        """`on_request` gets the head of each new stream, which may end it (`received_end`), and sets the stream's `receiver`.
+
+        `on_output`: there is something to write.
+        """
         self._on_request = on_request
         self._on_output = on_output
         self._out: list[bytes] = []
+        self._out_bodies = 0
+        self._held_back = False
+        """Whether a body waits for what is to be written before it."""
         self._receiving = False
         self._partial = b""
         self._preface_due = len(frames.PREFACE)
@@ -68,7 +77,8 @@ class Http2Connection:
         self._ungranted = 0
         self.partial_bytes = 0
         """Parts of messages that the calls hold; they count them."""
-        self._decoder = Decoder(_BLOCK_BYTES)
+        self._head_bytes = 0
+        self._decoder = HeaderDecoder(_BLOCK_BYTES)
         self._block = bytearray()
         self._block_stream = _NO_BLOCK
         self._block_frames = 0
@@ -85,12 +95,16 @@ class Http2Connection:
         self._emit(frames.window_update(0, _WINDOW - DEFAULT_WINDOW))
 
     def take_output(self) -> bytes:
-        """What is to be written now."""
+        """What is to be written now; `on_output` is called if there is more for later."""
         out = self._out
         if not out:
             return b""
         data = out[0] if len(out) == 1 else b"".join(out)
         self._out = []
+        self._out_bodies = 0
+        if self._held_back:
+            self._held_back = False
+            self._send_blocked()
         return data
 
     # --- Input -----------------------------------------------------------------------------------------------------
@@ -160,7 +174,7 @@ class Http2Connection:
         self._control_frames_at = self._now
         self._control_frames = max(0.0, used) + 1.0
         if self._control_frames > _CONTROL_FRAMES:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing of a call")
+            raise FloodError(Flood.CONTROL_FRAMES, "too many frames that carry nothing of a call")
 
     def _allow_control_frames(self) -> None:
         """The peer may answer what a call sends with WINDOW_UPDATE and PING."""
@@ -267,7 +281,7 @@ class Http2Connection:
         self._block += payload
         self._block_frames += 1
         if len(self._block) > _BLOCK_BYTES or self._block_frames > _BLOCK_FRAMES:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a block of headers is too large")
+            raise FloodError(Flood.HEADER_BLOCK, "a block of headers is too large")
         if flags & frames.END_HEADERS:
             stream_id, self._block_stream = self._block_stream, _NO_BLOCK
             block, self._block = bytes(self._block), bytearray()
@@ -275,12 +289,7 @@ class Http2Connection:
 
     def _on_block(self, stream_id: int, block: bytes) -> None:
         self._work += _WORK_OF_BLOCK - 1
-        try:
-            headers: Headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
-        except OversizedHeaderListError:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a block of headers is too large") from None
-        except HPACKError:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a block of headers cannot be decoded") from None
+        headers = self._decoder.decode(block)
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._on_trailers(stream)
@@ -290,15 +299,16 @@ class Http2Connection:
         if self.going_away:
             return  # the peer knows from GOAWAY that it was not handled
         self._last_stream_id = stream_id
-        if len(self.streams) >= _STREAMS:
+        size = size_of(headers)
+        if len(self.streams) >= _STREAMS or self._head_bytes + size > _HEADS:
             self._emit(frames.reset(stream_id, ErrorCode.REFUSED_STREAM))
             return
         stream = Http2Stream(stream_id, self._peer_window)
         stream.received_end = self._block_ends_stream
+        stream.head_bytes = size
+        self._head_bytes += size
         self.streams[stream_id] = stream
         self._on_request(stream, headers)
-        if stream.received_end and not stream.over:
-            stream.receiver.on_end()
 
     def _on_trailers(self, stream: Http2Stream) -> None:
         if stream.received_end or not self._block_ends_stream:
@@ -324,7 +334,7 @@ class Http2Connection:
             self._resets_since, self._resets = self._now, 0
         self._resets += 1
         if self._resets > _RESETS:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
+            raise FloodError(Flood.RESETS, "too many streams are reset")
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -387,9 +397,7 @@ class Http2Connection:
     # --- Output ----------------------------------------------------------------------------------------------------
 
     def send_headers(self, stream: Http2Stream, block: bytes, *, end: bool = False) -> None:
-        """Send the head of the response, and with `end` nothing more."""
-        if stream.over:
-            return
+        """Send the head of the response, and with `end` nothing more; only while the stream is open."""
         stream.head_sent = True
         self._allow_control_frames()
         self._emit(
@@ -409,9 +417,11 @@ class Http2Connection:
             and size <= stream.send_window
             and size <= self._send_window
             and size <= MAX_FRAME_BYTES
+            and self._out_bodies < _OUTPUT
         ):
             stream.send_window -= size
             self._send_window -= size
+            self._out_bodies += size
             self._allow_control_frames()
             self._emit(frames.frame(frames.DATA, 0, stream.id, data))
         else:
@@ -419,9 +429,7 @@ class Http2Connection:
             self._pump(stream)
 
     def end(self, stream: Http2Stream, block: bytes) -> None:
-        """End the stream with trailers, after what waits."""
-        if stream.over:
-            return
+        """End the stream with trailers, after what waits; only while the stream is open."""
         stream.trailers = block
         if not stream.unsent:
             self._send_trailers(stream)
@@ -429,11 +437,15 @@ class Http2Connection:
     def _pump(self, stream: Http2Stream) -> None:
         unsent = stream.unsent
         while unsent and self._writable:
+            if self._out_bodies >= _OUTPUT:
+                self._held_back = True
+                break
             step = min(len(unsent), stream.send_window, self._send_window, MAX_FRAME_BYTES)
             if step <= 0:
                 break
             stream.send_window -= step
             self._send_window -= step
+            self._out_bodies += step
             self._allow_control_frames()
             self._emit(frames.frame(frames.DATA, 0, stream.id, bytes(unsent[:step])))
             del unsent[:step]
@@ -461,19 +473,21 @@ class Http2Connection:
             self._pump(stream)
 
     def reset(self, stream: Http2Stream, code: ErrorCode) -> None:
-        """End a stream whose peer breaks a rule; its receiver is not told. Counts as a reset by the peer (CVE-2025-8671)."""
-        if not stream.over:
-            self._emit(frames.reset(stream.id, code))
-            self._forget(stream)
-            self._count_reset()
+        """End an open stream whose peer breaks a rule; its receiver is not told. Counts as a reset by the peer (CVE-2025-8671),
+        and raises `FloodError`, with the stream still open, if there were too many.
+        """
+        self._count_reset()
+        self._emit(frames.reset(stream.id, code))
+        self._forget(stream)
 
     def _forget(self, stream: Http2Stream) -> None:
         stream.over = True
         stream.unsent.clear()
-        if self.streams.pop(stream.id, None) is not None:
-            self._blocked.pop(stream.id, None)
-            unconsumed, stream.unconsumed = stream.unconsumed, 0
-            self._grant(unconsumed)
+        del self.streams[stream.id]
+        self._blocked.pop(stream.id, None)
+        self._head_bytes -= stream.head_bytes
+        unconsumed, stream.unconsumed = stream.unconsumed, 0
+        self._grant(unconsumed)
 
     def pause(self) -> None:
         """The socket is full: bodies wait."""

@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
 from router.grpc.call import Call
+from router.grpc.frames import Flood
 from router.grpc.header_blocks import RequestHead
 from router.grpc.health import NAME as HEALTH
 from router.grpc.health import Health
@@ -51,8 +52,18 @@ class GrpcTls:
 class GrpcServer:
     """One server. Call `bind`, `add_service`, `start` and `stop` in this order, each of the others once."""
 
-    def __init__(self, *, tls: GrpcTls | None = None, shared: bool = False) -> None:
-        """`tls`: None = cleartext HTTP/2. `shared`: other processes may bind the same port, and share its connections."""
+    def __init__(
+        self,
+        *,
+        tls: GrpcTls | None = None,
+        shared: bool = False,
+        on_flood: Callable[[Flood], None] = lambda _limit: None,
+    ) -> None:
+        """`tls`: None = cleartext HTTP/2. `shared`: other processes may bind the same port, and share its connections.
+
+        `on_flood` is called when a connection is closed because its peer exceeded a limit.
+        """
+        self._on_flood = on_flood
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         self._shared = shared
@@ -68,7 +79,6 @@ class GrpcServer:
         self._connections: set[ServerConnection] = set()
         self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self._stopping = False
         self.port = 0
@@ -105,8 +115,7 @@ class GrpcServer:
 
     def replace_tls(self, tls: GrpcTls) -> None:
         """Use another identity for handshakes from now on; only for a server created with `tls`. Raises `ssl.SSLError`."""
-        self._tls = tls
-        self._context = None
+        self._context = self._tls_context(tls)
 
     async def start(self) -> None:
         """Start to serve. Raises `ssl.SSLError` if the identity cannot be used."""
@@ -114,7 +123,7 @@ class GrpcServer:
             raise RuntimeError("the server was not bound, or is stopped")
         context = None
         if self._tls is not None:
-            context = self._tls_context(self._tls)
+            context = self._context = self._tls_context(self._tls)
             context.sni_callback = self._choose_context
         self._server = await self._loop.create_server(
             self._connection,
@@ -136,7 +145,10 @@ class GrpcServer:
         self._close_listener()
         for connection in list(self._connections):
             connection.go_away()
-        in_time = await self._wait_idle(grace_s)
+        running = set(self._tasks)
+        if running:
+            # No new calls begin meanwhile: every connection is told to go away.
+            _, running = await asyncio.wait(running, timeout=grace_s)
         for call in list(self._calls):
             call.fail(Status.UNAVAILABLE, "the server is stopping")
         if self._tasks:
@@ -144,7 +156,7 @@ class GrpcServer:
         if self._checks is not None:
             self._checks.cancel()
         self._ended.set()
-        return in_time
+        return not running
 
     async def close(self) -> None:
         """Stop at once and release the port; also if the server was not started, or has stopped."""
@@ -173,12 +185,16 @@ class GrpcServer:
         self._calls.add(call)
         task = self._loop.create_task(self._run(call, handler))
         self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
+        task.add_done_callback(self._tasks.discard)
         call.begin(task, head.timeout_s)
 
     def over(self, call: Call) -> None:
         """A call was ended, or its peer is gone."""
         self._calls.discard(call)
+
+    def flooded(self, limit: Flood) -> None:
+        """A connection is closed because its peer exceeded `limit`."""
+        self._on_flood(limit)
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -192,22 +208,6 @@ class GrpcServer:
             call.end(Status.UNKNOWN, f"Unexpected {type(error).__name__}")
         else:
             call.end(Status.OK)
-
-    def _task_ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not self._tasks:
-            self._idle.set()
-
-    async def _wait_idle(self, grace_s: float) -> bool:
-        """Wait until every handler has ended; False after `grace_s` seconds."""
-        try:
-            async with asyncio.timeout(grace_s):
-                while self._tasks:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:
-            return not self._tasks
-        return True
 
     def _connection(self) -> ServerConnection:
         return ServerConnection(self)
@@ -227,10 +227,7 @@ class GrpcServer:
             sock.close()
 
     def _choose_context(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        if self._context is None and self._tls is not None:
-            self._context = self._tls_context(self._tls)
-        if self._context is not None:
-            handshake.context = self._context
+        handshake.context = cast("ssl.SSLContext", self._context)
 
     def _tls_context(self, tls: GrpcTls) -> ssl.SSLContext:
         """TLS 1.2 or newer, HTTP/2."""

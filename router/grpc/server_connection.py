@@ -7,8 +7,9 @@ import structlog
 
 from router.grpc import header_blocks
 from router.grpc.call import Call
-from router.grpc.frames import ErrorCode, Http2Error
-from router.grpc.header_blocks import Headers, MalformedRequestError, RequestHead
+from router.grpc.frames import ErrorCode, Flood, FloodError, Http2Error
+from router.grpc.header_blocks import MalformedRequestError, RequestHead
+from router.grpc.header_decoder import Headers, size_of
 from router.grpc.http2_connection import Http2Connection
 from router.grpc.status import Status
 from router.grpc.stream import Http2Stream
@@ -30,8 +31,6 @@ _FLOOD_S: Final = 0.1
 _PREFACE_S: Final = 10.0
 """Seconds from the acceptance of a connection to the end of its preface."""
 _METADATA: Final = METADATA.bytes or 0
-_FIELD_BYTES: Final = 32
-"""What RFC 9113 section 6.5.2 adds to the size of each field."""
 
 
 class Calls(Protocol):
@@ -48,6 +47,9 @@ class Calls(Protocol):
 
     def over(self, call: Call) -> None:
         """A call was ended, or its peer is gone."""
+
+    def flooded(self, limit: Flood) -> None:
+        """A connection is closed because its peer exceeded `limit`."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -108,31 +110,32 @@ class ServerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle frames."""
-        if self._closing:
+        transport = self._transport
+        if self._closing or transport is None:
             return
         now = self._loop.time()
         if self._http2.settled:
             self._last_received = now  # a preface that trickles in has no more time than one that does not
         self._pinged_at = 0.0
-        self._handle(data, now)
+        self._handle(transport, data, now)
 
-    def _handle(self, data: bytes, now: float) -> None:
+    def _handle(self, transport: asyncio.Transport, data: bytes, now: float) -> None:
         try:
             more = self._http2.receive(data, now, _WORK_OF_TURN)
         except Http2Error as error:
             self._http2.fail(error)
+            self._closing = True
             self._flush()
-            if error.code is ErrorCode.ENHANCE_YOUR_CALM:
-                _log.warning("gRPC connection closed", peer=self._peer, reason=error.text)
-                self._close_flooding()
+            if isinstance(error, FloodError):
+                self._flooded(error.limit, error.text)
+                self._close_flooding(transport)
             else:
-                self._close()
+                self._close(transport)
             return
         self._flush()
         if self._http2.going_away:
             self._close_if_over()
-        transport = self._transport
-        if more and not self._going_on and not self._closing and transport is not None:
+        if more and not self._going_on and not self._closing:
             self._going_on = True
             transport.pause_reading()
             self._loop.call_soon(self._go_on)
@@ -142,7 +145,7 @@ class ServerConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._closing:
             return
-        self._handle(b"", self._loop.time())
+        self._handle(transport, b"", self._loop.time())
         if not self._going_on and not self._closing:
             transport.resume_reading()
 
@@ -177,9 +180,9 @@ class ServerConnection(asyncio.Protocol):
             status = 405 if head.method != b"POST" else 415
             self._http2.send_headers(stream, header_blocks.refusal(status), end=True)
             return
-        call = Call(self._http2, stream, self._peer, head.metadata, self._over)
+        call = Call(self._http2, stream, self._peer, head.fields, self._over)
         stream.receiver = call
-        size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in headers)
+        size = size_of(headers)
         if size > _METADATA:
             call.end(Status.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, where at most {_METADATA} are allowed")
         elif head.encoding != b"identity":
@@ -208,26 +211,31 @@ class ServerConnection(asyncio.Protocol):
         if data:
             transport.write(data)
             if transport.get_write_buffer_size() > _UNSENT:
+                if not self._closing:
+                    self._flooded(Flood.UNSENT_FRAMES, "the peer does not read what it causes")
                 self.abort()
 
+    def _flooded(self, limit: Flood, why: str) -> None:
+        _log.warning("gRPC connection closed", peer=self._peer, reason=why)
+        self._calls.flooded(limit)
+
     def _close_if_over(self) -> None:
-        if not self._closing and not self._http2.streams:
+        transport = self._transport
+        if transport is not None and not self._closing and not self._http2.streams:
             self._flush()
-            self._close()
+            self._close(transport)
 
-    def _close_flooding(self) -> None:
+    def _close_flooding(self, transport: asyncio.Transport) -> None:
         """As `_close`, but read no more: with TLS a connection is read until the peer has closed it, too."""
-        if self._transport is not None and not self._going_on:
-            self._transport.pause_reading()
-        self._close(_FLOOD_S)
+        if not self._going_on:
+            transport.pause_reading()
+        self._close(transport, _FLOOD_S)
 
-    def _close(self, within_s: float = _KEEPALIVE_TIMEOUT_S) -> None:
+    def _close(self, transport: asyncio.Transport, within_s: float = _KEEPALIVE_TIMEOUT_S) -> None:
         """Close when what was written has been sent, for which the peer has the time of a PING."""
         self._closing = True
-        transport = self._transport
-        if transport is not None:
-            transport.close()
-            self._loop.call_later(within_s, transport.abort)
+        transport.close()
+        self._loop.call_later(within_s, transport.abort)
 
 
 def _peer_of(address: object) -> str:

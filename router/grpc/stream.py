@@ -23,6 +23,7 @@ class Http2Stream:
     """The state of one stream; `Http2Connection` changes it."""
 
     __slots__ = (
+        "head_bytes",
         "head_sent",
         "id",
         "over",
@@ -52,6 +53,8 @@ class Http2Stream:
         """Body that waits for flow control or the socket."""
         self.trailers: bytes | None = None
         """The block that ends the stream after the body."""
+        self.head_bytes = 0
+        """Decoded size of the head of the request."""
         self.head_sent = False
         self.received_data = False
         """Whether a part of a message has arrived: the call is more than a head."""

@@ -5,7 +5,7 @@ Each function is one step of the start: it pushes the closing of what it opened 
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from router.config.option_values import SocketAddress
 from router.config.settings import Settings
 from router.config.startup_checks import StartupError, listen_address
 from router.control_plane.worker_auth import OpenAuthenticator
+from router.grpc.frames import Flood
 from router.grpc.server import GrpcBindError, GrpcServer, GrpcTls
 from router.ports.authentication import RemoteAuthenticator, WorkerAuthConnectError
 from router.ports.registration_tunnels import WorkerTunnels
@@ -112,14 +113,14 @@ async def bind_reverse(
 
 def bind_tcp_ports(base: Base, reverse_address: SocketAddress | None) -> Bound:
     """Bind control plane, model discovery, HTTP and metrics, in this order; all addresses are parsed first."""
-    settings, opened = base.settings, base.opened
+    settings = base.settings
     grpc_address, models_address, http_address = (
         listen_address(settings, name) for name in ("listen_addr", "model_discovery_listen_addr", "http_listen_addr")
     )
     grpc_identity = ServedIdentity.load_grpc(settings, base.metrics)
     tls = None if grpc_identity is None else grpc_tls(grpc_identity.identity)
     shown = settings.shown
-    grpc, bound_grpc = _bind_grpc(grpc_address, "gRPC", tls, opened, shown("listen_addr"))
+    grpc, bound_grpc = _bind_grpc(base, grpc_address, "gRPC", tls, shown("listen_addr"))
     models, bound_models = _bind_models(base, models_address, tls)
     http, metrics = _bind_http(base, http_address)
     bound_http = http_address if http is None else bound_address(http)
@@ -145,8 +146,8 @@ def _bind_models(
 ) -> tuple[GrpcServer | SharedGrpcServer, SocketAddress]:
     listener, options = "model-discovery", base.settings.shown("model_discovery_listen_addr")
     if base.supervisor is None:
-        return _bind_grpc(address, listener, tls, base.opened, options)
-    server = SharedGrpcServer(address, listener, options, tls)
+        return _bind_grpc(base, address, listener, tls, options)
+    server = SharedGrpcServer(address, listener, options, tls, _count_floods(base.metrics))
     base.opened.push_async_callback(server.close)
     return server, address
 
@@ -163,15 +164,19 @@ def _bind_http(base: Base, address: SocketAddress) -> tuple[socket.socket | None
 
 
 def _bind_grpc(
-    address: SocketAddress, listener: str, tls: GrpcTls | None, opened: AsyncExitStack, options: Sequence[str]
+    base: Base, address: SocketAddress, listener: str, tls: GrpcTls | None, options: Sequence[str]
 ) -> tuple[GrpcServer, SocketAddress]:
-    server = GrpcServer(tls=tls)
+    server = GrpcServer(tls=tls, on_flood=_count_floods(base.metrics))
     try:
         port = server.bind(str(address))
     except GrpcBindError as error:
         raise StartupError(f"failed to bind {listener} listener", cause_of(error.reason), options=options) from None
-    opened.push_async_callback(server.close)
+    base.opened.push_async_callback(server.close)
     return server, SocketAddress(address.host, port)
+
+
+def _count_floods(metrics: Metrics) -> Callable[[Flood], None]:
+    return lambda limit: metrics.grpc_connections_closed_total.inc((limit.value,))
 
 
 def port_of(address: SocketAddress | None) -> int:

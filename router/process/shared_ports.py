@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from router.config.option_values import SocketAddress
 from router.config.startup_checks import StartupError
+from router.grpc.frames import Flood
 from router.grpc.server import GrpcBindError, GrpcServer, GrpcTls, Handler
 from router.http1.server import HttpServer
 from router.process.sockets import bind_tcp, cause_of
@@ -24,8 +25,16 @@ _GRACE_S = 2.0
 class SharedGrpcServer:
     """A gRPC listener on a shared port that can be closed and opened again; used like a `GrpcServer` otherwise."""
 
-    def __init__(self, address: SocketAddress, listener: str, options: Sequence[str], tls: GrpcTls | None) -> None:
-        """`listener` and `options` are named if the port cannot be opened."""
+    def __init__(
+        self,
+        address: SocketAddress,
+        listener: str,
+        options: Sequence[str],
+        tls: GrpcTls | None,
+        on_flood: Callable[[Flood], None] = lambda _limit: None,
+    ) -> None:
+        """`listener` and `options` are named if the port cannot be opened; `on_flood` as of `GrpcServer`."""
+        self._on_flood = on_flood
         self._address = address
         self._listener = listener
         self._options = options
@@ -49,7 +58,7 @@ class SharedGrpcServer:
 
     async def listen(self) -> None:
         """Open the port. Raises `StartupError`."""
-        server = GrpcServer(tls=self._tls, shared=True)
+        server = GrpcServer(tls=self._tls, shared=True, on_flood=self._on_flood)
         try:
             server.bind(str(self._address))
         except GrpcBindError as error:

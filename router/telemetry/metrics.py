@@ -336,6 +336,11 @@ class Metrics:
 
     def _add_workers(self) -> None:
         self.registered_streams = self._gauge("registered_streams", "Open registrations")
+        self.grpc_connections_closed_total = self._counter(
+            "grpc_connections_closed_total",
+            "gRPC connections closed because their peer exceeded a limit of docs/limits.md, by its name without `grpc.`",
+            "reason",
+        )
         self.registrations_refused_total = self._counter(
             "registrations_refused_total", "Registrations refused by reason", "reason"
         )

@@ -13,7 +13,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE.parent), str(ROOT)]
 
+from hpack import Encoder  # noqa: E402
+
 import certs  # noqa: E402
+from router.grpc import frames  # noqa: E402
+from router.grpc.call import framed  # noqa: E402
 from support.hostile_packets import crypto_frame, gaps, initial  # noqa: E402 - found by what stands above
 from tunnel_protocol import capnp  # noqa: E402
 from tunnel_protocol.control import llm_gateway_pb2, stargate_pb2  # noqa: E402
@@ -92,6 +96,81 @@ def policies() -> list[bytes]:
 def _walk(value: object) -> list[object]:
     below = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     return [value, *(inner for one in below for inner in _walk(one))]
+
+
+GRPC_HEAD = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/stargate.StargateControlPlane/RegisterInferenceServer"),
+    (b":authority", b"router-0:50071"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-timeout", b"5S"),
+    (b"authorization", b"Bearer " + b"t" * 100),
+    (b"trace-bin", b"AAEC"),
+]
+
+
+def grpc_blocks() -> list[bytes]:
+    """Blocks of headers: as clients write them, with every form of a field, and small ones that stand for much."""
+    encoder = Encoder()
+    large = b"\x40\x01x\x7f\xa1\x1e" + b"v" * 4_000
+    return [
+        encoder.encode(GRPC_HEAD),
+        Encoder().encode(GRPC_HEAD, huffman=False),
+        b"\x3f\xe1\x1f\x20" + encoder.encode([(b"x", b"y")]) + b"\x10\x01a\x01b\x0f\x01\x01c\x04\x01/",
+        large + b"\xbe" * 15,
+        large + b"\xbe" * 200,
+        b"\x00\x80\x80" * 2_000 + bytes(16_000),
+        b"\xff\xff\xff\xff\xff\x0f",
+        b"\x20" * 30 + b"\x82",
+        b"\x82\x20",
+        b"\x40\x85\xff\xff\xff\xff\xff\x01x",
+    ]
+
+
+def grpc_connections() -> list[bytes]:
+    """What clients of the gRPC ports send, right and wrong."""
+    start = frames.PREFACE + frames.settings(
+        {frames.INITIAL_WINDOW_SIZE: 1 << 20, frames.MAX_FRAME_SIZE: 1 << 20, 9: 7}
+    )
+    block, again = (encoder := Encoder()).encode(GRPC_HEAD), encoder.encode(GRPC_HEAD)
+
+    def opened(stream_id: int, head: bytes = again, flags: int = frames.END_HEADERS) -> bytes:
+        return frames.frame(frames.HEADERS, flags, stream_id, head)
+
+    def data(stream_id: int, content: bytes, flags: int = 0) -> bytes:
+        return frames.frame(frames.DATA, flags, stream_id, content)
+
+    ping, ack = frames.frame(frames.PING, 0, 0, b"12345678"), frames.frame(frames.SETTINGS, frames.ACK, 0, b"")
+    message = framed(registrations()[0])
+    split = frames.frame(frames.CONTINUATION, 0, 1, block[20:30]) + frames.frame(
+        frames.CONTINUATION, frames.END_HEADERS, 1, block[30:]
+    )
+    call = opened(1, block) + ack + data(1, message) + ping + frames.window_update(0, 999) + frames.window_update(1, 9)
+    padded = b"\x03" + b"\x80\0\0\0\x10" + again + bytes(3)
+    calls = b"".join(opened(2 * n + 3) + data(2 * n + 3, message[: 9 * n + 1]) for n in range(12))
+    bomb = b"\x83\x86\x44\x02/a\x5f\x10application/grpc\x40\x01x\x7f\xbd\x1d" + b"v" * 3_900
+    named = b"\x83\x86\xc0\xbf" + b"\xbe" * 14
+    return [
+        start + call + data(1, message * 3, frames.END_STREAM) + frames.go_away(0, 0, b"bye"),
+        start + opened(1, block[:20], 0) + split + data(1, message[:9]) + data(1, message[9:]) + frames.reset(1, 8),
+        start + call + calls + frames.settings({frames.INITIAL_WINDOW_SIZE: 3}) + frames.reset(5, 8) + ping * 20,
+        start + opened(1, block) + opened(3, padded, 0x2C) + data(3, b"\x02" + message + bytes(2), frames.PADDED),
+        start + call + opened(1, b"\0\1x\1y", frames.END_HEADERS | frames.END_STREAM) + data(1, b"late"),
+        start + call + frames.frame(frames.PRIORITY, 0, 1, bytes(5)) + frames.frame(0x42, 9, 1, b"?") + data(1, b""),
+        start + opened(1, bomb) + b"".join(opened(2 * n + 3, named) for n in range(1_000)),
+        start
+        + b"".join(opened(2 * n + 1, block if n == 0 else again) + frames.reset(2 * n + 1, 8) for n in range(500)),
+        start + frames.settings(dict.fromkeys(range(1, 7), 65_536)) * 20 + ping * 900,
+        start + call + b"".join(data(1, b"x") for _ in range(1_000)),
+        start + opened(1, block) + data(1, b"\1\0\0\0\1x") + opened(3) + data(3, b"\0\xff\xff\xff\xff"),
+        start + opened(2) + opened(1, b"\xff") + frames.frame(frames.PUSH_PROMISE, 0, 1, bytes(8)),
+        start + opened(1, block[:9], 0) + ping + data(1, b"\xffx", frames.PADDED) + frames.window_update(0, 0x7FFFFFFF),
+        start + opened(1, block) + data(1, bytes(16_384)) * 3 + (1 << 20).to_bytes(3, "big") + bytes(6),
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+        frames.PREFACE + ping,
+    ]
 
 
 def stream_frames() -> list[bytes]:
@@ -237,6 +316,8 @@ def main() -> None:
         **callers(),
         **openai_streams(),
         "http_request": http_requests(),
+        "grpc_connection": grpc_connections(),
+        "grpc_header_block": grpc_blocks(),
         "http_target": [b"/v1/models?a=%41&b", b"http://user@[::1]:80/x#y", b"*", b"/a/../b;c", b"router:443"],
         "registration": registrations(),
         "watch_response": watch_responses(),

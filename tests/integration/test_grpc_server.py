@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,12 +13,14 @@ import h2.settings
 import pytest
 from structlog.testing import capture_logs
 
+from certs import make_self_signed
 from router.grpc import frames, http2_connection, server_connection
-from router.grpc.call import WRITE_AHEAD, Call
-from router.grpc.server import GrpcServer
+from router.grpc.call import WRITE_AHEAD, Call, framed
+from router.grpc.frames import Flood
+from router.grpc.server import GrpcServer, GrpcTls
 from router.grpc.server_connection import UNSENT_FRAMES, ServerConnection
 from router.grpc.status import CallError, Status
-from support.http2_peer import Peer
+from support.http2_peer import Peer, trusting
 from support.waiting import DEADLINE_S, eventually
 from tunnel_protocol.control.grpc_options import CONNECTION_STREAMS, MESSAGE, METADATA, channel_options
 
@@ -33,6 +36,7 @@ class Service:
         self.cancelled = 0
         self.calls: list[Call] = []
         self.written = 0
+        self.floods: list[Flood] = []
 
     async def echo(self, call: Call) -> None:
         self.metadata = call.metadata
@@ -64,7 +68,8 @@ class Service:
 
 @asynccontextmanager
 async def serving(host: str = "127.0.0.1") -> AsyncIterator[tuple[GrpcServer, Service]]:
-    server, service = GrpcServer(), Service()
+    service = Service()
+    server = GrpcServer(on_flood=service.floods.append)
     server.bind(f"{host}:0")
     methods = {"Echo": service.echo, "Hang": service.hang, "Refuse": service.refuse, "Break": service.break_down}
     server.add_service("x", {**methods, "Flood": service.flood})
@@ -118,6 +123,15 @@ async def test_a_call_whose_deadline_passes_or_that_is_cancelled_ends_its_handle
         await eventually(lambda: service.cancelled == 2)
 
 
+async def test_the_server_ends_a_call_whose_caller_waits_no_longer() -> None:
+    async with serving() as (server, service):
+        peer = await Peer.connect(server.port)
+        stream_id = peer.request(b"/x/Hang", **{"grpc-timeout": "20m"})
+        assert await peer.status(stream_id) == ("4", "Deadline Exceeded")
+        await eventually(lambda: service.cancelled == 1)
+        peer.close()
+
+
 @pytest.mark.loop("grpc")
 async def test_a_message_beyond_the_limit_ends_its_call() -> None:
     async with serving() as (server, _):
@@ -156,6 +170,106 @@ async def test_a_drain_lets_calls_end_and_cancels_those_that_do_not() -> None:
         async with asyncio.timeout(DEADLINE_S):
             await server.wait()
         await eventually(lambda: not server._connections)
+
+
+async def test_of_several_messages_in_a_call_that_has_one_the_first_counts() -> None:
+    async with serving() as (server, _):
+        peer = await Peer.connect(server.port)
+        stream_id = peer.request(b"/x/Echo")
+        peer.h2.send_data(stream_id, framed(b"one") + framed(b"two"))
+        peer.flush()
+        assert (await peer.next(h2.events.DataReceived)).data == framed(b"one")
+        trailers = await peer.next(h2.events.TrailersReceived)
+        assert dict(trailers.headers)["grpc-status"] == "0"
+        peer.close()
+
+
+async def test_calls_come_in_over_ipv6() -> None:
+    server, service = GrpcServer(), Service()
+    server.add_service("x", {"Echo": service.echo})
+    port = server.bind("[::1]:0")
+    await server.start()
+    try:
+        reader, writer = await asyncio.open_connection("::1", port)
+        peer = Peer(reader, writer, client=True)
+        peer.h2.send_data(peer.request(b"/x/Echo"), framed(b"one"))
+        peer.flush()
+        assert (await peer.next(h2.events.DataReceived)).data == framed(b"one")
+        assert service.peers[0].startswith("ipv6:[::1]:")
+        peer.close()
+    finally:
+        await server.close()
+
+
+async def test_a_connection_whose_handshake_ends_after_the_stop_is_told_to_go_away() -> None:
+    identity = make_self_signed(["localhost"])
+    server = GrpcServer(tls=GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+    server.bind("127.0.0.1:0")
+    await server.start()
+    trust = trusting(identity)
+    trust.check_hostname = False
+    with socket.create_connection(("127.0.0.1", server.port)) as late:
+        early = await Peer.connect(server.port, trust)  # connections are accepted one after another
+        assert await server.stop(1.0) is True
+        peer = Peer(
+            *await asyncio.open_connection(sock=late.dup(), ssl=trust, server_hostname="localhost"), client=True
+        )
+        await peer.next(h2.events.ConnectionTerminated)
+        peer.close()
+        early.close()
+    await server.close()
+
+
+async def test_an_identity_that_cannot_be_used_is_refused_and_the_last_one_stays() -> None:
+    identity, other = make_self_signed(["localhost"]), make_self_signed(["localhost"])
+    server = GrpcServer(tls=GrpcTls(cert_pem=identity.cert_pem, key_pem=identity.key_pem))
+    server.bind("127.0.0.1:0")
+    await server.start()
+    with pytest.raises(ssl.SSLError):
+        server.replace_tls(GrpcTls(cert_pem=identity.cert_pem, key_pem=other.key_pem))
+    trust = trusting(identity)
+    trust.check_hostname = False
+    peer = await Peer.connect(server.port, trust)
+    await peer.next(h2.events.RemoteSettingsChanged)
+    peer.close()
+    await server.close()
+
+
+@pytest.mark.loop("virtual")
+async def test_a_caller_that_says_nothing_is_closed_after_ten_seconds() -> None:
+    async with serving() as (server, _):
+        with socket.create_connection(("127.0.0.1", server.port)) as silent:
+            silent.setblocking(False)
+            await asyncio.sleep(9)
+            assert len(server._connections) == 1
+            await asyncio.sleep(5)
+            assert server._connections == set()
+            assert silent.recv(1_000) != b""  # SETTINGS
+            assert silent.recv(1_000) == b""
+
+
+async def test_answers_wait_for_a_socket_that_is_full_and_go_on_when_it_is_read() -> None:
+    async with serving() as (server, service):
+        listener = server._sock
+        assert listener is not None
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.connect(("127.0.0.1", server.port))
+        peer = Peer(*await asyncio.open_connection(sock=sock, limit=1_000), client=True)
+        peer.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: frames.MAX_WINDOW})
+        peer.h2.increment_flow_control_window(frames.MAX_WINDOW - frames.DEFAULT_WINDOW)
+        peer.request(b"/x/Flood")
+        await eventually(lambda: bool(service.calls) and not service.calls[0].writable)
+        held = service.written
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert service.written <= held + 1
+        received = 0
+        while received < 1_000_000:
+            received += len((await peer.next(h2.events.DataReceived)).data)
+        assert service.written > held
+        peer.close()
 
 
 async def test_a_server_that_is_not_bound_does_not_start() -> None:
@@ -237,7 +351,7 @@ async def test_a_peer_that_causes_answers_and_does_not_read_them_is_cut_off(monk
     assert (UNSENT_FRAMES.bytes or 0) == 4 << 20
     monkeypatch.setattr(server_connection, "_UNSENT", 100_000)
     monkeypatch.setattr(http2_connection, "_CONTROL_FRAMES", 1 << 30)
-    async with serving() as (server, _):
+    async with serving() as (server, service):
         listener = server._sock
         assert listener is not None
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
@@ -258,6 +372,30 @@ async def test_a_peer_that_causes_answers_and_does_not_read_them_is_cut_off(monk
                 await flood()
         writer.transport.abort()
         del reader
+        await eventually(lambda: service.floods == [Flood.UNSENT_FRAMES])
+
+
+@pytest.mark.parametrize(
+    ("sent", "limit"),
+    [
+        (frames.frame(frames.PING, 0, 0, bytes(8)) * 1_100, Flood.CONTROL_FRAMES),
+        (
+            frames.frame(frames.HEADERS, 0, 1, b"\x82") + frames.frame(frames.CONTINUATION, 0, 1, b"") * 100,
+            Flood.HEADER_BLOCK,
+        ),
+        (frames.frame(frames.PING, 0, 0, bytes(7)), None),
+    ],
+)
+async def test_a_connection_that_is_closed_for_a_flood_is_told_once(sent: bytes, limit: Flood | None) -> None:
+    async with serving() as (server, service):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(CLIENT + sent)
+        async with asyncio.timeout(DEADLINE_S):
+            while await reader.read(65_536):
+                pass
+        writer.transport.abort()
+        await eventually(lambda: not server._connections)
+    assert service.floods == ([] if limit is None else [limit])
 
 
 class Still:
@@ -267,6 +405,7 @@ class Still:
         self.written = b""
         self.ended = ""
         self.reading = True
+        self.unsent = 0
 
     def get_extra_info(self, _name: str) -> object:
         return None
@@ -275,7 +414,7 @@ class Still:
         self.written += data
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -291,13 +430,21 @@ class Still:
 
 
 class NoCalls:
+    def __init__(self) -> None:
+        self.floods: list[Flood] = []
+        self.begun: list[Call] = []
+
     def opened(self, connection: ServerConnection) -> None: ...
 
     def closed(self, connection: ServerConnection) -> None: ...
 
-    def begin(self, call: Call, head: Any) -> None: ...
+    def begin(self, call: Call, head: Any) -> None:
+        self.begun.append(call)
 
     def over(self, call: Call) -> None: ...
+
+    def flooded(self, limit: Flood) -> None:
+        self.floods.append(limit)
 
 
 @pytest.fixture
@@ -419,6 +566,54 @@ async def test_what_is_left_of_a_flood_is_dropped_with_its_connection(connected:
     connection.connection_lost(None)
     await asyncio.sleep(0)
     assert (transport.written, transport.reading) == (written, False)
+
+
+@pytest.mark.loop("virtual")
+async def test_what_a_transport_had_read_of_a_flood_before_it_was_paused_may_end_the_connection(connected: Any) -> None:
+    connection, transport = connected()
+    connection.data_received(CLIENT + PING * 500)
+    assert not transport.reading
+    connection.data_received(b"\xff" * 9)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (transport.ended, transport.reading) == ("closed", False)
+    connection, transport = connected()
+    connection.data_received(CLIENT + PING * 500)
+    for _ in range(3):
+        connection.data_received(PING * 250)
+    assert (transport.ended, transport.reading) == ("closed", False)
+
+
+@pytest.mark.loop("virtual")
+async def test_an_answer_that_was_to_be_written_when_the_peer_left_is_dropped() -> None:
+    calls, transport = NoCalls(), Still()
+    connection = ServerConnection(calls)
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.data_received(CLIENT + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, HEAD_BLOCK))
+    calls.begun[0].write_now(b"x")
+    written = transport.written
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+    assert (transport.written, calls.begun[0].over) == (written, True)
+
+
+@pytest.mark.loop("virtual")
+@pytest.mark.parametrize(
+    ("sent", "floods"),
+    [([PING * 200] * 5, [Flood.CONTROL_FRAMES]), ([PING], [Flood.UNSENT_FRAMES]), ([b"\xff" * 9], [])],
+)
+async def test_a_connection_whose_peer_does_not_read_is_closed_at_once_for_one_reason(
+    sent: list[bytes], floods: list[Flood]
+) -> None:
+    calls, transport = NoCalls(), Still()
+    connection = ServerConnection(calls)
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.data_received(CLIENT)
+    for piece in sent[:-1]:
+        connection.data_received(piece)
+    transport.unsent = (UNSENT_FRAMES.bytes or 0) + 1
+    connection.data_received(sent[-1])
+    assert (calls.floods, transport.ended) == (floods, "aborted")
 
 
 HEAD_BLOCK = b"\x83\x86\x44\x07/x/Hang\x5f\x10application/grpc"

@@ -62,7 +62,7 @@ class Models:
 
 
 @asynccontextmanager
-async def worker(behaviour, load=None):
+async def worker(behaviour, load=None, options=()):
     """A function that asks the worker, and the heads its engine got; `behaviour(number, reader, writer, head)` answers."""
     heads = []
 
@@ -83,7 +83,7 @@ async def worker(behaviour, load=None):
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     base = f"--upstream-http-base-url=http://127.0.0.1:{port}"
-    settings = parse([base, "--backend-connectivity=reverse", "--quic-insecure"], {})
+    settings = parse([base, "--backend-connectivity=reverse", "--quic-insecure", *options], {})
     engine = Engine(settings)
     service = Service(settings, engine, Models(load or ModelLoad()), RAW_QUIC)
 
@@ -250,6 +250,17 @@ async def test_a_compressed_stream_of_events_is_passed_on_as_it_is():
     async with worker(answers(b"content-encoding: gzip", b"x-other: a", body=packed)) as (ask, _):
         stream = await ask((b"accept-encoding", b"gzip"))
         assert (stream.head.status, stream.body, stream.was_reset) == (200, packed, False)
+
+
+async def test_an_engine_that_sends_its_head_and_then_nothing_costs_its_request():
+    async def behave(number, reader, writer, head):
+        await reader.readexactly(len(BODY))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        return await reader.read(1)  # until the worker closes
+
+    async with worker(behave, options=["--engine-silence-timeout-ms=50"]) as (ask, heads):
+        stream = await ask()
+    assert (stream.was_reset, stream.head.status, len(heads)) == (True, 200, 1)
 
 
 async def test_a_tunnelled_body_above_the_limit_is_reset():

@@ -22,6 +22,14 @@ from router.config.cli import parse as parse_command_line
 from router.control_plane.admission import RefusedError, admit
 from router.control_plane.message_limits import MessageLimitError, check_limits
 from router.control_plane.messages import model_updates
+from router.grpc import header_blocks
+from router.grpc.call import Call
+from router.grpc.frames import ErrorCode, Http2Error
+from router.grpc.header_blocks import MalformedRequestError
+from router.grpc.header_decoder import HeaderDecoder, Headers
+from router.grpc.http2_connection import HEADER_BLOCK, Http2Connection
+from router.grpc.status import Status
+from router.grpc.stream import Http2Stream
 from router.http1.request_parser import BrokenBodyError, RequestParser
 from router.http1.request_parser import RefusedError as RequestRefusedError
 from router.http1.target import BadTargetError, host_is_valid, origin_form
@@ -105,6 +113,45 @@ class Requests:
     def invite_body(self) -> None: ...
 
 
+class GrpcPeer:
+    """A gRPC server on one connection, in memory: it answers each message with another, ends some calls early, and others not at all."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.messages: list[bytes] = []
+        self.over: list[Call] = []
+        self.connection = Http2Connection(self._on_request, lambda: None)
+
+    def _on_request(self, stream: Http2Stream, headers: Headers) -> None:
+        try:
+            head = header_blocks.read_head(headers)
+        except MalformedRequestError:
+            self.connection.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        call = Call(self.connection, stream, "peer", head.fields, self.over.append)
+        stream.receiver = call
+        self.calls.append(call)
+        number = len(self.calls)
+        if number % 4 == 0:
+            call.end(Status.UNAVAILABLE, "early")
+        elif number % 4 != 3:
+            call.receive(lambda message: self._answer(call, message), lambda: call.end(Status.OK))
+
+    def _answer(self, call: Call, message: bytes) -> None:
+        self.messages.append(message)
+        call.write_now(message)
+
+    def held_bytes(self) -> int:
+        """Parts of messages that wait."""
+        return sum(len(call._partial) for call in self.calls)
+
+    def close(self) -> None:
+        """The connection is over: nothing of it is kept."""
+        self.connection.lost()
+        assert len(self.over) == len(self.calls)
+        assert (self.connection.partial_bytes, self.connection.streams) == (0, {})
+
+
 class EngineCallbacks:
     """Whom a QUIC connection tells."""
 
@@ -139,6 +186,29 @@ def _http(data: bytes) -> int:
     for start in (0, len(data) // 2):
         parser.feed(data[start : len(data) // 2] if not start else data[start:])
     return owner.begun
+
+
+def _grpc(data: bytes) -> int:
+    """What the gRPC server does with the bytes of a connection, in three pieces and in turns of the event loop."""
+    peer = GrpcPeer()
+    first, second = _halves(data)
+    try:
+        for part in (*_halves(first), second):
+            more = peer.connection.receive(part, 1.0, 100)
+            while more:
+                more = peer.connection.receive(b"", 1.0, 100)
+            peer.connection.take_output()
+            assert peer.held_bytes() <= len(data)
+    except Http2Error as error:
+        peer.connection.fail(error)
+        raise
+    finally:
+        peer.close()
+    return len(peer.messages)
+
+
+def _header_block(data: bytes) -> int:
+    return len(HeaderDecoder(HEADER_BLOCK.bytes or 0).decode(data))
 
 
 def _frames(data: bytes) -> int:
@@ -357,6 +427,8 @@ def all_decoders() -> list[Decoder]:
         Decoder("relay_initial_frames", _initial_frames, (FirstFlightError,)),
         Decoder("relay_client_hello", server_name, (FirstFlightError,)),
         Decoder("http_request", _http, (RequestRefusedError, BrokenBodyError)),
+        Decoder("grpc_connection", _grpc, (Http2Error,)),
+        Decoder("grpc_header_block", _header_block, (Http2Error,)),
         Decoder("http_target", _target, (BadTargetError,)),
         Decoder("registration", _registration, (DecodeError, MessageLimitError, RefusedError)),
         Decoder("watch_response", _watch, (DecodeError,)),

@@ -44,7 +44,7 @@ class Rig:
         self.events: list[Any] = []
 
     def _on_request(self, stream: Http2Stream, headers: list[tuple[bytes, bytes]]) -> None:
-        call = Call(self.connection, stream, "ipv4:1.2.3.4:5", read_head(headers).metadata, self.over.append)
+        call = Call(self.connection, stream, "ipv4:1.2.3.4:5", read_head(headers).fields, self.over.append)
         stream.receiver = call
         self.calls.append(call)
         if self.receiving:
@@ -168,6 +168,58 @@ def test_a_call_that_is_reset_is_over_and_later_writes_do_nothing() -> None:
     assert rig.exchange() == []
 
 
+def test_a_call_without_a_message_is_closed_once() -> None:
+    rig = Rig()
+    rig.open(end=True)
+    rig.exchange()
+    assert (rig.messages, rig.closed) == ([], 1)
+    rig.receiving = False
+    rig.open(end=True)
+    rig.exchange()
+    rig.calls[1].receive(rig.messages.append, rig._on_closed)
+    assert (rig.messages, rig.closed) == ([], 2)
+
+
+def test_a_call_that_ends_within_a_message_hears_no_more_of_what_came_with_it() -> None:
+    rig = Rig()
+    rig.receiving = False
+    stream_id = rig.open()
+    rig.exchange()
+    (call,) = rig.calls
+
+    def answer(message: bytes) -> None:
+        rig.messages.append(message)
+        call.end(Status.OK)
+
+    call.receive(answer, rig._on_closed)
+    rig.client.send_data(stream_id, framed(b"one") + framed(b"two"))
+    events = rig.exchange()
+    assert (rig.messages, rig.closed) == ([b"one"], 0)
+    assert any(isinstance(one, h2.events.StreamEnded) for one in events)
+    assert rig.connection.partial_bytes == 0
+
+
+def test_a_peer_may_reset_a_call_whose_end_waits_for_it() -> None:
+    rig = Rig()
+    rig.connection.receive(CLIENT + frames.settings({frames.INITIAL_WINDOW_SIZE: 5}) + headers(), 0.0)
+    (call,) = rig.calls
+    call.write_now(b"0123456789")
+    call.end(Status.OK)
+    assert rig.over == [call]
+    rig.connection.receive(frames.reset(1, 8), 0.0)
+    assert rig.over == [call]
+    assert rig.connection.streams == {}
+
+
+def test_the_priority_of_a_request_is_passed_over() -> None:
+    rig = Rig()
+    stream_id = rig.client.get_next_available_stream_id()
+    rig.client.send_headers(stream_id, HEAD, priority_weight=7, priority_depends_on=0, priority_exclusive=True)
+    rig.client.send_data(stream_id, framed(b"x"))
+    rig.exchange()
+    assert rig.messages == [b"x"]
+
+
 def test_trailers_of_a_client_end_its_side() -> None:
     rig = Rig()
     stream_id = rig.open()
@@ -275,6 +327,25 @@ def test_more_than_a_window_ends_the_connection() -> None:
     assert sum(len(call._partial) for call in rig.calls) <= (CONNECTION_WINDOW.bytes or 0)
 
 
+def test_a_large_answer_leaves_in_parts_and_what_waits_is_asked_for() -> None:
+    rig = Rig()
+    grown = frames.settings({frames.INITIAL_WINDOW_SIZE: frames.MAX_WINDOW}) + frames.window_update(0, 1 << 30)
+    rig.connection.receive(CLIENT + grown + headers(), 0.0)
+    rig.connection.take_output()
+    (call,) = rig.calls
+    answer = bytes(1 << 20)
+    call.write_now(answer)
+    call.write_now(b"last")
+    call.end(Status.OK)
+    parts = []
+    while rig.outputs > len(parts):
+        parts.append(rig.connection.take_output())
+        assert len(parts[-1]) < 200_000
+    assert sum(map(len, parts)) > 1 << 20
+    assert len(parts) in range(7, 12)
+    assert rig.connection.streams == {}
+
+
 def test_what_was_not_read_when_a_call_ended_may_be_sent_again() -> None:
     rig = Rig()
     rig.receiving = False
@@ -332,6 +403,8 @@ def test_streams_that_are_reset_for_what_the_peer_did_count_too() -> None:
     with pytest.raises(Http2Error, match="too many streams are reset"):
         rig.connection.receive(flood, 0.0)
     assert len(rig.calls) == (RESETS.pieces or 0) + 1
+    rig.connection.lost()
+    assert all(call.over for call in rig.calls)
 
 
 @pytest.mark.parametrize(

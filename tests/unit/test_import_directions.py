@@ -81,6 +81,7 @@ SANS_IO_MODULES = (
     "kubernetes_router/targets.py",
     "router/grpc/frames.py",
     "router/grpc/header_blocks.py",
+    "router/grpc/header_decoder.py",
     "router/grpc/http2_connection.py",
     "router/grpc/status.py",
     "router/grpc/stream.py",

@@ -207,6 +207,12 @@ def test_the_wrong_number_of_labels_is_a_programming_error() -> None:
         Metrics().requests_total.inc(("only one",))
 
 
+def test_every_family_stands_in_the_documentation() -> None:
+    documented = (Path(router.__file__).parents[1] / "docs" / "operations.md").read_text()
+    families = [name for name, value in vars(Metrics()).items() if isinstance(value, Family)]
+    assert [name for name in families if f"`{name}`" not in documented] == []
+
+
 def test_every_family_is_fed_by_some_package() -> None:
     root = Path(router.__file__).parent
     source = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "metrics.py")
