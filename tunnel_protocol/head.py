@@ -117,9 +117,16 @@ def without(headers: HeaderList, drop: frozenset[bytes], *, listed: bool = True)
 
     `listed=False` keeps those that `Connection` lists.
     """
-    kept = [entry for entry in headers if entry[0] not in drop]
-    if not listed or len(kept) == len(headers):
-        return kept  # if nothing was dropped, there is no `Connection`
+    kept: HeaderList = []
+    lists_some = False
+    for entry in headers:
+        name = entry[0]
+        if name not in drop:
+            kept.append(entry)
+        elif name == b"connection":
+            lists_some = True
+    if not listed or not lists_some:
+        return kept
     named = {
         token.strip(b" \t").lower() for name, value in headers if name == b"connection" for token in value.split(b",")
     } - _NEVER_HOP_BY_HOP

@@ -18,7 +18,10 @@ _log = structlog.get_logger()
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _WITHOUT_BODY: Final = frozenset((204, 304))
+_STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in _REASONS.items()}
 _CONTENT_LENGTH: Final = b"content-length"
+_LENGTH_NAME_BYTES: Final = len(_CONTENT_LENGTH)
+_DATE_NAME_BYTES: Final = 4
 _MAX_LENGTH_DIGITS: Final = 19
 _NOT_COPIED_BYTES: Final = 4096
 """Bytes from which on a chunk is written in three pieces (size line, data, line end) instead of being copied into one."""
@@ -143,15 +146,13 @@ class Response(ResponseWriter):
         """Send the head now. `headers` may have one `content-length`, and no other framing header."""
         self.started = True
         self.status = status
-        reason = _REASONS.get(status, b"Unknown")
-        version = b"HTTP/1.0" if self._http_1_0 else b"HTTP/1.1"
-        lines = [b"%b %d %b\r\n" % (version, status, reason)]
-        named = dict(headers)
-        length = None
-        if _CONTENT_LENGTH in named:
-            length = _declared_length(headers)
-            headers = [entry for entry in headers if entry[0] != _CONTENT_LENGTH]
-        lines += [b"%b: %b\r\n" % entry for entry in headers]
+        line = None if self._http_1_0 else _STATUS_LINES.get(status)
+        if line is None:
+            version = b"HTTP/1.0" if self._http_1_0 else b"HTTP/1.1"
+            line = b"%b %d %b\r\n" % (version, status, _REASONS.get(status, b"Unknown"))
+        lines = [line]
+        sized, dated = _add_fields(lines, headers)
+        length = _declared_length(headers) if sized else None
         if status in _WITHOUT_BODY:
             self._bodyless = True
         elif length is not None:
@@ -172,7 +173,7 @@ class Response(ResponseWriter):
                 lines.append(b"connection: close\r\n")
         elif self._http_1_0:
             lines.append(b"connection: keep-alive\r\n")
-        if b"date" not in named:
+        if not dated:
             lines.append(b"date: %b\r\n" % self._output.date())
         lines.append(b"\r\n")
         self._output.write(b"".join(lines))
@@ -234,6 +235,23 @@ class Response(ResponseWriter):
     def abandoned(self) -> None:
         """The client has closed: write nothing more."""
         self.over = True
+
+
+def _add_fields(lines: list[bytes], headers: HeaderList) -> tuple[bool, bool]:
+    """Add the pieces of all fields but `content-length` to `lines`; whether there is one of that name, and of `date`."""
+    sized = dated = False
+    for name, value in headers:  # pieces, not formatted lines: this runs for every request
+        size = len(name)
+        if size == _LENGTH_NAME_BYTES and name == _CONTENT_LENGTH:
+            sized = True
+            continue
+        if size == _DATE_NAME_BYTES and name == b"date":
+            dated = True
+        lines.append(name)
+        lines.append(b": ")
+        lines.append(value)
+        lines.append(b"\r\n")
+    return sized, dated
 
 
 def _declared_length(headers: HeaderList) -> int | None:

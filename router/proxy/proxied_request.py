@@ -106,7 +106,7 @@ class ProxiedRequest:
         self._retry_state = RetryState(proxy.settings, valid.retry_deadline)
         trace = None if proxy.tracing is None else proxy.tracing.begin(request, valid, self._retry_state)
         self._recorder = RequestRecorder(
-            proxy.metrics, proxy.access_log, valid, request.received_at, trace, proxy.request_ends
+            proxy.metrics, proxy.request_series, proxy.access_log, valid, request.received_at, trace, proxy.request_ends
         )
         self._placement: Placement | None = None
         self._attempt: Attempt | None = None

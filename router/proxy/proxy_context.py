@@ -12,6 +12,7 @@ from router.proxy.access_log import AccessLog
 from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.refusals import Refusals
 from router.proxy.replay import ReplayBudget
+from router.proxy.request_series import RequestSeries
 from router.proxy.request_trace import ProxyTracing
 from router.proxy.settings import ProxySettings
 from router.registry import Registry
@@ -41,6 +42,7 @@ class ProxyContext:
         self.registry = registry
         self.selector = selector
         self.metrics = metrics
+        self.request_series = RequestSeries(metrics)
         self.settings = settings
         self.clock = clock
         self.replay_budget = ReplayBudget(settings.max_replay_total_bytes, metrics.replay_budget_exhausted_total.inc)

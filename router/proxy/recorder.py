@@ -12,6 +12,7 @@ from router.proxy import retry
 from router.proxy.access_log import AccessLog
 from router.proxy.failure_log import log_failed_request
 from router.proxy.placement import RoutedChoice
+from router.proxy.request_series import RequestSeries, TargetSeries
 from router.proxy.request_trace import RequestTrace
 from router.proxy.retry import Verdict
 from router.proxy.retry_state import RetryState
@@ -26,11 +27,23 @@ _log = structlog.get_logger()
 class RequestRecorder:
     """Records the events of one request. `now` is in monotonic seconds."""
 
-    __slots__ = ("_access_log", "_ends", "_labels", "_metrics", "_received_at", "_selected_before", "_trace", "_valid")
+    __slots__ = (
+        "_access_log",
+        "_all_series",
+        "_ends",
+        "_labels",
+        "_metrics",
+        "_received_at",
+        "_selected_before",
+        "_series",
+        "_trace",
+        "_valid",
+    )
 
     def __init__(
         self,
         metrics: Metrics,
+        series: RequestSeries,
         access_log: AccessLog,
         valid: ValidRequest,
         received_at: float,
@@ -40,6 +53,9 @@ class RequestRecorder:
         """`trace` is None if the request is not traced and its headers are forwarded as they came; `ends` is told of its end."""
         self._ends = ends
         self._metrics = metrics
+        self._all_series = series
+        self._series: TargetSeries | None = None
+        """Those of the target, from its first choice on."""
         self._access_log = access_log
         self._valid = valid
         self._received_at = received_at
@@ -56,17 +72,19 @@ class RequestRecorder:
     def chosen(self, chosen: RoutedChoice, now: float, waited: bool, overflowed: bool) -> None:
         """A cluster was chosen; `waited`: after a wait for one, `overflowed`: instead of a worker without a free stream."""
         metrics, labels = self._metrics, self._labels
+        series = self._series
+        if series is None:
+            series = self._series = self._all_series.of_target(labels)
         if not self._selected_before:
             self._selected_before = True
             seconds = now - self._valid.routing.received_at
-            metrics.routing_duration_seconds.observe(seconds, labels)
+            series.routing_duration.observe(seconds)
             if waited:
                 metrics.routing_wait_seconds.observe(seconds, labels)
         if overflowed:
             metrics.spills_total.inc(labels)
-        selection = "fallback" if chosen.rank_depth > 1 else "primary"
         algorithm = self._valid.effective.algorithm
-        metrics.routing_selections_total.inc((*labels, algorithm, selection))
+        series.selected(algorithm, fallback=chosen.rank_depth > 1)
         if chosen.skipped_for_kv:
             metrics.routing_kv_free_token_fallback_selections_total.inc((*labels, algorithm))
         if self._trace is not None:
@@ -100,6 +118,7 @@ class RequestRecorder:
     def unknown_target(self) -> None:
         """Nobody has registered the target: its names, which the client chose, are no labels from here on."""
         self._labels = UNKNOWN_TARGET
+        self._series = None
 
     def nobody_left(self, retries: RetryState, finalization: str) -> None:
         """No eligible cluster is left; `finalization` names the answer."""
@@ -149,11 +168,13 @@ class RequestRecorder:
 
     def attempt_answered(self, backend: Backend, status: int, held_bytes: int, now: float) -> None:
         """The attempt got a response head, which may be final or retried; `held_bytes` is the size of the replay copy."""
-        metrics, labels = self._metrics, self._labels
-        server_id = backend.inference_server_id
-        metrics.proxy_attempts_total.inc((*labels, server_id, f"upstream_{status}"))
-        metrics.proxy_replay_buffer_bytes.observe(held_bytes, (labels[1],))
-        metrics.proxy_duration_seconds.observe(now - self._received_at, (*labels, server_id))
+        series = self._series
+        if series is None:  # pragma: no cover - a worker was chosen
+            return
+        of_server = series.of_server(backend.inference_server_id)
+        of_server.attempt_answered(status)
+        series.replay_bytes.observe(held_bytes)
+        of_server.duration.observe(now - self._received_at)
         if self._trace is not None:
             self._trace.attempt_answered(status, held_bytes, now)
 
@@ -225,11 +246,16 @@ class RequestRecorder:
 
     def answered(self, server_id: str, status: int) -> None:
         """The client gets this status from the worker `server_id`; empty for a local reply without a worker."""
-        self._metrics.requests_total.inc((*self._labels, server_id, str(status)))
+        series = self._series
+        if series is None or not server_id:
+            self._metrics.requests_total.inc((*self._labels, server_id, str(status)))
+        else:
+            series.of_server(server_id).answered(status)
 
     def first_byte(self, now: float) -> None:
         """The head of a worker's response is sent to the client."""
-        self._metrics.request_first_byte_seconds.observe(now - self._received_at, self._labels)
+        if self._series is not None:  # pragma: no branch - a worker was chosen
+            self._series.first_byte.observe(now - self._received_at)
 
     def request_failed(
         self,
@@ -298,7 +324,10 @@ class RequestRecorder:
                 priority=routing.priority,
             )
         )
-        self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
+        if self._series is None:
+            self._metrics.request_duration_seconds.observe(now - received_at, self._labels)
+        else:
+            self._series.duration.observe(now - received_at)
         if self._trace is not None:
             self._trace.finished(response, end, now)
         line = self._access_log.finished

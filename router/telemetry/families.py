@@ -104,12 +104,21 @@ class Family:
         return labels if self._guard is None else self._guard.admit(self.full_name, self.label_names, labels)
 
 
+class Cell:
+    """The number of one series."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0.0
+
+
 class _Scalar(Family):
     """One number per series."""
 
     def __init__(self, prefix: str, description: Description, guard: LabelGuard | None = None) -> None:
         super().__init__(prefix, description, guard)
-        self._cells: dict[Labels, float] = {}
+        self._cells: dict[Labels, Cell] = {}
         self._order: list[tuple[str, Labels]] = []
         self._readers: dict[Labels, Callable[[], float]] = {}
 
@@ -119,36 +128,43 @@ class _Scalar(Family):
 
     def value(self, labels: Labels = ()) -> float:
         """The current value; 0 for a series that does not exist."""
-        return self._cells.get(labels, 0)
+        cell = self._cells.get(labels)
+        return 0 if cell is None else cell.value
 
     def values(self) -> list[tuple[Labels, float]]:
         """Labels and value of each series that is not read at each scrape."""
-        return list(self._cells.items())
+        return [(labels, cell.value) for labels, cell in self._cells.items()]
 
     def track(self, read: Callable[[], float], labels: Labels = ()) -> None:
         """From now on call `read` for the value of the series at each scrape. It must be cheap."""
         admitted = self._admitted(labels)
         self._readers[admitted] = read
-        self._cells[admitted] = 0
+        self._cells[admitted] = Cell()
+
+    def cell(self, labels: Labels = ()) -> Cell:
+        """The number of the series of `labels`, which begins with 0 if there is none yet; valid until the series is removed."""
+        found = self._cells.get(labels)
+        if found is None:
+            admitted = self._admitted(labels)
+            found = self._cells.get(admitted)
+            if found is None:
+                found = self._cells[admitted] = Cell()
+        return found
 
     def lines(self, out: list[str]) -> None:
         """Append one line per series, sorted; calls the readers of `track` first."""
         cells = self._cells
         for labels, read in self._readers.items():
-            cells[labels] = read()
+            cells[labels].value = read()
         if not cells:
             return
         if len(self._order) != len(cells):
             self._order = sorted((self._series_name(labels), labels) for labels in cells)
         out.append(self._head)
-        out.extend([f"{name} {number(cells[labels])}\n" for name, labels in self._order])
+        out.extend([f"{name} {number(cells[labels].value)}\n" for name, labels in self._order])
 
     def _series_name(self, labels: Labels) -> str:
         return f"{self.full_name}{{{label_text(self.label_names, labels)}}}" if labels else self.full_name
-
-    def _add(self, labels: Labels, amount: float) -> None:
-        admitted = self._admitted(labels)
-        self._cells[admitted] = self._cells.get(admitted, 0) + amount
 
 
 class Counter(_Scalar):
@@ -158,14 +174,11 @@ class Counter(_Scalar):
 
     def inc(self, labels: Labels = (), amount: float = 1) -> None:
         """Add `amount` (not negative) to the series of `labels`."""
-        try:
-            self._cells[labels] += amount
-        except KeyError:
-            self._add(labels, amount)
+        self.cell(labels).value += amount
 
     def create(self, labels: Labels = ()) -> None:
         """Create the series with value 0."""
-        self._cells.setdefault(self._admitted(labels), 0)
+        self.cell(labels)
 
 
 class Gauge(_Scalar):
@@ -175,17 +188,11 @@ class Gauge(_Scalar):
 
     def set(self, value: float, labels: Labels = ()) -> None:
         """Set the series of `labels` to `value`."""
-        if labels in self._cells:
-            self._cells[labels] = value
-        else:
-            self._cells[self._admitted(labels)] = value
+        self.cell(labels).value = value
 
     def inc(self, labels: Labels = (), amount: float = 1) -> None:
         """Add `amount`, which may be negative."""
-        try:
-            self._cells[labels] += amount
-        except KeyError:
-            self._add(labels, amount)
+        self.cell(labels).value += amount
 
     def remove(self, labels: Labels = ()) -> None:
         """Remove the series; no effect if there is none."""
@@ -194,15 +201,39 @@ class Gauge(_Scalar):
             self._order = []
 
 
-class _Distribution:
+class BoundCounter:
+    """One series of a counter, found once; it begins with the first `inc`."""
+
+    __slots__ = ("_cell", "_counter", "_labels")
+
+    def __init__(self, counter: Counter, labels: Labels) -> None:
+        self._counter = counter
+        self._labels = labels
+        self._cell: Cell | None = None
+
+    def inc(self) -> None:
+        """Add 1."""
+        cell = self._cell
+        if cell is None:
+            cell = self._cell = self._counter.cell(self._labels)
+        cell.value += 1.0
+
+
+class Distribution:
     """The values of one series of a histogram: observations per bucket (not cumulative) and their sum."""
 
-    __slots__ = ("counts", "sum", "texts")
+    __slots__ = ("_bounds", "counts", "sum", "texts")
 
-    def __init__(self, buckets: int) -> None:
-        self.counts = [0] * buckets
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
         self.texts: list[str] = []
+
+    def observe(self, value: float) -> None:
+        """Count `value` in the first bucket whose bound is not below it."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
 
 
 class Histogram(Family):
@@ -215,7 +246,7 @@ class Histogram(Family):
     ) -> None:
         super().__init__(prefix, description, guard)
         self.bounds = tuple(bounds)
-        self._cells: dict[Labels, _Distribution] = {}
+        self._cells: dict[Labels, Distribution] = {}
         self._order: list[Labels] = []
 
     def series(self) -> int:
@@ -229,11 +260,17 @@ class Histogram(Family):
 
     def observe(self, value: float, labels: Labels = ()) -> None:
         """Count `value` in the first bucket whose bound is not below it."""
-        cell = self._cells.get(labels)
-        if cell is None:
-            cell = self._cells.setdefault(self._admitted(labels), _Distribution(len(self.bounds) + 1))
-        cell.counts[bisect_left(self.bounds, value)] += 1
-        cell.sum += value
+        self.cell(labels).observe(value)
+
+    def cell(self, labels: Labels = ()) -> Distribution:
+        """The values of the series of `labels`, which is empty if there was none."""
+        found = self._cells.get(labels)
+        if found is None:
+            admitted = self._admitted(labels)
+            found = self._cells.get(admitted)
+            if found is None:
+                found = self._cells[admitted] = Distribution(self.bounds)
+        return found
 
     def lines(self, out: list[str]) -> None:
         """Append cumulative buckets, sum and count per series."""
@@ -252,7 +289,7 @@ class Histogram(Family):
             out.append(f"{texts[-2]} {number(cell.sum)}\n")
             out.append(f"{texts[-1]} {total}\n")
 
-    def _texts(self, labels: Labels, cell: _Distribution) -> list[str]:
+    def _texts(self, labels: Labels, cell: Distribution) -> list[str]:
         name = self.full_name
         bounds = [*(number(bound) for bound in self.bounds), "+Inf"]
         own = label_text(self.label_names, labels)
@@ -261,3 +298,21 @@ class Histogram(Family):
         braces = f"{{{own}}}" if own else ""
         cell.texts = [*texts, f"{name}_sum{braces}", f"{name}_count{braces}"]
         return cell.texts
+
+
+class BoundHistogram:
+    """One series of a histogram, found once; it begins with the first `observe`."""
+
+    __slots__ = ("_cell", "_histogram", "_labels")
+
+    def __init__(self, histogram: Histogram, labels: Labels) -> None:
+        self._histogram = histogram
+        self._labels = labels
+        self._cell: Distribution | None = None
+
+    def observe(self, value: float) -> None:
+        """Count `value`."""
+        cell = self._cell
+        if cell is None:
+            cell = self._cell = self._histogram.cell(self._labels)
+        cell.observe(value)

@@ -58,8 +58,8 @@ class PowerOfN:
             sampled = sample(candidates, excluded, self._sample_count, self._random)
         else:
             sampled = [candidate for candidate in candidates if candidate.cluster_id not in excluded]
-        if not sampled:
-            return None
+        if len(sampled) < 2:  # one cluster is the everyday case of small deployments: nothing to compare
+            return Choice(sampled[0]) if sampled else None
         tokens, priority, score = request.input_tokens or 0, request.priority, self._score
         scores = [score(candidate, tokens, priority) for candidate in sampled]
         least = min(scores)
