@@ -32,17 +32,16 @@ _REPORTS_FOR_A_MEAN: Final = 3
 class _Learnt:
     """What one model reported, older reports weighing less."""
 
-    __slots__ = ("base", "output", "reported", "reports")
+    __slots__ = ("base", "mean_output", "output", "ratio", "reported", "reports")
 
     def __init__(self) -> None:
         self.base = _PRIOR_TOKENS
         self.reported = _PRIOR_TOKENS
         self.output = 0.0
         self.reports = 0
-
-    @property
-    def ratio(self) -> float:
-        return min(MOST_RATIO, max(LEAST_RATIO, self.reported / self.base))
+        self.ratio = 1.0
+        self.mean_output = 0
+        """`output`, rounded up."""
 
 
 class LearningEstimator:
@@ -62,7 +61,7 @@ class LearningEstimator:
             TOKENS_PER_PIECE * facts.pieces
             + facts.text_bytes // BYTES_PER_TOKEN
             + facts.quarters
-            + math.ceil(facts.tools_bytes / BYTES_PER_TOKEN)
+            + -(-facts.tools_bytes // BYTES_PER_TOKEN)
             + TOKENS_PER_LOW_IMAGE * facts.images_low
             + TOKENS_PER_IMAGE * facts.images
         )
@@ -75,8 +74,8 @@ class LearningEstimator:
         learnt = self._models.get(model)
         if learnt is None or learnt.reports < _REPORTS_FOR_A_MEAN:
             return most
-        mean = math.ceil(learnt.output)
-        return mean if most is None else min(most, mean)
+        mean = learnt.mean_output
+        return most if most is not None and most < mean else mean
 
     def learn(self, model: str, estimate: Estimate, usage: Usage) -> None:
         """See `TokenEstimator.learn`. Reports without input tokens, which some engines send, say nothing of the ratio."""
@@ -91,9 +90,12 @@ class LearningEstimator:
             self._models.move_to_end(model)
         reported = usage.input_tokens - estimate.exact
         if estimate.base > 0 and reported > 0:
-            learnt.base = learnt.base * _KEPT + estimate.base
+            base = learnt.base = learnt.base * _KEPT + estimate.base
             # One absurd report must not outweigh many others.
-            learnt.reported = learnt.reported * _KEPT + min(reported, estimate.base * MOST_RATIO)
+            taken = min(float(reported), estimate.base * MOST_RATIO)
+            learnt.reported = learnt.reported * _KEPT + taken
+            learnt.ratio = min(MOST_RATIO, max(LEAST_RATIO, learnt.reported / base))
         learnt.reports += 1
         share = max(1 - _KEPT, 1 / learnt.reports)
         learnt.output += (max(0, usage.output_tokens) - learnt.output) * share
+        learnt.mean_output = math.ceil(learnt.output)

@@ -362,21 +362,21 @@ class FrontRequest(CallerRequest):
         first = None if answer is None or not answer.first_at else (answer.first_at - self._times.read_at) * 1000
         services.usage.record(
             UsageRecord(
-                self.request_id,
-                self._caller.key_id,
-                self._endpoint.path,
-                None if key is None else key.routing_key,
-                "" if key is None else key.model,
-                key is not None and self._front.registry.is_advertised(key),
-                self._stream,
-                status,
-                code,
-                end,
-                0 if estimate is None else estimate.tokens,
-                usage,
-                seen,
-                first,
-                (self._front.clock() - self._request.received_at) * 1000,
+                request_id=self.request_id,
+                key_id=self._caller.key_id,
+                path=self._endpoint.path,
+                routing_key=None if key is None else key.routing_key,
+                model="" if key is None else key.model,
+                registered=key is not None and self._front.registry.is_advertised(key),
+                stream=self._stream,
+                status=status,
+                code=code,
+                end=end,
+                estimated_input_tokens=0 if estimate is None else estimate.tokens,
+                usage=usage,
+                output_seen=seen,
+                first_token_ms=first,
+                duration_ms=(self._front.clock() - self._request.received_at) * 1000,
             )
         )
 
