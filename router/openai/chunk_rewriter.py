@@ -22,6 +22,7 @@ _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _CHUNK: Final = b"data: {"
 _MODEL: Final = b'"model":'
+_CHOICES: Final = b',"choices":['
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
@@ -47,7 +48,6 @@ class ChunkRewriter:
         "_keep_usage",
         "_last",
         "_model",
-        "_raw_model",
         "_routed",
         "_same_name",
         "_splitter",
@@ -62,7 +62,6 @@ class ChunkRewriter:
         `routed`: the JSON text of the name that the worker was told. A first chunk that has it where it belongs is not decoded.
         """
         self._model = model
-        self._raw_model = msgspec.Raw(model)
         self._keep_usage = keep_usage
         self._routed = routed
         self._splitter = EventSplitter()
@@ -152,7 +151,7 @@ class ChunkRewriter:
     def _written(self, event: bytes, data: bytes, chunk: Chunk) -> bytes:
         """The chunk for the client. Raises `RequestError`."""
         written = data
-        if chunk.model != ABSENT and chunk.model != self._raw_model:
+        if chunk.model != ABSENT and bytes(chunk.model) != self._model:
             written = json_body.parse_answer(data).replaced({"model": self._model})
         if chunk.usage != ABSENT and not self._keep_usage:
             written = json_body.parse_answer(written).without("usage")
@@ -167,12 +166,13 @@ class ChunkRewriter:
         end = begin + len(name)
         if key < 0 or not name or not event.startswith(name, begin) or not event.startswith(_CHUNK):
             return False
-        if event.find(b'"choices"', end) < 0 or event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
+        if not event.startswith(_CHOICES, end) and event.find(b'"choices"', end) < 0:
             return False
-        begins = event[:end]
-        if b'"usage"' in begins or b'"finish_reason"' in begins:
+        if event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
             return False
-        self._begins = begins
+        if event.find(b'"usage"', 0, end) >= 0 or event.find(b'"finish_reason"', 0, end) >= 0:
+            return False
+        self._begins = event[:end]
         self._same_name = name == self._model
         self._begins_for_client = event[:begin] + self._model
         return True

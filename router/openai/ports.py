@@ -91,7 +91,7 @@ class Authenticator(Protocol):
     """Decides by its key who sends a request."""
 
     def authenticate(
-        self, authorization: bytes | None, api_key: bytes | None, path: str
+        self, authorization: bytes | None, api_key: bytes | None
     ) -> "Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]":
         """The caller of a request, from its head alone.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from router.openai.ports import End, Usage, UsageRecord
-from router.openai.usage import UsageCounters, UsageLog
+from router.openai.usage import USAGE_SERIES, UsageCounters, UsageLog
 from router.telemetry.families import OVERFLOW
 from router.telemetry.metrics import KEY_IDS, Metrics
 
@@ -72,6 +72,18 @@ def test_models_that_no_worker_serves_are_no_labels_and_key_ids_are_bounded() ->
     for i in range(KEY_IDS.pieces + 20):
         counters.record(recorded(key_id=f"key-{i}", usage=None))
     assert metrics.openai_requests_total.value((OVERFLOW, "tenant", "m", "200")) == 21
+
+
+def test_the_series_that_are_kept_at_hand_are_bounded() -> None:
+    metrics = Metrics()
+    counters = UsageCounters(metrics)
+    counters.record(recorded())
+    for i in range(USAGE_SERIES.pieces or 0):
+        counters.record(recorded(model=f"m-{i}", usage=None))
+        assert len(counters) <= (USAGE_SERIES.pieces or 0)
+    assert len(counters) == 1
+    counters.record(recorded())
+    assert metrics.openai_tokens_total.value(("alice", "tenant", "m", "input")) == 22
 
 
 @pytest.fixture
