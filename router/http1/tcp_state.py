@@ -8,7 +8,7 @@ import socket
 from typing import Final
 
 _ESTABLISHED: Final = 1
-_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
+_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)  # not Final: mypyc takes the constant for an int
 
 
 def peer_closed(sock: socket.socket | None) -> bool:

@@ -459,7 +459,7 @@ def test_a_call_counts_as_several_frames() -> None:
     assert len(rig.calls) == 10
 
 
-def full_house() -> Rig:
+def all_streams_open() -> Rig:
     """As many calls as a connection may have, all with an answer for which the connection has no window left."""
     rig = Rig()
     rig.connection.receive(CLIENT + b"".join(headers(2 * n + 1) for n in range(CONNECTION_STREAMS.pieces or 0)), 0.0)
@@ -472,7 +472,7 @@ def full_house() -> Rig:
 
 
 def test_settings_with_many_entries_change_the_windows_of_all_calls_once() -> None:
-    rig = full_house()
+    rig = all_streams_open()
     entries = b"".join(b"\0\4" + (1_000 + number).to_bytes(4) for number in range(2_700))
     began = time.process_time()
     assert rig.connection.receive(frames.frame(frames.SETTINGS, 0, 0, entries) * 5, 0.0, 256)  # the rest in later turns
@@ -481,14 +481,14 @@ def test_settings_with_many_entries_change_the_windows_of_all_calls_once() -> No
 
 
 def test_changes_of_the_window_of_all_calls_are_done_in_several_turns() -> None:
-    rig = full_house()
+    rig = all_streams_open()
     changes = [frames.settings({frames.INITIAL_WINDOW_SIZE: 70_000 + number}) for number in range(10)]
     assert rig.connection.receive(b"".join(changes), 0.0, 256)
     assert rig.connection.take_output() == frames.frame(frames.SETTINGS, frames.ACK, 0, b"")
 
 
 def test_credit_for_a_few_bytes_costs_as_little_however_many_calls_wait() -> None:
-    rig = full_house()
+    rig = all_streams_open()
     began = time.process_time()
     rig.connection.receive(frames.window_update(0, 1) * 900, 0.0)
     assert time.process_time() - began < 0.3  # 1.4 s when each call was looked at, 0.04 s now
