@@ -5,7 +5,6 @@ A key is a digest that also covers the API key's id, the routing key and the mod
 
 import hashlib
 import re
-from struct import Struct
 from typing import Final
 
 from router.openai.ports import Caller
@@ -15,7 +14,8 @@ SCOPES: Final = Limit("openai.affinity_scopes", pieces=10_000)
 """Callers and targets whose part of a key is kept ready; beyond that all are made anew."""
 
 _MAX_SCOPES: Final = SCOPES.pieces or 0
-_length: Final = Struct(">Q").pack
+_LENGTH_BYTES: Final = 8
+_sha256: Final = hashlib.sha256
 
 MAX_SESSION_BYTES: Final = 256
 """Longest session id."""
@@ -69,7 +69,7 @@ class ScopedAffinity:
             if len(self._scopes) >= _MAX_SCOPES:
                 self._scopes.clear()
             scope = self._scopes[wanted] = _measured((_bytes(key_id), _bytes(routing_key or ""), _bytes(model)))
-        return hashlib.sha256(scope + _measured(parts)).hexdigest()
+        return _sha256(scope + _measured(parts)).hexdigest()
 
 
 class GatewayAffinity:
@@ -112,6 +112,6 @@ def _measured(parts: tuple[bytes, ...]) -> bytes:
     """The parts, each with its length, so that no two sequences of parts have the same bytes."""
     pieces: list[bytes] = []
     for part in parts:
-        pieces.append(_length(len(part)))
+        pieces.append(len(part).to_bytes(_LENGTH_BYTES, "big"))
         pieces.append(part)
     return b"".join(pieces)

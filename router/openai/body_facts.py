@@ -18,6 +18,7 @@ _COMPLETION: Final = Kind.COMPLETION
 _EMBEDDING: Final = Kind.EMBEDDING
 _RESPONSE: Final = Kind.RESPONSE
 _BRACKET: Final = ord("[")
+_BLANKS: Final = b" \t\n\r"
 _FIXED: Final = ("developer", "system")
 _NOT_TEXT: Final = ("image_url", "input_image", "input_audio", "input_file", "file", "video_url", "audio")
 _BYTES_PER_QUARTER: Final = 4
@@ -143,6 +144,12 @@ def _until_first_user(messages: msgspec.Raw, document: list[Any] | None, found: 
 
     `document` are the messages, None if they have numbers that cannot be represented.
     """
+    if document is not None and len(document) == 1:
+        message = document[0]
+        role = message.get("role") if isinstance(message, dict) else None
+        if role == "user" or role in _FIXED:
+            found.append(bytes(messages)[1:-1].strip(_BLANKS))
+        return
     for at, raw in enumerate(decode_items(messages)):
         if document is None:
             role = _role(raw)

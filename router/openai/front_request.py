@@ -220,10 +220,13 @@ class FrontRequest(CallerRequest):
         except RequestError as error:
             self.refuse(error.refusal)
             return
-        priority = None if caller.priority is None else min(caller.priority, _MAX_U32)
+        priority = caller.priority
+        if priority is not None and priority > _MAX_U32:
+            priority = _MAX_U32
+        model = key.model
         routing = RoutingRequest(
             routing_key=key.routing_key,
-            model=key.model,
+            model=model,
             affinity_key=affinity,
             input_tokens=estimate.tokens,
             priority=priority or 0,
@@ -236,7 +239,7 @@ class FrontRequest(CallerRequest):
             endpoint=self._endpoint,
             name=body.name,
             model=body.model,
-            routed=key.model,
+            routed=model,
             stream=body.stream,
             keep_usage=body.keep_usage,
             headers=self._headers,
@@ -246,7 +249,7 @@ class FrontRequest(CallerRequest):
         self._body = None  # the worker gets another text
         answer = self._answer = self._new_answer(asked)
         self._state = _WORKER
-        relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(key.model))
+        relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(model))
         if self._over:
             return  # it was refused at once
         self._relayed = relayed

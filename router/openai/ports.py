@@ -18,7 +18,7 @@ caller may cancel such a future. Methods do not raise for anything a client send
 import asyncio
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Response fields, names in lower case, for example `((b"retry-after", b"4"),)`."""
@@ -111,15 +111,32 @@ class Authenticator(Protocol):
 # --- usage -------------------------------------------------------------------------------------------------------------
 
 
-class Usage(NamedTuple):
-    """Tokens of one request as the engine reported them."""
+class Usage:
+    """Tokens of one request as the engine reported them. Equal by its numbers."""
 
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    """Part of the input tokens."""
-    reasoning_tokens: int = 0
-    """Part of the output tokens."""
+    __slots__ = ("cached_tokens", "input_tokens", "output_tokens", "reasoning_tokens")
+
+    def __init__(
+        self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, reasoning_tokens: int = 0
+    ) -> None:
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cached_tokens = cached_tokens
+        """Part of the input tokens."""
+        self.reasoning_tokens = reasoning_tokens
+        """Part of the output tokens."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and self._numbers() == other._numbers()
+
+    def __hash__(self) -> int:
+        return hash(self._numbers())
+
+    def __repr__(self) -> str:
+        return f"Usage{self._numbers()}"
+
+    def _numbers(self) -> tuple[int, int, int, int]:
+        return self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens
 
 
 class End(Enum):

@@ -34,6 +34,7 @@ _PASSED_ON: Final = frozenset(
     (b"retry-after", b"retry-after-ms", b"x-should-retry", b"openai-processing-ms", b"openai-version", ERROR_CODE)
 )
 """Fields of a worker's answer that the client gets."""
+_USED: Final = _PASSED_ON | {b"content-type", b"content-encoding"}
 _EVENTS: Final = b"text/event-stream"
 KEEPALIVE: Final = b": keep-alive\n\n"
 
@@ -189,12 +190,14 @@ class WorkerAnswer(ResponseWriter):
         kind, encoding = b"", b"identity"
         for field in headers:
             name = field[0]
+            if name not in _USED:
+                continue
             if name == b"content-type":
                 kind = field[1]
-            elif name in _PASSED_ON:
-                self._fields.append(field)
             elif name == b"content-encoding":
                 encoding = field[1]
+            else:
+                self._fields.append(field)
         if encoding != b"identity":
             self._give_up(_COMPRESSED)
         elif not 200 <= status < 300:

@@ -24,14 +24,15 @@ def request_for_worker(
 ) -> ClientRequest:
     """The request that routing and relay get in place of the client's. `routing` and the rest is what the front has found out."""
     input_tokens = routing.input_tokens or 0
+    told_input = str(input_tokens).encode()
     fields: dict[bytes, bytes] = {
         b"content-type": b"application/json",
         b"accept": b"text/event-stream" if endpoint.streams else b"application/json",
-        b"content-length": b"%d" % len(body),
+        b"content-length": str(len(body)).encode(),
         b"x-request-id": request_id,
         b"x-model": routing.model.encode(),
-        b"x-input-tokens": b"%d" % input_tokens,
-        b"x-token-estimate": b"%d" % (input_tokens + output_tokens if output_tokens else input_tokens),
+        b"x-input-tokens": told_input,
+        b"x-token-estimate": str(input_tokens + output_tokens).encode() if output_tokens else told_input,
     }
     if routing.routing_key is not None:
         fields[b"x-routing-key"] = routing.routing_key.encode()

@@ -94,6 +94,15 @@ def test_the_beginning_of_a_conversation_is_the_same_in_every_turn() -> None:
         assert prefix_of(endpoint, given) == ()
 
 
+def test_a_first_turn_has_the_beginning_of_the_next_one_whatever_the_blanks() -> None:
+    one = b'{"role": "user",\n "content": "hi"}'
+    for blanks in (b"", b" ", b"\n\t "):
+        first = parse(b'{"messages":[' + blanks + one + blanks + b"]}")
+        second = parse(b'{"messages":[' + blanks + one + blanks + b',{"role":"assistant","content":"a"}]}')
+        assert prefix_of(CHAT, first) == prefix_of(CHAT, second) == (one,)
+    assert prefix_of(CHAT, parse(b'{"messages":["text"]}')) == ()
+
+
 def test_sessions_are_named_by_the_body() -> None:
     assert session_of(CHAT, body(prompt_cache_key="k", conversation="c")) == "k"
     assert session_of(CHAT, body(conversation="c")) is None
