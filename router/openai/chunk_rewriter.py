@@ -97,23 +97,29 @@ class ChunkRewriter:
         if event.startswith(self._begins):
             begins = len(self._begins)
             if event.find(b"\n", begins) == len(event) - 2:
-                if event.endswith(_NULL_USAGE):
-                    if not self._keep_usage:
-                        event = event[: -len(_NULL_USAGE)] + _OBJECT_END
-                elif event.find(b'"usage"', begins) >= 0:
+                if not event.endswith(_NULL_USAGE) and event.find(b'"usage"', begins) >= 0:
                     # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
                     return b"" if self._is_usage_only(event, begins) else self._read(event)
-                self.content_events += 1
-                self._last = event
-                return event if self._same_name else self._begins_for_client + event[begins:]
+                return self._known(event)
         elif self._routed and self._is_plain(event):
-            return self._rewrite(event)
+            return self._known(event)
         return self._read(event)
+
+    def _known(self, event: bytes) -> bytes:
+        """A chunk with a choice that begins as what is remembered, and has no usage, or a null at its end."""
+        if not self._keep_usage and event.endswith(_NULL_USAGE):
+            event = event[: -len(_NULL_USAGE)] + _OBJECT_END
+        self.content_events += 1
+        self._last = event
+        return event if self._same_name else self._begins_for_client + event[len(self._begins) :]
 
     def _is_plain(self, event: bytes) -> bool:
         """Whether this is the first chunk, with a choice, under the name that was asked for, without error or usage."""
         routed, self._routed = self._routed, b""
-        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0 or event.find(b'"usage"') >= 0:
+        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0:
+            return False
+        usage = event.find(b'"usage"')
+        if usage >= 0 and not (usage == len(event) - len(_NULL_USAGE) + 1 and event.endswith(_NULL_USAGE)):
             return False
         return event.endswith(_OBJECT_END) and self._learn(event, routed)
 
@@ -151,12 +157,16 @@ class ChunkRewriter:
         if reported is not None:
             self.usage = reported
         if chunk.choices:
+            finishes = _FINISHES if _finishes(data) else b""
+            # A null at the end is that of the chunk itself.
+            if (chunk.usage is ABSENT or event.endswith(_NULL_USAGE)) and self._learn(event, bytes(chunk.model)):
+                written = self._known(event)
+                self._last = finishes
+                return written
             self.content_events += 1
-            self._last = _FINISHES if _finishes(data) else b""
+            self._last = finishes
         elif reported is not None and not self._keep_usage:
             return b""
-        if chunk.choices and chunk.usage is ABSENT and self._learn(event, bytes(chunk.model)):
-            return event if self._same_name else self._begins_for_client + event[len(self._begins) :]
         try:
             return self._written(event, data, chunk)
         except RequestError:

@@ -11,7 +11,7 @@ from router.openai.limits.counter import Bucket, Charge, Counter, Kind, Outcome,
 from router.openai.limits.fields import limit_fields
 from router.openai.limits.limit_refusals import CANNOT_COUNT, exhausted, impossible
 from router.openai.limits.limit_set import LimitScope
-from router.openai.ports import Admission, Caller, Headers, LimitRefusal, Usage
+from router.openai.ports import Admission, Caller, Headers, Limiter, LimitRefusal, Usage
 from router.telemetry.families import Counter as MetricCounter
 from tunnel_protocol.limit import Limit
 
@@ -32,19 +32,17 @@ class _Plan(NamedTuple):
     """Of the scope of each bucket."""
 
 
-class Unlimited:
+class Unlimited(Admission):
     """The admission of a request that nothing limits."""
-
-    headers: Headers = ()
 
     def finish(self, usage: Usage | None, output_seen: int = 0, *, served: bool = True) -> None:
         """Nothing was charged."""
 
 
-class Limited:
+class Limited(Admission):
     """The admission of a request that was charged."""
 
-    __slots__ = ("_charges", "_counter", "_finished", "_input_tokens", "_lease", "_owner", "_slots", "headers")
+    __slots__ = ("_charges", "_counter", "_finished", "_input_tokens", "_lease", "_owner", "_slots")
 
     def __init__(
         self,
@@ -56,6 +54,7 @@ class Limited:
         input_tokens: int,
         headers: Headers,
     ) -> None:
+        super().__init__(headers)
         self._counter = counter
         self._owner = owner
         self._charges = charges
@@ -63,7 +62,6 @@ class Limited:
         self._lease = lease
         self._input_tokens = input_tokens
         self._finished = False
-        self.headers = headers
 
     def finish(self, usage: Usage | None, output_seen: int = 0, *, served: bool = True) -> None:
         """See `Admission.finish`."""
@@ -88,7 +86,7 @@ class Limited:
 UNLIMITED: Final = Unlimited()
 
 
-class KeyLimiter:
+class KeyLimiter(Limiter):
     """The limits of keys, counted by a `Counter`."""
 
     def __init__(self, counter: Counter, refused: MetricCounter, *, open_if_unknown: bool) -> None:
