@@ -201,7 +201,7 @@ class Gauge(_Scalar):
 
 
 class BoundCounter:
-    """One series of a counter, found once; it begins with the first `inc`."""
+    """One series of a counter, found once; it begins with the first `inc` or `add`."""
 
     __slots__ = ("_cell", "_counter", "_labels")
 
@@ -216,6 +216,13 @@ class BoundCounter:
         if cell is None:
             cell = self._cell = self._counter.cell(self._labels)
         cell.value += 1.0
+
+    def add(self, amount: int) -> None:
+        """Add `amount` (not negative)."""
+        cell = self._cell
+        if cell is None:
+            cell = self._cell = self._counter.cell(self._labels)
+        cell.value += amount
 
 
 class Distribution:
