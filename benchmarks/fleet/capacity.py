@@ -31,12 +31,16 @@ class Capacity:
 
     def lacks(self, workers: int) -> str | None:
         """Why this many workers do not fit, for people; None if they do."""
-        needed = workers * max(_SIMULATOR_DESCRIPTORS, _ROUTER_DESCRIPTORS) + _SPARE_DESCRIPTORS
-        if needed > self.descriptors:
-            return f"{workers} workers need {needed} descriptors; the limit is {self.descriptors} (ulimit -n)"
-        memory = workers * _WORKER_BYTES + _BASE_BYTES
-        if self.memory_bytes is not None and memory > self.memory_bytes:
-            return f"{workers} workers need {memory >> 20} MiB of memory; {self.memory_bytes >> 20} MiB are available"
+        descriptors = workers * max(_SIMULATOR_DESCRIPTORS, _ROUTER_DESCRIPTORS) + _SPARE_DESCRIPTORS
+        return self.refuses(f"{workers} workers", descriptors, workers * _WORKER_BYTES + _BASE_BYTES)
+
+    def refuses(self, what: str, descriptors: int, memory_bytes: int) -> str | None:
+        """Why what needs these does not fit, for people; None if it does."""
+        if descriptors > self.descriptors:
+            return f"{what} need {descriptors} descriptors; the limit is {self.descriptors} (ulimit -n)"
+        if self.memory_bytes is not None and memory_bytes > self.memory_bytes:
+            available = self.memory_bytes >> 20
+            return f"{what} need {memory_bytes >> 20} MiB of memory; {available} MiB are available"
         return None
 
 

@@ -2,16 +2,14 @@
 
 import argparse
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.fleet.capacity import Capacity, use_all_descriptors
+from benchmarks.fleet.measure import FleetTimes, measure
 from benchmarks.fleet.report import Row, figures, table
-from benchmarks.fleet.system import FleetError, System
-from benchmarks.fleet.usage import Machine, Usage
+from benchmarks.fleet.system import FleetError
 
 _DESCRIPTION = """What registered workers cost a router without requests: CPU per worker and second, memory per worker, and the
 time until all are routable again after a restart of the router.
@@ -33,62 +31,26 @@ def run(args: list[str]) -> None:
         if reason := capacity.lacks(workers):
             raise SystemExit(reason)
     use_all_descriptors()
+    times = FleetTimes(
+        seconds=options.seconds,
+        settle_s=options.settle_s,
+        interval_ms=options.interval_ms,
+        start_per_s=options.start_per_s,
+        timeout_s=options.timeout_s,
+        restart=options.restart,
+    )
     rows: list[Row] = []
     try:
         for _ in range(options.rounds):
             for workers in [0, *(number for number in options.workers if number)]:
                 for name, command in routers:
-                    rows.append(_measure(name, command, workers, options))
+                    rows.append(measure(name, command, workers, times))
     except FleetError as error:
         raise SystemExit(str(error)) from None
     found = figures(rows)
     print(table(found), flush=True)
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
-
-
-def _measure(name: str, command: str, workers: int, options: argparse.Namespace) -> Row:
-    with tempfile.TemporaryDirectory() as folder, System(command, Path(folder)) as system:
-        system.start_router()
-        started_s = 0.0
-        limit_s = options.timeout_s + workers / options.start_per_s
-        if workers:
-            system.start_simulator(workers, options.interval_ms, options.start_per_s)
-            started_s = system.wait_routable(workers, limit_s)
-        time.sleep(options.settle_s)
-        router, simulator, machine = Usage.of(system.router_pid), _simulator(system, workers), Machine.now()
-        began = time.monotonic()
-        time.sleep(options.seconds)
-        after, simulated, machine_after = Usage.of(system.router_pid), _simulator(system, workers), Machine.now()
-        elapsed = time.monotonic() - began
-        restarted_s = lost = None
-        restart_share = 0.0
-        if workers and options.restart:
-            lost = -system.lost_handshakes()
-            system.stop_router()
-            began = time.monotonic()
-            system.start_router()
-            before = _simulator(system, workers)
-            waited_s = system.wait_routable(workers, limit_s)
-            restarted_s = time.monotonic() - began
-            restart_share = (_simulator(system, workers).cpu_s - before.cpu_s) / max(waited_s, 0.05)
-            lost += system.lost_handshakes()
-    return Row(
-        router=name,
-        workers=workers,
-        cpu_s_per_s=(after.cpu_s - router.cpu_s) / elapsed,
-        simulator_s_per_s=(simulated.cpu_s - simulator.cpu_s) / elapsed,
-        idle_cpus=machine_after.idle_since(machine),
-        resident_bytes=after.resident_bytes,
-        started_s=started_s,
-        restarted_s=restarted_s,
-        lost_handshakes=lost,
-        restart_simulator_s_per_s=restart_share,
-    )
-
-
-def _simulator(system: System, workers: int) -> Usage:
-    return Usage.of(system.simulator_pid) if workers else Usage(0.0, 0)
 
 
 def _router(text: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.fleet.simulator import MODEL
+from benchmarks.fleet.usage import Usage
 
 _ROOT = Path(__file__).resolve().parents[2]
 _STOP_S = 15.0
@@ -86,12 +87,16 @@ class System:
 
     def wait_routable(self, workers: int, timeout_s: float) -> float:
         """Wait until this many workers are routable; returns the seconds it took. Raises `FleetError`."""
-        began = time.monotonic()
+        began, before = time.monotonic(), self._cpu_s()
         try:
             self._until(lambda: self._routable() >= workers, f"{workers} routable workers", timeout_s)
         except FleetError as error:
-            lost = self.lost_handshakes()
-            raise FleetError(f"{self._routable()} are routable, {lost} handshakes failed; {error}") from None
+            elapsed = max(time.monotonic() - began, _POLL_S)
+            router, simulator = ((after - start) / elapsed for after, start in zip(self._cpu_s(), before, strict=True))
+            raise FleetError(
+                f"{self._routable()} are routable, {self.lost_handshakes()} handshakes failed, the simulator used "
+                f"{simulator:.0%} of a core and the router {router:.0%}; {error}"
+            ) from None
         return time.monotonic() - began
 
     def stop_router(self) -> None:
@@ -134,6 +139,13 @@ class System:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
+
+    def _cpu_s(self) -> tuple[float, float]:
+        """CPU seconds so far of the router and of the simulator; a process that does not run counts as nothing."""
+        router, simulator = (
+            0.0 if process is None else Usage.of(process.pid).cpu_s for process in (self._router, self._simulator)
+        )
+        return router, simulator
 
     def _pid(self, process: "subprocess.Popen[bytes] | None", name: str) -> int:
         if process is None or process.poll() is not None:

@@ -7,7 +7,6 @@ the machine is not suitable in strict mode.
   benchmarks transport                              20,000 requests of 1 KiB, 256 at a time
   benchmarks transport --server-process --trials 5  CPU of both ends, and how noisy the machine is
   benchmarks transport --matrix --scale 0.1         the eight suggested shapes, a tenth of their requests
-  benchmarks transport --sweep                      cost over open streams, tunnels and chunk size, with a plot
 """
 
 import argparse
@@ -15,7 +14,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from benchmarks.transport.client import RunTimeoutError
@@ -25,10 +23,8 @@ from benchmarks.transport.preflight import preflight
 from benchmarks.transport.progress import ProgressLine
 from benchmarks.transport.report import matrix_report, write_metadata, write_results
 from benchmarks.transport.settings import BUILT, SettingsError, TransportSettings, matrix
-from benchmarks.transport.sweep import draw, sweep, table
 from tunnel_protocol.errors import ConnectionClosedError
 
-_SWEEP_REQUESTS = 4_000
 _HELP = {
     "requests": "measured requests per run",
     "concurrency": "requests under way at a time",
@@ -72,12 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--matrix", action="store_true", help="run the suggested shapes one after the other")
     parser.add_argument("--scale", type=float, default=1.0, help="of the requests in the matrix (default: 1.0)")
-    parser.add_argument(
-        "--sweep",
-        action="store_true",
-        help="vary open streams, tunnels and chunk size (4,000 requests each unless told)",
-    )
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions of each point of the sweep (default: 3)")
     parser.add_argument("--output-dir", type=Path, default=Path(".bench-out/transport"), help="default: %(default)s")
     return parser
 
@@ -90,8 +80,6 @@ def _settings(options: argparse.Namespace) -> TransportSettings:
     }
     if options.transports:
         given["transports"] = tuple(options.transports)
-    if options.sweep:
-        given.setdefault("requests", _SWEEP_REQUESTS)
     return TransportSettings(**given)
 
 
@@ -103,8 +91,8 @@ def run(args: list[str]) -> None:
         settings = _settings(options)
     except SettingsError as error:
         parser.error(f"--{error.parameter.replace('_', '-')} " + str(error).partition(": ")[2])
-    if options.scale <= 0 or options.repeat < 1:
-        parser.error("--scale must be above 0 and --repeat at least 1")
+    if options.scale <= 0:
+        parser.error("--scale must be above 0")
     folder: Path = options.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     facts = read_environment()
@@ -127,14 +115,6 @@ def run(args: list[str]) -> None:
 def _measure(options: argparse.Namespace, settings: TransportSettings, folder: Path) -> bool:
     """Measure, print and write; returns whether a request failed."""
     progress = ProgressLine()
-    if options.sweep:
-        series = uvloop.run(sweep(settings, options.repeat, progress))
-        progress.end()
-        document = msgspec.json.format(msgspec.json.encode(series), indent=1)
-        (folder / "transport-sweep.json").write_bytes(document + b"\n")
-        draw(series, folder / "transport-sweep.svg")
-        print(table(series), end="")
-        return False
     if not options.matrix:
         results = uvloop.run(measure(settings, progress))
         progress.end()

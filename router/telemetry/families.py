@@ -7,7 +7,6 @@ spelling is described in docs/operations.md, "Metrics".
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
@@ -239,7 +238,15 @@ class Distribution:
 
     def observe(self, value: float) -> None:
         """Count `value` in the first bucket whose bound is not below it."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        bounds = self._bounds
+        low, high = 0, len(bounds)
+        while low < high:  # `bisect_left`, which compares objects when compiled
+            middle = (low + high) >> 1
+            if bounds[middle] < value:
+                low = middle + 1
+            else:
+                high = middle
+        self.counts[low] += 1
         self.sum += value
 
 

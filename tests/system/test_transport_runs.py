@@ -142,20 +142,6 @@ def test_the_matrix_runs_all_its_rows(tmp_path, capsys):
     assert (tmp_path / "token-stream" / "transport-summary.json").exists()
 
 
-def test_the_sweep_varies_streams_tunnels_and_chunks(tmp_path, capsys, monkeypatch):
-    for name, few in (("_IDLE_STREAMS", (0, 50)), ("_TUNNELS", (1, 2)), ("_CHUNKS", (256, 65_536))):
-        monkeypatch.setattr(f"benchmarks.transport.sweep.{name}", few)
-    command.run(
-        ["--sweep", "--repeat", "1", "--requests", "100", "--warmup-requests", "5", "--output-dir", str(tmp_path)]
-    )
-    series = json.loads((tmp_path / "transport-sweep.json").read_text())
-    assert [[point["x"] for point in one["points"]] for one in series] == [[0, 50], [1, 2], [256, 65_536]]
-    assert {point["per"] for point in series[2]["points"]} == {"chunk"}
-    assert all(point["client_us"] > 0 and point["server_us"] > 0 for one in series for point in one["points"])
-    assert (tmp_path / "transport-sweep.svg").read_text().startswith("<?xml")
-    assert "| chunk bytes |" in capsys.readouterr().out
-
-
 def test_failed_requests_are_told_and_make_the_exit_status_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.transport.server._Answer.on_end", lambda self: self._stream.reset(9))
     with pytest.raises(SystemExit) as caught:

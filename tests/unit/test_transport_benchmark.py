@@ -18,7 +18,6 @@ from benchmarks.transport.progress import ProgressLine
 from benchmarks.transport.report import report
 from benchmarks.transport.samples import Cpu, Sample, aggregate, compare, summarise
 from benchmarks.transport.settings import MAX_STREAMS, SettingsError, TransportSettings, matrix
-from benchmarks.transport.sweep import Point, Series, draw, table
 
 DOCUMENT = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "transport-benchmark.json").read_text())
 VECTORS = DOCUMENT["vectors"]
@@ -301,13 +300,3 @@ def test_progress_is_rewritten_on_a_terminal_and_rare_elsewhere(monkeypatch):
         line.end()
     assert terminal.getvalue() == "\r\x1b[Krun: 1 of 9\r\x1b[Krun: 2 of 9\r\x1b[K"
     assert log.getvalue() == "run: 2 of 9\n"
-
-
-def test_a_sweep_is_drawn_and_tabled_point_by_point(tmp_path):
-    points = [Point(1, "request", 10.0, 20.0, 1000.0, 2.0), Point(2, "request", 300.0, 20.0, 900.0, 2.0)]
-    series = [Series("tunnels", points), Series("open streams", points[:1])]
-    draw(series, tmp_path / "a.svg")
-    draw(series, tmp_path / "b.svg")
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert b"us CPU a request" in (tmp_path / "a.svg").read_bytes() or b"<svg" in (tmp_path / "a.svg").read_bytes()
-    assert "| 2 | 300.0 | 20.0 | request | 900 | 2.0 |" in table(series)
