@@ -92,9 +92,13 @@ class Caller(Protocol):
         """
 
 
-class Authenticator(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Authenticator(ABC):
     """Decides by its key who sends a request."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def authenticate(
         self, authorization: bytes | None, api_key: bytes | None
     ) -> "Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]":
@@ -104,6 +108,7 @@ class Authenticator(Protocol):
         without `authorization`. With several `authorization` fields pass them joined by a comma, which no key matches.
         """
 
+    @abstractmethod
     def authorize(
         self, caller: Caller, routing_key: str | None, model: str, named: str
     ) -> "Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]":
