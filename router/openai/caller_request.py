@@ -40,11 +40,13 @@ class CallerRequest:
         request = self._request
         get = request.first.get
         authorization = get(b"authorization")
-        if authorization is not None and len(request.first) != len(request.headers):
-            authorization = b",".join(value for name, value in request.headers if name == b"authorization")
-        api_key = get(b"x-api-key")
-        if api_key is None:
-            api_key = get(b"api-key")
+        api_key: bytes | None = None
+        if authorization is None:
+            api_key = get(b"x-api-key")
+            if api_key is None:
+                api_key = get(b"api-key")
+        elif len(request.first) != len(request.headers):
+            authorization = b",".join([value for name, value in request.headers if name == b"authorization"])
         found: Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]
         found = self._front.services.authenticator.authenticate(authorization, api_key)
         if isinstance(found, asyncio.Future):

@@ -120,6 +120,13 @@ def test_a_stream_whose_chunks_all_have_null_for_usage_is_passed_on(routed, keep
     assert (rewriter.content_events, rewriter.complete, rewriter.usage) == (4, True, None)
 
 
+def test_empty_lines_before_an_event_change_nothing():
+    for first in (b"\n", b"\n\n", b"\n\n\n"):
+        rewriter, found = rewritten(first + chunk({"content": "a"}), first + chunk({"content": "b"}))
+        assert found.replace(b"\ndata", b"data").lstrip(b"\n").count(b'"model":"f/m"') == 2, found
+        assert rewriter.content_events == 2
+
+
 def test_usage_before_the_model_or_in_the_middle_is_taken_out_too():
     document = {"usage": None, "model": "m", "choices": [{"index": 0, "delta": {"content": "a"}}]}
     expected = {"model": "f/m", "choices": [{"index": 0, "delta": {"content": "a"}}]}
