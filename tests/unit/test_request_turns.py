@@ -9,10 +9,10 @@ from structlog.testing import capture_logs
 
 from router.balancing import BalancingConfig, Chosen, Selector
 from router.http1.request import ClientRequest, RequestBody
-from router.http1.response import Response
+from router.http1.response import Response, ResponseOutput
 from router.ports.identity import Identity
 from router.ports.tunnels import TunnelError
-from router.proxy.attempt import Attempt
+from router.proxy.attempt import Attempt, AttemptCallbacks
 from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.local_replies import headers_to_client
 from router.proxy.placement import Placement
@@ -40,7 +40,7 @@ async def settle():
         await asyncio.sleep(0)
 
 
-class Output:
+class Output(ResponseOutput):
     """Where a response goes."""
 
     draining = False
@@ -137,7 +137,7 @@ class Tunnels:
         self.up = True
 
 
-class Owner:
+class Owner(AttemptCallbacks):
     """The request of one attempt."""
 
     def __init__(self):
