@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from router.openai.limits.counter import Bucket, Kind
 from router.openai.limits.token_bucket import until_full_ms
 from router.openai.ports import Headers
 
-PATIENCE_OF_CLIENTS_MS = 60_000
+PATIENCE_OF_CLIENTS_MS: Final = 60_000
 """Longest pause for which a client is asked to try again by itself: the SDK waits no longer than 60 s, in later releases 120 s."""
 
-_NAMES = tuple(
+_NAMES: Final = tuple(
     (kind, tuple(f"x-ratelimit-{what}-{kind.value}".encode() for what in ("limit", "remaining", "reset")))
     for kind in Kind
 )
