@@ -40,6 +40,7 @@ COMPILED_MODULES = (
     "router/openai/keys/authenticator.py",
     "router/openai/keys/bearer.py",
     "router/openai/keys/caller.py",
+    "router/openai/keys/key_format.py",
     "router/openai/keys/key_table.py",
     "router/openai/limits/counter.py",
     "router/openai/limits/fields.py",
