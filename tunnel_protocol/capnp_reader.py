@@ -40,6 +40,9 @@ def table_bytes(buffer: bytes | bytearray | memoryview, offset: int = 0) -> int:
 def body_words(buffer: bytes | bytearray | memoryview, offset: int = 0) -> int:
     """Sum of the segment lengths, in words, of the complete segment table at `offset`."""
     count = _u32(buffer, offset)[0] + 1
+    if count == 1:  # a table of one entry is what everybody writes
+        length: int = _u32(buffer, offset + 4)[0]
+        return length
     return sum(Struct(f"<{count}I").unpack_from(buffer, offset + 4))
 
 

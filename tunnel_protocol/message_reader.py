@@ -99,10 +99,14 @@ class MessageReader(ABC):
         """Length of the message at `offset`; if `have` bytes are not enough to know, the length needed to know more."""
         if have < WORD_BYTES:
             return WORD_BYTES
-        table = table_bytes(data, offset)
-        if have < table:
-            return table
-        words = body_words(data, offset)
+        if data[offset] | data[offset + 1] | data[offset + 2] | data[offset + 3]:
+            table = table_bytes(data, offset)
+            if have < table:
+                return table
+            words = body_words(data, offset)
+        else:  # one segment, as everybody writes: read without a call
+            table = WORD_BYTES
+            words = data[offset + 4] | data[offset + 5] << 8 | data[offset + 6] << 16 | data[offset + 7] << 24
         if words > MAX_WORDS:
             raise ProtocolError(f"Message has {words} words, which is too large")
         length = table + words * WORD_BYTES

@@ -8,15 +8,15 @@ import re
 from abc import abstractmethod
 from typing import Final
 
-from tunnel_protocol import head as names
 from tunnel_protocol.capnp import Body, Headers, Trailers, encode_body, encode_headers
 from tunnel_protocol.capnp_layouts import around_body
 from tunnel_protocol.errors import ProtocolError
 from tunnel_protocol.framing import Framing, RequestSink, ResponseSink, RouterExchange, WorkerExchange
-from tunnel_protocol.head import HeaderList, RequestHead, ResponseHead
+from tunnel_protocol.head import METHOD, PATH, STATUS, HeaderList, RequestHead, ResponseHead
 from tunnel_protocol.message_reader import MessageReader
 
 _BAD_GATEWAY: Final = 502
+_STATUS_NAME_BYTES: Final = len(STATUS)
 _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
 _PATH: Final = re.compile(rb"[!-~]+\Z").match
 
@@ -99,15 +99,20 @@ class RawQuicRouterExchange(_Half):
 
     def encode_head(self, head: RequestHead) -> bytes:
         """Encode the head, method and path first: workers use the first entry of a name, so a client cannot override them."""
-        return encode_headers([(names.METHOD, head.method), (names.PATH, head.path), *head.headers])
+        entries: HeaderList = [(METHOD, head.method), (PATH, head.path)]
+        entries += head.headers
+        return encode_headers(entries)
 
     def _on_entries(self, entries: HeaderList) -> None:
-        status = _BAD_GATEWAY
-        for name, value in entries:
-            if name == names.STATUS:
-                status = _status(value)
-                break
-        self._on_head(ResponseHead(status, [entry for entry in entries if entry[0] != names.STATUS]))
+        status = 0
+        headers: HeaderList = []
+        for entry in entries:
+            name = entry[0]
+            if len(name) != _STATUS_NAME_BYTES or name != STATUS:
+                headers.append(entry)
+            elif not status:
+                status = _status(entry[1])
+        self._on_head(ResponseHead(status or _BAD_GATEWAY, headers))
 
 
 class RawQuicWorkerExchange(_Half):
@@ -121,17 +126,17 @@ class RawQuicWorkerExchange(_Half):
 
     def encode_head(self, head: ResponseHead) -> bytes:
         """Encode the headers, then exactly one `x-status`."""
-        entries = [entry for entry in head.headers if entry[0] != names.STATUS]
-        entries.append((names.STATUS, b"%d" % head.status))
+        entries = [entry for entry in head.headers if entry[0] != STATUS]
+        entries.append((STATUS, b"%d" % head.status))
         return encode_headers(entries)
 
     def _on_entries(self, entries: HeaderList) -> None:
         method = path = None
         headers: HeaderList = []
         for entry in entries:
-            if entry[0] == names.METHOD:
+            if entry[0] == METHOD:
                 method = entry[1] if method is None else method
-            elif entry[0] == names.PATH:
+            elif entry[0] == PATH:
                 path = entry[1] if path is None else path
             else:
                 headers.append(entry)
@@ -159,6 +164,8 @@ RAW_QUIC: Final[Framing] = RawQuicFraming()
 
 def _status(value: bytes) -> int:
     """The status of a response head; 502 if it is invalid. Raises `ProtocolError` for an interim status (1xx)."""
+    if value == b"200":
+        return 200
     digits = value[1:] if value[:1] == b"+" else value
     if not digits.isdigit() or len(digits.lstrip(b"0")) > 3:
         return _BAD_GATEWAY

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Final, Protocol
 
 from router.http1.arrival import Arrival
-from router.http1.pipeline import RequestHandler, RequestPipeline
+from router.http1.pipeline import PipelineCallbacks, RequestHandler, RequestPipeline
 from router.http1.request import ClientRequest
 from router.http1.request_parser import BrokenBodyError, RefusedError, RequestParser
 from router.http1.settings import ConnectionTimeouts
@@ -72,7 +72,7 @@ _GONE: Final = ConnectionState.GONE
 _CLOSING: Final = ConnectionState.CLOSING
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(PipelineCallbacks):
     """Implements asyncio's protocol, the callbacks of parser, pipeline and arrival, and the output of a response."""
 
     def __init__(
@@ -90,7 +90,7 @@ class ClientConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._state = _OPEN
         self._parser = RequestParser(self, clock)
-        self._pipeline = RequestPipeline(self, self, self._parser, server, close_unread=close_unread)
+        self._pipeline = RequestPipeline(self, self._parser, server, close_unread=close_unread)
         self._out: list[bytes] = []
         self._reading = True
         self._discard_timer: asyncio.TimerHandle | None = None

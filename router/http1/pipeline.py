@@ -7,6 +7,8 @@ connection has to do (close, read and drop for a limited time, pause the client)
 from collections import deque
 from typing import Final, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from router.http1.request import ClientRequest
 from router.http1.request_parser import RefusedError, RequestParser
 from router.http1.response import Response, ResponseFlow, ResponseOutput
@@ -23,33 +25,44 @@ _STALLED: Final = "request body stalled"
 _REFUSALS: Final = {408: "request head stalled", 414: "request target too long", 431: "request head too large"}
 
 
-class PipelineCallbacks(Protocol):
-    """What a pipeline asks of its connection."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PipelineCallbacks(ResponseOutput):
+    """What a pipeline asks of its connection, and its responses do."""
+
+    __slots__ = ()
 
     @property
     def closes_when_idle(self) -> bool:
         """Whether the connection has to close after the running response, though its head did not say so."""
+        raise NotImplementedError
 
     def end_input(self) -> None:
         """Read no bytes that arrive from now on as requests."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close when the bytes already written have been sent."""
+        raise NotImplementedError
 
     def linger(self) -> None:
         """Close, but read and drop for a limited time what the client still sends (RFC 9112 section 9.6)."""
+        raise NotImplementedError
 
     def start_discarding(self) -> None:
         """The rest of a body is read and dropped; close if it does not end in time."""
+        raise NotImplementedError
 
     def stop_discarding(self) -> None:
         """The dropped body has ended in time."""
+        raise NotImplementedError
 
     def schedule_next(self) -> None:
         """Call `RequestPipeline.next` in a later turn of the event loop."""
+        raise NotImplementedError
 
     def update_reading(self) -> None:
         """`RequestPipeline.wants_reading` may have changed."""
+        raise NotImplementedError
 
 
 class RequestHandler(Protocol):
@@ -65,37 +78,52 @@ class RequestHandler(Protocol):
         """
 
 
-class _NullConnection:
+class _NullConnection(PipelineCallbacks):
     """The connection of a released pipeline; does nothing."""
 
     __slots__ = ()
 
-    closes_when_idle = True
-    draining = True
+    @property
+    def closes_when_idle(self) -> bool:
+        return True
 
-    def end_input(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def linger(self) -> None: ...
-
-    def start_discarding(self) -> None: ...
-
-    def stop_discarding(self) -> None: ...
-
-    def schedule_next(self) -> None: ...
-
-    def update_reading(self) -> None: ...
-
-    def write(self, data: bytes) -> None: ...
-
-    def response_done(self, *, keep_alive: bool) -> None: ...
-
-    def response_broken(self, *, reset: bool) -> None: ...
+    @property
+    def draining(self) -> bool:
+        return True
 
     @property
     def peer(self) -> str:
         return ""
+
+    def end_input(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def linger(self) -> None:
+        pass
+
+    def start_discarding(self) -> None:
+        pass
+
+    def stop_discarding(self) -> None:
+        pass
+
+    def schedule_next(self) -> None:
+        pass
+
+    def update_reading(self) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def response_done(self, *, keep_alive: bool) -> None:
+        pass
+
+    def response_broken(self, *, reset: bool) -> None:
+        pass
 
     def date(self) -> bytes:
         return b""
@@ -114,7 +142,6 @@ class RequestPipeline:
         "_current",
         "_flow",
         "_handler",
-        "_output",
         "_parser",
         "_queue",
         "_refusal",
@@ -125,7 +152,6 @@ class RequestPipeline:
     def __init__(
         self,
         connection: PipelineCallbacks,
-        output: ResponseOutput,
         parser: RequestParser,
         handler: RequestHandler,
         *,
@@ -134,7 +160,6 @@ class RequestPipeline:
         """`close_unread`: see `HttpSettings`."""
         self._close_unread = close_unread
         self._connection: PipelineCallbacks = connection
-        self._output: ResponseOutput = output
         self._parser = parser
         self._handler: RequestHandler = handler
         self._queue: deque[ClientRequest] = deque()
@@ -220,7 +245,7 @@ class RequestPipeline:
             return
         request = self._queue.popleft()
         response = Response(
-            self._output,
+            self._connection,
             http_1_0=request.http_1_0,
             keep_alive=request.keep_alive,
             bodyless=request.method == b"HEAD",
@@ -286,7 +311,7 @@ class RequestPipeline:
 
     def release(self) -> None:
         """Cut the reference cycles of an ended connection: it is then freed at once, without the garbage collector."""
-        self._connection = self._output = _NULL_CONNECTION
+        self._connection = _NULL_CONNECTION
 
     def _settled(self) -> None:
         """Request and response are both complete: begin the next request, or close."""
@@ -305,7 +330,7 @@ class RequestPipeline:
 
     def _answer_refusal(self) -> None:
         status = self._refusal or 400
-        response = Response(self._output, http_1_0=False, keep_alive=False, bodyless=False)
+        response = Response(self._connection, http_1_0=False, keep_alive=False, bodyless=False)
         self._handler.refuse(None, response, status, _REFUSALS.get(status, "malformed request"))
 
 

@@ -100,12 +100,14 @@ class RequestParser:
         "_piece",
         "_syntax",
         "_target",
+        "_valid_host",
     )
 
     def __init__(self, owner: RequestCallbacks, clock: Callable[[], float]) -> None:
         self._owner: RequestCallbacks = owner
         self._clock = clock
         self._target = b""
+        self._valid_host = b""
         self._headers: HeaderList = []
         self._head_bytes = 0
         self._fed = b""
@@ -247,8 +249,10 @@ class RequestParser:
             return
         if len(self._headers) >= _MAX_HEADERS:
             raise RefusedError(431)
-        # Blanks around a value are not part of it (RFC 9112 section 5.1); llhttp leaves trailing ones.
-        self._headers.append((name.lower(), value.rstrip(b" \t")))
+        if value and value[-1] in (0x20, 0x09):
+            # Blanks around a value are not part of it (RFC 9112 section 5.1); llhttp leaves trailing ones.
+            value = value.rstrip(b" \t")
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is complete: check it and report the request."""
@@ -277,12 +281,7 @@ class RequestParser:
             headers = _consistent(headers, http_1_0=http_1_0)
             self._last = headers is not self._headers
             first = dict(headers[::-1])
-        host = first.get(b"host")
-        if host is None:
-            if not http_1_0:
-                raise RefusedError(400)
-        elif not host_is_valid(host):
-            raise RefusedError(400)
+        self._check_host(first.get(b"host"), http_1_0)
         self._heads += 1
         body = RequestBody(self._owner.set_body_reading)
         request = ClientRequest(
@@ -302,6 +301,16 @@ class RequestParser:
         self._arriving = request
         if syntax.should_upgrade():
             self._head_of_body = _head_of_body(request)
+
+    def _check_host(self, host: bytes | None, http_1_0: bool) -> None:
+        """Raises `RefusedError` without a valid `Host`, which HTTP/1.0 does not need."""
+        if host is None:
+            if not http_1_0:
+                raise RefusedError(400)
+        elif host != self._valid_host:  # most requests of a connection name the same
+            if not host_is_valid(host):
+                raise RefusedError(400)
+            self._valid_host = host
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""

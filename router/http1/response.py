@@ -43,28 +43,37 @@ class ResponseFlow(Protocol):
         """The client has stopped sending its body, and no response has begun: answer with `status` now."""
 
 
-class ResponseOutput(Protocol):
-    """What a response asks of its connection."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ResponseOutput:
+    """What a response asks of its connection: a base class, because calls through protocols are slow when compiled."""
+
+    __slots__ = ()
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the client."""
+        raise NotImplementedError
 
     def response_done(self, *, keep_alive: bool) -> None:
         """The response is complete; the connection stays open if `keep_alive`, else it closes."""
+        raise NotImplementedError
 
     def response_broken(self, *, reset: bool) -> None:
         """End the connection after the queued bytes, by a TCP reset if `reset`: the client sees an incomplete response."""
+        raise NotImplementedError
 
     @property
     def draining(self) -> bool:
         """Whether the response that is about to start has to be the last one of its connection."""
+        raise NotImplementedError
 
     @property
     def peer(self) -> str:
         """The IP address of the client; empty if it is not known (any more)."""
+        raise NotImplementedError
 
     def date(self) -> bytes:
         """The value of the `date` header now."""
+        raise NotImplementedError
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

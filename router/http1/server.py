@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -91,7 +91,9 @@ class HttpServer:
         )
         self._listener = sock
 
-    def _connection(self) -> ClientConnection:
+    def _connection(
+        self,
+    ) -> Any:  # a protocol of asyncio, but for its base class, which a compiled class would be slow with
         return ClientConnection(self, self._clock, self._timeouts, close_unread=self._close_unread)
 
     async def stop_listening(self) -> None:

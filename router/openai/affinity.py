@@ -5,12 +5,17 @@ A key is a digest that also covers the API key's id, the routing key and the mod
 
 import hashlib
 import re
-from struct import Struct
 from typing import Final
 
 from router.openai.ports import Caller
+from tunnel_protocol.limit import Limit
 
-_length = Struct(">Q").pack
+SCOPES: Final = Limit("openai.affinity_scopes", pieces=10_000)
+"""Callers and targets whose part of a key is kept ready; beyond that all are made anew."""
+
+_MAX_SCOPES: Final = SCOPES.pieces or 0
+_LENGTH_BYTES: Final = 8
+_sha256: Final = hashlib.sha256
 
 MAX_SESSION_BYTES: Final = 256
 """Longest session id."""
@@ -30,6 +35,13 @@ def session_fault(session: str) -> str | None:
 class ScopedAffinity:
     """Affinity keys of the mode `openai`."""
 
+    def __init__(self) -> None:
+        self._scopes: dict[tuple[str, str | None, str], bytes] = {}
+        """What the digest covers first, by key id, routing key and model."""
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
     def session_fault(self, session: str) -> str | None:
         """See `Affinity.session_fault`."""
         return session_fault(session)
@@ -44,11 +56,20 @@ class ScopedAffinity:
         from_header: bool = False,  # noqa: ARG002 (the port)
     ) -> str:
         """See `Affinity.of_session`."""
-        return f"lrr:v1:session:{_digest(caller, routing_key, model, (_bytes(session),))}"
+        return "lrr:v1:session:" + self._digest(caller.key_id, routing_key, model, (_bytes(session),))
 
     def of_prefix(self, caller: Caller, routing_key: str | None, model: str, parts: tuple[bytes, ...]) -> str | None:
         """See `Affinity.of_prefix`."""
-        return f"lrr:v1:prefix:{_digest(caller, routing_key, model, parts)}" if parts else None
+        return "lrr:v1:prefix:" + self._digest(caller.key_id, routing_key, model, parts) if parts else None
+
+    def _digest(self, key_id: str, routing_key: str | None, model: str, parts: tuple[bytes, ...]) -> str:
+        wanted = (key_id, routing_key, model)
+        scope = self._scopes.get(wanted)
+        if scope is None:
+            if len(self._scopes) >= _MAX_SCOPES:
+                self._scopes.clear()
+            scope = self._scopes[wanted] = _measured((_bytes(key_id), _bytes(routing_key or ""), _bytes(model)))
+        return _sha256(scope + _measured(parts)).hexdigest()
 
 
 class GatewayAffinity:
@@ -87,9 +108,10 @@ def _bytes(text: str) -> bytes:
     return text.encode() if text.isascii() else text.encode("utf-8", "surrogatepass")
 
 
-def _digest(caller: Caller, routing_key: str | None, model: str, parts: tuple[bytes, ...]) -> str:
+def _measured(parts: tuple[bytes, ...]) -> bytes:
+    """The parts, each with its length, so that no two sequences of parts have the same bytes."""
     pieces: list[bytes] = []
-    for part in (_bytes(caller.key_id), _bytes(routing_key or ""), _bytes(model), *parts):
-        # With its length, so that no two sequences of parts have the same bytes.
-        pieces += (_length(len(part)), part)
-    return hashlib.sha256(b"".join(pieces)).hexdigest()
+    for part in parts:
+        pieces.append(len(part).to_bytes(_LENGTH_BYTES, "big"))
+        pieces.append(part)
+    return b"".join(pieces)

@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from router.openai.endpoints import Endpoint, Kind
-from router.openai.json_body import JsonObject
+from router.openai.json_body import JsonObject, decoded
 from router.openai.ports import BodyFacts
-from router.openai.wire import decode_items, decode_message
+from router.openai.wire import NULL, decode_items, decode_message
 
 # Bound once: looking a member up in its enum takes long (Python 3.11).
 _CHAT: Final = Kind.CHAT
@@ -18,9 +18,11 @@ _COMPLETION: Final = Kind.COMPLETION
 _EMBEDDING: Final = Kind.EMBEDDING
 _RESPONSE: Final = Kind.RESPONSE
 _BRACKET: Final = ord("[")
+_BLANKS: Final = b" \t\n\r"
 _FIXED: Final = ("developer", "system")
 _NOT_TEXT: Final = ("image_url", "input_image", "input_audio", "input_file", "file", "video_url", "audio")
 _BYTES_PER_QUARTER: Final = 4
+_TOOLS: Final = ("tools", "functions", "response_format", "text")
 
 
 class _Counts:
@@ -71,6 +73,10 @@ class _Counts:
         if not isinstance(message, dict):
             self.text(message)
             return
+        content = message.get("content")
+        if content is not None and len(message) == 2 and "role" in message:
+            self.content(content)  # nearly always that is all there is
+            return
         for name, value in message.items():
             if name == "content":
                 self.content(value)
@@ -86,60 +92,94 @@ def facts_of(endpoint: Endpoint, body: JsonObject) -> BodyFacts:
         return _prompts(body.members.get("prompt"))
     counts = _Counts()
     member = "messages" if endpoint.kind is _CHAT else "input"
-    found = decoded(body.members.get(member))
+    found = body.value(member)
     if isinstance(found, list):
         for message in found:
             counts.message(message)
     elif found is not None:
         counts.message({"content": found})
-    instructions = decoded(body.members.get("instructions"))
-    if isinstance(instructions, str):
-        counts.message({"content": instructions})
-    tools = sum(_size(body.members.get(name)) for name in ("tools", "functions", "response_format", "text"))
+    members = body.members
+    if "instructions" in members:
+        instructions = decoded(members["instructions"])
+        if isinstance(instructions, str):
+            counts.message({"content": instructions})
+    tools = 0
+    for name in _TOOLS:
+        if name in members:
+            tools += _size(members[name])
     # By position, which is quicker; token ids are none here.
     return BodyFacts(counts.text_bytes, counts.pieces, tools, 0, counts.images_low, counts.images)
 
 
 def prefix_of(endpoint: Endpoint, body: JsonObject) -> tuple[bytes, ...]:
     """The parts of a body that stay the same in all turns of a conversation, as `Affinity.of_prefix` takes them."""
+    members = body.members
     if endpoint.kind is _CHAT:
-        items, first = body.members.get("messages"), _bytes(None)
+        member = "messages"
     elif endpoint.kind is _RESPONSE:
-        items, first = body.members.get("input"), _bytes(body.members.get("instructions"))
+        member = "input"
     else:
         return ()
+    items = members.get(member)
     if items is None:
         return ()
-    if memoryview(items)[0] != _BRACKET:
-        parts: tuple[bytes, ...] = () if bytes(items) == b"null" else (bytes(items),)
-    else:
-        parts = tuple(_until_first_user(items))
-    return (*_bytes(body.members.get("tools")), *first, *parts) if parts else ()
+    document = body.value(member)
+    parts: list[bytes] = []
+    if isinstance(document, list):
+        _until_first_user(items, document, parts)
+    elif memoryview(items)[0] == _BRACKET:
+        _until_first_user(items, None, parts)
+    elif items != NULL:
+        parts.append(bytes(items))
+    if parts:
+        if member == "input" and "instructions" in members:
+            parts.insert(0, bytes(members["instructions"]))
+        if "tools" in members:
+            parts.insert(0, bytes(members["tools"]))
+    return tuple(parts)
 
 
-def _until_first_user(messages: msgspec.Raw) -> list[bytes]:
-    """The JSON of the system and developer messages, and of the first one of a user."""
-    found: list[bytes] = []
-    for raw in decode_items(messages):
-        try:
-            role = decode_message(raw).role
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            continue  # no message
+def _until_first_user(messages: msgspec.Raw, document: list[Any] | None, found: list[bytes]) -> None:
+    """Add the JSON of the system and developer messages, and of the first one of a user, to `found`.
+
+    `document` are the messages, None if they have numbers that cannot be represented.
+    """
+    if document is not None and len(document) == 1:
+        message = document[0]
+        role = message.get("role") if isinstance(message, dict) else None
+        if role == "user" or role in _FIXED:
+            found.append(bytes(messages)[1:-1].strip(_BLANKS))
+        return
+    for at, raw in enumerate(decode_items(messages)):
+        if document is None:
+            role = _role(raw)
+        else:
+            message = document[at]
+            role = message.get("role") if isinstance(message, dict) else None
         if role == "user":
             found.append(bytes(raw))
-            break
+            return
         if role in _FIXED:
             found.append(bytes(raw))
-    return found
+
+
+def _role(message: msgspec.Raw) -> object:
+    """The role in the JSON of a message; None if it is none."""
+    try:
+        return decode_message(message).role
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def session_of(endpoint: Endpoint, body: JsonObject) -> str | None:
     """The session that a body names: `prompt_cache_key`, else for the Responses API the id of its conversation."""
     if endpoint.kind is _EMBEDDING:
         return None
-    key = decoded(body.members.get("prompt_cache_key"))
-    if isinstance(key, str) and key:
-        return key
+    given = body.members.get("prompt_cache_key")
+    if given is not None:
+        key = decoded(given)
+        if isinstance(key, str) and key:
+            return key
     if endpoint.kind is not _RESPONSE:
         return None
     conversation = decoded(body.members.get("conversation"))
@@ -151,7 +191,8 @@ def session_of(endpoint: Endpoint, body: JsonObject) -> str | None:
 def output_limit(endpoint: Endpoint, body: JsonObject) -> int | None:
     """The client's limit of output tokens, over all choices; None without a usable one."""
     for name in endpoint.output_limits:
-        found = decoded(body.members.get(name))
+        given = body.members.get(name)
+        found = None if given is None else decoded(given)
         if isinstance(found, int) and not isinstance(found, bool) and 0 < found < 1 << 53:
             return found
     return None
@@ -190,24 +231,10 @@ def _prompts(raw: msgspec.Raw | None) -> BodyFacts:
     return BodyFacts(text_bytes=counts.text_bytes, pieces=counts.pieces, token_ids=ids)
 
 
-def decoded(raw: msgspec.Raw | None) -> Any:
-    """A value; None if it is absent, or has numbers that cannot be represented."""
-    if raw is None:
-        return None
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
 def encoded(text: str) -> bytes:
     """The JSON of a text."""
     return msgspec.json.encode(text)
 
 
 def _size(raw: msgspec.Raw | None) -> int:
-    return 0 if raw is None or bytes(raw) == b"null" else len(memoryview(raw))
-
-
-def _bytes(raw: msgspec.Raw | None) -> tuple[bytes, ...]:
-    return () if raw is None else (bytes(raw),)
+    return 0 if raw is None or raw == NULL else len(memoryview(raw))

@@ -45,9 +45,8 @@ class CallerRequest:
         api_key = get(b"x-api-key")
         if api_key is None:
             api_key = get(b"api-key")
-        path = request.path.decode("latin-1")
         found: Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]
-        found = self._front.services.authenticator.authenticate(authorization, api_key, path)
+        found = self._front.services.authenticator.authenticate(authorization, api_key)
         if isinstance(found, asyncio.Future):
             self.wait_for(found, self._on_caller)
         else:
@@ -105,7 +104,7 @@ class CallerRequest:
             waiting.cancel()
 
     def tick(self, now: float) -> None:
-        """Some time has passed; `now` in seconds of the event loop. For limits that run out while nothing happens."""
+        """Some time has passed; `now` in monotonic seconds. For limits that run out while nothing happens."""
 
     # --- ResponseFlow ----------------------------------------------------------------------------------------------
 

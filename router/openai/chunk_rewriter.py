@@ -15,13 +15,15 @@ from router.openai import json_body
 from router.openai.errors import RequestError
 from router.openai.ports import Usage
 from router.openai.sse import EventSplitter, data_of, with_data
-from router.openai.usage_report import usage_of
-from router.openai.wire import ABSENT, NOTHING, Chunk, decode_chunk
+from router.openai.usage_report import usage_in, usage_of
+from router.openai.wire import ABSENT, NOTHING, Chunk, decode_chunk, decode_value
 
 _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _CHUNK: Final = b"data: {"
 _MODEL: Final = b'"model":'
+_CHOICES: Final = b',"choices":['
+_ONLY_USAGE: Final = b',"choices":[],"usage":'
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
@@ -47,7 +49,6 @@ class ChunkRewriter:
         "_keep_usage",
         "_last",
         "_model",
-        "_raw_model",
         "_routed",
         "_same_name",
         "_splitter",
@@ -62,7 +63,6 @@ class ChunkRewriter:
         `routed`: the JSON text of the name that the worker was told. A first chunk that has it where it belongs is not decoded.
         """
         self._model = model
-        self._raw_model = msgspec.Raw(model)
         self._keep_usage = keep_usage
         self._routed = routed
         self._splitter = EventSplitter()
@@ -102,7 +102,7 @@ class ChunkRewriter:
                         event = event[: -len(_NULL_USAGE)] + _OBJECT_END
                 elif event.find(b'"usage"', begins) >= 0:
                     # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
-                    return self._read(event)
+                    return b"" if self._is_usage_only(event, begins) else self._read(event)
                 self.content_events += 1
                 self._last = event
                 return event if self._same_name else self._begins_for_client + event[begins:]
@@ -116,6 +116,19 @@ class ChunkRewriter:
         if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0 or event.find(b'"usage"') >= 0:
             return False
         return event.endswith(_OBJECT_END) and self._learn(event, routed)
+
+    def _is_usage_only(self, event: bytes, begins: int) -> bool:
+        """Whether the chunk has usage that the client did not ask for, and nothing else after its model; the usage is kept."""
+        if self._keep_usage or not (event.startswith(_ONLY_USAGE, begins) and event.endswith(_OBJECT_END)):
+            return False
+        try:
+            reported = usage_in(decode_value(event[begins + len(_ONLY_USAGE) : -len(_OBJECT_END)]))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        if reported is None:
+            return False
+        self.usage = reported
+        return True
 
     def _read(self, event: bytes) -> bytes:
         """Rewrite an event, whatever it is."""
@@ -152,7 +165,7 @@ class ChunkRewriter:
     def _written(self, event: bytes, data: bytes, chunk: Chunk) -> bytes:
         """The chunk for the client. Raises `RequestError`."""
         written = data
-        if chunk.model != ABSENT and chunk.model != self._raw_model:
+        if chunk.model != ABSENT and bytes(chunk.model) != self._model:
             written = json_body.parse_answer(data).replaced({"model": self._model})
         if chunk.usage != ABSENT and not self._keep_usage:
             written = json_body.parse_answer(written).without("usage")
@@ -167,12 +180,13 @@ class ChunkRewriter:
         end = begin + len(name)
         if key < 0 or not name or not event.startswith(name, begin) or not event.startswith(_CHUNK):
             return False
-        if event.find(b'"choices"', end) < 0 or event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
+        if not event.startswith(_CHOICES, end) and event.find(b'"choices"', end) < 0:
             return False
-        begins = event[:end]
-        if b'"usage"' in begins or b'"finish_reason"' in begins:
+        if event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
             return False
-        self._begins = begins
+        if event.find(b'"usage"', 0, end) >= 0 or event.find(b'"finish_reason"', 0, end) >= 0:
+            return False
+        self._begins = event[:end]
         self._same_name = name == self._model
         self._begins_for_client = event[:begin] + self._model
         return True

@@ -6,12 +6,14 @@ from typing import Final
 from router.openai import body_facts, errors, json_body
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.errors import RequestError, bad_request
-from router.openai.json_body import JsonObject
+from router.openai.json_body import JsonObject, decoded
 from router.openai.ports import Refusal
+from router.openai.wire import FALSE, NULL, TRUE
 
 _TRUE: Final = b"true"
-_NULL: Final = b"null"
 _USAGE: Final = b'{"include_usage":true}'
+_ADDED_USAGE: Final = b',"stream_options":{"include_usage":true}'
+_ADDED_STREAM: Final = b',"stream":true'
 _CHAT: Final = Kind.CHAT  # bound once: looking a member up in its enum takes long (Python 3.11)
 _BRACKET: Final = ord("[")
 _BRACE: Final = ord("{")
@@ -21,7 +23,7 @@ _is_empty = re.compile(rb"\[[ \t\n\r]*\]").match
 class ClientBody:
     """A checked body. `read` makes it."""
 
-    __slots__ = ("_changes", "endpoint", "json", "keep_usage", "model", "name", "stream")
+    __slots__ = ("_added", "_changes", "endpoint", "json", "keep_usage", "model", "name", "stream")
 
     def __init__(self, endpoint: Endpoint, body: JsonObject, name: str, *, stream: bool) -> None:
         self.endpoint = endpoint
@@ -36,16 +38,24 @@ class ClientBody:
         self.keep_usage = True
         """Whether the client asked for usage in its stream."""
         self._changes: dict[str, bytes] = {}
+        self._added = b""
         if endpoint.streams and not stream:
-            self._changes["stream"] = _TRUE
+            if "stream" in body.members:
+                self._changes["stream"] = _TRUE
+            else:
+                self._added = _ADDED_STREAM
         if endpoint.usage_option:
             self._ask_for_usage()
 
     def _ask_for_usage(self) -> None:
         """Have the engine report usage in any case. Raises `RequestError`."""
         options = self.json.members.get("stream_options")
-        written = _NULL if options is None else bytes(options)
-        if written == _NULL:
+        if options is None:
+            self.keep_usage = False
+            self._added += _ADDED_USAGE
+            return
+        written = bytes(options)
+        if options == NULL:
             self.keep_usage = False
             self._changes["stream_options"] = _USAGE
         elif written.startswith(b"{"):  # what is no object is refused by the engine
@@ -59,8 +69,9 @@ class ClientBody:
         """The body for the worker that serves `model`: its name, a stream with usage, and nothing else changed."""
         changes = self._changes
         if model != self.name:
-            changes = {**changes, "model": body_facts.encoded(model)}
-        return self.json.replaced(changes) if changes else self.json.raw
+            changes["model"] = body_facts.encoded(model)
+        text = self.json.replaced(changes) if changes else self.json.raw
+        return json_body.with_last(text, self._added) if self._added else text
 
 
 def read(endpoint: Endpoint, raw: bytes, content_type: bytes | None) -> ClientBody:
@@ -72,7 +83,7 @@ def read(endpoint: Endpoint, raw: bytes, content_type: bytes | None) -> ClientBo
             message = "The request body must be JSON. Send it with `content-type: application/json`."
             raise RequestError(errors.unsupported_content_type(message)) from None
         raise
-    model = body_facts.decoded(body.members.get("model"))
+    model = decoded(body.members.get("model"))
     if model is None:
         raise RequestError(missing("model"))
     if not isinstance(model, str):
@@ -80,9 +91,10 @@ def read(endpoint: Endpoint, raw: bytes, content_type: bytes | None) -> ClientBo
     if endpoint.needed is not None:
         _check_needed(body, endpoint.needed, endpoint)
     stream = body.members.get("stream")
-    if stream is not None and bytes(stream) not in (_TRUE, b"false", _NULL):
+    streams = stream is not None and stream == TRUE
+    if stream is not None and not streams and stream not in (FALSE, NULL):
         raise RequestError(bad_request("invalid_type", "`stream` must be true or false.", "stream"))
-    return ClientBody(endpoint, body, model, stream=endpoint.streams and stream is not None and bytes(stream) == _TRUE)
+    return ClientBody(endpoint, body, model, stream=endpoint.streams and streams)
 
 
 def missing(name: str) -> Refusal:
@@ -101,6 +113,10 @@ def _check_needed(body: JsonObject, name: str, endpoint: Endpoint) -> None:
     if found is None or body.is_null(name):
         raise RequestError(missing(name))
     if endpoint.kind is _CHAT:
+        value = body.value(name)
+        if isinstance(value, list) and value:
+            return
+        # No array, none with a message, or one with numbers that cannot be represented.
         text = memoryview(found)
         if text[0] != _BRACKET:
             raise RequestError(bad_request("invalid_type", f"`{name}` must be an array.", name))

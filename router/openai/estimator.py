@@ -3,8 +3,6 @@
 Nothing is kept over a restart. Source: the estimate of the gateway, without its oddities (docs/openai-keys.md, "Token estimate").
 """
 
-import math
-from collections import OrderedDict
 from typing import Final
 
 from router.openai.ports import BodyFacts, Estimate, Usage
@@ -24,6 +22,7 @@ MOST_RATIO: Final = 4.0
 
 _KEPT: Final = 0.98
 """Weight of what was known before, at each report: about the last 50 count."""
+_REPORTS_THAT_COUNT: Final = 50
 _PRIOR_TOKENS: Final = 100.0
 """What the ratio 1 weighs at the beginning: a single short prompt hardly changes it."""
 _REPORTS_FOR_A_MEAN: Final = 3
@@ -32,17 +31,16 @@ _REPORTS_FOR_A_MEAN: Final = 3
 class _Learnt:
     """What one model reported, older reports weighing less."""
 
-    __slots__ = ("base", "output", "reported", "reports")
+    __slots__ = ("base", "mean_output", "output", "ratio", "reported", "reports")
 
     def __init__(self) -> None:
         self.base = _PRIOR_TOKENS
         self.reported = _PRIOR_TOKENS
         self.output = 0.0
         self.reports = 0
-
-    @property
-    def ratio(self) -> float:
-        return min(MOST_RATIO, max(LEAST_RATIO, self.reported / self.base))
+        self.ratio = 1.0
+        self.mean_output = 0
+        """`output`, rounded up."""
 
 
 class LearningEstimator:
@@ -51,7 +49,8 @@ class LearningEstimator:
     def __init__(self, *, correct: bool = True) -> None:
         """`correct=False`: the plain estimate, as the gateway has it; the output hint is the client's limit then."""
         self._correct = correct
-        self._models: OrderedDict[str, _Learnt] = OrderedDict()
+        self._models: dict[str, _Learnt] = {}
+        """The one without report for longest first."""
 
     def __len__(self) -> int:
         return len(self._models)
@@ -62,12 +61,12 @@ class LearningEstimator:
             TOKENS_PER_PIECE * facts.pieces
             + facts.text_bytes // BYTES_PER_TOKEN
             + facts.quarters
-            + math.ceil(facts.tools_bytes / BYTES_PER_TOKEN)
+            + -(-facts.tools_bytes // BYTES_PER_TOKEN)
             + TOKENS_PER_LOW_IMAGE * facts.images_low
             + TOKENS_PER_IMAGE * facts.images
         )
         learnt = self._models.get(model)
-        corrected = base if learnt is None else round(base * learnt.ratio)
+        corrected = base if learnt is None else int(base * learnt.ratio + 0.5)
         return Estimate(corrected + facts.token_ids, base, facts.token_ids)
 
     def output_hint(self, model: str, most: int | None) -> int | None:
@@ -75,25 +74,32 @@ class LearningEstimator:
         learnt = self._models.get(model)
         if learnt is None or learnt.reports < _REPORTS_FOR_A_MEAN:
             return most
-        mean = math.ceil(learnt.output)
-        return mean if most is None else min(most, mean)
+        mean = learnt.mean_output
+        return most if most is not None and most < mean else mean
 
     def learn(self, model: str, estimate: Estimate, usage: Usage) -> None:
         """See `TokenEstimator.learn`. Reports without input tokens, which some engines send, say nothing of the ratio."""
         if not self._correct:
             return
-        learnt = self._models.get(model)
+        models = self._models
+        learnt = models.get(model)
         if learnt is None:
-            learnt = self._models[model] = _Learnt()
-            if len(self._models) > (MODELS.pieces or 0):
-                self._models.popitem(last=False)
+            learnt = _Learnt()
+            if len(models) >= (MODELS.pieces or 0):
+                del models[next(iter(models))]
         else:
-            self._models.move_to_end(model)
+            del models[model]
+        models[model] = learnt
         reported = usage.input_tokens - estimate.exact
         if estimate.base > 0 and reported > 0:
-            learnt.base = learnt.base * _KEPT + estimate.base
+            base = learnt.base = learnt.base * _KEPT + estimate.base
             # One absurd report must not outweigh many others.
-            learnt.reported = learnt.reported * _KEPT + min(reported, estimate.base * MOST_RATIO)
+            most = estimate.base * MOST_RATIO
+            learnt.reported = learnt.reported * _KEPT + min(float(reported), most)
+            learnt.ratio = min(MOST_RATIO, max(LEAST_RATIO, learnt.reported / base))
         learnt.reports += 1
-        share = max(1 - _KEPT, 1 / learnt.reports)
-        learnt.output += (max(0, usage.output_tokens) - learnt.output) * share
+        share = 1 / learnt.reports if learnt.reports < _REPORTS_THAT_COUNT else 1 - _KEPT
+        made = max(0, usage.output_tokens)
+        learnt.output += (made - learnt.output) * share
+        mean = int(learnt.output)
+        learnt.mean_output = mean if mean >= learnt.output else mean + 1

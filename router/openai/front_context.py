@@ -26,6 +26,8 @@ REQUEST_ID: Final = Limit("openai.request_id", bytes=128)
 _MAX_BODIES: Final = BODIES.bytes or 0
 _MAX_ID: Final = REQUEST_ID.bytes or 0
 _IN_IDS: Final = bytes(range(0x21, 0x7F))
+_ID_BYTES: Final = 16
+_RANDOM_BYTES: Final = 256 * _ID_BYTES
 _EXPOSED: Final = (
     b"x-request-id, retry-after, retry-after-ms, x-should-retry, x-multi-turn-session-id, x-ratelimit-limit-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, "
@@ -58,7 +60,7 @@ class Running(Protocol):
     """A request that is being answered."""
 
     def tick(self, now: float) -> None:
-        """Some time has passed; `now` in seconds of the event loop."""
+        """Some time has passed; `now` in monotonic seconds."""
 
 
 class BodyBudget:
@@ -106,6 +108,11 @@ class FrontContext:
             registry, known, default_routing_key=settings.default_routing_key, aliases=settings.aliases
         )
         self.clock = clock
+        """Monotonic seconds."""
+        self._random = b""
+        self._random_at = 0
+        self.body_limit_digits = len(str(settings.max_body_bytes))
+        """A length with fewer digits is below the limit of a body."""
         # `asyncio.get_running_loop` costs a system call; requests use this reference.
         self.loop = asyncio.get_running_loop()
         self.bodies = BodyBudget()
@@ -125,7 +132,7 @@ class FrontContext:
         if not self.running:
             return
         self.watch()
-        now = self.loop.time()
+        now = self.clock()
         for one in list(self.running):
             one.tick(now)
 
@@ -138,10 +145,16 @@ class FrontContext:
 
     def new_id(self) -> str:
         """A request id of our own."""
-        return f"req_{os.urandom(16).hex()}"
+        at = self._random_at
+        if at >= len(self._random):
+            # For 256 ids at once: it is a system call.
+            self._random = os.urandom(_RANDOM_BYTES)
+            at = 0
+        self._random_at = at + _ID_BYTES
+        return "req_" + self._random[at : at + _ID_BYTES].hex()
 
     def headers(self, request: ClientRequest, request_id: str) -> HeaderList:
-        """What every answer to `request` has."""
+        """What every answer to `request` has, its id first."""
         found = [(b"x-request-id", request_id.encode())]
         if self._origins:
             found += self.cors_headers(request)

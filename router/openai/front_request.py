@@ -38,6 +38,11 @@ _MAX_U32: Final = (1 << 32) - 1
 _EMBEDDING: Final = Kind.EMBEDDING
 
 
+def _exceeds(length: bytes, limit: int) -> bool:
+    """Whether a `content-length` is above `limit`."""
+    return length.isdigit() and (len(length) > 18 or int(length) > limit)
+
+
 class FrontState(IntEnum):
     """How far a request is; it only increases."""
 
@@ -93,7 +98,7 @@ class FrontRequest(CallerRequest):
         self._state = _BODY
         request, limit = self._request, self._front.settings.max_body_bytes
         length = request.first.get(b"content-length")
-        if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
+        if length is not None and len(length) >= self._front.body_limit_digits and _exceeds(length, limit):
             self.refuse(errors.too_large(limit))
         elif request.first.get(b"content-encoding", b"identity") != b"identity":
             self.refuse(
@@ -125,7 +130,7 @@ class FrontRequest(CallerRequest):
 
     def _use_body(self) -> None:
         self._state = _CHECKS
-        self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
+        self._times.read_at = self._times.worker_sent_at = self._front.clock()
         pieces, self._pieces = self._pieces, []
         try:
             raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -156,6 +161,7 @@ class FrontRequest(CallerRequest):
         found: Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]
         found = self._front.services.authenticator.authorize(caller, key.routing_key, key.model, self._name)
         if isinstance(found, asyncio.Future):
+            self._keep_text_only()
             self.wait_for(found, self._on_authorized)
         else:
             self._on_authorized(found)
@@ -179,9 +185,15 @@ class FrontRequest(CallerRequest):
         admitted: Admission | LimitRefusal | asyncio.Future[Admission | LimitRefusal]
         admitted = services.limiter.admit(found, key.routing_key, key.model, estimate.tokens, reserved)
         if isinstance(admitted, asyncio.Future):
+            self._keep_text_only()
             self.wait_for(admitted, self._on_admitted)
         else:
             self._on_admitted(admitted)
+
+    def _keep_text_only(self) -> None:
+        """Forget what was decoded of the body: it is not among the bytes that are counted."""
+        if self._body is not None:
+            self._body.json.forget()
 
     def _facts(self, body: ClientBody) -> BodyFacts:
         return body_facts.facts_of(self._endpoint, body.json)
@@ -208,44 +220,42 @@ class FrontRequest(CallerRequest):
         except RequestError as error:
             self.refuse(error.refusal)
             return
-        priority = None if caller.priority is None else min(caller.priority, _MAX_U32)
+        priority = caller.priority
+        if priority is not None and priority > _MAX_U32:
+            priority = _MAX_U32
+        model = key.model
         routing = RoutingRequest(
             routing_key=key.routing_key,
-            model=key.model,
+            model=model,
             affinity_key=affinity,
             input_tokens=estimate.tokens,
             priority=priority or 0,
             received_at=self._request.received_at,
         )
         to_worker = request_for_worker(
-            self._request, self._endpoint, routing, self.request_id, self._told_output(), priority, raw
+            self._request, self._endpoint, routing, self._headers[0][1], self._told_output(), priority, raw
         )
         asked = Asked(
             endpoint=self._endpoint,
             name=body.name,
             model=body.model,
-            routed=key.model,
+            routed=model,
             stream=body.stream,
             keep_usage=body.keep_usage,
             headers=self._headers,
-            was_served=self._was_served,
             render=front.render,
-            now=front.loop.time,
+            now=front.clock,
         )
         self._body = None  # the worker gets another text
         answer = self._answer = self._new_answer(asked)
         self._state = _WORKER
-        relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(key.model))
+        relayed = front.relay.relay(to_worker, answer, routing, self.request_id, caller.routing_method(model))
         if self._over:
             return  # it was refused at once
         self._relayed = relayed
         if self._paused:
             relayed.pause_response()
         front.watch()
-
-    def _was_served(self) -> bool:
-        """Whether the model had workers a short time ago."""
-        return self._key is not None and self._front.known.was_served(self._key)
 
     def _told_output(self) -> int | None:
         """Output tokens that the worker is told as part of the estimate."""
@@ -278,11 +288,15 @@ class FrontRequest(CallerRequest):
 
     # --- AnswerCallbacks ---------------------------------------------------------------------------------------------
 
+    def was_served(self) -> bool:
+        """See `AnswerCallbacks`."""
+        return self._key is not None and self._front.known.was_served(self._key)
+
     def worker_answered(self, status: int) -> None:
         """See `AnswerCallbacks`."""
         self._state = _ANSWER
         self._served = 200 <= status < 300
-        self._times.worker_sent_at = self._front.loop.time()
+        self._times.worker_sent_at = self._front.clock()
         self._release_body()
 
     def failed(self, reason: str) -> None:
@@ -362,21 +376,21 @@ class FrontRequest(CallerRequest):
         first = None if answer is None or not answer.first_at else (answer.first_at - self._times.read_at) * 1000
         services.usage.record(
             UsageRecord(
-                self.request_id,
-                self._caller.key_id,
-                self._endpoint.path,
-                None if key is None else key.routing_key,
-                "" if key is None else key.model,
-                key is not None and self._front.registry.is_advertised(key),
-                self._stream,
-                status,
-                code,
-                end,
-                0 if estimate is None else estimate.tokens,
-                usage,
-                seen,
-                first,
-                (self._front.clock() - self._request.received_at) * 1000,
+                request_id=self.request_id,
+                key_id=self._caller.key_id,
+                path=self._endpoint.path,
+                routing_key=None if key is None else key.routing_key,
+                model="" if key is None else key.model,
+                registered=key is not None and self._front.registry.is_advertised(key),
+                stream=self._stream,
+                status=status,
+                code=code,
+                end=end,
+                estimated_input_tokens=0 if estimate is None else estimate.tokens,
+                usage=usage,
+                output_seen=seen,
+                first_token_ms=first,
+                duration_ms=(self._front.clock() - self._request.received_at) * 1000,
             )
         )
 

@@ -48,7 +48,7 @@ class GatewayRequest(FrontRequest):
     def _use_body(self) -> None:
         """Ask who the caller is, if the body names a routing key."""
         self._state = FrontState.CHECKS
-        self._times.read_at = self._times.worker_sent_at = self._front.loop.time()
+        self._times.read_at = self._times.worker_sent_at = self._front.clock()
         self._raw = b"".join(self._pieces)
         self._pieces = []
         first = self._request.first

@@ -18,7 +18,7 @@ caller may cancel such a future. Methods do not raise for anything a client send
 import asyncio
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Response fields, names in lower case, for example `((b"retry-after", b"4"),)`."""
@@ -91,7 +91,7 @@ class Authenticator(Protocol):
     """Decides by its key who sends a request."""
 
     def authenticate(
-        self, authorization: bytes | None, api_key: bytes | None, path: str
+        self, authorization: bytes | None, api_key: bytes | None
     ) -> "Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]":
         """The caller of a request, from its head alone.
 
@@ -111,15 +111,32 @@ class Authenticator(Protocol):
 # --- usage -------------------------------------------------------------------------------------------------------------
 
 
-class Usage(NamedTuple):
-    """Tokens of one request as the engine reported them."""
+class Usage:
+    """Tokens of one request as the engine reported them. Equal by its numbers."""
 
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    """Part of the input tokens."""
-    reasoning_tokens: int = 0
-    """Part of the output tokens."""
+    __slots__ = ("cached_tokens", "input_tokens", "output_tokens", "reasoning_tokens")
+
+    def __init__(
+        self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, reasoning_tokens: int = 0
+    ) -> None:
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cached_tokens = cached_tokens
+        """Part of the input tokens."""
+        self.reasoning_tokens = reasoning_tokens
+        """Part of the output tokens."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and self._numbers() == other._numbers()
+
+    def __hash__(self) -> int:
+        return hash(self._numbers())
+
+    def __repr__(self) -> str:
+        return f"Usage{self._numbers()}"
+
+    def _numbers(self) -> tuple[int, int, int, int]:
+        return self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens
 
 
 class End(Enum):
@@ -135,30 +152,67 @@ class End(Enum):
     """The worker's answer did not end well, or a timeout ended it."""
 
 
-class UsageRecord(NamedTuple):
+class UsageRecord:
     """One request, for counters and the usage log. No content, no key."""
 
-    request_id: str
-    key_id: str
-    path: str
-    """The endpoint, for example `/v1/chat/completions`."""
-    routing_key: str | None
-    model: str
-    """The routed model; empty if the request did not get so far."""
-    registered: bool
-    """Whether the model is one that workers serve. Others are no label of a metric."""
-    stream: bool
-    status: int
-    code: str | None
-    """`error.code` of an error made by the front."""
-    end: End
-    estimated_input_tokens: int
-    usage: Usage | None
-    """None: the engine reported none."""
-    output_seen: int
-    """Events with content that were relayed; 0 for an answer that was no stream."""
-    first_token_ms: float | None
-    duration_ms: float
+    __slots__ = (
+        "code",
+        "duration_ms",
+        "end",
+        "estimated_input_tokens",
+        "first_token_ms",
+        "key_id",
+        "model",
+        "output_seen",
+        "path",
+        "registered",
+        "request_id",
+        "routing_key",
+        "status",
+        "stream",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        key_id: str,
+        path: str,
+        routing_key: str | None,
+        model: str,
+        registered: bool,
+        stream: bool,
+        status: int,
+        code: str | None,
+        end: End,
+        estimated_input_tokens: int,
+        usage: Usage | None,
+        output_seen: int,
+        first_token_ms: float | None,
+        duration_ms: float,
+    ) -> None:
+        self.request_id = request_id
+        self.key_id = key_id
+        self.path = path
+        """The endpoint, for example `/v1/chat/completions`."""
+        self.routing_key = routing_key
+        self.model = model
+        """The routed model; empty if the request did not get so far."""
+        self.registered = registered
+        """Whether the model is one that workers serve. Others are no label of a metric."""
+        self.stream = stream
+        self.status = status
+        self.code = code
+        """`error.code` of an error made by the front."""
+        self.end = end
+        self.estimated_input_tokens = estimated_input_tokens
+        self.usage = usage
+        """None: the engine reported none."""
+        self.output_seen = output_seen
+        """Events with content that were relayed; 0 for an answer that was no stream."""
+        self.first_token_ms = first_token_ms
+        self.duration_ms = duration_ms
 
 
 class UsageSink(Protocol):
@@ -201,35 +255,53 @@ class Limiter(Protocol):
 # --- estimates ---------------------------------------------------------------------------------------------------------
 
 
-class BodyFacts(NamedTuple):
-    """What the estimate of input tokens needs to know of a body. Base64 of images and audio counts in none of the byte fields."""
+class BodyFacts:
+    """What the estimate of input tokens needs to know of a body. Base64 of images and audio counts in none of the byte fields.
 
-    text_bytes: int = 0
-    """UTF-8 bytes of all text the engine reads: content, names, tool calls, instructions, prompts, inputs."""
-    pieces: int = 0
-    """Number of messages, prompts or inputs the text stands in."""
-    tools_bytes: int = 0
-    """Bytes of the JSON of tools, functions and the response format, once."""
-    token_ids: int = 0
-    """Number of token ids given instead of text."""
-    images_low: int = 0
-    """Images with `detail: "low"`."""
-    images: int = 0
-    """Other images."""
-    quarters: int = 0
-    """Text that is counted already, in quarters of bytes: for embeddings the sum of `ceil(bytes / 4)` over the inputs (and their
-    number in `pieces`), in the mode `gateway` the whole estimate. Such text is not in `text_bytes`."""
+    No named tuple, as what is made for every request: making one takes ten times as long in the compiled form.
+    """
+
+    __slots__ = ("images", "images_low", "pieces", "quarters", "text_bytes", "token_ids", "tools_bytes")
+
+    def __init__(
+        self,
+        text_bytes: int = 0,
+        pieces: int = 0,
+        tools_bytes: int = 0,
+        token_ids: int = 0,
+        images_low: int = 0,
+        images: int = 0,
+        quarters: int = 0,
+    ) -> None:
+        self.text_bytes = text_bytes
+        """UTF-8 bytes of all text the engine reads: content, names, tool calls, instructions, prompts, inputs."""
+        self.pieces = pieces
+        """Number of messages, prompts or inputs the text stands in."""
+        self.tools_bytes = tools_bytes
+        """Bytes of the JSON of tools, functions and the response format, once."""
+        self.token_ids = token_ids
+        """Number of token ids given instead of text."""
+        self.images_low = images_low
+        """Images with `detail: "low"`."""
+        self.images = images
+        """Other images."""
+        self.quarters = quarters
+        """Text that is counted already, in quarters of bytes: for embeddings the sum of `ceil(bytes / 4)` over the inputs (and their
+        number in `pieces`), in the mode `gateway` the whole estimate. Such text is not in `text_bytes`."""
 
 
-class Estimate(NamedTuple):
+class Estimate:
     """Input tokens of a body."""
 
-    tokens: int
-    """Corrected by what the model reported so far: for routing and limits."""
-    base: int
-    """Without correction, and without `exact`: what `learn` compares."""
-    exact: int = 0
-    """Part of `tokens` that is no estimate: token ids."""
+    __slots__ = ("base", "exact", "tokens")
+
+    def __init__(self, tokens: int, base: int, exact: int = 0) -> None:
+        self.tokens = tokens
+        """Corrected by what the model reported so far: for routing and limits."""
+        self.base = base
+        """Without correction, and without `exact`: what `learn` compares."""
+        self.exact = exact
+        """Part of `tokens` that is no estimate: token ids."""
 
 
 class TokenEstimator(Protocol):

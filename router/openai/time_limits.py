@@ -1,4 +1,4 @@
-"""The times at which a request of the front is ended, or its silent stream gets a comment. No I/O; seconds of the event loop.
+"""The times at which a request of the front is ended, or its silent stream gets a comment. No I/O; monotonic seconds.
 
 They are looked at every `tick_s`, so what they lead to comes up to that much later.
 """

@@ -8,42 +8,81 @@ from typing import Final
 import msgspec
 import structlog
 
-from router.openai.ports import Usage, UsageRecord
-from router.telemetry.families import Labels
+from router.openai.ports import UsageRecord
+from router.telemetry.families import BoundCounter
 from router.telemetry.metrics import Metrics
+from tunnel_protocol.limit import Limit
 from tunnel_protocol.observers.line_writer import LineWriter
 
 _log = structlog.get_logger()
 _OK: Final = 200
 
 
+USAGE_SERIES: Final = Limit("openai.usage_series", pieces=10_000)
+"""Keys and models whose series are kept at hand; beyond that all are found anew."""
+
+_MOST_SERIES: Final = USAGE_SERIES.pieces or 0
+
+
+class _CallerSeries:
+    """The series of one key and target."""
+
+    __slots__ = ("_labels", "_requests", "cached", "input", "output", "reasoning", "unreported")
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+        """`labels` are key id, routing key and model."""
+        self._labels = labels
+        self._requests: dict[int, BoundCounter] = {}
+        tokens = metrics.openai_tokens_total
+        self.input = BoundCounter(tokens, (*labels, "input"))
+        self.output = BoundCounter(tokens, (*labels, "output"))
+        self.cached = BoundCounter(tokens, (*labels, "cached"))
+        self.reasoning = BoundCounter(tokens, (*labels, "reasoning"))
+        self.unreported = BoundCounter(metrics.openai_unreported_requests_total, labels)
+
+    def count_request(self, metrics: Metrics, status: int) -> None:
+        """A request has ended with this status."""
+        found = self._requests.get(status)
+        if found is None:
+            labels = (*self._labels, str(status))
+            found = self._requests[status] = BoundCounter(metrics.openai_requests_total, labels)
+        found.inc()
+
+
 class UsageCounters:
     """Counts requests and reported tokens. Models that no worker serves have an empty label."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._requests = metrics.openai_requests_total
-        self._tokens = metrics.openai_tokens_total
-        self._unreported = metrics.openai_unreported_requests_total
+        self._metrics = metrics
+        self._series: dict[tuple[str, str, str], _CallerSeries] = {}
+
+    def __len__(self) -> int:
+        return len(self._series)
 
     def record(self, record: UsageRecord) -> None:
         """See `UsageSink.record`."""
-        routing_key, model = (record.routing_key or "", record.model) if record.registered else ("", "")
-        caller = (record.key_id, routing_key, model)
-        self._requests.inc((*caller, str(record.status)))
-        if record.usage is not None:
-            self._add(caller, record.usage)
-        elif record.status == _OK:
-            self._unreported.inc(caller)
-
-    def _add(self, caller: Labels, usage: Usage) -> None:
-        for kind, tokens in (
-            ("input", usage.input_tokens),
-            ("output", usage.output_tokens),
-            ("cached", usage.cached_tokens),
-            ("reasoning", usage.reasoning_tokens),
-        ):
-            if tokens > 0:
-                self._tokens.inc((*caller, kind), tokens)
+        labels = (
+            (record.key_id, record.routing_key or "", record.model) if record.registered else (record.key_id, "", "")
+        )
+        series = self._series.get(labels)
+        if series is None:
+            if len(self._series) >= _MOST_SERIES:
+                self._series.clear()
+            series = self._series[labels] = _CallerSeries(self._metrics, labels)
+        series.count_request(self._metrics, record.status)
+        usage = record.usage
+        if usage is None:
+            if record.status == _OK:
+                series.unreported.inc()
+            return
+        if usage.input_tokens > 0:
+            series.input.add(usage.input_tokens)
+        if usage.output_tokens > 0:
+            series.output.add(usage.output_tokens)
+        if usage.cached_tokens > 0:
+            series.cached.add(usage.cached_tokens)
+        if usage.reasoning_tokens > 0:
+            series.reasoning.add(usage.reasoning_tokens)
 
 
 class UsageLog:

@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from router.openai.ports import Usage
+from router.openai.wire import decode_value
 
 _MOST: Final = 1 << 53
 """Larger figures are no counts of tokens."""
@@ -15,7 +16,7 @@ def usage_of(raw: msgspec.Raw | None) -> Usage | None:
     if raw is None:
         return None
     try:
-        return usage_in(msgspec.json.decode(raw))
+        return usage_in(decode_value(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -24,29 +25,28 @@ def usage_in(found: object) -> Usage | None:
     """The usage in a decoded `usage` member."""
     if not isinstance(found, dict):
         return None
-    given = _count(found, "prompt_tokens", "input_tokens")
-    made = _count(found, "completion_tokens", "output_tokens")
+    get = found.get
+    given = _count(get("prompt_tokens"))
+    if given is None:
+        given = _count(get("input_tokens"))
+    made = _count(get("completion_tokens"))
+    if made is None:
+        made = _count(get("output_tokens"))
     if given is None and made is None:
         return None
-    return Usage(
-        given or 0,
-        made or 0,
-        _detail(found, "cached_tokens", "prompt_tokens_details", "input_tokens_details"),
-        _detail(found, "reasoning_tokens", "completion_tokens_details", "output_tokens_details"),
-    )
+    cached = _detail("cached_tokens", get("prompt_tokens_details"), get("input_tokens_details"))
+    reasoning = _detail("reasoning_tokens", get("completion_tokens_details"), get("output_tokens_details"))
+    return Usage(given or 0, made or 0, cached, reasoning)
 
 
-def _detail(found: dict[str, object], name: str, *places: str) -> int:
-    for place in places:
-        details = found.get(place)
-        if isinstance(details, dict):
-            return _count(details, name) or 0
+def _detail(name: str, details: object, else_details: object) -> int:
+    if isinstance(details, dict):
+        return _count(details.get(name)) or 0
+    if isinstance(else_details, dict):
+        return _count(else_details.get(name)) or 0
     return 0
 
 
-def _count(found: dict[str, object], *names: str) -> int | None:
-    for name in names:
-        value = found.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST:
-            return value
-    return None
+def _count(value: object) -> int | None:
+    """`value` if it is a count of tokens."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST else None

@@ -11,7 +11,11 @@ import msgspec
 ABSENT: Final = msgspec.Raw(b"")
 """A member that is not there."""
 
-NOTHING: Final = (ABSENT, msgspec.Raw(b"null"))
+NULL: Final = msgspec.Raw(b"null")
+TRUE: Final = msgspec.Raw(b"true")
+FALSE: Final = msgspec.Raw(b"false")
+
+NOTHING: Final = (ABSENT, NULL)
 """What a member without a value is."""
 
 
@@ -33,6 +37,8 @@ class Message(msgspec.Struct, gc=False):
 decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
 decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 """The members of an object; of a doubled one the last counts."""
+decode_value: Final = msgspec.json.Decoder().decode
+"""Any value, in full."""
 decode_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 decode_message: Final = msgspec.json.Decoder(Message).decode
 """Raises `msgspec.ValidationError` for anything but an object."""

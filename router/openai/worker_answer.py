@@ -34,6 +34,8 @@ _PASSED_ON: Final = frozenset(
     (b"retry-after", b"retry-after-ms", b"x-should-retry", b"openai-processing-ms", b"openai-version", ERROR_CODE)
 )
 """Fields of a worker's answer that the client gets."""
+_USED: Final = _PASSED_ON | {b"content-type", b"content-encoding"}
+_EVENTS: Final = b"text/event-stream"
 KEEPALIVE: Final = b": keep-alive\n\n"
 
 _plain = re.compile(r"[A-Za-z0-9._:@+/-]+").fullmatch
@@ -60,7 +62,6 @@ class Asked:
         "render",
         "routed",
         "stream",
-        "was_served",
     )
 
     def __init__(
@@ -73,7 +74,6 @@ class Asked:
         stream: bool,
         keep_usage: bool,
         headers: HeaderList,
-        was_served: Callable[[], bool],
         render: Callable[[Refusal], bytes],
         now: Callable[[], float],
     ) -> None:
@@ -90,16 +90,17 @@ class Asked:
         """Whether it asked for usage in the stream."""
         self.headers = headers
         """Fields that every answer has."""
-        self.was_served = was_served
-        """Whether the model had workers a short time ago."""
         self.render = render
         """Makes the body of an error."""
         self.now = now
-        """Seconds of the event loop."""
+        """Monotonic seconds."""
 
 
 class AnswerCallbacks(Protocol):
-    """What an answer reports to its request."""
+    """What an answer reports to its request, and asks of it."""
+
+    def was_served(self) -> bool:
+        """Whether the model had workers a short time ago."""
 
     def worker_answered(self, status: int) -> None:
         """The head of a worker's answer is here."""
@@ -189,17 +190,19 @@ class WorkerAnswer(ResponseWriter):
         kind, encoding = b"", b"identity"
         for field in headers:
             name = field[0]
+            if name not in _USED:
+                continue
             if name == b"content-type":
                 kind = field[1]
-            elif name in _PASSED_ON:
-                self._fields.append(field)
             elif name == b"content-encoding":
                 encoding = field[1]
+            else:
+                self._fields.append(field)
         if encoding != b"identity":
             self._give_up(_COMPRESSED)
         elif not 200 <= status < 300:
             self._mode = Mode.ERROR
-        elif not kind.lower().startswith(b"text/event-stream"):
+        elif not kind.startswith(_EVENTS) and not kind.lower().startswith(_EVENTS):
             if self._asked.stream:
                 self._give_up(_NO_STREAM)
             else:
@@ -296,8 +299,11 @@ class WorkerAnswer(ResponseWriter):
         if self._asked.endpoint.kind is _RESPONSE:
             return ResponseEvents(self._asked.model, collect=False)
         asked = self._asked
-        # What else would have to be written in JSON is decoded.
-        routed = b'"%b"' % asked.routed.encode() if _plain(asked.routed) else b""
+        if asked.routed == asked.name:
+            routed = asked.model
+        else:
+            # What else would have to be written in JSON is decoded.
+            routed = b'"%b"' % asked.routed.encode() if _plain(asked.routed) else b""
         return ChunkRewriter(asked.model, keep_usage=asked.keep_usage, routed=routed)
 
     def _collector(self) -> ChunkAggregator | ResponseEvents:
@@ -387,7 +393,7 @@ class WorkerAnswer(ResponseWriter):
         response.end()
 
     def _of_local_reply(self, status: int, code: bytes | None) -> Refusal:
-        if status == 404 and not self._asked.was_served():
+        if status == 404 and not self._owner.was_served():
             return errors.model_not_found(self._asked.name)
         if status in (404, 503):
             return errors.no_capacity()

@@ -9,7 +9,6 @@ from typing import Final
 from router.balancing import RoutingRequest
 from router.http1.request import ClientRequest, RequestBody
 from router.openai.endpoints import Endpoint
-from tunnel_protocol.head import HeaderList
 
 _PASSED_ON: Final = (b"user-agent", b"traceparent", b"tracestate", b"baggage")
 
@@ -18,37 +17,38 @@ def request_for_worker(
     client: ClientRequest,
     endpoint: Endpoint,
     routing: RoutingRequest,
-    request_id: str,
+    request_id: bytes,
     output_tokens: int | None,
     priority: int | None,
     body: bytes,
 ) -> ClientRequest:
     """The request that routing and relay get in place of the client's. `routing` and the rest is what the front has found out."""
     input_tokens = routing.input_tokens or 0
-    headers: HeaderList = [
-        (b"content-type", b"application/json"),
-        (b"accept", b"text/event-stream" if endpoint.streams else b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode()),
-        (b"x-model", routing.model.encode()),
-        (b"x-input-tokens", b"%d" % input_tokens),
-        (b"x-token-estimate", b"%d" % (input_tokens + (output_tokens or 0))),
-    ]
+    told_input = str(input_tokens).encode()
+    fields: dict[bytes, bytes] = {
+        b"content-type": b"application/json",
+        b"accept": b"text/event-stream" if endpoint.streams else b"application/json",
+        b"content-length": str(len(body)).encode(),
+        b"x-request-id": request_id,
+        b"x-model": routing.model.encode(),
+        b"x-input-tokens": told_input,
+        b"x-token-estimate": str(input_tokens + output_tokens).encode() if output_tokens else told_input,
+    }
     if routing.routing_key is not None:
-        headers.append((b"x-routing-key", routing.routing_key.encode()))
+        fields[b"x-routing-key"] = routing.routing_key.encode()
     if routing.affinity_key is not None:
-        headers.append((b"x-cache-affinity-key", routing.affinity_key.encode()))
+        fields[b"x-cache-affinity-key"] = routing.affinity_key.encode()
     if priority is not None:
-        headers.append((b"x-priority", b"%d" % priority))
+        fields[b"x-priority"] = b"%d" % priority
     first = client.first
     for name in _PASSED_ON:
         if name in first:
-            headers.append((name, first[name]))
+            fields[name] = first[name]
     return ClientRequest(
         b"POST",
         endpoint.target,
-        headers,
-        dict(headers),
+        list(fields.items()),
+        fields,
         http_1_0=False,
         keep_alive=True,
         received_at=client.received_at,

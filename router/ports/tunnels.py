@@ -7,6 +7,8 @@
 from enum import Enum, auto
 from typing import Final, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from tunnel_protocol.head import RequestHead, ResponseHead
 
 
@@ -23,44 +25,62 @@ class TunnelError(Exception):
         self.accepted = accepted
 
 
-class ExchangeSink(Protocol):
-    """The callbacks of an exchange to its owner; called synchronously, in wire order."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ExchangeSink:
+    """The callbacks of an exchange to its owner; called synchronously, in wire order.
+
+    A base class, because calls through protocols are slow when compiled.
+    """
+
+    __slots__ = ()
 
     def on_head(self, head: ResponseHead) -> None:
         """The response head. Its headers are as the worker sent them, without the status entry."""
+        raise NotImplementedError
 
     def on_body(self, data: bytes) -> None:
         """One non-empty chunk of the response body."""
+        raise NotImplementedError
 
     def on_end(self) -> None:
         """The response is complete. No further callback about the response follows."""
+        raise NotImplementedError
 
     def on_failed(self, error: TunnelError) -> None:
         """The exchange failed (reset, protocol error, connection closed). No further callback follows."""
+        raise NotImplementedError
 
     def on_upload_writable(self) -> None:
         """`Exchange.send_body`, which had returned False, accepts data again."""
+        raise NotImplementedError
 
     def on_upload_stopped(self) -> None:
         """The worker does not take the rest of the request body; data of further `send_body` calls is dropped."""
+        raise NotImplementedError
 
 
-class _NullSink:
+class _NullSink(ExchangeSink):
     """A sink that ignores every callback."""
 
     __slots__ = ()
 
-    def on_head(self, head: ResponseHead) -> None: ...
+    def on_head(self, head: ResponseHead) -> None:
+        pass
 
-    def on_body(self, data: bytes) -> None: ...
+    def on_body(self, data: bytes) -> None:
+        pass
 
-    def on_end(self) -> None: ...
+    def on_end(self) -> None:
+        pass
 
-    def on_failed(self, error: TunnelError) -> None: ...
+    def on_failed(self, error: TunnelError) -> None:
+        pass
 
-    def on_upload_writable(self) -> None: ...
+    def on_upload_writable(self) -> None:
+        pass
 
-    def on_upload_stopped(self) -> None: ...
+    def on_upload_stopped(self) -> None:
+        pass
 
 
 NULL_SINK: Final[ExchangeSink] = _NullSink()

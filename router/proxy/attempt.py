@@ -7,13 +7,14 @@ timeout. Everything is a callback from the exchange; only waiting for stream cre
 
 import asyncio
 from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
+from mypy_extensions import mypyc_attr
 
 from router.http1.request import RequestBody
 from router.http1.response import ResponseWriter
-from router.ports.tunnels import Exchange, TunnelError, TunnelSet
+from router.ports.tunnels import Exchange, ExchangeSink, TunnelError, TunnelSet
 from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.replay import ReplayBuffer
 from router.proxy.upload import Upload
@@ -24,20 +25,27 @@ _log = structlog.get_logger()
 TIMED_OUT: Final = "quic request timed out"
 
 
-class AttemptCallbacks(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class AttemptCallbacks:
     """What an attempt reports to its request."""
+
+    __slots__ = ()
 
     def attempt_answered(self, head: ResponseHead) -> None:
         """A response head arrived: call `relay` or `discard`."""
+        raise NotImplementedError
 
     def attempt_failed(self, error: TunnelError, *, handed_over: bool) -> None:
         """The attempt ended without a response head; `handed_over`: the tunnel was given the whole request before."""
+        raise NotImplementedError
 
     def body_begun(self) -> None:
         """The first piece of the body is about to be relayed."""
+        raise NotImplementedError
 
     def response_ended(self, failure: str | None) -> None:
         """The relayed response has ended; `failure` is the reason if it was broken off, None if it is complete."""
+        raise NotImplementedError
 
 
 class AttemptState(IntEnum):
@@ -67,7 +75,7 @@ _RESPONSE_ENDED: Final = AttemptState.RESPONSE_ENDED
 _AWAITING_HEAD: Final = AttemptState.AWAITING_HEAD
 
 
-class Attempt:
+class Attempt(ExchangeSink):
     """One attempt; implements `ExchangeSink` and `AwaitsHead`."""
 
     __slots__ = (

@@ -106,12 +106,16 @@ def headers_to_client(headers: HeaderList, backend: Backend, *, drop_listed: boo
 
     `drop_listed`: what `Connection` lists is removed too. Raises `ValueError` if an id of the worker cannot be a header value.
     """
+    registration = backend.registration
+    fields = registration.answer_fields
+    if fields is None:
+        fields = registration.answer_fields = [
+            (_SERVER_ID, _header_value(backend.inference_server_id)),
+            (_SERVER_URL, _header_value(backend.inference_server_url)),
+            (_CLUSTER_ID, _header_value(backend.cluster_id)),
+        ]
     passed_on = without(headers, _NOT_PASSED_ON, listed=drop_listed)
-    passed_on += (
-        (_SERVER_ID, _header_value(backend.inference_server_id)),
-        (_SERVER_URL, _header_value(backend.inference_server_url)),
-        (_CLUSTER_ID, _header_value(backend.cluster_id)),
-    )
+    passed_on += fields
     return passed_on
 
 

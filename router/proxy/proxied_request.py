@@ -15,7 +15,7 @@ from router.http1.request import ClientRequest
 from router.http1.response import ResponseWriter
 from router.ports.tunnels import TunnelError
 from router.proxy import retry
-from router.proxy.attempt import Attempt
+from router.proxy.attempt import Attempt, AttemptCallbacks
 from router.proxy.failure_log import is_failure
 from router.proxy.local_replies import (
     AMBIGUOUS,
@@ -69,7 +69,7 @@ _OVER: Final = RequestState.OVER
 _RELAYING: Final = RequestState.RELAYING
 
 
-class ProxiedRequest:
+class ProxiedRequest(AttemptCallbacks):
     """One request; implements `ResponseFlow` and `AttemptCallbacks`."""
 
     __slots__ = (

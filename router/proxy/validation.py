@@ -62,9 +62,14 @@ class ValidRequest:
 
 def text(value: bytes | None) -> str | None:
     """A header value as text without surrounding blanks; None if absent, blank or not printable ASCII."""
-    if value is None or value.translate(None, _TEXTUAL):
+    if value is None:
         return None
-    return value.strip(b" \t").decode("ascii") or None
+    found = value.decode("latin-1")
+    if found.isascii() and found.isprintable():  # nearly all, without a table of all characters
+        return found.strip(" ") or None
+    if value.translate(None, _TEXTUAL):
+        return None
+    return found.strip(" \t") or None
 
 
 def number(value: bytes | None, limit: int, name: str) -> int | None:
@@ -96,18 +101,18 @@ class Validator:
 
     def validate(self, request: ClientRequest) -> ValidRequest:
         """The routing request and its algorithm definition. Raises `InvalidRequestError`."""
-        get = request.first.get
-        request_id = text(get(_REQUEST_ID))
+        first = request.first
+        request_id = text(first.get(_REQUEST_ID))
         if request_id is None:
             raise InvalidRequestError(400, "missing x-request-id")
-        input_tokens = number(get(b"x-input-tokens"), MAX_U64, "x-input-tokens")
+        input_tokens = number(first.get(b"x-input-tokens"), MAX_U64, "x-input-tokens")
         if input_tokens is None:
             raise InvalidRequestError(400, "missing x-input-tokens")
-        model = text(get(b"x-model"))
+        model = text(first.get(b"x-model"))
         if model is None:
             raise InvalidRequestError(400, "missing x-model")
-        routing_key = text(get(b"x-routing-key"))
-        asked = get(b"x-routing-method") if self._trust_method else None
+        routing_key = text(first.get(b"x-routing-key"))
+        asked = first.get(b"x-routing-method") if self._trust_method else None
         method = None if asked is None else text(asked)
         received_at = request.received_at
         effective = (
@@ -118,11 +123,11 @@ class Validator:
         routing = RoutingRequest(
             routing_key=routing_key,
             model=model,
-            affinity_key=text(get(b"x-cache-affinity-key")),
+            affinity_key=text(first.get(b"x-cache-affinity-key")),
             input_tokens=input_tokens,
-            priority=number(get(b"x-priority"), MAX_U32, "x-priority") or 0,
-            max_wait_ms=number(get(b"x-max-wait-ms"), MAX_U64, "x-max-wait-ms"),
-            request_slo_ms=number(get(b"x-request-slo-ms"), MAX_U64, "x-request-slo-ms"),
+            priority=number(first.get(b"x-priority"), MAX_U32, "x-priority") or 0,
+            max_wait_ms=number(first.get(b"x-max-wait-ms"), MAX_U64, "x-max-wait-ms"),
+            request_slo_ms=number(first.get(b"x-request-slo-ms"), MAX_U64, "x-request-slo-ms"),
             received_at=received_at,
         )
         if effective.require_cache_affinity_key and routing.affinity_key is None:
@@ -131,7 +136,7 @@ class Validator:
             )
             raise InvalidRequestError(400, "missing x-cache-affinity-key")
         deadline = self._retry_deadline(request)
-        length = get(b"content-length")
+        length = first.get(b"content-length")
         if length is not None and length.isdigit() and len(length) <= _MAX_DIGITS and int(length) > self._max_body:
             raise InvalidRequestError(413, "request body exceeds the replay limit")
         if asked is not None:

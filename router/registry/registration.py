@@ -22,7 +22,7 @@ class ClusterGeneration:
 class Registration:
     """One admitted registration stream: created by `Registry.begin`, ended by `Registry.end`."""
 
-    __slots__ = ("applying", "ended", "generation", "identity", "models", "tunnels")
+    __slots__ = ("answer_fields", "applying", "ended", "generation", "identity", "models", "tunnels")
 
     def __init__(self, identity: Identity, tunnels: TunnelSet, generation: ClusterGeneration) -> None:
         self.identity = identity
@@ -33,6 +33,8 @@ class Registration:
         """The models it advertises, active or not; while an update is being applied, also those of the previous one."""
         self.applying = False
         self.ended = False
+        self.answer_fields: list[tuple[bytes, bytes]] | None = None
+        """The fields of its answers that name it to clients; made by the proxy at the first of them."""
 
 
 class AlreadyRegisteredError(Exception):

@@ -7,7 +7,6 @@ spelling is described in docs/operations.md, "Metrics".
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
@@ -202,7 +201,7 @@ class Gauge(_Scalar):
 
 
 class BoundCounter:
-    """One series of a counter, found once; it begins with the first `inc`."""
+    """One series of a counter, found once; it begins with the first `inc` or `add`."""
 
     __slots__ = ("_cell", "_counter", "_labels")
 
@@ -218,6 +217,13 @@ class BoundCounter:
             cell = self._cell = self._counter.cell(self._labels)
         cell.value += 1.0
 
+    def add(self, amount: int) -> None:
+        """Add `amount` (not negative)."""
+        cell = self._cell
+        if cell is None:
+            cell = self._cell = self._counter.cell(self._labels)
+        cell.value += amount
+
 
 class Distribution:
     """The values of one series of a histogram: observations per bucket (not cumulative) and their sum."""
@@ -232,7 +238,15 @@ class Distribution:
 
     def observe(self, value: float) -> None:
         """Count `value` in the first bucket whose bound is not below it."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        bounds = self._bounds
+        low, high = 0, len(bounds)
+        while low < high:  # `bisect_left`, which compares objects when compiled
+            middle = (low + high) >> 1
+            if bounds[middle] < value:
+                low = middle + 1
+            else:
+                high = middle
+        self.counts[low] += 1
         self.sum += value
 
 

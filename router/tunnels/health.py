@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from router.ports.tunnels import TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from router.telemetry.metrics import Metrics
 from router.tunnels.connection_slot import ConnectionSlot
 from router.tunnels.probe_times import pause_s
@@ -43,7 +43,7 @@ def probe_head(inference_server_id: str) -> RequestHead:
     )
 
 
-class _Answer:
+class _Answer(ExchangeSink):
     """The sink of one probe: sets `done` to the status once the body has been read to its end."""
 
     __slots__ = ("_status", "done")

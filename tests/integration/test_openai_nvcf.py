@@ -80,7 +80,7 @@ class Rig:
     async def ask(
         self, key: str = "nvapi-1", routing_key: str | None = FUNCTION, model: str = "m"
     ) -> Caller | KeyRefused:
-        caller = self.gate.authenticate(f"Bearer {key}".encode(), None, "/v1/chat/completions")
+        caller = self.gate.authenticate(f"Bearer {key}".encode(), None)
         if isinstance(caller, KeyRefused):
             return caller
         found = self.gate.authorize(caller, routing_key, model, f"{routing_key}/{model}")
@@ -148,14 +148,14 @@ async def test_keys_of_the_file_and_keys_of_its_kind_are_never_asked_about() -> 
     async with rig() as one:
         assert await one.ask(KEY) is one.file_caller
         assert (await one.refusal(new_key())).status == 401
-        refused = one.gate.authenticate(b"Bearer \xff\x01", None, "/v1/models")
+        refused = one.gate.authenticate(b"Bearer \xff\x01", None)
         assert isinstance(refused, KeyRefused)
         assert one.api.asked == []
 
 
 async def test_a_caller_lists_no_models_before_it_is_checked_and_has_none_without_a_routing_key() -> None:
     async with rig() as one:
-        caller = one.gate.authenticate(b"Bearer nvapi-1", None, "/v1/models")
+        caller = one.gate.authenticate(b"Bearer nvapi-1", None)
         assert not isinstance(caller, KeyRefused)
         assert not caller.may_use(FUNCTION, "m")
         assert caller.routing_method("m") is None

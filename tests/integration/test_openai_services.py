@@ -108,7 +108,7 @@ def test_an_open_front_on_the_loopback_starts(address: SocketAddress) -> None:
 async def test_an_open_front_anywhere_starts_if_that_is_said() -> None:
     with capture_logs() as logs:
         async with services("--openai-open", "--openai-open-anywhere", address=ANYWHERE) as (found, _):
-            caller = found.authenticator.authenticate(None, None, "/v1/models")
+            caller = found.authenticator.authenticate(None, None)
             assert not isinstance(caller, KeyRefused | asyncio.Future)
             assert caller.key_id == OPEN
     assert logs == []
@@ -208,7 +208,7 @@ async def test_a_changed_key_file_is_taken_up_by_itself_and_by_a_reload(tmp_path
     async with services(key_file(path, entry()), "--openai-keys-poll-ms=5") as (found, base):
 
         def known(key: str) -> bool:
-            return not isinstance(found.authenticator.authenticate(f"Bearer {key}".encode(), None, "/"), KeyRefused)
+            return not isinstance(found.authenticator.authenticate(f"Bearer {key}".encode(), None), KeyRefused)
 
         assert known(KEY)
         key_file(path, entry("bob", second))
@@ -224,7 +224,7 @@ async def test_a_changed_key_file_is_taken_up_by_itself_and_by_a_reload(tmp_path
 async def test_the_answer_to_a_key_without_the_right_is_as_set(tmp_path: Path, status: str, code: str) -> None:
     arguments = (key_file(tmp_path / "k", entry(models=["m"])), f"--openai-forbidden-status={status}")
     async with services(*arguments) as (found, _):
-        caller = found.authenticator.authenticate(f"Bearer {KEY}".encode(), None, "/")
+        caller = found.authenticator.authenticate(f"Bearer {KEY}".encode(), None)
         assert not isinstance(caller, KeyRefused | asyncio.Future)
         refused = found.authenticator.authorize(caller, None, "other", "other")
         assert isinstance(refused, KeyRefused)
@@ -243,7 +243,7 @@ async def test_limits_are_counted_in_memory_or_in_redis(tmp_path: Path) -> None:
             assert isinstance(found.limiter, KeyLimiter)
             assert isinstance(found.limiter._counter, RedisCounter)
             assert isinstance(found.affinity, GatewayAffinity)
-            caller = found.authenticator.authenticate(f"Bearer {KEY}".encode(), None, "/")
+            caller = found.authenticator.authenticate(f"Bearer {KEY}".encode(), None)
             assert not isinstance(caller, KeyRefused | asyncio.Future)
             began = time.monotonic()
             admitted = found.limiter.admit(caller, None, "m", 1, 1)
@@ -260,7 +260,7 @@ async def test_an_api_is_asked_with_the_credential_of_the_secrets_file(tmp_path:
     ):
         arguments = ("--openai-auth-endpoint=http://127.0.0.1:1", "--openai-auth-timeout-ms=300", *more)
         async with services(*arguments) as (found, _):
-            caller = found.authenticator.authenticate(b"Bearer nvapi-x", None, "/")
+            caller = found.authenticator.authenticate(b"Bearer nvapi-x", None)
             assert not isinstance(caller, KeyRefused | asyncio.Future)
             asked = found.authenticator.authorize(caller, "f", "m", "f/m")
             assert isinstance(asked, asyncio.Future)

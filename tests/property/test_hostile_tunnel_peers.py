@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.ports.tunnels import TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from router.registry.registry import Registry
 from router.telemetry.credential_failures import CredentialFailures
 from router.telemetry.metrics import Metrics
@@ -67,7 +67,7 @@ class Connection:
         self.closed = True
 
 
-class Sink:
+class Sink(ExchangeSink):
     def __init__(self):
         self.events = []
 

@@ -133,7 +133,7 @@ def test_any_header_presents_a_bounded_key_or_none_and_only_the_key_itself_is_on
     found = presented_key(authorization, api_key)
     assert found is None or 0 < len(found) <= (PRESENTED_KEY.bytes or 0)
     gate = KeyAuthenticator(lambda: TABLE, Metrics().openai_key_refusals_total, hide=True, now=lambda: 0.0)
-    answer = gate.authenticate(authorization, api_key, "/v1/models")
+    answer = gate.authenticate(authorization, api_key)
     assert isinstance(answer, KeyRefused) == (found != KEY.encode())
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from router.ports.tunnels import TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
 
@@ -126,7 +126,7 @@ class FakeConnection:
         self.closes.append((error_code, reason))
 
 
-class RecordingSink:
+class RecordingSink(ExchangeSink):
     """Writes down what an exchange tells; `react` lets a test act from inside a callback."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import certs
 from router.ports.authentication import AuthenticationError
 from router.ports.identity import Identity
-from router.ports.tunnels import TunnelError
+from router.ports.tunnels import ExchangeSink, TunnelError
 from router.registry import Registration
 from router.registry.registry import Registry
 from router.telemetry.metrics import Metrics
@@ -99,7 +99,7 @@ async def reverse_listener(
         await harness.listener.close()
 
 
-class Caller:
+class Caller(ExchangeSink):
     """The sink of a request of ours."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from router.http1.request import RequestBody
 from router.ports.tunnels import TunnelError
-from router.proxy.attempt import Attempt, AttemptState
+from router.proxy.attempt import Attempt, AttemptCallbacks, AttemptState
 from router.proxy.head_deadlines import HeadDeadlines
 from router.proxy.replay import ReplayBudget, ReplayBuffer
 from tunnel_protocol.head import RequestHead
@@ -30,7 +30,7 @@ class FakeTunnels:
         return self.exchange
 
 
-class Owner:
+class Owner(AttemptCallbacks):
     def __init__(self) -> None:
         self.failures: list[str] = []
 

@@ -15,7 +15,7 @@ from router.http1 import server as server_module
 from router.http1.connection import ClientConnection
 from router.http1.pipeline import _NULL_CONNECTION, RequestPipeline
 from router.http1.request_parser import RequestParser
-from router.http1.response import Response
+from router.http1.response import Response, ResponseOutput
 from router.http1.server import HttpServer, keep_alive
 from router.http1.tcp_state import peer_closed
 from support.package_settings import DEFAULTS, connection_timeouts, http_settings
@@ -384,7 +384,7 @@ async def test_a_response_that_begins_while_the_client_is_slow_is_paused_from_th
 async def test_a_pipeline_that_is_over_writes_nothing():
     front = Front()
     parser = RequestParser(front.connection, asyncio.get_running_loop().time)
-    pipeline = RequestPipeline(front.connection, front.connection, parser, front, close_unread=True)
+    pipeline = RequestPipeline(front.connection, parser, front, close_unread=True)
     pipeline.release()
     pipeline.refuse(400)
     await settle()
@@ -416,7 +416,7 @@ async def test_a_defect_of_the_owner_is_not_taken_for_a_fault_of_the_client():
 # --- a response by itself
 
 
-class Output:
+class Output(ResponseOutput):
     draining = False
     refusing = False
 

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from router.openai.affinity import GatewayAffinity, ScopedAffinity
+from router.openai.affinity import SCOPES, GatewayAffinity, ScopedAffinity
 from router.openai.keys.caller import GrantedCaller
 
 A, B = GrantedCaller(key_id="a"), GrantedCaller(key_id="b")
@@ -69,3 +69,13 @@ def test_the_gateways_keys_to_the_byte() -> None:
     assert affinity.of_prefix(A, None, "m", ()) is None
     for one, other in itertools.combinations((A, B), 2):
         assert affinity.of_session(one, "k", "m", "s") == affinity.of_session(other, "j", "n", "s")
+
+
+def test_the_callers_and_targets_that_are_kept_are_bounded() -> None:
+    affinity = ScopedAffinity()
+    first = affinity.of_session(A, None, "m", "s")
+    for i in range(SCOPES.pieces or 0):
+        affinity.of_session(A, None, f"m{i}", "s")
+        assert len(affinity) <= (SCOPES.pieces or 0)
+    assert len(affinity) == 1
+    assert affinity.of_session(A, None, "m", "s") == first

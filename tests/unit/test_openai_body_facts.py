@@ -13,6 +13,11 @@ from router.openai.ports import BodyFacts
 SYSTEM, HI = {"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}
 
 
+def counts(facts: BodyFacts) -> dict[str, int]:
+    names = ("text_bytes", "pieces", "tools_bytes", "token_ids", "images_low", "images", "quarters")
+    return {name: getattr(facts, name) for name in names}
+
+
 def body(**members: Any) -> JsonObject:
     return parse(json.dumps(members, separators=(",", ":")).encode())
 
@@ -40,7 +45,9 @@ def test_texts_of_messages_count_by_their_bytes_and_images_flat() -> None:
             ]
         ),
     )
-    assert found == BodyFacts(text_bytes=3 + 3 + len('[{"id":"c"}]') + 3 + 4 + 2, pieces=4, images=1, images_low=1)
+    assert counts(found) == counts(
+        BodyFacts(text_bytes=3 + 3 + len('[{"id":"c"}]') + 3 + 4 + 2, pieces=4, images=1, images_low=1)
+    )
 
 
 def test_tools_and_formats_count_as_the_client_wrote_them() -> None:
@@ -50,22 +57,26 @@ def test_tools_and_formats_count_as_the_client_wrote_them() -> None:
 
 
 def test_inputs_of_responses_count_with_instructions() -> None:
-    assert facts_of(RESPONSES, body(input="hello", instructions="be kind")) == BodyFacts(text_bytes=12, pieces=2)
+    assert counts(facts_of(RESPONSES, body(input="hello", instructions="be kind"))) == counts(
+        BodyFacts(text_bytes=12, pieces=2)
+    )
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "hello"}]},
         {"type": "function_call_output", "output": "3"},
     ]
-    assert facts_of(RESPONSES, body(input=items)) == BodyFacts(text_bytes=6, pieces=2)
-    assert facts_of(RESPONSES, body()) == BodyFacts()
+    assert counts(facts_of(RESPONSES, body(input=items))) == counts(BodyFacts(text_bytes=6, pieces=2))
+    assert counts(facts_of(RESPONSES, body())) == counts(BodyFacts())
 
 
 def test_prompts_and_inputs_may_be_token_ids() -> None:
-    assert facts_of(COMPLETIONS, body(prompt="hello")) == BodyFacts(text_bytes=5, pieces=1)
-    assert facts_of(COMPLETIONS, body(prompt=["a", [1, 2], 3])) == BodyFacts(text_bytes=1, pieces=1, token_ids=3)
-    assert facts_of(EMBEDDINGS, body(input=["hello", "", "\u00e9"])) == BodyFacts(pieces=2, quarters=3)
-    assert facts_of(EMBEDDINGS, body(input=[1, 2, 3])) == BodyFacts(token_ids=3)
-    assert facts_of(EMBEDDINGS, body(input=[[1, 2], [3]])) == BodyFacts(token_ids=3)
-    assert facts_of(EMBEDDINGS, body(input={"a": 1})) == BodyFacts()
+    assert counts(facts_of(COMPLETIONS, body(prompt="hello"))) == counts(BodyFacts(text_bytes=5, pieces=1))
+    assert counts(facts_of(COMPLETIONS, body(prompt=["a", [1, 2], 3]))) == counts(
+        BodyFacts(text_bytes=1, pieces=1, token_ids=3)
+    )
+    assert counts(facts_of(EMBEDDINGS, body(input=["hello", "", "\u00e9"]))) == counts(BodyFacts(pieces=2, quarters=3))
+    assert counts(facts_of(EMBEDDINGS, body(input=[1, 2, 3]))) == counts(BodyFacts(token_ids=3))
+    assert counts(facts_of(EMBEDDINGS, body(input=[[1, 2], [3]]))) == counts(BodyFacts(token_ids=3))
+    assert counts(facts_of(EMBEDDINGS, body(input={"a": 1}))) == counts(BodyFacts())
 
 
 def test_the_beginning_of_a_conversation_is_the_same_in_every_turn() -> None:
@@ -81,6 +92,15 @@ def test_the_beginning_of_a_conversation_is_the_same_in_every_turn() -> None:
         (CHAT, body(messages=[1])),
     ):
         assert prefix_of(endpoint, given) == ()
+
+
+def test_a_first_turn_has_the_beginning_of_the_next_one_whatever_the_blanks() -> None:
+    one = b'{"role": "user",\n "content": "hi"}'
+    for blanks in (b"", b" ", b"\n\t "):
+        first = parse(b'{"messages":[' + blanks + one + blanks + b"]}")
+        second = parse(b'{"messages":[' + blanks + one + blanks + b',{"role":"assistant","content":"a"}]}')
+        assert prefix_of(CHAT, first) == prefix_of(CHAT, second) == (one,)
+    assert prefix_of(CHAT, parse(b'{"messages":["text"]}')) == ()
 
 
 def test_sessions_are_named_by_the_body() -> None:
@@ -126,4 +146,4 @@ def test_members_of_types_that_nobody_expects_do_no_harm() -> None:
 
 
 def test_numbers_that_nothing_can_hold_count_nothing() -> None:
-    assert facts_of(CHAT, parse(b'{"messages":[1e400]}')) == BodyFacts()
+    assert counts(facts_of(CHAT, parse(b'{"messages":[1e400]}'))) == counts(BodyFacts())

@@ -22,7 +22,6 @@ from router.telemetry.metrics import Metrics
 from tunnel_protocol.small_file import SmallFileError
 
 KEY = new_key()
-CHAT = "/v1/chat/completions"
 
 
 def authenticator(
@@ -64,11 +63,11 @@ def test_a_key_of_the_file_is_its_caller_and_others_are_401() -> None:
     metrics = Metrics()
     caller = GrantedCaller(key_id="a", priority=2)
     gate = authenticator(metrics, caller)
-    assert gate.authenticate(f"Bearer {KEY}".encode(), None, CHAT) is caller
-    assert gate.authenticate(None, KEY.encode(), CHAT) is caller
-    missing = gate.authenticate(None, None, CHAT)
-    wrong = gate.authenticate(f"Bearer {new_key()}".encode(), None, CHAT)
-    malformed = gate.authenticate(b"Basic abc", None, CHAT)
+    assert gate.authenticate(f"Bearer {KEY}".encode(), None) is caller
+    assert gate.authenticate(None, KEY.encode()) is caller
+    missing = gate.authenticate(None, None)
+    wrong = gate.authenticate(f"Bearer {new_key()}".encode(), None)
+    malformed = gate.authenticate(b"Basic abc", None)
     for refused in (missing, wrong, malformed):
         assert isinstance(refused, KeyRefused)
         assert (refused.status, refused.type, refused.code) == (401, "invalid_request_error", "invalid_api_key")
@@ -82,9 +81,9 @@ def test_a_key_of_the_file_is_its_caller_and_others_are_401() -> None:
 def test_a_key_ends_when_it_expires() -> None:
     now = [1999.9]
     gate = authenticator(Metrics(), GrantedCaller(key_id="a", expires_at=2000.0), now=lambda: now[0])
-    assert isinstance(gate.authenticate(f"Bearer {KEY}".encode(), None, CHAT), GrantedCaller)
+    assert isinstance(gate.authenticate(f"Bearer {KEY}".encode(), None), GrantedCaller)
     now[0] = 2000.0
-    assert isinstance(gate.authenticate(f"Bearer {KEY}".encode(), None, CHAT), KeyRefused)
+    assert isinstance(gate.authenticate(f"Bearer {KEY}".encode(), None), KeyRefused)
 
 
 def test_a_target_without_the_right_to_it_looks_like_one_that_does_not_exist_or_is_403_if_so_set() -> None:
@@ -105,11 +104,11 @@ def test_a_target_without_the_right_to_it_looks_like_one_that_does_not_exist_or_
 
 def test_in_open_mode_everybody_may_use_everything() -> None:
     gate = OpenAuthenticator()
-    caller = gate.authenticate(None, None, CHAT)
+    caller = gate.authenticate(None, None)
     assert caller.key_id == OPEN
     assert caller.may_use("any", "model")
     assert gate.authorize(caller, "any", "model", "any/model") is caller
-    assert gate.authenticate(b"Bearer whatever", None, CHAT) is caller
+    assert gate.authenticate(b"Bearer whatever", None) is caller
 
 
 def test_the_names_of_limit_scopes_tell_all_targets_apart() -> None:
@@ -134,11 +133,11 @@ def test_a_flood_of_wrong_keys_costs_no_memory_and_no_log_lines(capfd: pytest.Ca
     metrics = Metrics()
     gate = authenticator(metrics, GrantedCaller(key_id="a"))
     heads = [b"Bearer sk-lrr-%064x" % i for i in range(10_000)]
-    gate.authenticate(heads[0], None, CHAT)
+    gate.authenticate(heads[0], None)
     tracemalloc.start()
     began = time.thread_time()
     for head in heads:
-        assert isinstance(gate.authenticate(head, None, CHAT), KeyRefused)
+        assert isinstance(gate.authenticate(head, None), KeyRefused)
     took = time.thread_time() - began
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -163,7 +162,7 @@ def test_how_much_of_a_key_is_right_does_not_show_in_the_time() -> None:
     def round_of(head: bytes) -> float:
         began = time.thread_time()
         for _ in range(200):
-            gate.authenticate(head, None, CHAT)
+            gate.authenticate(head, None)
         return time.thread_time() - began
 
     times: dict[str, list[float]] = {name: [] for name in heads}
@@ -199,7 +198,7 @@ async def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(
     gate = KeyAuthenticator(lambda: keys.table, metrics.openai_key_refusals_total, hide=True, now=time.time)
 
     def who(key: str) -> str | None:
-        found = gate.authenticate(f"Bearer {key}".encode(), None, CHAT)
+        found = gate.authenticate(f"Bearer {key}".encode(), None)
         return None if isinstance(found, KeyRefused) else cast("Caller", found).key_id
 
     assert (who(first), who(second)) == ("first", None)

@@ -86,6 +86,28 @@ def test_usage_is_taken_out_of_chunks_in_any_form_and_remembered():
     assert rewriter.usage == Usage(5, 7, 3, 0)
 
 
+@pytest.mark.parametrize("odd", [b"{}", b"3", b'{"prompt_tokens":1},"x":{"a":1}', b'{"prompt_tokens":1}, "more":1'])
+def test_usage_at_the_end_that_is_not_all_there_is_stays_with_the_rest(odd):
+    """The rest of a chunk is passed on as it is, and so is usage without counts."""
+    begin = b'data: {"id":"c","model":"m"'
+    first = begin + b',"choices":[{"index":0,"delta":{}}]}\n\n'
+    rewriter, found = rewritten(first, begin + b',"choices":[],"usage":' + odd + b"}\n\n")
+    given, _, more = odd.partition(b"},")
+    if rewriter.usage is not None:
+        assert (rewriter.usage, more.strip()[:1]) == (Usage(1, 0), b'"')
+        assert found == first.replace(b'"m"', b'"f/m"')
+    else:
+        assert json.loads(found.split(b"\n\n")[1][6:]) == {"id": "c", "model": "f/m", "choices": []}, given
+
+
+def test_usage_that_is_no_json_breaks_the_stream():
+    begin = b'data: {"id":"c","model":"m"'
+    first = begin + b',"choices":[{"index":0,"delta":{}}]}\n\n'
+    with pytest.raises(EngineStreamError) as raised:
+        rewritten(first, begin + b',"choices":[],"usage":{"prompt_tokens":}}\n\n')
+    assert raised.value.data is None
+
+
 def test_usage_before_the_model_or_in_the_middle_is_taken_out_too():
     document = {"usage": None, "model": "m", "choices": [{"index": 0, "delta": {"content": "a"}}]}
     expected = {"model": "f/m", "choices": [{"index": 0, "delta": {"content": "a"}}]}

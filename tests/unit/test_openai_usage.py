@@ -5,15 +5,16 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from router.openai.ports import End, Usage, UsageRecord
-from router.openai.usage import UsageCounters, UsageLog
+from router.openai.usage import USAGE_SERIES, UsageCounters, UsageLog
 from router.telemetry.families import OVERFLOW
 from router.telemetry.metrics import KEY_IDS, Metrics
 
-RECORD = UsageRecord(
+FIELDS: dict[str, Any] = dict(  # noqa: C408 - as the constructor takes them
     request_id="r-1",
     key_id="alice",
     path="/v1/chat/completions",
@@ -32,13 +33,17 @@ RECORD = UsageRecord(
 )
 
 
+def recorded(**changes: Any) -> UsageRecord:
+    return UsageRecord(**(FIELDS | changes))
+
+
 def test_requests_and_tokens_are_counted_by_key_and_model() -> None:
     metrics = Metrics()
     counters = UsageCounters(metrics)
-    counters.record(RECORD)
-    counters.record(RECORD)
-    counters.record(RECORD._replace(usage=None))
-    counters.record(RECORD._replace(usage=None, status=429, end=End.REFUSED))
+    counters.record(recorded())
+    counters.record(recorded())
+    counters.record(recorded(usage=None))
+    counters.record(recorded(usage=None, status=429, end=End.REFUSED))
     caller = ("alice", "tenant", "m")
     assert metrics.openai_requests_total.value((*caller, "200")) == 3
     assert metrics.openai_requests_total.value((*caller, "429")) == 1
@@ -51,7 +56,7 @@ def test_requests_and_tokens_are_counted_by_key_and_model() -> None:
 
 def test_a_negative_report_takes_nothing_off_a_counter() -> None:
     metrics = Metrics()
-    UsageCounters(metrics).record(RECORD._replace(usage=Usage(-5, 3)))
+    UsageCounters(metrics).record(recorded(usage=Usage(-5, 3)))
     assert metrics.openai_tokens_total.value(("alice", "tenant", "m", "input")) == 0
     assert metrics.openai_tokens_total.value(("alice", "tenant", "m", "output")) == 3
 
@@ -60,13 +65,25 @@ def test_models_that_no_worker_serves_are_no_labels_and_key_ids_are_bounded() ->
     metrics = Metrics()
     counters = UsageCounters(metrics)
     for i in range(50):
-        counters.record(RECORD._replace(model=f"typo-{i}", registered=False, status=404, usage=None))
+        counters.record(recorded(model=f"typo-{i}", registered=False, status=404, usage=None))
     assert metrics.openai_requests_total.series() == 1
     assert metrics.openai_requests_total.value(("alice", "", "", "404")) == 50
     assert KEY_IDS.pieces is not None
     for i in range(KEY_IDS.pieces + 20):
-        counters.record(RECORD._replace(key_id=f"key-{i}", usage=None))
+        counters.record(recorded(key_id=f"key-{i}", usage=None))
     assert metrics.openai_requests_total.value((OVERFLOW, "tenant", "m", "200")) == 21
+
+
+def test_the_series_that_are_kept_at_hand_are_bounded() -> None:
+    metrics = Metrics()
+    counters = UsageCounters(metrics)
+    counters.record(recorded())
+    for i in range(USAGE_SERIES.pieces or 0):
+        counters.record(recorded(model=f"m-{i}", usage=None))
+        assert len(counters) <= (USAGE_SERIES.pieces or 0)
+    assert len(counters) == 1
+    counters.record(recorded())
+    assert metrics.openai_tokens_total.value(("alice", "tenant", "m", "input")) == 22
 
 
 @pytest.fixture
@@ -81,8 +98,8 @@ def lines(path: Path) -> list[dict[str, object]]:
 def test_the_log_has_one_line_of_json_a_request_without_content(log_path: Path) -> None:
     metrics = Metrics()
     log = UsageLog(log_path, UsageCounters(metrics), lambda: datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC))
-    log.record(RECORD)
-    log.record(RECORD._replace(usage=None, routing_key=None, first_token_ms=None, model="a\n\ud800", end=End.CUT))
+    log.record(recorded())
+    log.record(recorded(usage=None, routing_key=None, first_token_ms=None, model="a\n\ud800", end=End.CUT))
     log.close()
     first, second = lines(log_path)
     assert first == {
@@ -112,11 +129,11 @@ def test_the_log_has_one_line_of_json_a_request_without_content(log_path: Path) 
 
 def test_the_log_goes_on_in_a_new_file_after_rotation(log_path: Path) -> None:
     log = UsageLog(log_path, UsageCounters(Metrics()))
-    log.record(RECORD)
+    log.record(recorded())
     assert log._writer.flush(5)
     log_path.rename(log_path.with_suffix(".1"))
     log.reopen()
-    log.record(RECORD)
+    log.record(recorded())
     log.close()
     assert len(lines(log_path)) == 1
     assert len(lines(log_path.with_suffix(".1"))) == 1
@@ -127,7 +144,7 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
     metrics = Metrics()
     log = UsageLog(Path("/dev/full"), UsageCounters(metrics))
     for _ in range(100):
-        log.record(RECORD)
+        log.record(recorded())
     assert log._writer.flush(5)
     assert log.dropped == 100
     assert metrics.openai_requests_total.value(("alice", "tenant", "m", "200")) == 100
@@ -141,7 +158,7 @@ def test_a_reader_that_does_not_read_costs_lines_and_nothing_else(tmp_path: Path
     log = UsageLog(pipe, UsageCounters(Metrics()))
     try:
         for _ in range(25_000):
-            log.record(RECORD)
+            log.record(recorded())
         assert log.dropped > 0
     finally:
         os.close(reader)

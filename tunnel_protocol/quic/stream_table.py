@@ -168,9 +168,9 @@ class StreamTable(StreamCallbacks):
         """Remove a stream; if the peer opened it, the peer may open another one (RFC 9000 section 4.6)."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
-        self.sending.pop(stream, None)
-        self.control.pop(stream, None)
-        self.connection_blocked.pop(stream, None)
+        for work in (self.sending, self.control, self.connection_blocked):
+            if stream in work:
+                del work[stream]
         if (stream.stream_id & 1) == self._is_client:
             self._stream_limit += 1
             if self._limit_due():

@@ -30,7 +30,7 @@ class OpenAuthenticator:
     def __init__(self) -> None:
         self._caller = GrantedCaller(key_id=OPEN)
 
-    def authenticate(self, authorization: bytes | None, api_key: bytes | None, path: str) -> Caller:  # noqa: ARG002 (the port)
+    def authenticate(self, authorization: bytes | None, api_key: bytes | None) -> Caller:  # noqa: ARG002 (the port)
         """The same caller for all; a key is not looked at."""
         return self._caller
 
@@ -61,12 +61,7 @@ class KeyAuthenticator:
         self._now = now
         self._remote = remote
 
-    def authenticate(
-        self,
-        authorization: bytes | None,
-        api_key: bytes | None,
-        path: str,  # noqa: ARG002 (the port)
-    ) -> Caller | KeyRefused:
+    def authenticate(self, authorization: bytes | None, api_key: bytes | None) -> Caller | KeyRefused:
         """The caller with the presented key; 401 without one, and for one that nobody has."""
         key = presented_key(authorization, api_key)
         if key is None:

@@ -7,6 +7,8 @@ from tunnel_protocol.limit import Limit
 PRESENTED_KEY: Final = Limit("openai.presented_key", bytes=4_096)
 """Longest key that is looked at: a token of NVCF may be a JWT."""
 
+_MOST_BYTES: Final = PRESENTED_KEY.bytes or 0
+_USUAL: Final = b"Bearer "
 _SCHEME: Final = b"bearer"
 _BLANKS: Final = b" \t"
 
@@ -18,9 +20,11 @@ def presented_key(authorization: bytes | None, api_key: bytes | None) -> bytes |
     """
     if authorization is None:
         found = b"" if api_key is None else api_key.strip(_BLANKS)
+    elif authorization.startswith(_USUAL):
+        found = authorization[len(_USUAL) :].strip(_BLANKS)
     else:
         scheme, found = authorization[: len(_SCHEME)], authorization[len(_SCHEME) :]
         if scheme.lower() != _SCHEME or found[:1] not in (b" ", b"\t"):
             return None
         found = found.strip(_BLANKS)
-    return found if 0 < len(found) <= (PRESENTED_KEY.bytes or 0) else None
+    return found if 0 < len(found) <= _MOST_BYTES else None

@@ -72,6 +72,8 @@ class GrantedCaller:
     @property
     def limited(self) -> bool:
         """Whether it has any limits."""
+        if self.limits is NO_LIMITS:
+            return bool(self.model_limits)  # nearly always
         return bool(self.limits or self.model_limits)
 
     @property
