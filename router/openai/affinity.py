@@ -7,7 +7,7 @@ import hashlib
 import re
 from typing import Final
 
-from router.openai.ports import Caller
+from router.openai.ports import Affinity, Caller
 from tunnel_protocol.limit import Limit
 
 SCOPES: Final = Limit("openai.affinity_scopes", pieces=10_000)
@@ -32,7 +32,7 @@ def session_fault(session: str) -> str | None:
     return None
 
 
-class ScopedAffinity:
+class ScopedAffinity(Affinity):
     """Affinity keys of the mode `openai`."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class ScopedAffinity:
         return _sha256(scope + _measured(parts)).hexdigest()
 
 
-class GatewayAffinity:
+class GatewayAffinity(Affinity):
     """Affinity keys of the mode `gateway`, to the byte: they cover the session or the payload only."""
 
     def session_fault(self, session: str) -> str | None:

@@ -11,7 +11,7 @@ from router.http1.request import ClientRequest
 from router.http1.response import Response
 from router.openai.errors import INTERNAL_ERROR, of_http
 from router.openai.front_context import FrontContext
-from router.openai.ports import Caller, KeyRefused, Refusal
+from router.openai.ports import Caller, End, KeyRefused, Refusal
 from tunnel_protocol.head import HeaderList
 
 _log = structlog.get_logger()
@@ -40,11 +40,13 @@ class CallerRequest:
         request = self._request
         get = request.first.get
         authorization = get(b"authorization")
-        if authorization is not None and len(request.first) != len(request.headers):
-            authorization = b",".join(value for name, value in request.headers if name == b"authorization")
-        api_key = get(b"x-api-key")
-        if api_key is None:
-            api_key = get(b"api-key")
+        api_key: bytes | None = None
+        if authorization is None:
+            api_key = get(b"x-api-key")
+            if api_key is None:
+                api_key = get(b"api-key")
+        elif len(request.first) != len(request.headers):
+            authorization = b",".join([value for name, value in request.headers if name == b"authorization"])
         found: Caller | KeyRefused | asyncio.Future[Caller | KeyRefused]
         found = self._front.services.authenticator.authenticate(authorization, api_key)
         if isinstance(found, asyncio.Future):
@@ -121,3 +123,24 @@ class CallerRequest:
     def client_stalled(self, status: int, reason: str) -> None:  # noqa: ARG002 - the refusal has a text of its own
         """The client has stopped sending its body."""
         self.refuse(of_http(status))
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class WorkerRequest(CallerRequest):
+    """A request that a worker answers: what its answer reports to it and asks of it."""
+
+    def was_served(self) -> bool:
+        """Whether the model had workers a short time ago."""
+        raise NotImplementedError
+
+    def worker_answered(self, status: int) -> None:
+        """The head of a worker's answer is here."""
+        raise NotImplementedError
+
+    def failed(self, reason: str) -> None:
+        """The rest of the worker's answer is not wanted: end the exchange."""
+        raise NotImplementedError
+
+    def answered(self, end: End, status: int, code: str | None) -> None:
+        """The client has its whole answer."""
+        raise NotImplementedError

@@ -25,6 +25,7 @@ _MODEL: Final = b'"model":'
 _CHOICES: Final = b',"choices":['
 _ONLY_USAGE: Final = b',"choices":[],"usage":'
 _NULL_USAGE: Final = b',"usage":null}\n\n'
+_END: Final = b"\n\n"
 _OBJECT_END: Final = b"}\n\n"
 _FINISHES: Final = b'"finish_reason":"'
 _finishes = re.compile(rb'"finish_reason"\s*:\s*"').search
@@ -66,8 +67,8 @@ class ChunkRewriter:
         self._keep_usage = keep_usage
         self._routed = routed
         self._splitter = EventSplitter()
-        self._begins = b"\n"
-        """The bytes from the beginning of a chunk to the end of its model; at first what no event begins with."""
+        self._begins = b""
+        """The bytes from the beginning of a chunk to the end of its model; empty until they are known."""
         self._begins_for_client = b""
         self._same_name = False
         self.usage: Usage | None = None
@@ -86,34 +87,51 @@ class ChunkRewriter:
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets for `data`. Raises `EngineStreamError`, and `EventTooLongError`."""
-        if self._splitter.idle and 0 < data.find(b"\n\n") == len(data) - 2:
-            return self._rewrite(data)  # nearly always: one event arrives at a time
+        begins = self._begins
+        if begins and data.startswith(begins) and data.endswith(_END) and self._splitter.idle:
+            # Nearly always: one event arrives at a time, and begins as the one before.
+            if data.find(b"\n", len(begins)) == len(data) - 2:
+                return self._continued(data)
+        elif self._splitter.idle and 0 < data.find(b"\n\n") == len(data) - 2:
+            return self._rewrite(data)
         events = self._splitter.feed(data)
         if len(events) == 1:
             return self._rewrite(events[0])
         return joined(events, self._rewrite)
 
     def _rewrite(self, event: bytes) -> bytes:
-        if event.startswith(self._begins):
-            begins = len(self._begins)
-            if event.find(b"\n", begins) == len(event) - 2:
-                if event.endswith(_NULL_USAGE):
-                    if not self._keep_usage:
-                        event = event[: -len(_NULL_USAGE)] + _OBJECT_END
-                elif event.find(b'"usage"', begins) >= 0:
-                    # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
-                    return b"" if self._is_usage_only(event, begins) else self._read(event)
-                self.content_events += 1
-                self._last = event
-                return event if self._same_name else self._begins_for_client + event[begins:]
+        begins = self._begins
+        if begins and event.startswith(begins):
+            if event.find(b"\n", len(begins)) == len(event) - 2:
+                return self._continued(event)
         elif self._routed and self._is_plain(event):
-            return self._rewrite(event)
+            return self._known(event)
         return self._read(event)
+
+    def _continued(self, event: bytes) -> bytes:
+        """A chunk that begins as what is remembered, and has one line."""
+        if not event.endswith(_NULL_USAGE):
+            begins = len(self._begins)
+            if event.find(b'"usage"', begins) >= 0:
+                # What JSON calls `"usage"` inside a text is `\"usage\"`; it may still be no member of the chunk itself.
+                return b"" if self._is_usage_only(event, begins) else self._read(event)
+        return self._known(event)
+
+    def _known(self, event: bytes) -> bytes:
+        """A chunk with a choice that begins as what is remembered, and has no usage, or a null at its end."""
+        if not self._keep_usage and event.endswith(_NULL_USAGE):
+            event = event[: -len(_NULL_USAGE)] + _OBJECT_END
+        self.content_events += 1
+        self._last = event
+        return event if self._same_name else self._begins_for_client + event[len(self._begins) :]
 
     def _is_plain(self, event: bytes) -> bool:
         """Whether this is the first chunk, with a choice, under the name that was asked for, without error or usage."""
         routed, self._routed = self._routed, b""
-        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0 or event.find(b'"usage"') >= 0:
+        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0:
+            return False
+        usage = event.find(b'"usage"')
+        if usage >= 0 and not (usage == len(event) - len(_NULL_USAGE) + 1 and event.endswith(_NULL_USAGE)):
             return False
         return event.endswith(_OBJECT_END) and self._learn(event, routed)
 
@@ -151,12 +169,16 @@ class ChunkRewriter:
         if reported is not None:
             self.usage = reported
         if chunk.choices:
+            finishes = _FINISHES if _finishes(data) else b""
+            # A null at the end is that of the chunk itself.
+            if (chunk.usage is ABSENT or event.endswith(_NULL_USAGE)) and self._learn(event, bytes(chunk.model)):
+                written = self._known(event)
+                self._last = finishes
+                return written
             self.content_events += 1
-            self._last = _FINISHES if _finishes(data) else b""
+            self._last = finishes
         elif reported is not None and not self._keep_usage:
             return b""
-        if chunk.choices and chunk.usage is ABSENT and self._learn(event, bytes(chunk.model)):
-            return event if self._same_name else self._begins_for_client + event[len(self._begins) :]
         try:
             return self._written(event, data, chunk)
         except RequestError:

@@ -5,7 +5,7 @@ Nothing is kept over a restart. Source: the estimate of the gateway, without its
 
 from typing import Final
 
-from router.openai.ports import BodyFacts, Estimate, Usage
+from router.openai.ports import BodyFacts, Estimate, TokenEstimator, Usage
 from tunnel_protocol.limit import Limit
 
 MODELS = Limit("openai.estimated_models", pieces=1_000)
@@ -43,7 +43,7 @@ class _Learnt:
         """`output`, rounded up."""
 
 
-class LearningEstimator:
+class LearningEstimator(TokenEstimator):
     """The estimator of both modes of the front."""
 
     def __init__(self, *, correct: bool = True) -> None:

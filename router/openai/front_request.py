@@ -12,7 +12,7 @@ from router.balancing import RoutingRequest
 from router.http1.request import ClientRequest
 from router.http1.response import Response
 from router.openai import body_facts, client_body, errors
-from router.openai.caller_request import CallerRequest
+from router.openai.caller_request import WorkerRequest
 from router.openai.client_body import ClientBody
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.errors import RequestError, bad_request
@@ -66,8 +66,8 @@ _WORKER: Final = FrontState.WORKER
 _ANSWER: Final = FrontState.ANSWER
 
 
-class FrontRequest(CallerRequest):
-    """One request; implements `ResponseFlow`, `BodyConsumer` and `AnswerCallbacks`."""
+class FrontRequest(WorkerRequest):
+    """One request; implements `ResponseFlow` and `BodyConsumer`."""
 
     def __init__(self, front: FrontContext, request: ClientRequest, response: Response, endpoint: Endpoint) -> None:
         super().__init__(front, request, response)
@@ -286,26 +286,26 @@ class FrontRequest(CallerRequest):
             return affinity.of_session(caller, key.routing_key, key.model, session, from_header=from_header)
         return affinity.of_prefix(caller, key.routing_key, key.model, body_facts.prefix_of(self._endpoint, body))
 
-    # --- AnswerCallbacks ---------------------------------------------------------------------------------------------
+    # --- WorkerRequest -----------------------------------------------------------------------------------------------
 
     def was_served(self) -> bool:
-        """See `AnswerCallbacks`."""
+        """See `WorkerRequest`."""
         return self._key is not None and self._front.known.was_served(self._key)
 
     def worker_answered(self, status: int) -> None:
-        """See `AnswerCallbacks`."""
+        """See `WorkerRequest`."""
         self._state = _ANSWER
         self._served = 200 <= status < 300
         self._times.worker_sent_at = self._front.clock()
         self._release_body()
 
     def failed(self, reason: str) -> None:
-        """See `AnswerCallbacks`: in a later turn of the event loop, for the call comes from within the exchange."""
+        """See `WorkerRequest`: in a later turn of the event loop, for the call comes from within the exchange."""
         if self._relayed is not None:
             self._front.loop.call_soon(self._relayed.abandon, reason)
 
     def answered(self, end: End, status: int, code: str | None) -> None:
-        """See `AnswerCallbacks`."""
+        """See `WorkerRequest`."""
         self._end(end, status, code)
 
     def tick(self, now: float) -> None:

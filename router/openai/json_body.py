@@ -29,6 +29,7 @@ _MAX_DOUBLED: Final = DOUBLED.bytes or 0
 
 _BLANKS: Final = b" \t\n\r"
 _CLOSING: Final = b"}"
+_SMALL_BYTES: Final = 16_384
 _string = re.compile(rb'"(?:[^"\\]|\\.)*+"').match
 _strings = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _colon = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*").match
@@ -189,7 +190,9 @@ _INVALID: Final = bad_request("invalid_json", "The request body is not valid JSO
 
 def with_last(raw: bytes, added: bytes) -> bytes:
     """The text of an object with `added` (`,"name":value`) as its last members. It must have a member, and none of that name."""
-    end = len(raw) - 1 if raw.endswith(_CLOSING) else len(raw.rstrip(_BLANKS)) - 1
+    if raw.endswith(_CLOSING) and len(raw) < _SMALL_BYTES:
+        return b"".join((raw[:-1], added, _CLOSING))  # copied twice, which is quicker
+    end = len(raw.rstrip(_BLANKS)) - 1
     return b"".join((memoryview(raw)[:end], added, raw[end:]))
 
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from router.registry import Registry, TargetKey
+from router.registry import Registry, TargetKey, target_key
 from tunnel_protocol.limit import Limit
 
 KNOWN: Final = Limit("openai.known_targets", pieces=10_000)
@@ -80,7 +80,7 @@ class ModelNames:
     def find(self, name: str) -> TargetKey | None:
         """The target of a name; None if there is none, nor was one lately."""
         registry = self._registry
-        plain = TargetKey(None, name)
+        plain = target_key(None, name)
         if registry.target(plain) is not None:
             return plain  # the first meaning, and nearly always the one
         for key in self._meanings(name):

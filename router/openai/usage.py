@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from router.openai.ports import UsageRecord
+from router.openai.ports import UsageRecord, UsageSink
 from router.telemetry.families import BoundCounter
 from router.telemetry.metrics import Metrics
 from tunnel_protocol.limit import Limit
@@ -49,7 +49,7 @@ class _CallerSeries:
         found.inc()
 
 
-class UsageCounters:
+class UsageCounters(UsageSink):
     """Counts requests and reported tokens. Models that no worker serves have an empty label."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -85,7 +85,7 @@ class UsageCounters:
             series.reasoning.add(usage.reasoning_tokens)
 
 
-class UsageLog:
+class UsageLog(UsageSink):
     """Counters, and a line a request in a file. A disk that is full or a reader that is gone costs lines, and nothing else."""
 
     def __init__(

@@ -7,13 +7,14 @@ those that an engine sends in that form stay as they are. After the head an erro
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from router.http1.response import Response, ResponseWriter
 from router.openai import engine_errors, errors, json_body
 from router.openai.aggregation import ANSWER, AnswerTooLargeError, ChunkAggregator
+from router.openai.caller_request import WorkerRequest
 from router.openai.chunk_rewriter import ChunkRewriter, EngineStreamError
 from router.openai.endpoints import Endpoint, Kind
 from router.openai.errors import RequestError
@@ -96,22 +97,6 @@ class Asked:
         """Monotonic seconds."""
 
 
-class AnswerCallbacks(Protocol):
-    """What an answer reports to its request, and asks of it."""
-
-    def was_served(self) -> bool:
-        """Whether the model had workers a short time ago."""
-
-    def worker_answered(self, status: int) -> None:
-        """The head of a worker's answer is here."""
-
-    def failed(self, reason: str) -> None:
-        """The rest of the worker's answer is not wanted: end the exchange."""
-
-    def answered(self, end: End, status: int, code: str | None) -> None:
-        """The client has its whole answer."""
-
-
 class Mode(Enum):
     """What is done with the body of a worker's answer."""
 
@@ -147,7 +132,7 @@ class WorkerAnswer(ResponseWriter):
         "sent_at",
     )
 
-    def __init__(self, owner: AnswerCallbacks, response: Response, asked: Asked) -> None:
+    def __init__(self, owner: WorkerRequest, response: Response, asked: Asked) -> None:
         super().__init__()
         self._owner = owner
         self._response = response

@@ -10,7 +10,7 @@ from router.openai import sse, worker_answer
 from router.openai.engine_errors import BODY
 from router.openai.front_context import BodyBudget
 from router.openai.keys.caller import GrantedCaller
-from router.openai.ports import LimitRefusal
+from router.openai.ports import Authenticator, LimitRefusal
 from support.front_in_memory import (
     DONE,
     MESSAGES,
@@ -571,7 +571,7 @@ async def test_the_turns_of_a_conversation_have_one_affinity_key_and_sessions_th
 # --- what a key says of routing
 
 
-class Granted:
+class Granted(Authenticator):
     """Everybody is one caller with a priority and a routing method."""
 
     def __init__(self, method):
@@ -593,7 +593,7 @@ async def test_priority_and_routing_method_of_a_key_are_used_if_there_is_such_a_
         assert front.gateway.count("routing_selections_total", f'algorithm="{algorithm}"') == 1
 
 
-class Slow:
+class Slow(Authenticator):
     """Answers when the test says so."""
 
     def __init__(self):

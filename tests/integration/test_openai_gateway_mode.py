@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from router.openai.keys.refusals import CHECK_TOOK_TOO_LONG
+from router.openai.ports import Authenticator
 from support.front_in_memory import DONE, SSE, chunk, front_in_memory, get
 from support.openai_cases.case import EMBEDDINGS, alice, ask
 
@@ -15,8 +16,11 @@ NO_CANDIDATES = '{"error":"no eligible candidates","code":"no_eligible_candidate
 
 
 async def test_a_check_of_keys_that_takes_too_long_is_told_as_by_the_gateway() -> None:
-    class Slow:
+    class Slow(Authenticator):
         def authenticate(self, *_: Any) -> Any:
+            return CHECK_TOOK_TOO_LONG
+
+        def authorize(self, *_: Any) -> Any:
             return CHECK_TOOK_TOO_LONG
 
     async with front_in_memory(Slow(), mode="gateway") as front:

@@ -19,7 +19,7 @@ from router.openai.gateway_front import GatewayFront
 from router.openai.gateway_texts import message_body
 from router.openai.keys.authenticator import OpenAuthenticator
 from router.openai.limits.limiter import UNLIMITED
-from router.openai.ports import Caller, FrontServices, Headers, Usage, UsageRecord
+from router.openai.ports import Admission, Caller, FrontServices, Headers, Limiter, Usage, UsageRecord, UsageSink
 from router.openai.settings import FrontSettings
 from support.gateway_in_memory import GatewayInMemory, PlayedExchange, PlayedWorker, gateway_in_memory
 from support.http_client import HttpAnswer, HttpClient
@@ -34,7 +34,7 @@ def front_settings(**changes: Any) -> FrontSettings:
     return replace(package_settings.openai_front(DEFAULTS), **changes)
 
 
-class Recorded:
+class Recorded(UsageSink):
     """A usage sink that keeps the records."""
 
     def __init__(self) -> None:
@@ -44,18 +44,18 @@ class Recorded:
         self.records.append(record)
 
 
-class PlayedAdmission:
+class PlayedAdmission(Admission):
     """An admission that keeps how it was finished."""
 
     def __init__(self, headers: Headers) -> None:
-        self.headers = headers
+        super().__init__(headers)
         self.finished: list[tuple[Usage | None, int, bool]] = []
 
     def finish(self, usage: Usage | None, output_seen: int = 0, *, served: bool = True) -> None:
         self.finished.append((usage, output_seen, served))
 
 
-class PlayedLimiter:
+class PlayedLimiter(Limiter):
     """Admits everything, unless `outcome` says otherwise."""
 
     def __init__(self) -> None:

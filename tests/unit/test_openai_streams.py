@@ -108,6 +108,25 @@ def test_usage_that_is_no_json_breaks_the_stream():
     assert raised.value.data is None
 
 
+@pytest.mark.parametrize("routed", [b"", b'"m"'])
+@pytest.mark.parametrize("keep_usage", [False, True])
+def test_a_stream_whose_chunks_all_have_null_for_usage_is_passed_on(routed, keep_usage):
+    events = [chunk({"content": text}, usage=None) for text in "abc"] + [chunk({}, "stop", usage=None)]
+    rewriter = ChunkRewriter(b'"f/m"', keep_usage=keep_usage, routed=routed)
+    found = [rewriter.feed(one) for one in events]
+    kept = {"usage": None} if keep_usage else {}
+    assert found[:3] == [chunk({"content": text}, model="f/m", **kept) for text in "abc"]
+    assert found[3] == chunk({}, "stop", model="f/m", **kept)
+    assert (rewriter.content_events, rewriter.complete, rewriter.usage) == (4, True, None)
+
+
+def test_empty_lines_before_an_event_change_nothing():
+    for first in (b"\n", b"\n\n", b"\n\n\n"):
+        rewriter, found = rewritten(first + chunk({"content": "a"}), first + chunk({"content": "b"}))
+        assert found.replace(b"\ndata", b"data").lstrip(b"\n").count(b'"model":"f/m"') == 2, found
+        assert rewriter.content_events == 2
+
+
 def test_usage_before_the_model_or_in_the_middle_is_taken_out_too():
     document = {"usage": None, "model": "m", "choices": [{"index": 0, "delta": {"content": "a"}}]}
     expected = {"model": "f/m", "choices": [{"index": 0, "delta": {"content": "a"}}]}

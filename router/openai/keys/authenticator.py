@@ -8,7 +8,7 @@ from router.openai.keys.bearer import presented_key
 from router.openai.keys.caller import GrantedCaller
 from router.openai.keys.key_table import KeyTable
 from router.openai.keys.refusals import NO_KEY, WRONG_KEY, no_right
-from router.openai.ports import OPEN, Caller, KeyRefused
+from router.openai.ports import OPEN, Authenticator, Caller, KeyRefused
 from router.telemetry.families import Counter
 
 
@@ -24,7 +24,7 @@ class RemoteCheck(Protocol):
         """The checked caller for a routing key; None if `caller` is not one of `candidate`."""
 
 
-class OpenAuthenticator:
+class OpenAuthenticator(Authenticator):
     """Everybody may do everything (`--openai-open`)."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class OpenAuthenticator:
         return caller
 
 
-class KeyAuthenticator:
+class KeyAuthenticator(Authenticator):
     """Callers have to present a key: one of the file, or one that a service knows."""
 
     def __init__(

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from router.openai.limits.counter import Bucket, Kind
 from router.openai.limits.token_bucket import until_full_ms
 from router.openai.ports import Headers
 
-PATIENCE_OF_CLIENTS_MS = 60_000
+PATIENCE_OF_CLIENTS_MS: Final = 60_000
 """Longest pause for which a client is asked to try again by itself: the SDK waits no longer than 60 s, in later releases 120 s."""
 
-_NAMES = tuple(
+_NAMES: Final = tuple(
     (kind, tuple(f"x-ratelimit-{what}-{kind.value}".encode() for what in ("limit", "remaining", "reset")))
     for kind in Kind
 )
@@ -33,22 +34,22 @@ def duration_text(milliseconds: float) -> str:
 
 def limit_fields(buckets: Sequence[Bucket], levels: Sequence[float]) -> Headers:
     """Limit, remaining and reset for requests and for tokens: each of the bucket with the smallest share left."""
-    tightest: dict[Kind, tuple[float, Bucket, float]] = {}
-    for index, bucket in enumerate(buckets):
-        level = levels[index]
-        share = level / bucket.capacity
-        held = tightest.get(bucket.kind)
-        if held is None or share < held[0]:
-            tightest[bucket.kind] = (share, bucket, level)
     found: list[tuple[bytes, bytes]] = []
     for kind, names in _NAMES:
-        if kind in tightest:
-            _, bucket, level = tightest[kind]
-            reset = duration_text(until_full_ms(level, bucket.capacity, bucket.period_ms)).encode()
-            remaining = math.floor(level) if level > 0 else 0
-            found.append((names[0], b"%d" % bucket.capacity))
-            found.append((names[1], b"%d" % remaining))
-            found.append((names[2], reset))
+        tightest: Bucket | None = None
+        left = least = 0.0
+        for index, bucket in enumerate(buckets):
+            if bucket.kind is kind:
+                level = levels[index]
+                share = level / bucket.capacity
+                if tightest is None or share < least:
+                    tightest, left, least = bucket, level, share
+        if tightest is not None:
+            capacity = tightest.capacity
+            reset = duration_text(until_full_ms(left, capacity, tightest.period_ms))
+            found.append((names[0], str(capacity).encode()))
+            found.append((names[1], str(math.floor(left)).encode() if left > 0 else b"0"))
+            found.append((names[2], reset.encode()))
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
 """The limits of one key, or of one key and one model."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from router.openai.limits.rule import Rule
 
@@ -19,7 +19,7 @@ class LimitSet:
         return bool(self.requests or self.tokens or self.concurrency is not None)
 
 
-NO_LIMITS = LimitSet()
+NO_LIMITS: Final = LimitSet()
 
 
 class LimitScope(NamedTuple):

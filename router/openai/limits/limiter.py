@@ -3,48 +3,53 @@
 import asyncio
 import itertools
 import secrets
-from collections import OrderedDict
-from typing import Final, NamedTuple
+from typing import Final
 
 from router.openai.keys.caller import GrantedCaller
 from router.openai.limits.counter import Bucket, Charge, Counter, Kind, Outcome, Slots, Verdict
 from router.openai.limits.fields import limit_fields
 from router.openai.limits.limit_refusals import CANNOT_COUNT, exhausted, impossible
 from router.openai.limits.limit_set import LimitScope
-from router.openai.ports import Admission, Caller, Headers, LimitRefusal, Usage
+from router.openai.ports import Admission, Caller, Headers, Limiter, LimitRefusal, Usage
 from router.telemetry.families import Counter as MetricCounter
 from tunnel_protocol.limit import Limit
 
 PLANS = Limit("openai.limit_plans", pieces=10_000)
 """Keys and targets whose buckets are kept ready; beyond it the one made first is made anew."""
 
+_TOKENS: Final = Kind.TOKENS  # bound once: looking a member up in its enum takes long (Python 3.11)
 _UNKNOWN_OUTPUT: Final = 1
 """Output tokens reserved for a request of which nothing is known."""
 
 
-class _Plan(NamedTuple):
+class _Plan:
     """What a request of one caller for one target is counted by."""
 
-    owner: str
-    buckets: tuple[Bucket, ...]
-    slots: tuple[Slots, ...]
-    descriptions: tuple[str, ...]
-    """Of the scope of each bucket."""
+    __slots__ = ("buckets", "descriptions", "one_request", "owner", "slots")
+
+    def __init__(
+        self, owner: str, buckets: tuple[Bucket, ...], slots: tuple[Slots, ...], descriptions: tuple[str, ...]
+    ) -> None:
+        self.owner = owner
+        self.buckets = buckets
+        self.slots = slots
+        self.descriptions = descriptions
+        """Of the scope of each bucket."""
+        self.one_request = tuple([Charge(one, 1) for one in buckets])
+        """What buckets of requests are charged."""
 
 
-class Unlimited:
+class Unlimited(Admission):
     """The admission of a request that nothing limits."""
-
-    headers: Headers = ()
 
     def finish(self, usage: Usage | None, output_seen: int = 0, *, served: bool = True) -> None:
         """Nothing was charged."""
 
 
-class Limited:
+class Limited(Admission):
     """The admission of a request that was charged."""
 
-    __slots__ = ("_charges", "_counter", "_finished", "_input_tokens", "_lease", "_owner", "_slots", "headers")
+    __slots__ = ("_charges", "_counter", "_finished", "_input_tokens", "_lease", "_owner", "_slots")
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Limited:
         input_tokens: int,
         headers: Headers,
     ) -> None:
+        super().__init__(headers)
         self._counter = counter
         self._owner = owner
         self._charges = charges
@@ -63,7 +69,6 @@ class Limited:
         self._lease = lease
         self._input_tokens = input_tokens
         self._finished = False
-        self.headers = headers
 
     def finish(self, usage: Usage | None, output_seen: int = 0, *, served: bool = True) -> None:
         """See `Admission.finish`."""
@@ -78,7 +83,7 @@ class Limited:
             requests, tokens = 1, (usage.input_tokens or self._input_tokens) + usage.output_tokens
         corrections = []
         for bucket, amount in self._charges:
-            difference = (tokens if bucket.kind is Kind.TOKENS else requests) - amount
+            difference = (tokens if bucket.kind is _TOKENS else requests) - amount
             if difference:
                 corrections.append(Charge(bucket, difference))
         if corrections or self._slots:
@@ -88,7 +93,7 @@ class Limited:
 UNLIMITED: Final = Unlimited()
 
 
-class KeyLimiter:
+class KeyLimiter(Limiter):
     """The limits of keys, counted by a `Counter`."""
 
     def __init__(self, counter: Counter, refused: MetricCounter, *, open_if_unknown: bool) -> None:
@@ -96,7 +101,7 @@ class KeyLimiter:
         self._counter = counter
         self._refused = refused
         self._open_if_unknown = open_if_unknown
-        self._plans: OrderedDict[tuple[GrantedCaller, str | None, str], _Plan] = OrderedDict()
+        self._plans: dict[tuple[GrantedCaller, str | None, str], _Plan] = {}
         # Unique over all processes that count in one place.
         self._lease_prefix = secrets.token_hex(8)
         self._leases = itertools.count()
@@ -113,7 +118,7 @@ class KeyLimiter:
             return UNLIMITED
         output = _UNKNOWN_OUTPUT if output_tokens is None else output_tokens
         tokens = input_tokens + output
-        charges = tuple([Charge(one, tokens if one.kind is Kind.TOKENS else 1) for one in plan.buckets])
+        charges = tuple([Charge(one[0], tokens) if one[0].kind is _TOKENS else one for one in plan.one_request])
         for bucket, amount in charges:
             if amount > bucket.capacity:
                 self._refused.inc((caller.key_id, "too_large"))
@@ -168,18 +173,25 @@ class KeyLimiter:
         key = (caller, routing_key, model)
         found = self._plans.get(key)
         if found is None:
+            if len(self._plans) >= (PLANS.pieces or 0):
+                del self._plans[next(iter(self._plans))]
             self._plans[key] = found = _plan_of(caller.owner, caller.limit_scopes(routing_key, model))
-            if len(self._plans) > (PLANS.pieces or 0):
-                self._plans.popitem(last=False)
         return found
 
 
-class _Request(NamedTuple):
-    caller: GrantedCaller
-    plan: _Plan
-    charges: tuple[Charge, ...]
-    lease: str
-    input_tokens: int
+class _Request:
+    """A request that is being counted."""
+
+    __slots__ = ("caller", "charges", "input_tokens", "lease", "plan")
+
+    def __init__(
+        self, caller: GrantedCaller, plan: _Plan, charges: tuple[Charge, ...], lease: str, input_tokens: int
+    ) -> None:
+        self.caller = caller
+        self.plan = plan
+        self.charges = charges
+        self.lease = lease
+        self.input_tokens = input_tokens
 
 
 def _plan_of(owner: str, scopes: tuple[LimitScope, ...]) -> _Plan:

@@ -2,16 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from router.openai.limits.counter import Bucket, Charge, Outcome, Slots, Verdict
 from router.openai.limits.token_bucket import refilled, taken
 from tunnel_protocol.limit import Limit
 
-BUCKETS = Limit("openai.limit_buckets", pieces=100_000)
+BUCKETS: Final = Limit("openai.limit_buckets", pieces=100_000)
 """Buckets that are not full, of all keys and models together."""
 
 _MAX_BUCKETS = BUCKETS.pieces or 0
-_SWEPT_PER_NEW_BUCKET = 2
+_SWEPT_PER_NEW_BUCKET: Final = 2
 
 
 class _Level:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from router.openai.keys.refusals import CANNOT_CHECK
+from router.openai.ports import Authenticator
 from support.front_in_memory import MESSAGES, FrontInMemory, get, post
 from support.http_client import HttpAnswer
 from support.openai_cases.case import (
@@ -32,10 +33,13 @@ _BAD = "invalid character 'b' looking for beginning of object key string"
 _TEMPLATE: dict[str, Any] = {"top_k": 3, "chat_template_kwargs": {"a": 1}}
 
 
-class _Down:
+class _Down(Authenticator):
     """Keys cannot be checked."""
 
     def authenticate(self, *_: Any) -> Any:
+        return CANNOT_CHECK
+
+    def authorize(self, *_: Any) -> Any:
         return CANNOT_CHECK
 
 

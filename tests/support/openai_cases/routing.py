@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from router.openai.limits.rule import RuleError, parse_rules
-from router.openai.ports import LimitRefusal
+from router.openai.ports import Admission, LimitRefusal
 from support.front_in_memory import MESSAGES, SSE, FrontInMemory, event, stream
 from support.gateway_in_memory import PlayedExchange
 from support.http_client import HttpAnswer
@@ -69,10 +69,9 @@ def _response(model: str, status: str = "completed") -> bytes:
     return event({"type": f"response.{status}", "response": response}, f"response.{status}")
 
 
-class _Admitted:
-    headers = ((b"x-ratelimit-remaining-tokens", b"94"),)
-
+class _Admitted(Admission):
     def __init__(self) -> None:
+        super().__init__(((b"x-ratelimit-remaining-tokens", b"94"),))
         self.finished: list[Any] = []
 
     def finish(self, *given: Any, **named: Any) -> None:
