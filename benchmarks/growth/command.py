@@ -32,7 +32,7 @@ Each point is measured once in each trial; its figures are medians. Descriptors 
 after --limit-s seconds; what could not be measured until then is told. Figures, Markdown tables and the plot are written to
 the folder of --out, and the tables are printed:
 
-  benchmarks growth                                  one trial, 5 to 8 minutes
+  benchmarks growth                                  one trial, 5 to 9 minutes
   benchmarks growth --trials 3 --docs docs           and put plot and tables into docs/performance.md
   benchmarks growth --panels bytes --bytes 400,65536 two points
   benchmarks growth --figures .bench-out/growth/growth.json --docs docs
@@ -174,7 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--trials", type=_count, default=1, help="times each point is measured (default: %(default)s)")
     add("--limit-s", type=_positive, default=570.0, help="the longest time of a trial (default: %(default)s)")
     add(
-        "--requests", type=_count, default=4_000, help="requests of a point, more where many run (default: %(default)s)"
+        "--requests",
+        type=_count,
+        default=12_000,
+        help="requests of a point, more where many run (default: %(default)s)",
     )
     add("--seconds", type=_positive, default=12.0, help="how long idle workers are measured (default: %(default)s)")
     add("--out", type=Path, default=Path(".bench-out/growth"), metavar="FOLDER", help="default: %(default)s")

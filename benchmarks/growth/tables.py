@@ -17,7 +17,7 @@ def tables(growth: Growth) -> str:
         if points := growth.points.get(name):
             parts.append("\n".join(_table(panel, points)) + "\n")
         if reason := growth.ended.get(name):
-            parts.append(f"{panel.title}: no more points, because {reason}.\n")
+            parts.append(f"No more points of {panel.name}: {reason}.\n")
     return "\n".join(parts)
 
 

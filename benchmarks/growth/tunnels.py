@@ -19,6 +19,7 @@ _BODIES_RUNNING = 4
 _BODIES_BYTES = 256 << 20
 """Of all bodies of a point, if they are large."""
 _LEAST_BODIES = 16
+_WARM_UP = 1_000
 _SHORTEST_S = 5.0
 _STOP_S = 20.0
 """Kept back for the end of a run that is given up."""
@@ -52,7 +53,7 @@ def _running(running: int, requests: int, tunnels: int) -> TransportSettings:
     return TransportSettings(
         server_process=True,
         requests=requests,
-        warmup_requests=running,
+        warmup_requests=max(running, min(_WARM_UP, requests)),
         concurrency=running,
         quic_connections=tunnels,
         request_timeout_ms=60_000,

@@ -129,9 +129,11 @@ class ClientConnection(PipelineCallbacks):
         try:
             self._parser.feed(data)
         except RefusedError as refusal:
-            pipeline.refuse(refusal.status)
+            if self._state < _CLOSING:  # not if an answer to what came before has just closed the connection
+                pipeline.refuse(refusal.status)
         except BrokenBodyError as broken:
-            pipeline.body_broken(broken.request, broken.reason)
+            if self._state < _CLOSING:
+                pipeline.body_broken(broken.request, broken.reason)
         if pipeline.waiting:
             self._next()
             self.update_reading()

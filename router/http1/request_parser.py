@@ -98,6 +98,7 @@ class RequestParser:
         "_last",
         "_owner",
         "_piece",
+        "_plain_target",
         "_syntax",
         "_target",
         "_valid_host",
@@ -107,6 +108,8 @@ class RequestParser:
         self._owner: RequestCallbacks = owner
         self._clock = clock
         self._target = b""
+        self._plain_target = b""
+        """A valid one in origin form, which begins with `/`."""
         self._valid_host = b""
         self._headers: HeaderList = []
         self._head_bytes = 0
@@ -271,16 +274,13 @@ class RequestParser:
             if version not in _VERSIONS:
                 raise RefusedError(400)
         http_1_0 = version == "1.0"
-        try:
-            target = origin_form(method, self._target)
-        except BadTargetError:
-            raise RefusedError(400) from None
+        target = self._checked_target(method)
         headers = self._headers
-        first = dict(headers[::-1])
+        first = _first_values(headers)
         if len(first) != len(headers) or b"transfer-encoding" in first:
             headers = _consistent(headers, http_1_0=http_1_0)
             self._last = headers is not self._headers
-            first = dict(headers[::-1])
+            first = _first_values(headers)
         self._check_host(first.get(b"host"), http_1_0)
         self._heads += 1
         body = RequestBody(self._owner.set_body_reading)
@@ -301,6 +301,17 @@ class RequestParser:
         self._arriving = request
         if syntax.should_upgrade():
             self._head_of_body = _head_of_body(request)
+
+    def _checked_target(self, method: bytes) -> bytes:
+        """The target in its origin form; most requests of a connection have the same. Raises `RefusedError`."""
+        target = self._target
+        if target != self._plain_target or method == b"CONNECT":
+            try:
+                target = origin_form(method, target)
+            except BadTargetError:
+                raise RefusedError(400) from None
+            self._plain_target = target if target.startswith(b"/") else b""
+        return target
 
     def _check_host(self, host: bytes | None, http_1_0: bool) -> None:
         """Raises `RefusedError` without a valid `Host`, which HTTP/1.0 does not need."""
@@ -330,6 +341,15 @@ class RequestParser:
         if request is not None:
             request.body.finish()
             self._owner.request_complete(request)
+
+
+def _first_values(headers: HeaderList) -> dict[bytes, bytes]:
+    """The first value of each name."""
+    first: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name not in first:
+            first[name] = value
+    return first
 
 
 def _head_of_body(request: ClientRequest) -> bytes | None:

@@ -23,6 +23,10 @@ _CONTENT_LENGTH: Final = b"content-length"
 _LENGTH_NAME_BYTES: Final = len(_CONTENT_LENGTH)
 _DATE_NAME_BYTES: Final = 4
 _MAX_LENGTH_DIGITS: Final = 19
+_KNOWN_SIZES: Final = 1024
+_SIZE_LINES: Final = tuple(b"%x\r\n" % size for size in range(_KNOWN_SIZES))
+"""The first lines of the chunks that are frequent: those of single tokens."""
+
 _NOT_COPIED_BYTES: Final = 4096
 """Bytes from which on a chunk is written in three pieces (size line, data, line end) instead of being copied into one."""
 
@@ -206,7 +210,8 @@ class Response(ResponseWriter):
             self._output.write(data)
             self._output.write(b"\r\n")
         elif self._chunked:
-            self._output.write(b"%x\r\n%b\r\n" % (size, data))
+            line = _SIZE_LINES[size] if size < _KNOWN_SIZES else b"%x\r\n" % size
+            self._output.write(b"".join((line, data, b"\r\n")))
         else:
             self._output.write(data)
         return True

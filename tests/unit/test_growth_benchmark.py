@@ -161,7 +161,7 @@ def test_tables_have_each_panel_its_spread_and_what_ended_it():
     assert "| requests running at once on one tunnel | 16 | 64 | 256 | 1,024 | 4,096 |" in text
     assert "| bytes of a request body | 400 | 4 Ki | 64 Ki | 1 Mi | 16 Mi |" in text
     assert "| lowest and highest | 30.2-90.2 |" in text
-    assert "Workers: no more points, because 10000 workers need 20128 descriptors." in text
+    assert "No more points of workers: 10000 workers need 20128 descriptors." in text
     assert "lowest" not in tables(growth_of(measured("streams", 16, 30.0)))
 
 

@@ -18,6 +18,7 @@ from router.http1.request_parser import RequestParser
 from router.http1.response import Response, ResponseOutput
 from router.http1.server import HttpServer, keep_alive
 from router.http1.tcp_state import peer_closed
+from support.client_connection import ClientConnectionOwner
 from support.package_settings import DEFAULTS, connection_timeouts, http_settings
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
 
@@ -536,3 +537,16 @@ def test_a_socket_that_cannot_be_asked_has_not_left():
 def test_a_connection_that_is_gone_has_no_peer():
     response = Response(_NULL_CONNECTION, http_1_0=False, keep_alive=False, bodyless=False)
     assert response.peer == ""
+
+
+# --- what follows an answer that closes
+
+
+@pytest.mark.parametrize("rest", [b" HTTP/1.1\r\n\r\n", b"\x00\x00", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"])
+async def test_what_follows_the_last_request_in_one_piece_with_its_body_is_not_answered(rest):
+    front = ClientConnectionOwner(lambda collected: collected.response.send(200, []))
+    await front.feed(b"POST / HTTP/1.0\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+    await front.feed(b"12345" + rest)
+    assert front.transport.out.count(b"HTTP/1.") == 1
+    assert front.transport.out.startswith(b"HTTP/1.0 200")
+    front.end()
