@@ -63,6 +63,9 @@ def _compiled_below(root: Path) -> list[Path]:
 _DIRECT_CALLS = ("-fvisibility=hidden", "-fno-plt")
 """Calls from one compiled function to another go there directly, and can be inlined, instead of through a table of the linker."""
 
+_QUICK_WARNINGS = ("-Wno-misleading-indentation",)
+"""This warning alone takes GCC five of seven minutes: mypyc indents each module further than the one before, by thousands of blanks."""
+
 _COLD_FUNCTIONS = """\
 #include <Python.h>
 /* What runs only when something fails. The compiler then keeps the code that leads there apart from the code that runs: a
@@ -132,7 +135,7 @@ def _translated() -> list[Extension]:
         debug_level="0",
     )
     for extension in by_mypyc:
-        extension.extra_compile_args += [*_DIRECT_CALLS, "-include", cold.as_posix()]
+        extension.extra_compile_args += [*_DIRECT_CALLS, *_QUICK_WARNINGS, "-include", cold.as_posix()]
     return [*cythonize(by_cython, build_dir="build/cython", language_level=3, quiet=True), *by_mypyc]
 
 
