@@ -12,7 +12,7 @@ from router.balancing import Choice, Selector, Unavailable, Wait, load_config
 from router.balancing.explain import explain
 from router.balancing.outcome import shorter
 from router.http1.request import ClientRequest, RequestBody
-from router.http1.response import Response
+from router.http1.response import Response, ResponseOutput
 from router.operators.explain_command import render_text
 from router.ports.identity import Identity
 from router.proxy.proxy import Proxy
@@ -287,7 +287,7 @@ def test_an_explanation_without_an_affinity_key_has_no_group() -> None:
 # --- requests
 
 
-class Output:
+class Output(ResponseOutput):
     """Where a response goes, with the time at which its head came."""
 
     draining = False

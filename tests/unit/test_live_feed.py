@@ -9,14 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from router.http1.request import ClientRequest, RequestBody
-from router.http1.response import Response
+from router.http1.response import Response, ResponseOutput
 from router.operators.live_document import Live, Policy, Request, Router, Second, State
 from router.operators.live_feed import SLOW_PERIODS, VIEWERS, LiveFeed
 
 pytestmark = pytest.mark.loop("virtual")
 
 
-class Output:
+class Output(ResponseOutput):
     """The connection of one viewer."""
 
     draining = False

@@ -21,6 +21,8 @@ from router.proxy.proxy import Proxy
 from router.proxy.replay import ReplayBudget, ReplayBuffer, ReplayState
 from router.proxy.upload import Upload
 from router.registry import ModelStats, ModelUpdate, Registry
+from router.registry.backend import Backend
+from router.registry.registration import ClusterGeneration, Registration
 from router.telemetry.metrics import Metrics
 from support.package_settings import proxy_settings
 from tunnel_protocol.compilation import AS_WRITTEN_BECAUSE
@@ -471,12 +473,8 @@ def test_work_is_taken_out_only_if_it_was_counted():
 
 @as_written_only
 def a_worker(cluster_id):
-    return SimpleNamespace(
-        registration=SimpleNamespace(answer_fields=None),
-        inference_server_id="größe",
-        inference_server_url="quic://192.0.2.1:1",
-        cluster_id=cluster_id,
-    )
+    identity = Identity("größe", cluster_id, "quic://192.0.2.1:1", None, reverse=True)
+    return Backend(Registration(identity, None, ClusterGeneration()), ModelStats(), 0, 0.0)
 
 
 def test_a_name_beyond_ascii_is_passed_on_and_a_control_character_is_not():
