@@ -10,7 +10,7 @@ from router.telemetry.metrics import Metrics
 from tunnel_protocol.limit import Limit
 
 FOUND_SERIES: Final = Limit("metrics.found_series", pieces=20_000)
-"""Targets and workers whose series are kept at hand; beyond that all are found anew."""
+"""Targets, workers and statuses of theirs whose series are kept at hand; beyond that all are found anew."""
 
 _MOST: Final = FOUND_SERIES.pieces or 0
 
@@ -18,10 +18,11 @@ _MOST: Final = FOUND_SERIES.pieces or 0
 class ServerSeries:
     """The series of one worker for one target."""
 
-    __slots__ = ("_answers", "_attempts", "_labels", "_metrics", "duration")
+    __slots__ = ("_answers", "_attempts", "_labels", "_metrics", "_owner", "duration")
 
-    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+    def __init__(self, owner: "RequestSeries", metrics: Metrics, labels: tuple[str, str, str]) -> None:
         """`labels` are routing key, model and worker id."""
+        self._owner = owner
         self._metrics = metrics
         self._labels = labels
         self.duration = BoundHistogram(metrics.proxy_duration_seconds, labels)
@@ -32,6 +33,7 @@ class ServerSeries:
         """An attempt got a response head with this status."""
         found = self._attempts.get(status)
         if found is None:
+            self._owner.count_one()
             counter = self._metrics.proxy_attempts_total
             found = self._attempts[status] = BoundCounter(counter, (*self._labels, f"upstream_{status}"))
         found.inc()
@@ -40,6 +42,7 @@ class ServerSeries:
         """A client got this status from the worker."""
         found = self._answers.get(status)
         if found is None:
+            self._owner.count_one()
             found = self._answers[status] = BoundCounter(self._metrics.requests_total, (*self._labels, str(status)))
         found.inc()
 
@@ -87,7 +90,7 @@ class TargetSeries:
         found = self._servers.get(server_id)
         if found is None:
             self._owner.count_one()
-            found = self._servers[server_id] = ServerSeries(self._metrics, (*self._labels, server_id))
+            found = self._servers[server_id] = ServerSeries(self._owner, self._metrics, (*self._labels, server_id))
         return found
 
 
@@ -108,7 +111,7 @@ class RequestSeries:
         return found
 
     def count_one(self) -> None:
-        """One more target or worker is kept; at the limit all that are kept are let go, and found again when needed."""
+        """One more target, worker or status is kept; at the limit all that are kept are let go, and found again when needed."""
         if self._count >= _MOST:
             self._targets = {}
             self._count = 0

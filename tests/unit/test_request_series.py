@@ -43,3 +43,14 @@ def test_all_that_is_kept_is_let_go_at_the_limit_and_counts_go_on():
     assert series.of_target(("key", "m")) is not target
     series.of_target(("key", "m")).of_server("w").answered(200)
     assert metrics.requests_total.value(("key", "m", "w", "200")) == 2
+
+
+def test_statuses_of_one_worker_count_too():
+    metrics = Metrics("")
+    series = RequestSeries(metrics)
+    target = a_target(metrics, series)
+    for number in range(FOUND_SERIES.pieces // 800 + 1):
+        server = target.of_server(f"w{number}")
+        for status in range(200, 1000):
+            server.answered(status)
+    assert series.of_target(("key", "m")) is not target
