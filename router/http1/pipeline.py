@@ -95,35 +95,25 @@ class _NullConnection(PipelineCallbacks):
     def peer(self) -> str:
         return ""
 
-    def end_input(self) -> None:
-        pass
+    def end_input(self) -> None: ...
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None: ...
 
-    def linger(self) -> None:
-        pass
+    def linger(self) -> None: ...
 
-    def start_discarding(self) -> None:
-        pass
+    def start_discarding(self) -> None: ...
 
-    def stop_discarding(self) -> None:
-        pass
+    def stop_discarding(self) -> None: ...
 
-    def schedule_next(self) -> None:
-        pass
+    def schedule_next(self) -> None: ...
 
-    def update_reading(self) -> None:
-        pass
+    def update_reading(self) -> None: ...
 
-    def write(self, data: bytes) -> None:
-        pass
+    def write(self, data: bytes) -> None: ...
 
-    def response_done(self, *, keep_alive: bool) -> None:
-        pass
+    def response_done(self, *, keep_alive: bool) -> None: ...
 
-    def response_broken(self, *, reset: bool) -> None:
-        pass
+    def response_broken(self, *, reset: bool) -> None: ...
 
     def date(self) -> bytes:
         return b""

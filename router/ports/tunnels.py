@@ -64,23 +64,17 @@ class _NullSink(ExchangeSink):
 
     __slots__ = ()
 
-    def on_head(self, head: ResponseHead) -> None:
-        pass
+    def on_head(self, head: ResponseHead) -> None: ...
 
-    def on_body(self, data: bytes) -> None:
-        pass
+    def on_body(self, data: bytes) -> None: ...
 
-    def on_end(self) -> None:
-        pass
+    def on_end(self) -> None: ...
 
-    def on_failed(self, error: TunnelError) -> None:
-        pass
+    def on_failed(self, error: TunnelError) -> None: ...
 
-    def on_upload_writable(self) -> None:
-        pass
+    def on_upload_writable(self) -> None: ...
 
-    def on_upload_stopped(self) -> None:
-        pass
+    def on_upload_stopped(self) -> None: ...
 
 
 NULL_SINK: Final[ExchangeSink] = _NullSink()
