@@ -550,3 +550,15 @@ async def test_what_follows_the_last_request_in_one_piece_with_its_body_is_not_a
     assert front.transport.out.count(b"HTTP/1.") == 1
     assert front.transport.out.startswith(b"HTTP/1.0 200")
     front.end()
+
+
+async def test_a_body_that_breaks_after_an_answer_that_closes_tells_nobody():
+    front = ClientConnectionOwner(lambda _: None)
+    await front.feed(b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n")
+    collected = front.requests[0]
+    collected.on_body = lambda _: collected.response.send(413, [])
+    await front.feed(b"3\r\nabc\r\nzz\r\n")
+    assert front.transport.out.startswith(b"HTTP/1.1 413 ")
+    assert front.transport.out.count(b"HTTP/1.1") == 1
+    assert not collected.broken
+    front.end()

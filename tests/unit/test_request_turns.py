@@ -247,6 +247,17 @@ async def test_what_a_worker_still_says_after_its_answer_was_discarded_is_droppe
     assert owner.response.body_bytes == 0
 
 
+async def test_a_response_that_ended_in_time_is_not_broken_off_later():
+    tunnels = Tunnels()
+    owner, attempt = an_attempt(tunnels, idle_timeout_ms=1000)
+    attempt.start(HEAD)
+    attempt.on_head(OK)
+    attempt.on_body(b"one")
+    attempt.on_end()
+    await asyncio.sleep(10)
+    assert owner.heard == [200, "ended"]
+
+
 async def test_a_response_without_a_byte_for_too_long_is_broken_off_unless_its_client_is_slow():
     tunnels = Tunnels()
     owner, attempt = an_attempt(tunnels, idle_timeout_ms=1000)
