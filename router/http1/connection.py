@@ -132,8 +132,7 @@ class ClientConnection(PipelineCallbacks):
             if self._state < _CLOSING:  # not if an answer to what came before has just closed the connection
                 pipeline.refuse(refusal.status)
         except BrokenBodyError as broken:
-            if self._state < _CLOSING:
-                pipeline.body_broken(broken.request, broken.reason)
+            pipeline.body_broken(broken.request, broken.reason)
         if pipeline.waiting:
             self._next()
             self.update_reading()

@@ -383,6 +383,8 @@ async def test_a_response_that_begins_while_the_client_is_slow_is_paused_from_th
 
 
 async def test_a_pipeline_that_is_over_writes_nothing():
+    assert _NULL_CONNECTION.closes_when_idle
+    assert _NULL_CONNECTION.draining
     front = Front()
     parser = RequestParser(front.connection, asyncio.get_running_loop().time)
     pipeline = RequestPipeline(front.connection, parser, front, close_unread=True)
