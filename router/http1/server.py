@@ -91,9 +91,8 @@ class HttpServer:
         )
         self._listener = sock
 
-    def _connection(
-        self,
-    ) -> Any:  # a protocol of asyncio, but for its base class, which a compiled class would be slow with
+    def _connection(self) -> Any:
+        # A protocol of asyncio, but for the base class: its own is a compiled one.
         return ClientConnection(self, self._clock, self._timeouts, close_unread=self._close_unread)
 
     async def stop_listening(self) -> None:
