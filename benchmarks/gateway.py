@@ -1,4 +1,4 @@
-"""CPU that the HTTP front adds to a request and to a relayed chunk, with and without each of its features.
+"""CPU that the HTTP front adds to a request and to a relayed chunk, with and without each of its features, on both ports.
 
 Only the two ends are mocks: client transports that discard bytes, and tunnels that answer from memory. The figures contain no
 system calls. The check whether the chosen worker has a free stream cannot be switched off and is timed separately.
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import uvloop
 
+from benchmarks.openai.in_memory import front_in_memory
 from router.balancing import BalancingConfig, Chosen, RoutingRequest, Selector
 from router.config import package_settings
 from router.config.cli import parse
 from router.config.settings import Settings
 from router.http1.connection import ClientConnection
-from router.http1.server import HttpServer
+from router.http1.server import HttpServer, ServerCallbacks
 from router.ports.tunnels import ExchangeSink, TunnelSet
 from router.proxy import proxy as proxy_module
 from router.proxy.overflow import with_free_stream
@@ -54,6 +55,25 @@ _WITHOUT_CONTEXT = _REQUEST.replace(_CONTEXT, b"")
 _NOT_SAMPLED = _REQUEST.replace(b"b7-01\r\n", b"b7-00\r\n")
 _HEAD = ResponseHead(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")])
 _CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"token"}}]}\n\n'
+
+_KEY = "sk-" + 64 * "0"
+_FOR_OPENAI = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: llm.example.com\r\nUser-Agent: OpenAI/Python 2.8.1\r\n"
+    b"Content-Length: %d\r\nAccept: application/json\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
+    b"X-Stainless-Lang: python\r\nX-Stainless-Package-Version: 2.8.1\r\nX-Stainless-Retry-Count: 0\r\n"
+    b"Accept-Encoding: gzip\r\n\r\n%b"
+) % (len(_BODY), _KEY.encode(), _BODY)
+"""The same chat from OpenAI's package, which does not ask for usage; the front does."""
+_OF_AN_ENGINE = (
+    b'data: {"id":"chatcmpl-0e8c3c1e6f0e4c3e9a350f2f0c7d9b11","object":"chat.completion.chunk","created":1790000000,'
+    b'"model":"m","choices":[{"index":0,"delta":{"content":"token"},"logprobs":null,"finish_reason":null}]}\n\n'
+)
+_USAGE = (
+    b'data: {"id":"chatcmpl-0e8c3c1e6f0e4c3e9a350f2f0c7d9b11","object":"chat.completion.chunk","created":1790000000,'
+    b'"model":"m","choices":[],"usage":{"prompt_tokens":60,"total_tokens":61,"completion_tokens":1}}\n\n'
+)
+_LAST = (_USAGE, b"data: [DONE]\n\n")
+"""The end of a stream with usage."""
 
 
 class _Transport:
@@ -151,8 +171,16 @@ class _Front:
         metrics: bool = True,
         requests: Sequence[bytes] = (_REQUEST,),
         tracer: "OtlpTracer | None" = None,
+        openai: bool = False,
+        key: str | None = None,
+        chunk: bytes = _CHUNK,
+        last: Sequence[bytes] = (),
     ) -> None:
-        """`requests` are sent in turn."""
+        """`requests` are sent in turn, to the port for OpenAI clients with `openai`, which has the `key` if it is given.
+
+        Workers answer with any number of `chunk`s, and `last`.
+        """
+        self._chunk, self._last = chunk, last
         self._requests = itertools.cycle(requests)
         registry = Registry()
         self.tunnels = _Tunnels()
@@ -169,7 +197,9 @@ class _Front:
         proxy = Proxy(registry, selector, counted, package_settings.proxy(options), time.monotonic)
         if tracer is not None:
             proxy.tracing = ProxyTracing(tracer, registry, time.monotonic)
-        routes = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
+        routes: ServerCallbacks = Routes(proxy, registry, counted, is_ready=lambda: True, debug_config=dict)
+        if openai:
+            routes = front_in_memory(registry, proxy, counted, options, key)
         http = package_settings.http(options)
         server = HttpServer(routes, time.monotonic, http)
         self.connections = [
@@ -216,9 +246,11 @@ class _Front:
             for exchange in exchanges:
                 on_body = exchange.sink.on_body
                 for _ in range(per_turn):
-                    on_body(_CHUNK)
+                    on_body(self._chunk)
             await asyncio.sleep(0)
         for exchange in exchanges:
+            for data in self._last:
+                exchange.sink.on_body(data)
             exchange.sink.on_end()
         await asyncio.sleep(0)
 
@@ -234,6 +266,7 @@ async def _cpu_us(front: _Front, rounds: int, chunks: int, per_turn: int) -> flo
 
 
 _REQUIRED = ("--stargate-id=r", "--advertise-addr=127.0.0.1:1", "--stargate-discovery-dns-name=r")
+_OPENAI: dict[str, Any] = {"openai": True, "requests": [_FOR_OPENAI], "chunk": _OF_AN_ENGINE, "last": _LAST}
 _VARIANTS: dict[str, dict[str, Any]] = {
     "as it comes, log level warn": {},
     "as it comes, log level info": {"level": "info"},
@@ -249,6 +282,9 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "traces, 1 % sampled here": {"sampler": "parentbased_traceidratio", "requests": [_WITHOUT_CONTEXT]},
     "traces, all sampled": {"sampler": "always_on"},
     "nothing on": {"metrics": False, "options": ["--proxy-max-replay-total-bytes=1"]},
+    "answer of an engine": {"chunk": _OF_AN_ENGINE, "last": _LAST},
+    "the same, OpenAI port, open": _OPENAI,
+    "the same, OpenAI port, key": {**_OPENAI, "key": _KEY},
 }
 
 
@@ -282,13 +318,8 @@ def _tracer(sampler: str) -> "OtlpTracer":
 async def _costs(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, float]:
     settings = parse([*_REQUIRED, *variant.get("options", [])], {})
     tracer = _tracer(variant["sampler"]) if "sampler" in variant else None
-    front = _Front(
-        options.connections,
-        settings,
-        metrics=variant.get("metrics", True),
-        requests=variant.get("requests", [_REQUEST]),
-        tracer=tracer,
-    )
+    own = {name: value for name, value in variant.items() if name not in ("level", "options", "sampler")}
+    front = _Front(options.connections, settings, tracer=tracer, **own)
     request = await _cpu_us(front, options.rounds, 1, 1)
     streamed = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 1)
     bunched = await _cpu_us(front, options.rounds // 10 + 1, options.chunks, 4)

@@ -170,7 +170,9 @@ def _load(proxy: Proxy, shape: Shape, number: int, seconds: float, most: int) ->
 
 def _run(proxy: Proxy, shape: Shape, seconds: float, most: int) -> Load:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_load(proxy.address, proxy.headers, shape, seconds, most))
+        return runner.run(
+            run_load(proxy.address, proxy.headers, shape, seconds, most, asks_for_usage=proxy.asks_for_usage)
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

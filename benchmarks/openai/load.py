@@ -44,20 +44,29 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
-async def run_load(address: str, headers: dict[str, str], shape: Shape, seconds: float, most: int) -> Load:
+async def run_load(
+    address: str,
+    headers: dict[str, str],
+    shape: Shape,
+    seconds: float,
+    most: int,
+    *,
+    asks_for_usage: bool = False,
+) -> Load:
     """Send requests for `seconds`, but at most `most`, and wait for those that are running then.
 
     A request that fails, by its status, a cut or a missing `[DONE]`, counts as failed, and its connection is made anew.
     """
     load = Load()
-    body = json.dumps(
-        {
-            "model": "my-model",
-            "stream": True,
-            "max_tokens": shape.tokens,
-            "messages": [{"role": "user", "content": "x" * 400}],
-        }
-    ).encode()
+    asked: dict[str, object] = {
+        "model": "my-model",
+        "stream": True,
+        "max_tokens": shape.tokens,
+        "messages": [{"role": "user", "content": "x" * 400}],
+    }
+    if asks_for_usage:
+        asked["stream_options"] = {"include_usage": True}
+    body = json.dumps(asked).encode()
     fields = {
         "x-request-id": _ID,
         "host": address,

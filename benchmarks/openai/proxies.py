@@ -26,10 +26,14 @@ class Proxy:
     pid: int
     """Of the process whose CPU and memory count, with its children."""
     headers: dict[str, str] = field(default_factory=dict)
+    asks_for_usage: bool = False
+    """Whether the clients ask for usage in their streams, as the front asks in any case."""
 
 
 def routers(folder: Path, engine_url: str) -> tuple[list[System], list[Proxy]]:
     """A router with an open front and its gateway port, and one with a front that asks for keys; a worker each.
+
+    The gateway port is there twice: with clients that ask for usage, its engine sends as much as behind a front.
 
     The caller stops the systems.
     """
@@ -51,7 +55,11 @@ def routers(folder: Path, engine_url: str) -> tuple[list[System], list[Proxy]]:
         raise
     first, second = systems
     gateway_headers = {"x-model": MODEL, "x-input-tokens": "100"}
-    found = [Proxy("router, gateway port", first.ports.http, first.router.pid, gateway_headers)]
+    http, pid = first.ports.http, first.router.pid
+    found = [
+        Proxy("router, gateway port", http, pid, gateway_headers),
+        Proxy("the same, with usage", http, pid, gateway_headers, asks_for_usage=True),
+    ]
     bearer = {"authorization": f"Bearer {key}"}
     for name, system, headers in (("router, front, open", first, {}), ("router, front, keys", second, bearer)):
         assert system.ports.openai is not None  # noqa: S101 - the option was given

@@ -19,7 +19,7 @@ def test_a_short_run_has_a_row_for_each_way_to_the_engine(tmp_path, capsys):
     short = ["--rounds", "1", "--seconds", "1", "--most", "20", "--connections", "2", "--streams", "2", "--tokens", "5"]
     openai.run([*short, "--json", str(found)])
     rows = msgspec.json.decode(found.read_bytes())
-    ways = ["router, gateway port", "router, front, open", "router, front, keys"]
+    ways = ["router, gateway port", "the same, with usage", "router, front, open", "router, front, keys"]
     assert [(row[1], row[0]) for row in rows] == [(shape, way) for shape in ("single", "one", "stream") for way in ways]
     assert all(row[4] > 0 for row in rows)
     assert capsys.readouterr().out.count("front, keys") == 3
