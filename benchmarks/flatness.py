@@ -20,7 +20,7 @@ import certs
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 _REQUEST, _ANSWER, _CHUNK = b"q" * 600, b"a" * 300, b"c" * 220
@@ -37,7 +37,7 @@ class _Worker:
     def on_closed(self, error: ConnectionClosedError) -> None: ...
 
 
-class _WorkerStream:
+class _WorkerStream(StreamHandler):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._chunks_left = 0
@@ -64,7 +64,7 @@ class _WorkerStream:
     def on_connection_lost(self, error: ConnectionClosedError) -> None: ...
 
 
-class _Caller:
+class _Caller(StreamHandler):
     """One request stream on the router's side; `done` is called with FIN."""
 
     def __init__(self, done: Callable[[], None]) -> None:

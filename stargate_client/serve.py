@@ -32,7 +32,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamC
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.limit import Limit
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 _log = structlog.get_logger()
 
@@ -69,8 +69,8 @@ class Service:
         return TunnelRequest(self, stream)
 
 
-class TunnelRequest:
-    """One request; implements `StreamHandler` and `RequestSink`."""
+class TunnelRequest(StreamHandler):
+    """One request; the handler of its stream, and a `RequestSink`."""
 
     def __init__(self, service: Service, stream: Stream) -> None:
         self._service = service

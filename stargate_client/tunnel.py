@@ -57,7 +57,7 @@ class TunnelRefusedError(Exception):
         self.reason = reason
 
 
-class _Handshake:
+class _Handshake(StreamHandler):
     """Handler of the handshake stream."""
 
     def __init__(self) -> None:

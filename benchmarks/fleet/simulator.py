@@ -42,8 +42,8 @@ def model_of(number: int, models: int) -> str:
     return MODEL if models == 1 else f"{MODEL}-{number % models}"
 
 
-class ConstantAnswer:
-    """Answers one request with status 200 and `ok`; implements `StreamHandler` and `RequestSink`."""
+class ConstantAnswer(StreamHandler):
+    """Answers one request with status 200 and `ok`; the handler of its stream, and a `RequestSink`."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

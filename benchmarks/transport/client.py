@@ -32,7 +32,7 @@ class RunTimeoutError(Exception):
         self.wanted = wanted
 
 
-class _Request:
+class _Request(StreamHandler):
     """One request; `over` is called once when it ends, successfully or not."""
 
     __slots__ = (
@@ -139,7 +139,7 @@ class _Request:
         )
 
 
-class _Idle:
+class _Idle(StreamHandler):
     """Handler of an idle stream and of the connections; refuses streams that the server opens."""
 
     def on_stream(self, stream: Stream) -> StreamHandler | None: ...

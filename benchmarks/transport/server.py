@@ -18,7 +18,7 @@ from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
@@ -33,7 +33,7 @@ def quic_settings() -> QuicSettings:
     return QuicSettings(max_streams_bidi=MAX_STREAMS, stream_window_bytes=16 * 2**20)
 
 
-class _Answer:
+class _Answer(StreamHandler):
     """One request on the server's side."""
 
     __slots__ = ("_body", "_exchange", "_stream")

@@ -9,7 +9,9 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final
+
+from mypy_extensions import mypyc_attr
 
 from router.http1.arrival import Arrival
 from router.http1.pipeline import PipelineCallbacks, RequestHandler, RequestPipeline
@@ -21,28 +23,33 @@ from router.http1.tcp_state import peer_closed
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
-class ConnectionCallbacks(RequestHandler, Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ConnectionCallbacks(RequestHandler):
     """What a connection asks of its server, and what it reports to it."""
+
+    __slots__ = ("draining", "refusing")
+
+    def __init__(self) -> None:
+        self.draining = False
+        """Whether a response that starts now is the last one of its connection, and says so."""
+        self.refusing = False
+        """Whether connections have to close as soon as they are idle."""
 
     def connection_opened(self, connection: "ClientConnection") -> None:
         """A client has connected."""
+        raise NotImplementedError
 
     def connection_closed(self, connection: "ClientConnection") -> None:
         """The transport of `connection` is closed."""
+        raise NotImplementedError
 
     def date(self) -> bytes:
         """The value of the `date` header now."""
+        raise NotImplementedError
 
     def flush_later(self, connection: "ClientConnection") -> None:
         """Call `connection.flush` at the end of this turn of the event loop."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether a response that starts now is the last one of its connection, and says so."""
-
-    @property
-    def refusing(self) -> bool:
-        """Whether connections have to close as soon as they are idle."""
+        raise NotImplementedError
 
 
 class ConnectionState(IntEnum):

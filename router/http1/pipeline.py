@@ -5,7 +5,7 @@ connection has to do (close, read and drop for a limited time, pause the client)
 """
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -65,17 +65,22 @@ class PipelineCallbacks(ResponseOutput):
         raise NotImplementedError
 
 
-class RequestHandler(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class RequestHandler:
     """Answers requests."""
+
+    __slots__ = ()
 
     def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
         """Answer now and return None, or return the producer of the response, to be notified about the client."""
+        raise NotImplementedError
 
     def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:
         """Send an answer with `status` now, for a request that is not handled; None for `request` if its head is no head.
 
         `reason` is one of a fixed set of short texts.
         """
+        raise NotImplementedError
 
 
 class _NullConnection(PipelineCallbacks):

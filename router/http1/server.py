@@ -12,8 +12,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from router.http1.connection import ClientConnection
-from router.http1.pipeline import RequestHandler
+from router.http1.connection import ClientConnection, ConnectionCallbacks
 from router.http1.request import ClientRequest
 from router.http1.response import Response, ResponseFlow
 from router.http1.settings import HttpSettings
@@ -32,14 +31,20 @@ _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """TCP keepalive in seconds: a peer that does not answer is dropped within two minutes (Linux's default: over two hours)."""
 
 
-class ServerCallbacks(RequestHandler, Protocol):
+class ServerCallbacks(Protocol):
     """Answers the requests of a server."""
+
+    def handle(self, request: ClientRequest, response: Response) -> ResponseFlow | None:
+        """See `RequestHandler.handle`."""
+
+    def refuse(self, request: ClientRequest | None, response: Response, status: int, reason: str) -> None:
+        """See `RequestHandler.refuse`."""
 
     def connection_refused(self, reason: str) -> None:
         """A connection was closed when accepted; `reason` is the exceeded limit: `connections` or `descriptors`."""
 
 
-class HttpServer:
+class HttpServer(ConnectionCallbacks):
     """One listening socket and its connections. Idle connections are not closed by a timeout."""
 
     def __init__(
@@ -48,6 +53,7 @@ class HttpServer:
         clock: Callable[[], float],
         settings: HttpSettings,
     ) -> None:
+        super().__init__()
         self._max_connections = settings.max_connections
         self._turned_away = 0
         self._reported_at = -_REPORT_EVERY_S
@@ -62,8 +68,6 @@ class HttpServer:
         self._tls: ssl.SSLContext | None = None
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
-        self.refusing = False
-        self.draining = False
         self._unflushed: list[ClientConnection] = []
         self._flush_planned = False
         self._in_tick = False

@@ -22,7 +22,6 @@ _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _CHUNK: Final = b"data: {"
 _MODEL: Final = b'"model":'
-_CHOICES: Final = b',"choices":['
 _ONLY_USAGE: Final = b',"choices":[],"usage":'
 _NULL_USAGE: Final = b',"usage":null}\n\n'
 _END: Final = b"\n\n"
@@ -128,12 +127,11 @@ class ChunkRewriter:
     def _is_plain(self, event: bytes) -> bool:
         """Whether this is the first chunk, with a choice, under the name that was asked for, without error or usage."""
         routed, self._routed = self._routed, b""
-        if event.find(b'"choices":[{') < 0 or event.find(b'"error"') >= 0:
+        if b'"choices":[{' not in event or b'"error"' in event or not event.endswith(_OBJECT_END):
             return False
-        usage = event.find(b'"usage"')
-        if usage >= 0 and not (usage == len(event) - len(_NULL_USAGE) + 1 and event.endswith(_NULL_USAGE)):
+        if b'"usage"' in event and not (event.endswith(_NULL_USAGE) and event.count(b'"usage"') == 1):
             return False
-        return event.endswith(_OBJECT_END) and self._learn(event, routed)
+        return self._learn(event, routed)
 
     def _is_usage_only(self, event: bytes, begins: int) -> bool:
         """Whether the chunk has usage that the client did not ask for, and nothing else after its model; the usage is kept."""
@@ -202,13 +200,12 @@ class ChunkRewriter:
         end = begin + len(name)
         if key < 0 or not name or not event.startswith(name, begin) or not event.startswith(_CHUNK):
             return False
-        if not event.startswith(_CHOICES, end) and event.find(b'"choices"', end) < 0:
+        begins, rest = event[:end], event[end:]
+        if b'"choices"' not in rest or b'"model"' in rest or rest.find(b"\n") != len(rest) - 2 or b"\n" in begins:
             return False
-        if event.find(b'"model"', end) >= 0 or event.find(b"\n") != len(event) - 2:
+        if b'"usage"' in begins or b'"finish_reason"' in begins:
             return False
-        if event.find(b'"usage"', 0, end) >= 0 or event.find(b'"finish_reason"', 0, end) >= 0:
-            return False
-        self._begins = event[:end]
+        self._begins = begins
         self._same_name = name == self._model
         self._begins_for_client = event[:begin] + self._model
         return True

@@ -104,6 +104,10 @@ class FrontRequest(WorkerRequest):
             self.refuse(
                 errors.unsupported_content_type("Compressed request bodies are not supported. Send plain JSON.")
             )
+        elif request.body.complete:  # it came with its head
+            for data in request.body.take():
+                self.on_body(data)
+            self.on_body_end()
         else:
             request.body.attach(self)
 

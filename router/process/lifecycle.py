@@ -100,7 +100,7 @@ async def _start_and_end(settings: Settings, signals: Signals, start_of: Corouti
         _log.info("stargate stopped cleanly")
         return 0
     router = starting.result()
-    _spare_collector()
+    spare_collector()
     failed = router.tasks.failed
     await _first(signals.received, failed)
     failure = failed.result() if failed.done() else None
@@ -119,7 +119,7 @@ def _log_beginning(settings: Settings) -> None:
         _log.debug("setting", name=name, value=value)
 
 
-def _spare_collector() -> None:
+def spare_collector() -> None:
     """Exclude the objects made at start from garbage collections, as they stay alive, and collect less often."""
     gc.collect()
     gc.freeze()

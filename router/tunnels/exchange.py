@@ -6,13 +6,13 @@ a chunk needs no task, no future and no copy. See docs/protocol.md, "Request str
 A sink that pauses while a received piece is being parsed still gets the rest of that piece, at most the stream window.
 """
 
-from typing import Final, Protocol
+from typing import Final
 
 from router.ports.tunnels import NULL_SINK, ExchangeSink, TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.framing import Framing, RouterExchange
 from tunnel_protocol.head import RequestHead, ResponseHead
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 ABANDONED: Final = 0
 """The error code of every RESET_STREAM and STOP_SENDING on tunnels; peers do not interpret it."""
@@ -22,19 +22,21 @@ _LARGE_BYTES: Final = 16_384
 """Pieces of a request body from this size on are not copied into a message, but sent between its beginning and its end."""
 
 
-class ExchangeCallbacks(Protocol):
+class ExchangeCallbacks:
     """What an exchange uses of its tunnel."""
 
-    inference_server_id: str
-    pieces_received: int
-    """Number of received pieces of responses; a change shows that the worker is alive."""
+    def __init__(self, inference_server_id: str) -> None:
+        self.inference_server_id = inference_server_id
+        self.pieces_received = 0
+        """Number of received pieces of responses; a change shows that the worker is alive."""
 
     def exchange_over(self) -> None:
         """Called once by every exchange, when both of its directions have ended."""
+        raise NotImplementedError
 
 
-class StreamExchange:
-    """Implements the `Exchange` port, `StreamHandler` for its stream and `ResponseSink` for its framing.
+class StreamExchange(StreamHandler):
+    """Implements the `Exchange` port, and `ResponseSink` for its framing; the handler of its stream.
 
     After the end of the response, a running upload is still reported to the sink (`on_upload_writable`,
     `on_upload_stopped`); after `on_failed` or `cancel` no callback follows.

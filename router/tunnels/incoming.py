@@ -55,7 +55,7 @@ class HandshakeContext(Protocol):
         """The connection is a tunnel now, or has closed: it is no longer pending."""
 
 
-class IncomingConnection:
+class IncomingConnection(StreamHandler):
     """The handler of one incoming connection and of its handshake stream."""
 
     def __init__(self, connection: TunnelConnection, context: HandshakeContext) -> None:

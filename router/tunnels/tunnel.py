@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from router.ports.tunnels import ExchangeSink, TunnelError
-from router.tunnels.exchange import StreamExchange
+from router.tunnels.exchange import ExchangeCallbacks, StreamExchange
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError, StreamCreditError
 from tunnel_protocol.framing import Framing
 from tunnel_protocol.head import RequestHead
@@ -60,16 +60,15 @@ class TunnelConnection(Protocol):
         """Close the connection at once."""
 
 
-class Tunnel:
-    """One tunnel; implements `SlotConnection` for its slot and `ExchangeCallbacks` for its exchanges."""
+class Tunnel(ExchangeCallbacks):
+    """One tunnel; implements `SlotConnection` for its slot."""
 
     def __init__(self, connection: TunnelConnection, framing: Framing, inference_server_id: str) -> None:
+        super().__init__(inference_server_id)
         self.connection = connection
-        self.inference_server_id = inference_server_id
         self.suspected = False
         self.silent_since = float("-inf")
         """Loop time at which the silence began that made it suspected last."""
-        self.pieces_received = 0
         self.running = 0
         """Number of exchanges that are open or being opened."""
         self._framing = framing

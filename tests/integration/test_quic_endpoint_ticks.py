@@ -9,8 +9,10 @@ import pytest
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.datagrams import Datagrams
 from tunnel_protocol.quic.endpoint import Connection, Endpoint, TickState
+from tunnel_protocol.quic.engine import Engine
 from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.tls import ClientTls
 from tunnel_protocol.quic.udp import UdpSocket
 
@@ -20,12 +22,11 @@ HELLO = b"\xc3\x00\x00\x00\x01\x08" + b"original" + b"\x04peer" + b"\x00\x44\x80
 TLS = ClientTls(None, "stargate", insecure=True)
 
 
-class Handed:
+class Handed(Stream):
     """A stream that only remembers what was done to it."""
 
-    stream_id = 0
-
     def __init__(self):
+        super().__init__(0)
         self.calls = []
 
     def reset(self, error_code=0):
@@ -35,13 +36,15 @@ class Handed:
         self.calls.append("stop")
 
 
-class Engine:
-    """Implements `Engine`; a test sets what it does next."""
+class PlayedEngine(Engine):
+    """A test sets what it does next."""
 
     peer_address = ("127.0.0.1", 1)
     server_name = None
     smoothed_rtt_ms = 1.5
     open_streams = 0
+    established = closed = finished = None  # attributes, where `Engine` has properties
+    free_streams = None
 
     def __init__(self, owner):
         self.owner = owner
@@ -116,7 +119,7 @@ class Factory:
     def _make(self, owner):
         if self.fault is not None:
             raise self.fault
-        engine = Engine(owner)
+        engine = PlayedEngine(owner)
         owner.on_connection_id(CID)
         self.engines.append(engine)
         return engine

@@ -12,6 +12,7 @@ from stargate_client.serve import Service
 from stargate_client.settings import parse
 from stargate_client.stats import ModelLoad
 from tunnel_protocol.head import RequestHead
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 BODY = b'{"stream":true}'
@@ -20,10 +21,11 @@ NEEDED = [(b"x-request-id", b"r"), (b"x-model", b"m"), (b"x-input-tokens", b"1")
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n"
 
 
-class Stream:
+class PlayedStream(Stream):
     """A tunnel stream of the worker: what it writes is read as the router reads it."""
 
     def __init__(self):
+        super().__init__(0)
         self.exchange = RAW_QUIC.router_exchange(self)
         self.head = None
         self.body = b""
@@ -88,7 +90,7 @@ async def worker(behaviour, load=None, options=()):
     service = Service(settings, engine, Models(load or ModelLoad()), RAW_QUIC)
 
     async def ask(*headers, body=BODY):
-        stream = Stream()
+        stream = PlayedStream()
         handler = service.accept(stream)
         request = stream.exchange
         head = RequestHead(b"POST", b"/v1/chat/completions", [*headers, *NEEDED])

@@ -15,6 +15,7 @@ from support.loops import run_virtual
 from support.package_settings import tunnel_settings
 from tunnel_protocol import capnp
 from tunnel_protocol.head import RequestHead
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 HEADERS = capnp.encode_headers([(b"x-status", b"200"), (b"content-type", b"text/plain")])
@@ -22,12 +23,11 @@ BODY = capnp.encode_body(b"hello")
 PIECES = st.one_of(st.binary(max_size=64), st.sampled_from([HEADERS, BODY, HEADERS[:11], BODY[5:]]))
 
 
-class Stream:
+class PlayedStream(Stream):
     def __init__(self):
+        super().__init__(0)
         self.sent = b""
         self.calls = []
-
-    stream_id = 0
 
     def write(self, data, fin=False):
         self.sent += data
@@ -60,7 +60,7 @@ class Connection:
 
     async def open_stream(self, handler):
         self.handler = handler
-        self.stream = Stream()
+        self.stream = PlayedStream()
         return self.stream
 
     def close(self, error_code=0, reason=""):
@@ -139,7 +139,7 @@ def test_whatever_a_peer_says_instead_of_a_handshake_ends_its_connection(pieces)
     async def test():
         context, connection = HandshakeContext(), Connection()
         incoming = IncomingConnection(connection, context)
-        stream = Stream()
+        stream = PlayedStream()
         handler = incoming.on_stream(stream)
         for piece in pieces:
             handler.on_data(piece, False)

@@ -12,6 +12,7 @@ import pytest
 
 from support.quic_simulation import SimulatedNetwork, StreamRecorder, World, must, nothing_left
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream_interface import StreamHandler
 
 EXCHANGES = int(os.environ.get("QUIC_EXCHANGES", "40000"))
 CONCURRENT = 50
@@ -19,7 +20,7 @@ CHECKS = 10
 REQUEST, CHUNK, CHUNKS = bytes(300), bytes(120), 3
 
 
-class Answerer:
+class Answerer(StreamHandler):
     """Answers a request that has ended with a few chunks and FIN; keeps nothing."""
 
     def __init__(self, stream):

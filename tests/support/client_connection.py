@@ -7,7 +7,7 @@ from typing import Any
 
 import h11
 
-from router.http1.connection import ClientConnection
+from router.http1.connection import ClientConnection, ConnectionCallbacks
 from support.package_settings import connection_timeouts
 
 
@@ -79,12 +79,11 @@ class Collected:
         self.response.send(502, [])
 
 
-class ClientConnectionOwner:
+class ClientConnectionOwner(ConnectionCallbacks):
     """The owner of one connection: collects every request's body, then answers by `answer(collected)`."""
 
     def __init__(self, answer: Callable[[Collected], object]) -> None:
-        self.draining = False
-        self.refusing = False
+        super().__init__()
         self.requests: list[Collected] = []
         self._answer = answer
         self._dirty: list[ClientConnection] = []

@@ -6,6 +6,7 @@ from typing import Any
 from router.ports.tunnels import ExchangeSink, TunnelError
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
+from tunnel_protocol.quic.stream_interface import Stream
 
 HEAD = RequestHead(b"POST", b"/v1/chat/completions", [(b"x-model", b"m")])
 
@@ -58,11 +59,11 @@ class LineExchange:
             self._sink.on_end()
 
 
-class FakeStream:
+class FakeStream(Stream):
     """Records what is done to it; the test plays the peer through `handler`."""
 
     def __init__(self, handler: Any, stream_id: int = 1) -> None:
-        self.stream_id = stream_id
+        super().__init__(stream_id)
         self.handler = handler
         self.sent = b""
         self.fin = False
@@ -71,7 +72,7 @@ class FakeStream:
         self.acked = False
         self.sent_callbacks: list[Callable[[], None]] = []
 
-    def write(self, data: bytes, fin: bool = False) -> bool:
+    def write(self, data: bytes | bytearray, fin: bool = False) -> bool:
         if self.fin or "reset 0" in self.calls:
             raise StreamClosedError
         self.sent += data

@@ -11,7 +11,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 IDENTITY = certs.make_self_signed(["localhost", "stargate"])
@@ -19,7 +19,7 @@ OTHER = certs.make_self_signed(["stargate"])
 TRUSTING = ClientTls(IDENTITY.cert_pem, "stargate")
 
 
-class EchoStream:
+class EchoStream(StreamHandler):
     def __init__(self, echo_on: Stream | None = None) -> None:
         self.stream: Any = echo_on
         self.echo = echo_on is not None

@@ -12,6 +12,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.aioquic_handshake import AioquicFactory
 from tunnel_protocol.quic.engine import destination_cid
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream_interface import StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 
 Address = tuple[str, int]
@@ -229,7 +230,7 @@ def must(condition: object, rule: str) -> None:
         raise WrongCallError(rule)
 
 
-class StreamRecorder:
+class StreamRecorder(StreamHandler):
     """A stream handler that keeps everything and checks the order of calls."""
 
     def __init__(self) -> None:

@@ -11,12 +11,12 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
 from tunnel_protocol.quic.endpoint import Connection, Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 
-class ScriptedStream:
+class ScriptedStream(StreamHandler):
     """One stream and everything that happened on it."""
 
     def __init__(self) -> None:

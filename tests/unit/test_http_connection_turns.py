@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from router.config import package_settings
 from router.http1 import server as server_module
-from router.http1.connection import ClientConnection
+from router.http1.connection import ClientConnection, ConnectionCallbacks
 from router.http1.pipeline import _NULL_CONNECTION, RequestPipeline
 from router.http1.request_parser import RequestParser
 from router.http1.response import Response, ResponseOutput
@@ -113,13 +113,11 @@ class Flow:
         self.on_gone()
 
 
-class Front:
+class Front(ConnectionCallbacks):
     """A server of one connection. `handle` is the test's; without one, requests wait."""
 
-    draining = False
-    refusing = False
-
     def __init__(self, handle=lambda *_: None, *, close_unread=True, **timeouts):
+        super().__init__()
         self.answer = handle
         self.requests, self.responses, self.refusals = [], [], []
         self.transport = Transport()

@@ -61,7 +61,7 @@ def terminate(_router: FakeRouter) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(settings: Settings = SETTINGS, **behaviour: object) -> tuple[int, str, str]:
         monkeypatch.setattr(lifecycle, "start", type("Router", (FakeRouter,), behaviour).start)
-        monkeypatch.setattr(lifecycle, "_spare_collector", lambda: None)  # not for the process of the tests
+        monkeypatch.setattr(lifecycle, "spare_collector", lambda: None)  # not for the process of the tests
         monkeypatch.setattr(lifecycle.log_lines, "set_up", lambda *_given, **_named: None)
         code = lifecycle.run_process(settings, {})
         shown = capsys.readouterr()

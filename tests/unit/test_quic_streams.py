@@ -7,6 +7,7 @@ import pytest
 from tunnel_protocol.errors import ConnectionClosedError, StreamClosedError
 from tunnel_protocol.quic.receive_half import ReceiveState, StreamError
 from tunnel_protocol.quic.stream import CONNECTION_GAPS, STREAM_GAPS, BidirectionalStream, StreamCallbacks
+from tunnel_protocol.quic.stream_interface import StreamHandler
 
 
 class Owner(StreamCallbacks):
@@ -28,7 +29,7 @@ class Owner(StreamCallbacks):
                 stream.deliver()
 
 
-class Handler:
+class Handler(StreamHandler):
     def __init__(self):
         self.calls = []
 

@@ -11,6 +11,7 @@ from stargate_client.serve import Service
 from stargate_client.settings import parse
 from stargate_client.stats import ModelLoad
 from tunnel_protocol.head import RequestHead
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.raw_quic import RAW_QUIC
 
 pytestmark = pytest.mark.loop("virtual")
@@ -21,10 +22,11 @@ COMMENT = b": prefill\n\n"
 HEADERS = [(b"x-request-id", b"r"), (b"x-model", b"m"), (b"x-input-tokens", b"1")]
 
 
-class Stream:
+class PlayedStream(Stream):
     """A tunnel stream of the worker: what it writes is read as the router reads it."""
 
     def __init__(self):
+        super().__init__(0)
         self.exchange = RAW_QUIC.router_exchange(self)
         self.status = 0
         self.body = b""
@@ -86,7 +88,7 @@ async def answer(*pieces, options=(), content_type="text/event-stream"):
     load = ModelLoad()
     models = SimpleNamespace(load=lambda _model: load)
     service = Service(parse([*BASE, *options], {}), PausingEngine(pieces, content_type), models, RAW_QUIC)
-    stream = Stream()
+    stream = PlayedStream()
     handler = service.accept(stream)
     request, head = stream.exchange, RequestHead(b"POST", b"/v1/chat/completions", HEADERS)
     with capture_logs() as logs:

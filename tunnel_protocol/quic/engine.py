@@ -7,6 +7,8 @@ method of a stream.
 
 from typing import Final, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls
@@ -50,76 +52,100 @@ class EngineCallbacks(Protocol):
         """The connection has ended and the handlers of its streams were notified. Called once."""
 
 
-class Engine(Protocol):
-    """One QUIC connection. Times are seconds of the caller's monotonic clock."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Engine:
+    """One QUIC connection. Times are seconds of the caller's monotonic clock.
+
+    A base class, because compiled calls through a class are cheaper than through a protocol.
+    """
 
     @property
     def peer_address(self) -> Address:
         """The address that packets are sent to; changes when the peer migrates."""
+        raise NotImplementedError
 
     @property
     def server_name(self) -> str | None:
         """The SNI received (server) or sent (client)."""
+        raise NotImplementedError
 
     @property
     def established(self) -> bool:
         """Whether the handshake is complete."""
+        raise NotImplementedError
 
     @property
     def closed(self) -> bool:
         """Whether `shutdown` was called or the connection has ended otherwise."""
+        raise NotImplementedError
 
     @property
     def finished(self) -> bool:
         """Whether the closing or draining period is over (RFC 9000 section 10.2): the owner may discard the engine."""
+        raise NotImplementedError
 
     @property
     def free_streams(self) -> int:
         """Streams that can be opened without further credit."""
+        raise NotImplementedError
 
     @property
     def open_streams(self) -> int:
         """Streams of both directions whose state is held."""
+        raise NotImplementedError
 
     @property
     def smoothed_rtt_ms(self) -> float:
         """Smoothed round-trip time of the path in milliseconds (RFC 9002 section 5.3); 0 before the first sample."""
+        raise NotImplementedError
 
     def receive(self, data: bytes, address: Address, now: float) -> None:
         """Process one datagram. Never raises for what a peer sent."""
+        raise NotImplementedError
 
     def deliver(self) -> None:
         """Make the callbacks for everything that happened since the last call."""
+        raise NotImplementedError
 
     def poll(self, now: float) -> list[tuple[bytes, int, Address]]:
         """Datagrams to send now, as runs (`datagrams.Run`); all to one address unless paths are being validated."""
+        raise NotImplementedError
 
     def datagram_refused(self, size: int, now: float) -> None:
         """The operating system did not send a datagram of `size` bytes because the first hop does not carry it."""
+        raise NotImplementedError
 
     def deadline(self) -> float | None:
         """When to call `handle_timer`, None for never; may change with every other call."""
+        raise NotImplementedError
 
     def handle_timer(self, now: float) -> None:
         """Process the deadline, which has passed; call `deliver` and `poll` afterwards."""
+        raise NotImplementedError
 
     def open_stream(self, handler: StreamHandler) -> Stream | None:
         """Open a bidirectional stream; None without stream credit (STREAMS_BLOCKED is sent to the peer)."""
+        raise NotImplementedError
 
     def ping(self) -> None:
         """Send a PING with the next packet."""
+        raise NotImplementedError
 
     def shutdown(self, error_code: int, reason: str) -> None:
         """Close with an application error code; the next `deliver` calls `on_closed`. No effect on a closed connection."""
+        raise NotImplementedError
 
     def is_reset(self, data: bytes) -> bool:
         """Whether a datagram of an unknown connection id is the peer's stateless reset of this connection."""
+        raise NotImplementedError
 
     def abandon(self, error: ConnectionClosedError) -> None:
         """End the connection without sending anything to the peer."""
+        raise NotImplementedError
 
     def discard(self) -> None:
         """Break all reference cycles of a finished connection, so that its memory is freed at once; the last call."""
+        raise NotImplementedError
 
 
 class EngineFactory(Protocol):

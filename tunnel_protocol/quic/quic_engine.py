@@ -11,7 +11,7 @@ from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.connection_callbacks import NullEngineCallbacks
 from tunnel_protocol.quic.datagram_packets import split_datagram
 from tunnel_protocol.quic.datagrams import Run
-from tunnel_protocol.quic.engine import Address, EngineCallbacks
+from tunnel_protocol.quic.engine import Address, Engine, EngineCallbacks
 from tunnel_protocol.quic.hand_over import Handshake
 from tunnel_protocol.quic.one_rtt import OneRttConnection
 from tunnel_protocol.quic.settings import QuicSettings
@@ -23,7 +23,7 @@ EARLY_PACKETS: Final = Limit("quic.early_packets", pieces=4)
 _MAX_EARLY: Final = EARLY_PACKETS.pieces or 0
 
 
-class QuicEngine:
+class QuicEngine(Engine):
     """Implements `Engine`."""
 
     def __init__(self, owner: EngineCallbacks, handshake: Handshake, settings: QuicSettings) -> None:

@@ -18,7 +18,7 @@ from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.limit import Limit
 from tunnel_protocol.quic.receive_half import PROTOCOL_VIOLATION, ReceiveHalf, ReceiveState, StreamError
 from tunnel_protocol.quic.send_half import SendHalf, SendState
-from tunnel_protocol.quic.stream_interface import StreamHandler
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 
 # Bound once: looking a member up in its enum takes as long as ten such comparisons (Python 3.11), and these run for every chunk.
 _DATA_RECVD: Final = SendState.DATA_RECVD
@@ -61,7 +61,7 @@ class StreamCallbacks:
         """Both parts have ended and the handler was notified: remove the stream."""
 
 
-class _NullHandler:
+class _NullHandler(StreamHandler):
     """The handler of a stream that has no owner yet, or no longer."""
 
     __slots__ = ()
@@ -80,10 +80,10 @@ class _NullHandler:
 NULL_HANDLER: Final[StreamHandler] = _NullHandler()
 
 
-class BidirectionalStream:
+class BidirectionalStream(Stream):
     """Implements `Stream`; its methods are documented there."""
 
-    __slots__ = ("_handler", "_owner", "_stop_to_report", "id_bytes", "receive_half", "send_half", "stream_id")
+    __slots__ = ("_handler", "_owner", "_stop_to_report", "id_bytes", "receive_half", "send_half")
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class BidirectionalStream:
         send_limit: int,
         high_water: int,
     ) -> None:
+        super().__init__(stream_id)
         self._owner = owner
         self._handler: StreamHandler = handler
-        self.stream_id = stream_id
         self.id_bytes = id_bytes
         self.send_half = SendHalf(send_limit, high_water)
         self.receive_half = ReceiveHalf(window)
