@@ -18,7 +18,8 @@ import uvloop
 
 import certs
 from tunnel_protocol.errors import ConnectionClosedError
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.connection import Connection
+from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls

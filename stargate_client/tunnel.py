@@ -18,7 +18,8 @@ from stargate_client.settings import WorkerSettings, read_token
 from tunnel_protocol.capnp import HandshakeAck
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.handshake import WorkerHandshake
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.connection import Connection
+from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, server_name_for

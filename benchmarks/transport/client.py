@@ -12,7 +12,8 @@ from benchmarks.transport.server import Server, quic_settings
 from benchmarks.transport.settings import TransportSettings
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError, StreamCreditError
 from tunnel_protocol.head import RequestHead, ResponseHead
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.connection import Connection
+from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls
 from tunnel_protocol.raw_quic import RAW_QUIC

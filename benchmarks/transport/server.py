@@ -16,7 +16,8 @@ from benchmarks.transport.body import BodySender
 from benchmarks.transport.settings import MAX_STREAMS, TransportSettings
 from tunnel_protocol.errors import ConnectionClosedError, ProtocolError
 from tunnel_protocol.head import RequestHead, ResponseHead
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.connection import Connection
+from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ServerTls

@@ -17,7 +17,8 @@ from router.tunnels.settings import TunnelSettings
 from router.tunnels.tunnel import SHUTDOWN
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.framing import Framing
-from tunnel_protocol.quic.endpoint import Connection, ConnectionHandler, Endpoint, TickObserver
+from tunnel_protocol.quic.connection import Connection, ConnectionHandler
+from tunnel_protocol.quic.endpoint import Endpoint, TickObserver
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.tls import ServerTls, is_certificate_error
 

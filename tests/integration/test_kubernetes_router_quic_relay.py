@@ -17,7 +17,7 @@ from support.relay import UdpRelay
 from support.waiting import eventually
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.quic.admission import Budget
-from tunnel_protocol.quic.endpoint import Connection
+from tunnel_protocol.quic.connection import Connection
 from tunnel_protocol.quic.engine import CID_BYTES
 from tunnel_protocol.quic.pod_tag import pod_tag
 from tunnel_protocol.quic.settings import QuicSettings

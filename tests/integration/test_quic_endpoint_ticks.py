@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from tunnel_protocol.errors import ConnectionClosedError
+from tunnel_protocol.quic.connection import Connection
 from tunnel_protocol.quic.datagrams import Datagrams
-from tunnel_protocol.quic.endpoint import Connection, Endpoint, TickState
+from tunnel_protocol.quic.endpoint import Endpoint, TickState
 from tunnel_protocol.quic.engine import Engine
 from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN
 from tunnel_protocol.quic.settings import QuicSettings

@@ -9,7 +9,8 @@ from support.waiting import DEADLINE_S
 from tunnel_protocol import capnp
 from tunnel_protocol.errors import ConnectionClosedError
 from tunnel_protocol.head import RequestHead, ResponseHead
-from tunnel_protocol.quic.endpoint import Connection, Endpoint
+from tunnel_protocol.quic.connection import Connection
+from tunnel_protocol.quic.endpoint import Endpoint
 from tunnel_protocol.quic.settings import QuicSettings
 from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls, ServerTls

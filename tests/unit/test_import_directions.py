@@ -110,6 +110,7 @@ SANS_IO_MODULES = (
     "router/supervisor/restarts.py",
 )
 MAY_USE_ASYNCIO = {
+    "tunnel_protocol/quic/connection.py",
     "tunnel_protocol/quic/endpoint.py",
     "tunnel_protocol/small_file.py",
     "tunnel_protocol/quic/udp.py",
