@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from router.config.operator_options import OperatorOptions
 from router.config.option import option, switch
 from router.config.option_values import (
     aliases,
@@ -18,7 +19,7 @@ from router.config.option_values import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiOptions:
+class OpenAiOptions(OperatorOptions):
     """Options of the port for OpenAI clients, of its keys, limits and usage."""
 
     openai_listen_addr: str | None = option(
@@ -31,7 +32,6 @@ class OpenAiOptions:
         env="STARGATE_OPENAI_LISTEN_ADDR",
         added=True,
         section="OpenAI clients: the port",
-        before="Start and end",
     )
     openai_tls_cert_path: str | None = option(
         "--openai-tls-cert-path",

@@ -24,8 +24,6 @@ class Option:
     help: str
     section: str | None = None
     """The heading of `--help` above this option and those that follow it; None: that of the option before."""
-    before: str | None = None
-    """Of the first option of a dataclass from which another one is derived: the heading there above which its options stand."""
     env: str | None = None
     added: bool = False
     """No counterpart in the reference router; the default keeps its behaviour."""
@@ -62,7 +60,6 @@ def option(
     help: str,  # noqa: A002 - the word of every command line
     env: str | None = None,
     section: str | None = None,
-    before: str | None = None,
     added: bool = False,
     later: bool = False,
     repeats: bool = False,
@@ -74,7 +71,6 @@ def option(
         value_name=value_name,
         parse=parse,
         section=section,
-        before=before,
         help=help,
         env=env,
         added=added,
@@ -131,10 +127,7 @@ def switch(
 
 
 def options_of(settings: type) -> tuple[Option, ...]:
-    """The options declared in a dataclass, in its order, each with name, default and section.
-
-    Those of a dataclass from which it is derived stand where the first one of these says (`before`).
-    """
+    """The options declared in a dataclass, those of its bases first, each with name, default and section."""
     found: list[Option] = []
     section = None
     for field in dataclasses.fields(settings):
@@ -142,9 +135,4 @@ def options_of(settings: type) -> tuple[Option, ...]:
         section = written.section or section
         default = None if field.default is dataclasses.MISSING else field.default
         found.append(dataclasses.replace(written, name=field.name, default=default, section=section))
-    inherited = [one for one in found if one.name not in settings.__annotations__]
-    own = found[len(inherited) :]
-    if not inherited:
-        return tuple(own)
-    place = [one.section for one in own].index(inherited[0].before)
-    return (*own[:place], *inherited, *own[place:])
+    return tuple(found)
