@@ -13,7 +13,7 @@ from tunnel_protocol.quic.endpoint import Endpoint, TickState
 from tunnel_protocol.quic.engine import Engine
 from tunnel_protocol.quic.first_packets import ACCEPTS_PER_TURN
 from tunnel_protocol.quic.settings import QuicSettings
-from tunnel_protocol.quic.stream_interface import Stream
+from tunnel_protocol.quic.stream_interface import Stream, StreamHandler
 from tunnel_protocol.quic.tls import ClientTls
 from tunnel_protocol.quic.udp import UdpSocket
 
@@ -207,7 +207,7 @@ async def rig(request):
 
 
 async def waiting_opener(connection):
-    opener = asyncio.create_task(connection.open_stream(object()))
+    opener = asyncio.create_task(connection.open_stream(StreamHandler()))
     while not len(connection._waiting):  # noqa: ASYNC110 - it is a step away
         await asyncio.sleep(0)
     return opener
@@ -228,7 +228,7 @@ async def test_a_stream_opened_for_somebody_who_left_in_the_same_instant_is_give
 
 async def test_credit_passes_over_somebody_who_has_just_left(rig):
     connection = await rig.dialled()
-    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
+    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(StreamHandler()))
     await rig.until(lambda: len(connection._waiting) == 2)
     rig.engine.free_streams = 1
     first.cancel()
@@ -241,7 +241,7 @@ async def test_credit_passes_over_somebody_who_has_just_left(rig):
 
 async def test_credit_for_fewer_than_wait_goes_to_the_first(rig):
     connection = await rig.dialled()
-    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
+    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(StreamHandler()))
     await rig.until(lambda: len(connection._waiting) == 2)
     rig.engine.free_streams = 1
     connection.on_stream_credit()
@@ -292,12 +292,12 @@ async def test_credit_beyond_those_who_wait_stays_where_it_is(rig):
     connection.on_stream_credit()
     assert await opener
     assert connection.free_streams == 2
-    assert connection.try_open_stream(object())
+    assert connection.try_open_stream(StreamHandler())
 
 
 async def test_the_end_of_a_connection_reaches_those_who_wait_and_not_who_left(rig):
     connection = await rig.dialled()
-    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(object()))
+    first, second = await waiting_opener(connection), asyncio.create_task(connection.open_stream(StreamHandler()))
     ends = [asyncio.create_task(connection.wait_closed()) for _ in range(2)]
     await rig.until(lambda: len(connection._waiting) == 2)
     first.cancel()

@@ -29,6 +29,7 @@ from tunnel_protocol.quic.packet_protection import CipherSuite, PacketProtection
 from tunnel_protocol.quic.paths import Path, Paths
 from tunnel_protocol.quic.qlog import describe_frames
 from tunnel_protocol.quic.settings import QuicSettings
+from tunnel_protocol.quic.stream_interface import Stream
 from tunnel_protocol.quic.transport_error import TransportError
 from tunnel_protocol.quic.varint import varint
 
@@ -529,7 +530,7 @@ def test_callbacks_that_stand_for_nobody_do_nothing():
     callbacks.on_local_id_retired(b"")
     owner.on_work()
     owner.on_established()
-    assert owner.on_peer_stream(None) is None
+    assert owner.on_peer_stream(Stream(0)) is None
     owner.on_stream_credit()
     owner.on_connection_id(b"")
     owner.on_connection_id_retired(b"")
